@@ -1,0 +1,47 @@
+"""sam-bench: does sharpness-aware minimization beat SGD and Adam, by how much, and at what price?
+
+The public names, each imported when it is first used:
+
+    SAM                                     the optimizer, for your own training loop
+    run(experiment, ...)                    an experiment file's runs, from Python; the `bench` command does the same
+    Task, Split, Metric, Method             what to subclass and use in a plug-in
+    register_task, register_model, register_optimizer
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.launch.run import run as run
+    from bench.optim.method import Method as Method
+    from bench.optim.sam import SAM as SAM
+    from bench.registry import register_model as register_model
+    from bench.registry import register_optimizer as register_optimizer
+    from bench.registry import register_task as register_task
+    from bench.tasks.base import Metric as Metric
+    from bench.tasks.base import Split as Split
+    from bench.tasks.base import Task as Task
+
+_HOMES = {
+    "SAM": "bench.optim.sam",
+    "Method": "bench.optim.method",
+    "Task": "bench.tasks.base",
+    "Split": "bench.tasks.base",
+    "Metric": "bench.tasks.base",
+    "register_task": "bench.registry",
+    "register_model": "bench.registry",
+    "register_optimizer": "bench.registry",
+    "run": "bench.launch.run",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bench' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

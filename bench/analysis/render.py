@@ -1,0 +1,166 @@
+"""A table of results in its four forms: Markdown, LaTeX, CSV and the terminal."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+from tabulate import tabulate
+
+from bench.store import write_atomic
+
+FORMATS = ("md", "tex", "csv")
+EMPTY = "–"
+DAGGER = "†"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells for people and the same numbers, unrounded, for machines.
+
+    `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
+    `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses in nats,
+    times in seconds.
+    """
+
+    experiment: str
+    name: str
+    title: str
+    caption: list[str]
+    columns: list[str]
+    rows: list[list[str]]
+    footnotes: list[str]
+    numbers: pd.DataFrame
+
+
+def render(table: Table, form: str) -> str:
+    """The table as text: "md" (GitHub), "tex" (needs booktabs) or "csv" (unrounded, one header line).
+
+    Raises ValueError for any other `form`. The same table gives the same bytes.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"unknown table format {form!r}, expected one of {', '.join(FORMATS)}")
+    return {"md": _markdown, "tex": _latex, "csv": _csv}[form](table)
+
+
+def show(tables: Sequence[Table], console: Console) -> None:
+    """Print tables for the terminal; names fold and headers stack so that 80 columns are enough.
+
+    A sentence that stood under an earlier table is not said again.
+    """
+    said: set[str] = set()
+    for table in tables:
+        console.print(Text(table.title, style="bold"), "", _grid(table, console.width), sep="\n")
+        caption = " ".join(sentence for sentence in table.caption if sentence not in said)
+        notes = [note for note in table.footnotes if note not in said]
+        said |= {*table.caption, *table.footnotes}
+        for paragraph in filter(None, (caption, *notes)):
+            filled = textwrap.fill(paragraph, console.width - 1, subsequent_indent="  ", break_on_hyphens=False)
+            console.print(Text(filled, style="dim"))
+        console.print()
+
+
+def write(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write every table as <folder>/tables/<name>.{md,tex,csv}, atomically; gives the paths written."""
+    paths = []
+    for table in tables:
+        for form in FORMATS:
+            path = folder / "tables" / f"{table.name}.{form}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, render(table, form))
+            paths.append(path)
+    return paths
+
+
+# ---- formats -------------------------------------------------------------------------------------------------
+
+
+def _grid(table: Table, width: int) -> Grid:
+    space = 2 if width >= 100 else 0
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, space, 0, 0))
+    first, *others = _stacked(table)
+    grid.add_column("\n".join(first), overflow="fold", vertical="bottom")
+    for lines in others:
+        grid.add_column("\n".join(lines), justify="right", no_wrap=True, vertical="bottom")
+    for row in table.rows:
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def _markdown(table: Table) -> str:
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
+    align = ["left"] + ["right"] * (len(table.columns) - 1)
+    grid = tabulate(cells, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
+    notes = "".join(f"- {note}\n" for note in table.footnotes)
+    return f"**{table.title}**\n\n{grid}\n\n{' '.join(table.caption)}\n" + (f"\n{notes}" if notes else "")
+
+
+def _latex(table: Table) -> str:
+    heads = [r" \\ ".join(map(_escape, lines)) for lines in _stacked(table)]
+    heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
+    head, *rows = (" & ".join(cells) for cells in [heads, *([*map(_escape, row)] for row in table.rows)])
+    notes = "".join(f"\n    {_escape(note)}\\par" for note in table.footnotes)
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}[htbp]",
+            r"  \centering\small\setlength{\tabcolsep}{4pt}",
+            rf"  \caption{{\textbf{{{_escape(table.title)}.}} {_escape(' '.join(table.caption))}}}",
+            rf"  \label{{tab:{table.experiment}-{table.name}}}",
+            rf"  \begin{{tabular}}{{@{{}}l{'r' * (len(heads) - 1)}@{{}}}}",
+            r"    \toprule",
+            rf"    {head} \\",
+            r"    \midrule",
+            *(rf"    {row} \\" for row in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"  \par\smallskip",
+            rf"  \begin{{minipage}}{{\linewidth}}\footnotesize{notes}",
+            r"  \end{minipage}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _csv(table: Table) -> str:
+    return table.numbers.to_csv(index=False, lineterminator="\n")
+
+
+TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        DAGGER: r"$^\dagger$",
+        EMPTY: "--",
+    }
+)
+
+
+def _stacked(table: Table) -> list[list[str]]:
+    """Every header broken into lines no wider than its column's cells need, to keep the table narrow."""
+    stacked = []
+    for header, *cells in zip(table.columns, *table.rows, strict=True):
+        widest = max(map(len, [*header.split(), *cells]))
+        stacked.append(textwrap.wrap(header, widest, break_on_hyphens=False))
+    return stacked
+
+
+def _escape(text: str) -> str:
+    """Text for LaTeX: special characters escaped, symbols in math mode, minus signs not hyphens."""
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))

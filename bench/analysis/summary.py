@@ -1,0 +1,321 @@
+"""From the records of all runs to one row an optimizer: choose on validation, report on test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.analysis.stats import Interval, PairedTest, half_width, paired_test
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+GROUP = ["optimizer", "config"]
+UNFINISHED = ["running", "partial", "missing"]
+Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
+NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
+MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration of one optimizer, over its seeds.
+
+    `config` is the text of the swept values ("" without a sweep), `swept` the same as {key: value}. `edge` is
+    "smallest" or "largest" if the configuration was chosen at that end of a single numeric sweep, else "".
+    Intervals are over the finished (`done`) runs: metrics and gaps as stored (fractions, not percent), losses
+    in nats, seconds of training. `passes` are forward-backward passes and `peak_memory_mb` MB, means over the
+    finished runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration,
+    over the seeds that both have finished; `difference` is None for that configuration itself.
+    """
+
+    label: str
+    config: str
+    swept: Mapping[str, Any]
+    chosen: bool
+    edge: str
+    epochs: float
+    planned: int
+    done: int
+    diverged: int
+    failed: int
+    unfinished: int
+    test_metric: Interval
+    val_metric: Interval
+    train_metric: Interval
+    noisy_metric: Interval
+    selected_metric: Interval
+    gap_metric: Interval
+    test_loss: Interval
+    val_loss: Interval
+    train_loss: Interval
+    gap_loss: Interval
+    train_seconds: Interval
+    passes: float
+    peak_memory_mb: float
+    seconds_ratio: float
+    passes_ratio: float
+    difference: PairedTest | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned run finished."""
+        return self.done == self.planned
+
+    @property
+    def name(self) -> str:
+        """The label with its configuration, e.g. "sam (rho=0.1)"."""
+        if not self.config:
+            return self.label
+        if self.chosen and not self.done:  # chosen by default, for want of any number: do not name a value
+            return f"{self.label} (no run finished)"
+        return f"{self.label} ({self.config})"
+
+    @property
+    def sweep_point(self) -> tuple[str, float] | None:
+        """The swept key and its value if exactly one key is swept and it is a number, else None."""
+        if len(self.swept) != 1:
+            return None
+        key, value = next(iter(self.swept.items()))
+        return (key, float(value)) if isinstance(value, int | float) and not pd.isna(value) else None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from: the distinct values found among the finished runs, as text."""
+
+    devices: list[str]
+    torch: list[str]
+    python: list[str]
+    commits: list[str]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether runs of different machines, versions or commits stand in one table."""
+        return max(map(len, (self.devices, self.torch, self.python, self.commits))) > 1
+
+
+def summarize(results: Results) -> list[Row]:
+    """One row a label, in the order of the experiment, each at the configuration chosen on validation data.
+
+    The choice: best mean validation metric over the seeds, among the configurations whose planned runs all
+    finished; only if there are none, among those with some finished run. Ties go to the lower mean validation
+    loss, then to the first listed. Test numbers play no part.
+    """
+    return [row for row in all_rows(results) if row.chosen]
+
+
+def sweep_rows(results: Results) -> list[Row]:
+    """Every configuration of every swept label, in the order of the experiment, `chosen` or not."""
+    return [row for row in all_rows(results) if row.label in results.meta["sweeps"]]
+
+
+def all_rows(results: Results) -> list[Row]:
+    """Every (label, configuration) of the experiment as a row, labels in the order of the experiment."""
+    meta = results.meta
+    config = results.records["config"]
+    records = results.records.assign(config=config.astype(object).where(config.notna(), ""))
+    columns = _interval_columns(meta["metric"]["key"])
+    groups = records.groupby(GROUP, sort=False)
+    frame = _counts(groups)
+    frame = frame.join(_moments(records, frame.index, [*columns.values(), "passes", "peak_memory_mb"]))
+    frame["chosen"] = _chosen(frame, meta["metric"])
+    swept = {key for keys in meta["sweeps"].values() for key in keys}
+    frame = frame.join(groups[sorted({"epochs", *swept})].first().add_prefix("set_"))
+    comparisons = _comparisons(records, frame, meta)
+    for field, column in columns.items():
+        frame[field] = pd.Series(_intervals(frame, column), index=frame.index, dtype=object)
+    rows = [
+        _row(label, config, meta["sweeps"].get(label, []), values, comparisons[label, config])
+        for (label, config), values in zip(frame.index, frame.to_dict("records"), strict=True)
+    ]
+    return sorted(_with_edges(rows), key=lambda row: meta["labels"].index(row.label))
+
+
+def provenance(results: Results) -> Provenance:
+    """Hardware, versions and commits of the finished runs; a dirty commit has "+ uncommitted changes"."""
+    done = results.records[results.records["status"] == "done"]
+    dirty = done["dirty"].astype(str).str.lower() == "true"
+    commits = done["commit"].dropna().astype(str).str[:10]
+    setups = done[["device", "threads", "precision"]].drop_duplicates()
+    return Provenance(
+        devices=sorted({_device(*setup) for setup in setups.itertuples(index=False)}),
+        torch=_distinct(done["torch"]),
+        python=_distinct(done["python"]),
+        commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
+    )
+
+
+def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
+    """Who, how many runs, and the fields asked for, one line a row, unrounded.
+
+    An interval becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high".
+    Metrics are scaled to the unit in which they are shown, which their names then carry: "test_acc_mean [%]".
+    """
+    counts = ("label", "config", "planned", "done", "diverged", "failed", "unfinished")
+    data = {field: [getattr(row, field) for row in rows] for field in counts}
+    columns = _interval_columns(metric["key"])
+    for field in fields:
+        values = [getattr(row, field) for row in rows]
+        if field not in columns:
+            data[field] = values
+            continue
+        scale, unit = (metric["scale"], metric["unit"]) if field.endswith("_metric") else (1.0, "")
+        data |= _bounds(columns[field], unit, [interval.scaled(scale) for interval in values])
+    return pd.DataFrame(data).rename(columns={"label": "optimizer"})
+
+
+def comparison_frame(rows: Sequence[Row], metric: Mapping[str, Any]) -> pd.DataFrame:
+    """Paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
+    tests = [row.difference or NOT_COMPARED for row in rows]
+    data = _bounds("difference", metric["unit"], [test.difference.scaled(metric["scale"]) for test in tests])
+    data["difference_n"] = [test.difference.n for test in tests]
+    data["p_paired_t"] = [test.p_t for test in tests]
+    data["p_sign_flip"] = [test.p_sign_flip for test in tests]
+    return pd.DataFrame(data)
+
+
+def _bounds(name: str, unit: str, intervals: Sequence[Interval]) -> dict[str, list[Any]]:
+    suffix = f" [{unit}]" if unit else ""
+    return {
+        f"{name}_{part}{suffix}": [getattr(interval, part) for interval in intervals]
+        for part in ("mean", "low", "high")
+    }
+
+
+def _interval_columns(key: str) -> dict[str, str]:
+    """Fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
+    return {
+        "test_metric": f"test_{key}",
+        "val_metric": f"val_{key}",
+        "train_metric": f"train_clean_{key}",
+        "noisy_metric": f"train_noisy_{key}",
+        "selected_metric": f"selected_test_{key}",
+        "gap_metric": f"gap_{key}",
+        "test_loss": "test_loss",
+        "val_loss": "val_loss",
+        "train_loss": "train_clean_loss",
+        "gap_loss": "gap_loss",
+        "train_seconds": "train_seconds",
+    }
+
+
+def _counts(groups: Any) -> pd.DataFrame:
+    """Per configuration, in order of first appearance: how many runs are planned and how they ended."""
+    planned: pd.Series = groups.size().rename("planned")
+    status: pd.DataFrame = groups["status"].value_counts().unstack(fill_value=0).reindex(planned.index)
+    status = status.reindex(columns=["done", "diverged", "failed", *UNFINISHED], fill_value=0)
+    unfinished = status[UNFINISHED].sum(axis=1).rename("unfinished")
+    counts: pd.DataFrame = pd.concat([planned, status[["done", "diverged", "failed"]], unfinished], axis=1)
+    return counts
+
+
+def _moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.DataFrame:
+    """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
+    done = records[records["status"] == "done"]
+    numbers = done[columns].astype(float)
+    moments: pd.DataFrame = numbers.groupby([done[key] for key in GROUP], sort=False).agg(["count", "mean", "std"])
+    moments.columns = moments.columns.map(":".join)
+    everywhere: pd.DataFrame = moments.reindex(index).fillna({f"{column}:count": 0 for column in columns})
+    return everywhere
+
+
+def _chosen(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
+    """Flag one configuration a label, by validation numbers only; see `summarize` for the rule."""
+    # Rounded, so that equal runs tie although their means were summed in another order.
+    value = frame[f"val_{metric['key']}:mean"].round(12)
+    ranking = pd.DataFrame(
+        {
+            "incomplete": frame["done"] < frame["planned"],
+            "empty": frame["done"] == 0,
+            "metric": -value if metric["higher_is_better"] else value,
+            "loss": frame["val_loss:mean"].round(12),
+            "order": np.arange(len(frame)),
+        }
+    )
+    ranking = ranking.sort_values(list(ranking.columns), na_position="last")
+    best = ~ranking.index.get_level_values("optimizer").duplicated()
+    return frame.index.to_series().isin(ranking.index[best])
+
+
+def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
+    """Each configuration against the baseline's chosen one, over the seeds that both finished."""
+    chosen = frame.index[frame["chosen"]]
+    baseline = next(at for at in chosen if at[0] == meta["baseline"])
+    columns = [f"test_{meta['metric']['key']}", "train_seconds", "passes"]
+    done = records["status"] == "done"
+    values = records[columns].astype(float).where(done)
+    is_baseline = (records["optimizer"] == baseline[0]) & (records["config"] == baseline[1])
+    reference = values[is_baseline].set_axis(records.loc[is_baseline, "seed"]).reindex(records["seed"])
+    ours, theirs = values.to_numpy(), reference.to_numpy()
+    compared: dict[Any, Comparison] = {}
+    for at, rows in records.groupby(GROUP, sort=False).indices.items():
+        a, b = ours[rows], theirs[rows]
+        test = None if at == baseline else paired_test(a[:, 0], b[:, 0])
+        compared[at] = (test, _ratio_of_means(a[:, 1], b[:, 1]), _ratio_of_means(a[:, 2], b[:, 2]))
+    return compared
+
+
+def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Mean of ours over mean of theirs, over the seeds that both have; NaN if there are none."""
+    both = ~np.isnan(ours + theirs)
+    return float(ours[both].mean() / theirs[both].mean()) if both.any() else np.nan
+
+
+def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
+    """The t interval of one column for every configuration, in the order of the frame."""
+    n, mean, sd = (frame[f"{column}:{moment}"].to_numpy() for moment in ("count", "mean", "std"))
+    half = half_width(n, sd)
+    bounds = zip(n.astype(int), mean.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True)
+    return [Interval(int(count), *rest) for count, *rest in bounds]
+
+
+def _row(label: str, config: str, keys: Sequence[str], values: Mapping[Any, Any], compared: Comparison) -> Row:
+    """The row of one configuration from its line of the frame; `keys` are the swept ones."""
+    ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
+    return Row(
+        label=label,
+        config=config,
+        swept={key: values[f"set_{key}"] for key in keys},
+        edge="",
+        epochs=values["set_epochs"],
+        passes=values["passes:mean"],
+        peak_memory_mb=values["peak_memory_mb:mean"],
+        difference=compared[0],
+        seconds_ratio=compared[1],
+        passes_ratio=compared[2],
+        **ready,
+    )
+
+
+def _with_edges(rows: list[Row]) -> list[Row]:
+    """The rows, those chosen at an end of their label's sweep flagged as such."""
+    swept: dict[str, set[float]] = {}
+    for row in rows:
+        if row.sweep_point:
+            swept.setdefault(row.label, set()).add(row.sweep_point[1])
+    return [replace(row, edge=_edge(row, swept.get(row.label, set()))) if row.chosen else row for row in rows]
+
+
+def _edge(row: Row, values: set[float]) -> str:
+    if row.sweep_point is None or len(values) < MIN_EDGE_VALUES or not row.done:
+        return ""
+    value = row.sweep_point[1]
+    return "smallest" if value == min(values) else "largest" if value == max(values) else ""
+
+
+def _device(device: Any, threads: Any, precision: Any) -> str:
+    """One setup as text, e.g. "AMD EPYC (2 threads, float32)"; what is not recorded is left out."""
+    details = [] if pd.isna(threads) else [f"{int(threads)} thread{'s' * (int(threads) != 1)}"]
+    details += [] if pd.isna(precision) else [str(precision)]
+    name = "unknown device" if pd.isna(device) else str(device)
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def _distinct(column: pd.Series) -> list[str]:
+    return sorted({str(value) for value in column.dropna()})

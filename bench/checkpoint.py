@@ -1,0 +1,64 @@
+"""A run's whole state between two epochs, in one file: model, optimizer, schedule, random numbers, clocks, curve."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.errors import BenchError
+from bench.store import atomic_path
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write the state atomically: a process killed here leaves the checkpoint before.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch hides the system's error when a write falls short
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[str, Any]:
+    """Read a state back, tensors and plain values only: nothing in the file is ever executed.
+
+    Args:
+        device: where tensors go; None leaves them on disk, which is enough to see that the file is whole.
+
+    Raises:
+        BenchError: the file is cut short, is no checkpoint, or belongs to another run.
+    """
+    try:
+        state = torch.load(path, map_location=device or "cpu", mmap=device is None, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BenchError(f"{path} is damaged ({reason}); delete it to run this one from the beginning") from error
+    if not isinstance(state, dict) or state.get("run_id") != run_id:
+        other = state.get("run_id") if isinstance(state, dict) else None
+        raise BenchError(f"{path} belongs to run {other}, not {run_id}; delete it to run this one from the beginning")
+    return state
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"host": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["device"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["host"].cpu())
+    if device.type == "cuda" and "device" in state:
+        torch.cuda.set_rng_state(state["device"].cpu(), device)

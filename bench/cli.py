@@ -1,0 +1,295 @@
+"""The `bench` command. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.errors import BenchError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.launch.plan import Plan
+    from bench.launch.run import Launched
+    from bench.records import Results
+    from bench.store import Status
+
+
+class _Commands(click.Group):
+    """Tells the nearest command for one that does not exist."""
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        name = arguments[0]
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            context.fail(f'no command "{name}"; {nearest(name, self.list_commands(context))}')
+        return super().resolve_command(context, arguments)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sam-bench", prog_name="bench")
+def cli() -> None:
+    """Does SAM beat SGD and Adam, by how much, and at what price?
+
+    EXPERIMENT is a name under experiments/ or the path of a TOML file.
+    """
+
+
+def main() -> None:
+    """Entry point: a mistake of the user's is one message and exit status 2, never a traceback."""
+    try:
+        cli()
+    except BenchError as error:
+        click.secho(f"Error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+        sys.exit(2)
+    except BrokenPipeError:  # `bench table ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
+)
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key (train.epochs=10). Repeatable."
+)
+
+
+# ---- running -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("experiment")
+@_set
+@click.option("--seeds", type=click.IntRange(min=1), help="Run seeds 0..N-1 instead of the file's.")
+@click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: one a GPU, else one a core]")
+@_out
+@click.option("--dry-run", is_flag=True, help="Show every run that would start, and its cost; start nothing.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
+@click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Least time between."
+)
+def run(
+    experiment: str,
+    overrides: tuple[str, ...],
+    seeds: int | None,
+    only: tuple[str, ...],
+    jobs: int | None,
+    out: Path,
+    dry_run: bool,
+    fail_fast: bool,
+    retry_failed: bool,
+    checkpoint_seconds: float,
+) -> None:
+    """Do the runs that are missing, then print the table.
+
+    A finished run is never repeated; a half run goes on from its checkpoint; a failed one waits for --retry-failed.
+    """
+    from rich.console import Console
+
+    from bench.launch import run as launch
+
+    plan = launch.plan(experiment, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
+    console = Console(stderr=True)
+    _tell_plan(plan, console)
+    if dry_run:
+        _print_runs(plan)
+        return
+    launched = launch.execute(
+        plan, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console
+    )
+    _print_tables(launched.results)
+    _tell_outcome(launched, console)
+    if launched.outcome.interrupted and not launched.outcome.failed and not launched.outcome.disk:
+        sys.exit(130)
+    if launched.outcome.failed or launched.outcome.disk or (plan.count("failed") and not retry_failed):
+        sys.exit(1)
+
+
+def _tell_plan(plan: Plan, console: Console) -> None:
+    passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
+    parts = [f"{plan.count('done', 'diverged')} done", f"{len(plan.to_do)} to do ({passes:,} passes)"]
+    if plan.count("partial"):
+        parts.append(f"{plan.count('partial')} of them from a checkpoint")
+    if plan.count("running"):
+        parts.append(f"{plan.count('running')} being done by another launch")
+    if plan.count("failed") and not plan.retry_failed:
+        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
+    console.print(f"{plan.experiment.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+
+def _print_runs(plan: Plan) -> None:
+    for run in plan.to_do:
+        config = f" {run.config_text}" if run.config else ""
+        passes = plan.passes[run.spec.run_id]
+        print(f"{run.spec.run_id}  {run.label}{config} seed {run.spec.seed}: {passes:,} passes")
+
+
+def _tell_outcome(launched: Launched, console: Console) -> None:
+    plan, outcome = launched.plan, launched.outcome
+    out = "" if launched.folder.parent == Path("results") else f" --out {launched.folder.parent}"
+    for run, reason in outcome.failed:
+        log = plan.store.run(run.spec.run_id).path / "error.txt"
+        console.print(f"[bold red]failed[/] {run.label} {run.config_text} seed {run.spec.seed}: ", end="")
+        console.print(f"{reason}\n       see {log}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.disk:
+        console.print(f"Error: {outcome.disk}", style="bold red", highlight=False, soft_wrap=True)
+    if outcome.elsewhere:
+        console.print(f"{outcome.elsewhere} runs are being done by another launch.", highlight=False)
+    if outcome.interrupted:
+        console.print("Stopped. The same command goes on from here.", style="yellow")
+    if launched.kept:
+        console.print(
+            f"{launched.folder} holds {launched.kept} finished runs of another machine that are not finished here; its "
+            "files were left alone. They are replaced once the same runs are finished here; until then --out DIR "
+            "shows yours apart.",
+            style="yellow",
+            highlight=False,
+        )
+    else:
+        console.print(f"Records are in {launched.folder}/records.csv", highlight=False, soft_wrap=True)
+        if not outcome.interrupted:
+            name = plan.experiment.name
+            console.print(f"Next: bench table {name}{out} · bench plot {name}{out}", highlight=False, soft_wrap=True)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("experiment")
+@_set
+@click.option("--seeds", type=click.IntRange(min=1))
+@_out
+def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: Path) -> None:
+    """Where every run of an experiment stands."""
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.launch.run import plan as make
+
+    plan = make(experiment, out=out, overrides=overrides, seeds=seeds)
+    states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
+    table = Table("optimizer", *states, box=None)
+    for label in plan.experiment.labels:
+        runs = {run.spec.run_id for run in plan.experiment.runs if run.label == label}
+        counts = Counter(plan.statuses[run_id] for run_id in runs)
+        table.add_row(label, *(str(counts[state] or "·") for state in states))
+    console = Console()
+    console.print(table)
+    for run in plan.experiment.runs:
+        if plan.statuses[run.spec.run_id] == "failed":
+            error = (plan.store.run(run.spec.run_id).error() or "").strip().rpartition("\n")[2]
+            console.print(
+                f"failed: {run.label} {run.config_text} seed {run.spec.seed}: {error}", highlight=False, markup=False
+            )
+
+
+@cli.command()
+@click.argument("experiment")
+@click.option(
+    "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
+)
+@_out
+def table(experiment: str, format_: str, out: Path) -> None:
+    """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables."""
+    from bench import records
+    from bench.analysis import render, tables
+
+    folder = _results_folder(experiment, out)
+    results = records.read(folder)
+    built = tables.build(results)
+    render.write(built, folder)
+    if format_ == "terminal":
+        _print_tables(results)
+    else:
+        print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
+
+
+@cli.command()
+@click.argument("experiment")
+@_out
+def plot(experiment: str, out: Path) -> None:
+    """Draw the figures, PNG and PDF, under results/EXPERIMENT/figures."""
+    from bench import records
+    from bench.analysis import plots
+
+    folder = _results_folder(experiment, out)
+    for path in plots.build(records.read(folder), folder):
+        print(path)
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["tasks", "models", "optimizers", "experiments"]), required=False)
+def list_(what: str | None) -> None:
+    """What there is: tasks, models, optimizers and their hyperparameters, experiments."""
+    if what in (None, "experiments"):
+        _list_experiments()
+    if what != "experiments":
+        _list_registered(what)
+
+
+def _list_experiments() -> None:
+    import tomllib
+
+    from bench.experiment import experiment_folders
+
+    click.secho("experiments", bold=True)
+    for folder in experiment_folders():
+        for path in sorted(folder.glob("*.toml")):
+            try:
+                title = tomllib.loads(path.read_text()).get("title", "")
+            except (OSError, ValueError) as error:
+                title = f"(broken: {error})"
+            print(f"  {path.stem:<16} {title}")
+
+
+def _list_registered(what: str | None) -> None:
+    from bench import registry
+
+    registry.load_builtins()
+    for kind, entries in (
+        ("tasks", registry.tasks),
+        ("models", registry.models),
+        ("optimizers", registry.optimizers),
+    ):
+        if what not in (None, kind):
+            continue
+        click.secho(kind, bold=True)
+        for entry in entries:
+            print(f"  {entry.name:<16} {entry.description}")
+            settings = [
+                name if field.is_required() else f"{name}={field.default!r}"
+                for name, field in entry.schema.model_fields.items()
+            ]
+            if entry.wraps_base:
+                settings = ["base", *settings, "and the base's own"]
+            if settings:
+                print(f"  {'':<16} {', '.join(settings)}")
+
+
+def _results_folder(experiment: str, out: Path) -> Path:
+    """The folder of results for an experiment's name, file, or folder."""
+    if Path(experiment).is_dir():
+        return Path(experiment)
+    name = Path(experiment).stem if experiment.endswith(".toml") else experiment
+    folder = out / name
+    if not (folder / "experiment.json").exists():
+        known = [path.parent.name for path in out.glob("*/experiment.json")]
+        raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}. `bench run {name}` makes them')
+    return folder
+
+
+def _print_tables(results: Results) -> None:
+    from rich.console import Console
+
+    from bench.analysis import render, tables
+
+    render.show(tables.build(results), Console())

@@ -1,0 +1,34 @@
+"""What the user did that cannot work: one clear message, exit status not 0, nothing touched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """A mistake in the input or the surroundings; the command line prints its text without a traceback."""
+
+
+class BadValue(BenchError):
+    """Every problem found in one input, listed at once.
+
+    Args:
+        source: the file (or flag) at fault.
+        problems: one line each, beginning with the key.
+    """
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        self.source = source
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in self.problems)]))
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.5)
+    if close:
+        return f'did you mean "{close[0]}"? (valid: {", ".join(valid)})'
+    return f"valid: {', '.join(valid)}" if valid else "there are none"

@@ -1,0 +1,1 @@
+"""Getting runs done: on this machine's GPUs or cores (local)."""

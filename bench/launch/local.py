@@ -1,0 +1,243 @@
+"""Workers on this machine: a queue of runs over its GPUs, or over its cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+
+import torch
+
+from bench.launch.display import Display
+from bench.launch.worker import Event, Job, Slot, work
+from bench.spec import PlannedRun
+from bench.store import Claimed, Store
+
+GRACE_SECONDS = 30.0
+"""How long workers may take to reach the end of their epoch and save, once asked to stop."""
+
+
+@dataclass
+class Outcome:
+    """What became of a launch.
+
+    Attributes:
+        failed: the runs that failed, with the last line of what went wrong.
+        elsewhere: runs that another launch is doing.
+        interrupted: stopped by Ctrl-C or by `--fail-fast` before the queue was empty.
+        disk: the message, if the disk refused.
+    """
+
+    finished: int = 0
+    failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    elsewhere: int = 0
+    interrupted: bool = False
+    disk: str | None = None
+
+
+@dataclass
+class _Worker:
+    slot: Slot
+    process: ForkServerProcess
+    connection: Connection
+    run: PlannedRun | None = None
+
+
+def slots(jobs: int | None) -> list[Slot]:
+    """The machine in equal shares: by default one a GPU, else one a core.
+
+    Args:
+        jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    core_count = len(cores) or os.cpu_count() or 1
+    gpus = torch.cuda.device_count()
+    jobs = jobs or gpus or core_count
+    share = max(1, core_count // jobs)
+    shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
+    return [Slot(f"cuda:{i % gpus}" if gpus else "cpu", shares[i], share) for i in range(jobs)]
+
+
+def run_local(
+    runs: Sequence[PlannedRun],
+    store: Store,
+    display: Display,
+    *,
+    jobs: int | None = None,
+    fail_fast: bool = False,
+    checkpoint_seconds: float = 30.0,
+) -> Outcome:
+    """Do all the runs, several at once; a failed one is recorded and the others go on.
+
+    Args:
+        runs: what is to do, in the order of doing.
+        jobs: how many at once; default one a GPU, else one a core.
+        fail_fast: end the launch at the first failure.
+        checkpoint_seconds: least time between two checkpoints of a run.
+    """
+    pool = _Pool(runs, store, display, fail_fast, checkpoint_seconds)
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops us as Ctrl-C does
+    try:
+        pool.start(slots(jobs)[: len(runs)])
+        pool.work_off()
+    except KeyboardInterrupt:
+        pool.outcome.interrupted = True
+        display.say("Stopping: runs save at the end of their epoch. Ctrl-C again stops them at once.")
+        pool.drain()
+    finally:
+        pool.close()
+        signal.signal(signal.SIGTERM, terminate)
+    return pool.outcome
+
+
+class _Pool:
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        store: Store,
+        display: Display,
+        fail_fast: bool,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.queue = deque(runs)
+        self.store = store
+        self.display = display
+        self.fail_fast = fail_fast
+        self.checkpoint_seconds = checkpoint_seconds
+        self.outcome = Outcome()
+        self.deaths: dict[str, int] = {}
+        self.workers: list[_Worker] = []
+        # A fork server imports torch once for all workers; without threads or a CUDA context it is safe to fork.
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["bench.launch.worker"])
+
+    def start(self, shares: Sequence[Slot]) -> None:
+        self.workers = [self._hire(slot) for slot in shares]
+
+    def _hire(self, slot: Slot) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        process = self.context.Process(target=work, args=(theirs, slot), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(slot, process, ours)
+
+    def work_off(self) -> None:
+        """Hand out runs and listen, until the queue is empty and all is quiet."""
+        self._hand_out()
+        while any(worker.run for worker in self.workers):
+            self._listen(timeout=1.0)
+            if self._ended_early():
+                self.drain()
+                return
+            self._hand_out()
+
+    def _ended_early(self) -> bool:
+        if self.outcome.disk is None and not (self.fail_fast and self.outcome.failed):
+            return False
+        self.outcome.interrupted = bool(self.queue) or any(worker.run for worker in self.workers)
+        return True
+
+    def _hand_out(self) -> None:
+        for worker in self.workers:
+            if worker.run is None and self.queue:
+                worker.run = self.queue.popleft()
+                spec = worker.run.spec
+                job = Job(spec.model_dump_json(), self.store.run(spec.run_id).path, self.checkpoint_seconds)
+                worker.connection.send(job)
+                self.display.started(worker.run)
+
+    def _listen(self, timeout: float) -> None:
+        busy = {worker.connection: worker for worker in self.workers if worker.run}
+        for connection in wait(list(busy), timeout):
+            worker = busy[connection]  # type: ignore[index]
+            try:
+                event: Event = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                self._replace(worker)
+            else:
+                self._take(worker, event)
+        self.display.tick()
+
+    def _take(self, worker: _Worker, event: Event) -> None:
+        run = worker.run
+        assert run is not None
+        if event.kind == "epoch":
+            self.display.progressed(run, event.epochs_done, event.epochs, event.content)
+            return
+        worker.run = None
+        if event.kind == "done":
+            self.outcome.finished += 1
+            self.display.finished(run, event.content)
+        elif event.kind == "failed":
+            self._failed(run, event.content)
+        elif event.kind == "claimed":
+            self.outcome.elsewhere += 1
+            self.display.dropped(run)
+        elif event.kind == "disk":
+            self.outcome.disk = event.content
+            self.display.dropped(run)
+        elif event.kind == "stopped":
+            self.display.dropped(run)
+
+    def _failed(self, run: PlannedRun, text: str) -> None:
+        reason = text.strip().rpartition("\n")[2]
+        self.outcome.failed.append((run, reason))
+        self.display.failed(run, reason)
+
+    def _replace(self, worker: _Worker) -> None:
+        """A worker died under its run: one more try from the checkpoint, on a new worker; then the run has failed."""
+        run = worker.run
+        assert run is not None
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
+        self.workers[self.workers.index(worker)] = self._hire(worker.slot)
+        self.deaths[run.spec.run_id] = deaths = self.deaths.get(run.spec.run_id, 0) + 1
+        if deaths == 1:
+            self.display.say(f"{run.label} {run.config_text} seed {run.spec.seed}: worker died ({cause}); once more")
+            self.queue.appendleft(run)
+            return
+        text = f"the worker process died twice under this run, last by {cause}; was memory short?"
+        folder = self.store.run(run.spec.run_id)
+        try:
+            with folder.claim():
+                folder.write_error(text + "\n")
+        except Claimed:  # taken over by another launch meanwhile
+            self.outcome.elsewhere += 1
+            self.display.dropped(run)
+            return
+        self._failed(run, text)
+
+    def drain(self) -> None:
+        """Ask all workers to save and stop, and wait for them, but not for ever. A further Ctrl-C ends the wait."""
+        self.queue.clear()
+        for worker in self.workers:
+            if worker.run and worker.process.is_alive():
+                worker.process.terminate()  # SIGTERM: stop at the end of the epoch
+        self.deaths = {worker.run.spec.run_id: 1 for worker in self.workers if worker.run}
+        deadline = time.monotonic() + GRACE_SECONDS
+        try:
+            while any(worker.run for worker in self.workers) and time.monotonic() < deadline:
+                self._listen(timeout=0.2)
+        except KeyboardInterrupt:
+            pass
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.run is None:
+                with suppress(OSError):
+                    worker.connection.send(None)
+            else:
+                worker.process.kill()
+            worker.connection.close()
+        for worker in self.workers:
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()

@@ -1,0 +1,88 @@
+"""What an experiment still needs, and what that costs, seen before anything starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench import checkpoint
+from bench.errors import BadValue, BenchError, nearest
+from bench.experiment import Experiment
+from bench.registry import optimizers
+from bench.spec import PlannedRun, RunSpec
+from bench.store import FINISHED, Status, Store
+from bench.tasks.base import split_sizes
+from bench.train import load_task, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every run of an experiment with where it stands, in the order of the file.
+
+    Attributes:
+        chosen: the runs that this launch is about (`--only`).
+        statuses: by run_id.
+    """
+
+    experiment: Experiment
+    store: Store
+    chosen: list[PlannedRun]
+    statuses: dict[str, Status]
+    retry_failed: bool
+
+    @cached_property
+    def to_do(self) -> list[PlannedRun]:
+        """The chosen runs that would start now, each once, the longest first, so that none is left alone at the end."""
+        wanted = ("missing", "partial", "failed") if self.retry_failed else ("missing", "partial")
+        runs = {run.spec.run_id: run for run in reversed(self.chosen)}  # the first label that has it names it
+        waiting = [run for run in reversed(runs.values()) if self.statuses[run.spec.run_id] in wanted]
+        return sorted(waiting, key=lambda run: -self.passes[run.spec.run_id])
+
+    @cached_property
+    def passes(self) -> dict[str, int]:
+        """Forward-backward passes of every run, by run_id."""
+        spec = self.experiment.runs[0].spec
+        train_size, _ = split_sizes(load_task(spec).train_examples(), spec.data)
+        return {run.spec.run_id: _passes(run.spec, train_size) for run in self.experiment.runs}
+
+    def count(self, *statuses: Status) -> int:
+        """How many of the chosen runs stand so."""
+        counts = Counter(self.statuses[run_id] for run_id in {run.spec.run_id for run in self.chosen})
+        return sum(counts[status] for status in statuses)
+
+
+def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), retry_failed: bool = False) -> Plan:
+    """Look at every run's folder.
+
+    Args:
+        only: labels to run; all if empty.
+        retry_failed: failed runs are to be done again.
+
+    Raises:
+        BadValue: `only` names no label of the experiment.
+        BenchError: a result or a checkpoint on disk is damaged or foreign: all of them are told.
+    """
+    for label in only:
+        if label not in experiment.labels:
+            raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
+    statuses: dict[str, Status] = {}
+    faults = []
+    for run_id in dict.fromkeys(run.spec.run_id for run in experiment.runs):
+        folder = store.run(run_id)
+        try:
+            statuses[run_id] = folder.status()
+            if statuses[run_id] not in (*FINISHED, "running") and folder.checkpoint.exists():
+                checkpoint.load(folder.checkpoint, run_id)
+        except BenchError as error:
+            faults.append(str(error))
+    if faults:
+        raise BenchError("\n".join(faults))
+    chosen = [run for run in experiment.runs if not only or run.label in only]
+    return Plan(experiment, store, chosen, statuses, retry_failed)
+
+
+def _passes(spec: RunSpec, train_size: int) -> int:
+    per_step = optimizers[spec.optimizer.name].passes(spec.optimizer.params)
+    return round(spec.train.epochs * steps_per_epoch(train_size, spec.train.batch_size) * per_step)

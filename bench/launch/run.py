@@ -1,0 +1,118 @@
+"""`bench run`: plan an experiment, do what is missing, collect what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import experiment as experiments
+from bench import records
+from bench.launch.display import Display
+from bench.launch.local import Outcome, run_local
+from bench.launch.plan import Plan, make_plan
+from bench.records import Results
+from bench.store import Store
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launch leaves.
+
+    Attributes:
+        results: all that is there now, of this launch and of those before.
+        folder: where they are written.
+        kept: finished runs in `folder` made on another machine, which these results would have replaced: nothing was
+            written over them.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    results: Results
+    folder: Path
+    kept: int
+
+
+def plan(
+    name: str,
+    *,
+    out: Path = Path("results"),
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    only: Collection[str] = (),
+    retry_failed: bool = False,
+) -> Plan:
+    """Read an experiment and look at what of it is done. See `run` for the arguments and errors."""
+    experiment = experiments.load(experiments.find(name), overrides, seeds)
+    return make_plan(experiment, Store(out / experiment.name), only, retry_failed)
+
+
+def run(
+    name: str,
+    *,
+    out: Path = Path("results"),
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    only: Collection[str] = (),
+    retry_failed: bool = False,
+    jobs: int | None = None,
+    fail_fast: bool = False,
+    checkpoint_seconds: float = 30.0,
+    console: Console | None = None,
+) -> Launched:
+    """Do what an experiment still misses, on this machine, and collect its results.
+
+    Args:
+        name: an experiment under experiments/, or the path of a TOML file.
+        out: the folder of all results; this experiment's are in `out/<experiment>`.
+        overrides: "KEY=VALUE" each, over the file ("train.epochs=10"); the results go to a folder of their own.
+        seeds: seeds 0..seeds-1 instead of the file's.
+        only: labels of the optimizers to run; all if empty.
+        retry_failed: do failed runs again, from their checkpoints.
+        jobs: runs at once; default one a GPU, else one a core.
+        fail_fast: stop at the first failure.
+        checkpoint_seconds: least time between two checkpoints of a run.
+        console: where progress is shown; default standard error.
+
+    Raises:
+        BenchError: the input is wrong, or the results folder cannot be written; nothing has been started.
+
+    Example:
+        >>> bench.run("digits_noise", seeds=3).results.records[["optimizer", "seed", "test_acc"]]
+    """
+    planned = plan(name, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
+    return execute(planned, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console)
+
+
+def execute(
+    planned: Plan,
+    *,
+    jobs: int | None = None,
+    fail_fast: bool = False,
+    checkpoint_seconds: float = 30.0,
+    console: Console | None = None,
+) -> Launched:
+    """Do a plan. See `run`."""
+    store, meta = planned.store, planned.experiment.meta()
+    store.check_writable()
+    records.finished_elsewhere(store.folder, store)  # an unreadable records.csv stops us now, not after hours
+    outcome = Outcome()
+    if planned.to_do:
+        ids = [run.spec.run_id for run in planned.to_do]
+        passes = {run_id: planned.passes[run_id] for run_id in ids}
+        with Display(passes, meta["metric"], console or Console(stderr=True)) as display:
+            outcome = run_local(
+                planned.to_do,
+                store,
+                display,
+                jobs=jobs,
+                fail_fast=fail_fast,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+    results = records.collect(store, meta, planned.experiment.runs)
+    kept = records.finished_elsewhere(store.folder, store)
+    if not kept:
+        records.publish(results, store.folder)
+    return Launched(planned, outcome, results, store.folder, len(kept))

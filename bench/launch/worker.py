@@ -1,0 +1,110 @@
+"""A worker: one process, kept alive from run to run, pinned to its GPU or its share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.errors import BenchError
+from bench.spec import RunSpec
+from bench.store import Claimed, RunFolder, StorageError
+from bench.train import Stopped, train
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A worker's share of the machine.
+
+    Attributes:
+        device: "cuda:1", "cpu".
+        cores: the cores it may use; empty leaves them all to it.
+        threads: torch's threads.
+    """
+
+    device: str
+    cores: tuple[int, ...]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Job:
+    spec_json: str
+    folder: Path
+    checkpoint_seconds: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker tells: kind "epoch", "done", "failed", "claimed", "stopped", or "disk" (which ends a launch)."""
+
+    kind: str
+    epochs_done: int = 0
+    epochs: int = 0
+    content: Any = None
+
+
+def work(connection: Connection, slot: Slot) -> None:
+    """Do jobs as they come, until the launcher says so (None), hangs up or dies."""
+    stop_asked = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())
+    threading.Thread(target=_die_with_the_launcher, daemon=True).start()
+    if slot.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, slot.cores)
+    torch.set_num_threads(slot.threads)
+    device = torch.device(slot.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    while True:
+        try:
+            job: Job | None = connection.recv()
+        except (EOFError, OSError):
+            return
+        if job is None:
+            return
+        connection.send(_do(job, device, connection, stop_asked))
+
+
+def _die_with_the_launcher() -> None:
+    """A launcher killed by force must not leave workers behind. Dying at once is safe: all writes are atomic."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do(job: Job, device: torch.device, connection: Connection, stop_asked: threading.Event) -> Event:
+    folder = RunFolder(job.folder)
+
+    def report(done: int, epochs: int, measured: dict[str, float]) -> None:
+        connection.send(Event("epoch", done, epochs, measured))
+
+    try:
+        with folder.claim():
+            result = folder.result()  # another launch may have finished it a moment ago
+            if result is None:
+                try:
+                    spec = RunSpec.model_validate_json(job.spec_json)
+                    result = train(spec, folder, device, report, job.checkpoint_seconds, stop_asked.is_set)
+                except (Stopped, StorageError):
+                    raise
+                except Exception as error:
+                    text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
+                    folder.write_error(text.rstrip() + "\n")
+                    return Event("failed", content=text)
+            return Event("done", content=result)
+    except Claimed:
+        return Event("claimed")
+    except Stopped:
+        return Event("stopped")
+    except StorageError as error:
+        return Event("disk", content=str(error))

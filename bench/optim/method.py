@@ -1,0 +1,174 @@
+"""What every method that wraps an optimizer has in common: whose state is whose, and when an update happens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+
+Closure = Callable[[], Tensor]
+
+
+class Method(torch.optim.Optimizer):
+    """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
+
+    By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
+    override `gradient`. It *shares* the base's `param_groups` and `state` (they are the same objects, always), so
+    schedulers, checkpoints and the base see one lr and one momentum, before and after a `load_state_dict`.
+
+    Args:
+        base: a constructed torch optimizer.
+        model: the module being trained; given it, a second evaluation leaves its buffers (batch-norm statistics)
+            as the first one left them.
+        clip_norm: largest norm of the gradient handed to the base; None leaves it alone. Nothing else is clipped.
+
+    Attributes:
+        skipped_steps: updates left out because a gradient was not finite; weights and base state were not touched.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+        **group_defaults: float,
+    ) -> None:
+        if not isinstance(base, torch.optim.Optimizer):
+            raise TypeError(
+                f"{type(self).__name__} wraps a constructed optimizer, for example "
+                f"{type(self).__name__}(torch.optim.SGD(model.parameters(), lr=0.1)); got {type(base).__name__}"
+            )
+        # Optimizer.__init__ would make groups and state of its own; __setstate__ makes only the hooks.
+        super().__setstate__({"base": base, "defaults": {**base.defaults, **group_defaults}})
+        self.base: torch.optim.Optimizer
+        self.model = model
+        self.clip_norm = clip_norm
+        self.skipped_steps = 0
+        self._group_defaults = group_defaults
+        for group in self.param_groups:
+            self._fill(group)
+
+    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        """Leave in `.grad` what the base shall follow, with the weights as they were found.
+
+        Returns:
+            The loss at w, and the norm of a gradient that was needed on the way (None if none was): the update is
+            skipped unless it is finite.
+        """
+        return closure(), None
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One update.
+
+        Args:
+            closure: zeroes the gradients, runs forward and backward on one batch, returns the loss; evaluated as
+                often as the method needs, each time on the same batch with the same random numbers.
+
+        Returns:
+            The loss at the weights before the update.
+        """
+        if closure is None:
+            raise TypeError(
+                f"{type(self).__name__}.step needs a closure that zeroes the gradients, runs forward and backward, "
+                "and returns the loss: optimizer.step(closure)"
+            )
+        loss, norm_on_the_way = self.gradient(torch.enable_grad()(closure))
+        parameters = self.parameters_with_gradient()
+        norm = global_norm([p.grad for p in parameters if p.grad is not None])
+        finite = norm.isfinite()
+        if norm_on_the_way is not None:
+            finite = finite & norm_on_the_way.isfinite()
+        if finite.item():  # the step's one host sync
+            if self.clip_norm is not None:
+                clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            self.base.step()
+        else:
+            self.skipped_steps += 1
+        return loss
+
+    def parameters_with_gradient(self) -> list[nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    # ---- one list of groups, one state: the base's -----------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.base.param_groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        return self.base.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.base.add_param_group(param_group)
+        self._fill(self.param_groups[-1])
+
+    def _fill(self, group: dict[str, Any]) -> None:
+        for name, value in self._group_defaults.items():
+            group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        hooks = {name for name in self.__dict__ if name.startswith("_optimizer_")}
+        own = {name: value for name, value in self.__dict__.items() if name not in hooks}
+        own.pop("step", None)  # a scheduler's patch of this very object
+        return own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base" in state:  # unpickling or copying
+            super().__setstate__(state)
+        else:  # the end of load_state_dict: groups and state are the base's to take in
+            self.base.__setstate__(state)
+            for group in self.param_groups:
+                self._fill(group)
+
+
+def global_norm(tensors: list[Tensor]) -> Tensor:
+    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32."""
+    if not tensors:
+        return torch.zeros(())
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+def rewinder(device: torch.device) -> Callable[[], None]:
+    """A function that sets torch's random numbers, on the host and on `device`, back to where they are now."""
+    host = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def rewind() -> None:
+        torch.set_rng_state(host)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    return rewind
+
+
+@contextmanager
+def kept_buffers(model: nn.Module | None) -> Iterator[None]:
+    """Undo, on leaving, every change of the model's buffers: running statistics and counters of any kind of layer.
+
+    A copy put back is exact. (momentum = 0 instead would turn an infinite statistic into NaN, and a helper that
+    swaps momenta freezes them for ever when it is entered twice.)
+    """
+    modules = [] if model is None else list(model.modules())
+    places = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    buffers = [buffer for _, _, buffer in places]
+    copies = [torch.empty_like(buffer) for buffer in buffers]
+    if buffers:
+        torch._foreach_copy_(copies, buffers)
+    try:
+        yield
+    finally:
+        if buffers:
+            torch._foreach_copy_(buffers, copies)
+        for module, name, buffer in places:
+            module._buffers[name] = buffer

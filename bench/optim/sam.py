@@ -1,0 +1,120 @@
+"""Sharpness-aware minimization (Foret et al. 2021, arXiv:2010.01412, algorithm 1), plain and adaptive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench.optim.method import Closure, Method, global_norm, kept_buffers, rewinder
+from bench.optim.types import NonNegative
+from bench.registry import register_optimizer
+
+
+class SAM(Method):
+    """Descend along the gradient found at the worst point within rho of the weights.
+
+        g  = grad L(w)                                   first evaluation of the closure
+        e  = rho * g / (||g|| + 1e-12)                   one norm over all parameters of all groups
+        g' = grad L(w + e)                               second evaluation, same batch, same dropout masks
+        w  <- base.step(w, g')                           from w itself, restored bit for bit
+
+    ASAM (Kwon et al. 2021, arXiv:2102.11600) with `adaptive`: e = rho * T^2 g / (||T g|| + 1e-12), T = |w| + eta.
+
+    Args:
+        base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there.
+        rho: radius of the neighbourhood, in the norm of the weights; 0 is the base optimizer. ASAM wants about ten
+            times SAM's.
+        adaptive: scale the neighbourhood by the size of each weight (ASAM).
+        eta: ASAM's floor under the size of a weight.
+        model: the module being trained. Given it, batch-norm statistics (all buffers) move once a step, as in a
+            plain step; without it they move in both passes.
+        clip_norm: largest norm of the final gradient g'; the ascent is never clipped.
+
+    Raises:
+        TypeError: base is no optimizer, or `step` gets no closure.
+        ValueError: rho or eta is negative.
+
+    The ascent follows the gradient of the loss alone: a base's weight decay is not in it. The loss returned is L(w).
+    A gradient that is not finite, in either pass, leaves weights and base state alone and counts in `skipped_steps`.
+    Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage.
+
+    Example:
+        >>> optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = loss_function(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        eta: float = 0.01,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        for name, value in (("rho", rho), ("eta", eta)):
+            if not value >= 0:
+                raise ValueError(f"SAM: {name} must be >= 0, got {value}")
+        super().__init__(base, model=model, clip_norm=clip_norm, rho=rho)
+        self.adaptive = adaptive
+        self.eta = eta
+
+    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        if all(group["rho"] == 0 for group in self.param_groups):
+            return closure(), None
+        rewind = rewinder(self.param_groups[0]["params"][0].device)
+        loss = closure()
+        with self._at_the_worst_point() as norm, kept_buffers(self.model):
+            rewind()
+            closure()
+        return loss, norm
+
+    @contextmanager
+    def _at_the_worst_point(self) -> Iterator[Tensor]:
+        """Move the weights by e, in place, and put the very same bits back on leaving, come what may."""
+        groups = [([p for p in group["params"] if p.grad is not None], group["rho"]) for group in self.param_groups]
+        groups = [(parameters, rho) for parameters, rho in groups if parameters]
+        weights = [p for parameters, _ in groups for p in parameters]
+        ascent = [p.grad for p in weights if p.grad is not None]
+        if not weights:
+            yield global_norm([])
+            return
+        spare = [torch.empty_like(p) for p in weights]
+
+        if self.adaptive:  # `spare` holds T until it is needed for the weights
+            torch._foreach_copy_(spare, weights)
+            torch._foreach_abs_(spare)
+            torch._foreach_add_(spare, self.eta)
+            torch._foreach_mul_(ascent, spare)
+        norm = global_norm(ascent)
+        if self.adaptive:
+            torch._foreach_mul_(ascent, spare)
+
+        torch._foreach_copy_(spare, weights)
+        try:
+            for parameters, rho in groups:
+                e = [p.grad for p in parameters if p.grad is not None]
+                torch._foreach_mul_(e, rho / (norm + 1e-12))
+                torch._foreach_add_(parameters, e)
+            self.base.zero_grad()  # frees e; and g' must not be added to it if the closure forgets to zero
+            yield norm
+        finally:
+            torch._foreach_copy_(weights, spare)
+
+
+def two_unless_rho_is_0(params: dict[str, float]) -> int:
+    return 2 if params["rho"] else 1
+
+
+@register_optimizer("sam", wraps_base=True, passes=two_unless_rho_is_0)
+def sam(base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.05) -> SAM:
+    """Sharpness-aware minimization over a base optimizer: two passes a step (Foret et al. 2021)."""
+    return SAM(base, rho=rho, model=model)

@@ -1,0 +1,32 @@
+"""Stochastic gradient descent with momentum."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from bench.optim.types import Momentum, NonNegative, Positive
+from bench.registry import register_optimizer
+
+
+@register_optimizer("sgd")
+def sgd(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: Positive,
+    momentum: Momentum = 0.9,
+    nesterov: bool = False,
+    weight_decay: NonNegative = 0.0,
+) -> torch.optim.Optimizer:
+    """SGD with (Nesterov) momentum; weight decay is added to the gradient (L2).
+
+    v <- momentum * v + (g + weight_decay * w);  w <- w - lr * v       (Sutskever et al. 2013, torch.optim.SGD)
+    """
+    return torch.optim.SGD(
+        params,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
+        weight_decay=weight_decay,
+        fused=True,
+    )

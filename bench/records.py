@@ -1,0 +1,211 @@
+"""What is collected from the runs of an experiment, and all that tables and plots ever read.
+
+results/<experiment>/
+    experiment.json    title, baseline, labels, metric, and the sha256 of the two files below
+    records.csv        one row a planned run, finished or not
+    curves.csv         one row a run and evaluated epoch
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError, nearest
+from bench.store import FINISHED, Store, read_json, to_json, write_atomic
+
+if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
+    import pandas as pd
+
+    from bench.spec import PlannedRun
+
+SPLITS = ("train", "train_clean", "train_noisy", "val", "test")
+COSTS = ("setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "peak_memory_mb")
+CIRCUMSTANCES = (
+    *("device", "threads", "torch", "python", "commit", "dirty", "data_fingerprint", "environments"),
+    *("resumes", "skipped_steps", "weights_sha256"),
+)
+STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
+TEXT_COLUMNS = (
+    *("experiment", "task", "model", "optimizer", "config", "status", "error", "method", "base"),
+    *("schedule", "precision", "device", "torch", "python", "commit", "data_fingerprint", "weights_sha256"),
+    "run_id",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """An experiment's results.
+
+    Attributes:
+        meta: experiment.json.
+        records: one row a planned run; metrics are fractions, losses in nats, times in seconds.
+        curves: one row a run and evaluated epoch.
+    """
+
+    meta: dict[str, Any]
+    records: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def metric_columns(key: str) -> list[str]:
+    """The measured columns of a task whose score is called `key`, in the order of records.csv."""
+    measured = [f"{split}_{what}" for split in SPLITS for what in ("loss", key)]
+    return [*measured, "gap_loss", f"gap_{key}", "selected_epoch", f"selected_test_{key}"]
+
+
+# ---- collecting from run folders -----------------------------------------------------------------------------
+
+
+def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> Results:
+    """Read every planned run's folder into two frames. A run that is not finished has a row all the same.
+
+    Raises:
+        BenchError: a result.json is damaged or foreign.
+    """
+    import pandas as pd
+
+    hyperparameters = list(dict.fromkeys(name for run in runs for name in run.spec.hyperparameters()))
+    metrics = metric_columns(meta["metric"]["key"])
+    columns = [
+        *("experiment", "task", "model", "optimizer", "config", "seed", "status", "error"),
+        *(name for name in hyperparameters),
+        *metrics,
+        *COSTS,
+        *CIRCUMSTANCES,
+        "run_id",
+    ]
+    rows, points = [], []
+    for run in runs:
+        row, curve = _collect_run(store, run)
+        rows.append({"experiment": meta["name"], **row})
+        points.extend(curve)
+    curve_columns = [
+        *("run_id", "optimizer", "config", "seed", "epoch", "passes", "train_seconds", "lr", "batch_loss"),
+        *(name for name in metrics if name.startswith(SPLITS)),
+    ]
+    return Results(meta, pd.DataFrame(rows, columns=columns), pd.DataFrame(points, columns=curve_columns))
+
+
+def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    spec = run.spec
+    folder = store.run(spec.run_id)
+    status = folder.status()
+    place = {"optimizer": run.label, "config": run.config_text, "seed": spec.seed, "run_id": spec.run_id}
+    row = {**place, "task": spec.task.name, "model": spec.model.name, "status": status}
+    row |= spec.hyperparameters()
+    result = folder.result()
+    if result is None:
+        if status == "failed":
+            row["error"] = (folder.error() or "").strip().rpartition("\n")[2]
+        return row, []
+    environments = folder.environments()
+    row |= environments[-1] | {"environments": len(environments)}
+    row |= {name: value for name, value in result.items() if name not in ("metrics", "protocol")}
+    row |= result["metrics"]
+    return row, [{**place, **point} for point in folder.curve()]
+
+
+# ---- the committed files -------------------------------------------------------------------------------------
+
+
+def finished_elsewhere(folder: Path, store: Store) -> set[str]:
+    """Ids of finished runs that records.csv holds and the run folders here do not: results of another machine.
+
+    Raises:
+        BenchError: records.csv cannot be read as a table.
+    """
+    import pandas as pd
+
+    path = folder / "records.csv"
+    if not path.exists():
+        return set()
+    try:
+        records = pd.read_csv(path, usecols=["run_id", "status"], dtype=str)
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} is no table of records ({error}); restore or remove it") from error
+    finished = records.loc[records.status.isin(FINISHED), "run_id"]
+    return {run_id for run_id in finished if store.run(run_id).result() is None}
+
+
+def publish(results: Results, folder: Path) -> None:
+    """Write experiment.json, records.csv and curves.csv, each whole or not at all.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    records = results.records.to_csv(index=False, lineterminator="\n")
+    curves = results.curves.to_csv(index=False, lineterminator="\n")
+    sha256 = {"records.csv": _sha256(records.encode()), "curves.csv": _sha256(curves.encode())}
+    write_atomic(folder / "records.csv", records)
+    write_atomic(folder / "curves.csv", curves)
+    write_atomic(folder / "experiment.json", to_json({**results.meta, "sha256": sha256}))
+
+
+def read(folder: Path) -> Results:
+    """Read what `publish` wrote.
+
+    Raises:
+        BenchError: nothing is there yet, or a file is not as it was written (edited by hand, cut short).
+    """
+    import pandas as pd
+
+    if not (folder / "experiment.json").exists():
+        raise BenchError(f"{folder} holds no results yet; `bench run` makes them")
+    meta = read_json(folder / "experiment.json")
+    frames = []
+    for name in ("records.csv", "curves.csv"):
+        path = folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BenchError(f"cannot read {path}: {error.strerror}") from error
+        intact = _sha256(content) == meta["sha256"][name]
+        try:
+            frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False)
+            fault = "" if intact else _first_fault(frame)
+        except ValueError as error:
+            fault = str(error)
+        if not intact:
+            raise BenchError(
+                f"{path} is not as it was written: {fault}. Records are collected from runs, never edited: "
+                f"restore the file, or have it collected anew with `bench run {meta['name']}`"
+            )
+        frames.append(frame)
+    del meta["sha256"]
+    return Results(meta, *frames)
+
+
+def _first_fault(frame: pd.DataFrame) -> str:
+    """Where a hand made itself felt, if it can be told."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    for column in ("run_id", "optimizer", "seed"):
+        if column not in frame:
+            return f"column {column} is missing"
+    if "status" in frame:
+        for line, status in enumerate(frame["status"], start=2):
+            if status not in STATUSES:
+                return f"line {line}: status is {status!r}; {nearest(str(status), STATUSES)}"
+    for column in frame.columns:
+        if column in TEXT_COLUMNS or is_numeric_dtype(frame[column]) or is_bool_dtype(frame[column]):
+            continue
+        for line, value in enumerate(frame[column], start=2):
+            if isinstance(value, str) and not _is_number(value):
+                return f"line {line}: {column} is {value!r}, not a number"
+    return "its sha256 differs from the one in experiment.json"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("True", "False")
+    return True
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

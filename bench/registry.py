@@ -1,0 +1,208 @@
+"""Registries of tasks, models and optimizers, and the plug-ins that add to them.
+
+A factory's keyword-only arguments *are* its hyperparameters: their names, types, bounds and defaults are
+read off the signature, so an experiment file is checked against the code that will use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from bench.errors import BenchError, nearest
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+Passes = Callable[[dict[str, Any]], float]
+
+_loading: Path | None = None  # the plug-in file being imported, so that what it registers is known as its own
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A user's file that registers tasks, models or optimizers."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Attributes:
+        factory: what builds the thing; its keyword-only arguments are the hyperparameters.
+        wraps_base: for optimizers, whether it is built around another one (as SAM is around SGD).
+        passes: for optimizers, forward-backward passes a step, from its hyperparameters; planning counts with it.
+        plugin: the user's file it came from, None for what the package brings.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    wraps_base: bool = False
+    passes: Passes = lambda params: 1
+    plugin: Plugin | None = None
+
+    @functools.cached_property
+    def schema(self) -> type[BaseModel]:
+        """The hyperparameters as a pydantic model: strict types, unknown keys refused."""
+        target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
+        hints = get_type_hints(target, include_extras=True)
+        fields: dict[str, Any] = {}
+        for parameter in inspect.signature(self.factory).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[parameter.name] = (hints.get(parameter.name, Any), default)
+        return create_model(self.name, __config__=STRICT, **fields)
+
+    @property
+    def description(self) -> str:
+        """The first line of the factory's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+
+class Registry:
+    """Names of one kind of thing. Duplicates raise; unknown names answer with the nearest valid ones."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self, name: str, *, wraps_base: bool = False, passes: Passes = lambda params: 1
+    ) -> Callable[[Factory], Factory]:
+        """Decorator that adds a factory under `name`.
+
+        Args:
+            name: the name used in experiment files.
+            wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
+            passes: optimizers only: forward-backward passes a step, given the hyperparameters; default 1.
+
+        Raises:
+            BenchError: the name is taken.
+        """
+
+        def add(factory: Factory) -> Factory:
+            plugin = _plugin_file(_loading) if _loading else None
+            if name in self._entries:
+                taken = self._entries[name].factory
+                raise BenchError(
+                    f'{self.kind} "{name}" is registered twice: by {taken.__module__}.{taken.__qualname__} '
+                    f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
+                )
+            self._entries[name] = Entry(name, factory, wraps_base, passes, plugin)
+            return factory
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise BenchError(f'unknown {self.kind} "{name}"; {nearest(name, self._entries)}')
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
+
+
+tasks = Registry("task")
+models = Registry("model")
+optimizers = Registry("optimizer")
+
+register_task = tasks.register
+register_model = models.register
+register_optimizer = optimizers.register
+
+ENTRY_POINT_GROUP = "bench.plugins"
+
+
+@functools.cache
+def load_builtins() -> None:
+    """Fill the registries: the package's own names, then installed packages' (entry points `bench.plugins`)."""
+    for package in ("bench.tasks", "bench.models", "bench.optim"):
+        importlib.import_module(package)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            raise BenchError(f"entry point {point.name} = {point.value} fails to import: {error!r}") from error
+
+
+_loaded: dict[Path, Plugin] = {}
+
+
+def load_plugin(path: Path) -> Plugin:
+    """Import a user's file once, so that what it registers can be named in the experiment.
+
+    Raises:
+        BenchError: the file is missing, fails to import, or registers a name that is taken.
+    """
+    global _loading
+    path = path.resolve()
+    if path in _loaded:
+        return _loaded[path]
+    if not path.is_file():
+        raise BenchError(f"plug-in {path} does not exist")
+    load_builtins()
+    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BenchError(f"plug-in {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _loading = path
+    try:
+        with _undone_on_error():
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, BenchError):
+            raise
+        raise BenchError(f"plug-in {path} fails to import: {_where(error, path)}") from error
+    finally:
+        _loading = None
+    _loaded[path] = _plugin_file(path)
+    return _loaded[path]
+
+
+@contextmanager
+def _undone_on_error() -> Iterator[None]:
+    """A plug-in that fails half-way leaves no name behind."""
+    before = [(registry, dict(registry._entries)) for registry in (tasks, models, optimizers)]
+    try:
+        yield
+    except BaseException:
+        for registry, entries in before:
+            registry._entries = entries
+        raise
+
+
+def _plugin_file(path: Path) -> Plugin:
+    return Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _where(error: Exception, path: Path) -> str:
+    """The error with the line of the plug-in at which it arose."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")

@@ -1,0 +1,37 @@
+"""Named random streams, all derived from a run's one seed number.
+
+Each use of randomness draws from its own stream, so that one optimizer's extra draws (a second dropout mask, say) can
+never shift another's batch order: with the same seed every optimizer sees the same initial weights, batches,
+augmentation and label noise, and their differences are paired.
+
+    init      initial weights              order     batch order of an epoch
+    noise     which labels are replaced    augment   augmentation of an epoch
+    dropout   masks inside the model
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+
+Stream = Literal["init", "order", "augment", "dropout", "noise"]
+
+
+def derive(seed: int, stream: Stream, epoch: int = 0) -> int:
+    """A 63-bit seed for one stream; per-epoch streams are replayed after a restart without any saved state."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomState:
+    """A generator on the host. RandomState, because its numbers are promised to stay the same in every numpy."""
+    number = derive(seed, stream, epoch)
+    return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
+
+
+def torch_stream(seed: int, stream: Stream, device: torch.device, epoch: int = 0) -> torch.Generator:
+    """A generator on the device, for draws that must not leave it (augmentation)."""
+    return torch.Generator(device).manual_seed(derive(seed, stream, epoch))

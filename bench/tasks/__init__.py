@@ -1,0 +1,3 @@
+"""The tasks: what is learned, from which data, and how it is scored. One file a family."""
+
+from bench.tasks import digits as digits

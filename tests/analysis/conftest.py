@@ -1,0 +1,182 @@
+"""Synthetic results with every column of the contract, so that the tests need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.records import Results
+
+STEPS = 11  # batches an epoch
+TWO_PASSES = ("sam", "asam")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One label: its swept values (key -> values, at most one key) and how well it does."""
+
+    test: float = 0.9
+    sweep: tuple[str, Sequence[float]] | None = None
+    epochs: int = 6
+
+    def configs(self) -> list[tuple[str, dict[str, float]]]:
+        if self.sweep is None:
+            return [("", {})]
+        key, values = self.sweep
+        return [(f"{key}={value:g}", {key: value}) for value in values]
+
+
+RHO = ("rho", (0.05, 0.1, 0.2, 0.5))
+LABELS: dict[str, dict[str, Any]] = {
+    "sgd": {"test": 0.921},
+    "sgd-2x": {"test": 0.926, "epochs": 12},
+    "adam": {"test": 0.909},
+    "sam": {"test": 0.938, "sweep": RHO},
+    "asam": {"test": 0.941, "sweep": RHO},
+}
+METRIC = {
+    "key": "acc",
+    "name": "accuracy",
+    "unit": "%",
+    "scale": 100.0,
+    "higher_is_better": True,
+    "definition": "share of examples whose largest logit is the label's",
+}
+METRIC_COLUMNS = [
+    *(
+        f"{part}_{what}"
+        for part in ("train", "train_clean", "train_noisy", "val", "test", "gap")
+        for what in ("loss", "acc")
+    ),
+    "selected_epoch",
+    "selected_test_acc",
+]
+COST_COLUMNS = ["setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "peak_memory_mb"]
+
+
+@pytest.fixture(name="make_results")
+def _make_results() -> Callable[..., Results]:
+    """The factory, as a fixture so that no test need import this file."""
+    return make_results
+
+
+def make_results(
+    labels: Mapping[str, Mapping[str, Any]] = LABELS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    status: Mapping[tuple[str, str, int], str] | None = None,
+    change: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+    **meta: Any,
+) -> Results:
+    """Results of an invented experiment, the same for the same arguments.
+
+    `labels` gives the fields of Entry for each label, `status` the (label, config, seed) that are not "done";
+    `change` edits the records at the end; further keywords replace entries of meta.
+    """
+    records, curves = [], []
+    entries = {label: Entry(**entry) for label, entry in labels.items()}
+    for label, entry in entries.items():
+        for place, (config, swept) in enumerate(entry.configs()):
+            for seed in seeds:
+                curve = _curve(label, entry, config, place, seed)
+                ended = (status or {}).get((label, config, seed), "done")
+                records.append(_record(label, entry, config, swept, seed, curve, ended))
+                curves += [pd.DataFrame(curve)] if ended == "done" else []
+    frame = pd.DataFrame(records)
+    described = {
+        "name": "digits_noise",
+        "title": "Digits with 20% label noise",
+        "baseline": "sgd",
+        "task": "digits",
+        "model": "resnet8",
+        "protocol": 1,
+        "labels": list(labels),
+        "seeds": list(seeds),
+        "sweeps": {label: [entry.sweep[0]] for label, entry in entries.items() if entry.sweep},
+        "data": {"validation": 1 / 6, "label_noise": 0.2},
+        "metric": METRIC,
+    }
+    return Results({**described, **meta}, change(frame) if change else frame, pd.concat(curves, ignore_index=True))
+
+
+def _curve(label: str, entry: Entry, config: str, place: int, seed: int) -> dict[str, Any]:
+    """A run's evaluations: an approach to the final values, with noise of the seed and of the label."""
+    noise = np.random.default_rng([seed, *f"{label}{config}".encode()])
+    shared = 0.004 * np.random.default_rng(seed).normal()  # what a seed does to every optimizer alike
+    epoch = np.arange(1, entry.epochs + 1)
+    rise = 1 - np.exp(-5 * epoch / entry.epochs)
+    final = entry.test + shared + 0.002 * noise.normal() - 0.004 * abs(place - 1.6)
+    test = final - 0.35 * (1 - rise) + 0.004 * noise.normal(size=len(epoch)) * (1 - rise)
+    clean = test + (0.99 - final) * rise + 0.002 * noise.normal(size=len(epoch))
+    loss = 2.3 * (1 - rise) + 0.25
+    passes = STEPS * epoch * (2 if label in TWO_PASSES else 1)
+    return {
+        "run_id": f"{label}-{config}-{seed}",
+        "optimizer": label,
+        "config": config or np.nan,
+        "seed": seed,
+        "epoch": epoch,
+        "passes": passes,
+        "train_seconds": passes * 0.051 * (1 + 0.03 * noise.normal()),
+        "lr": 0.1 * (1 - epoch / entry.epochs),
+        "batch_loss": loss + 0.4,
+        "train_loss": loss + 0.3,
+        "train_acc": 0.8 * clean,
+        "train_clean_loss": loss - 0.2 * rise,
+        "train_clean_acc": clean,
+        "train_noisy_loss": loss + 1.5,
+        "train_noisy_acc": 0.1 * rise + 0.01 * noise.random(),
+        "val_loss": loss + 0.02,
+        "val_acc": test + 0.002 * noise.normal(),
+        "test_loss": loss + 0.2 * (1 - final),
+        "test_acc": test,
+    }
+
+
+def _record(
+    label: str,
+    entry: Entry,
+    config: str,
+    swept: Mapping[str, float],
+    seed: int,
+    curve: Mapping[str, Any],
+    status: str,
+) -> dict[str, Any]:
+    last = {name: column[-1] for name, column in curve.items() if isinstance(column, np.ndarray)}
+    measured: dict[str, Any] = {column: last[column] for column in METRIC_COLUMNS if column in last}
+    measured["gap_loss"] = last["test_loss"] - last["train_clean_loss"]
+    measured["gap_acc"] = last["train_clean_acc"] - last["test_acc"]
+    measured["selected_epoch"] = last["epoch"]
+    measured["selected_test_acc"] = last["test_acc"]
+    spent = dict(zip(COST_COLUMNS, (0.5, last["train_seconds"], 0.4, last["passes"], 960, 310.0), strict=True))
+    done = status == "done"
+    host = {"device": "AMD EPYC", "threads": 2, "precision": "fp32", "torch": "2.11.0", "python": "3.11.9"}
+    traced = {**host, "commit": "0123456789abcdef", "dirty": False, "resumes": 0, "weights_sha256": "ab"}
+    return {
+        "experiment": "digits_noise",
+        "task": "digits",
+        "model": "resnet8",
+        "optimizer": label,
+        "config": config or np.nan,
+        "seed": seed,
+        "status": status,
+        "error": "RuntimeError: out of memory" if status == "failed" else np.nan,
+        "method": "sam" if label in TWO_PASSES else label.split("-")[0],
+        "base": "sgd" if label in TWO_PASSES else np.nan,
+        "lr": swept.get("lr", 0.1),
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "rho": swept.get("rho", np.nan),
+        "eta": np.nan,
+        "epochs": entry.epochs,
+        "batch_size": 128,
+        "label_noise": 0.2,
+        **{column: measured[column] if done else np.nan for column in METRIC_COLUMNS},
+        **{column: spent[column] if done else np.nan for column in COST_COLUMNS},
+        **{column: value if done else np.nan for column, value in traced.items()},
+        "run_id": f"{label}-{config}-{seed}",
+    }
