@@ -13,6 +13,7 @@ from bench.errors import BenchError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.analysis.render import Table
     from bench.launch.plan import Plan
     from bench.launch.run import Launched
     from bench.records import Results
@@ -86,12 +87,15 @@ def run(
     retry_failed: bool,
     checkpoint_seconds: float,
 ) -> None:
-    """Do the runs that are missing, then print the table.
+    """Do the runs that are missing; collect records, tables and figures; print the tables.
 
     A finished run is never repeated; a half run goes on from its checkpoint; a failed one waits for --retry-failed.
     """
     from rich.console import Console
 
+    from bench.experiment import find
+
+    find(experiment)  # a wrong name is told before torch is imported
     from bench.launch import run as launch
 
     plan = launch.plan(experiment, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
@@ -103,6 +107,10 @@ def run(
     launched = launch.execute(
         plan, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console
     )
+    if not launched.kept:
+        _write_tables(launched.results, launched.folder)
+        if launched.results.records["status"].eq("done").any():
+            _write_figures(launched.results, launched.folder)
     _print_tables(launched.results)
     _tell_outcome(launched, console)
     if launched.outcome.interrupted and not launched.outcome.failed and not launched.outcome.disk:
@@ -125,17 +133,15 @@ def _tell_plan(plan: Plan, console: Console) -> None:
 
 def _print_runs(plan: Plan) -> None:
     for run in plan.to_do:
-        config = f" {run.config_text}" if run.config else ""
         passes = plan.passes[run.spec.run_id]
-        print(f"{run.spec.run_id}  {run.label}{config} seed {run.spec.seed}: {passes:,} passes")
+        print(f"{run.spec.run_id}  {run.name}: {passes:,} passes")
 
 
 def _tell_outcome(launched: Launched, console: Console) -> None:
     plan, outcome = launched.plan, launched.outcome
-    out = "" if launched.folder.parent == Path("results") else f" --out {launched.folder.parent}"
     for run, reason in outcome.failed:
         log = plan.store.run(run.spec.run_id).path / "error.txt"
-        console.print(f"[bold red]failed[/] {run.label} {run.config_text} seed {run.spec.seed}: ", end="")
+        console.print(f"[bold red]failed[/] {run.name}: ", end="")
         console.print(f"{reason}\n       see {log}", highlight=False, markup=False, soft_wrap=True)
     if outcome.disk:
         console.print(f"Error: {outcome.disk}", style="bold red", highlight=False, soft_wrap=True)
@@ -152,10 +158,7 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
             highlight=False,
         )
     else:
-        console.print(f"Records are in {launched.folder}/records.csv", highlight=False, soft_wrap=True)
-        if not outcome.interrupted:
-            name = plan.experiment.name
-            console.print(f"Next: bench table {name}{out} · bench plot {name}{out}", highlight=False, soft_wrap=True)
+        console.print(f"Records, tables and figures are in {launched.folder}", highlight=False, soft_wrap=True)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -187,9 +190,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
     for run in plan.experiment.runs:
         if plan.statuses[run.spec.run_id] == "failed":
             error = (plan.store.run(run.spec.run_id).error() or "").strip().rpartition("\n")[2]
-            console.print(
-                f"failed: {run.label} {run.config_text} seed {run.spec.seed}: {error}", highlight=False, markup=False
-            )
+            console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
 
 
 @cli.command()
@@ -201,12 +202,11 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
 def table(experiment: str, format_: str, out: Path) -> None:
     """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables."""
     from bench import records
-    from bench.analysis import render, tables
+    from bench.analysis import render
 
     folder = _results_folder(experiment, out)
     results = records.read(folder)
-    built = tables.build(results)
-    render.write(built, folder)
+    built = _write_tables(results, folder)
     if format_ == "terminal":
         _print_tables(results)
     else:
@@ -219,10 +219,9 @@ def table(experiment: str, format_: str, out: Path) -> None:
 def plot(experiment: str, out: Path) -> None:
     """Draw the figures, PNG and PDF, under results/EXPERIMENT/figures."""
     from bench import records
-    from bench.analysis import plots
 
     folder = _results_folder(experiment, out)
-    for path in plots.build(records.read(folder), folder):
+    for path in _write_figures(records.read(folder), folder):
         print(path)
 
 
@@ -245,7 +244,7 @@ def _list_experiments() -> None:
     for folder in experiment_folders():
         for path in sorted(folder.glob("*.toml")):
             try:
-                title = tomllib.loads(path.read_text()).get("title", "")
+                title = tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
             except (OSError, ValueError) as error:
                 title = f"(broken: {error})"
             print(f"  {path.stem:<16} {title}")
@@ -276,15 +275,27 @@ def _list_registered(what: str | None) -> None:
 
 
 def _results_folder(experiment: str, out: Path) -> Path:
-    """The folder of results for an experiment's name, file, or folder."""
-    if Path(experiment).is_dir():
-        return Path(experiment)
+    """The folder of results for an experiment's name, its file, or the folder itself."""
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    folder = out / name
-    if not (folder / "experiment.json").exists():
-        known = [path.parent.name for path in out.glob("*/experiment.json")]
-        raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}. `bench run {name}` makes them')
-    return folder
+    for folder in (out / name, Path(experiment)):
+        if (folder / "experiment.json").exists():
+            return folder
+    known = [path.parent.name for path in out.glob("*/experiment.json")]
+    raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}; `bench run` makes them')
+
+
+def _write_tables(results: Results, folder: Path) -> list[Table]:
+    from bench.analysis import render, tables
+
+    built = tables.build(results)
+    render.write(built, folder)
+    return built
+
+
+def _write_figures(results: Results, folder: Path) -> list[Path]:
+    from bench.analysis import plots  # matplotlib takes a second to import
+
+    return plots.build(results, folder)
 
 
 def _print_tables(results: Results) -> None:

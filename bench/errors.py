@@ -28,7 +28,8 @@ class BadValue(BenchError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.5)
+    written = {choice.lower(): choice for choice in valid}
+    close = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
     if close:
-        return f'did you mean "{close[0]}"? (valid: {", ".join(valid)})'
+        return f'did you mean "{written[close[0]]}"? (valid: {", ".join(valid)})'
     return f"valid: {', '.join(valid)}" if valid else "there are none"

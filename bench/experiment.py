@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from bench.checking import Checker
 from bench.errors import BadValue, BenchError, nearest
 from bench.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.spec import (
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 RESERVED = ("use", "base", "sweep", "train")
 """Keys of an optimizer's table that are not hyperparameters."""
-
-Schema = TypeVar("Schema", bound=BaseModel)
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -79,14 +78,14 @@ class _Document(BaseModel):
     model_config = STRICT
 
     title: str = ""
-    task: str | dict[str, Any]
-    model: str | dict[str, Any]
+    task: Any
+    model: Any
     baseline: str
-    seeds: int | list[int]
+    seeds: Any
     plugins: list[str] = []
     data: dict[str, Any] = {}
     train: dict[str, Any]
-    optimizers: dict[str, dict[str, Any]]
+    optimizers: dict[str, Any]
 
 
 # ---- finding and reading the file ----------------------------------------------------------------------------
@@ -102,7 +101,8 @@ def find(name: str) -> Path:
         path = Path(name)
         if path.is_file():
             return path
-        raise BenchError(f"experiment file {path} does not exist")
+        beside = (other.stem for other in path.parent.glob("*.toml"))
+        raise BenchError(f"experiment file {path} does not exist; {nearest(path.stem, beside)}")
     folders = experiment_folders()
     for folder in folders:
         if (folder / f"{name}.toml").is_file():
@@ -130,7 +130,7 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None) ->
         BenchError: the file cannot be read, or a plug-in fails.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BenchError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -171,18 +171,21 @@ def _file_name(override: str) -> str:
 # ---- checking and resolving ----------------------------------------------------------------------------------
 
 
-class _Resolver:
+class _Resolver(Checker):
     """Resolves one document, and gathers every problem on the way."""
 
     def __init__(self, path: Path, raw: dict[str, Any]) -> None:
+        super().__init__(str(path))
         self.path = path
         self.raw = raw
-        self.problems: dict[str, None] = {}  # an ordered set: a sweep meets the same problem many times
 
     def experiment(self, name: str) -> Experiment:
         document = self.check(_Document, self.raw, "")
-        self.stop_if_problems()
-        assert document is not None
+        if document is None:  # unknown keys are no reason to leave the rest unchecked
+            known = {key: value for key, value in self.raw.items() if key in _Document.model_fields}
+            document = self.check(_Document, known, "")
+        if document is None:
+            raise self.verdict()
         load_builtins()
         for plugin in document.plugins:
             load_plugin(self.path.parent / plugin)
@@ -203,8 +206,8 @@ class _Resolver:
             label: list(self.configurations(label, table, document.train))
             for label, table in document.optimizers.items()
         }
-        self.stop_if_problems()
-        assert task and model and data  # noqa: PT018
+        if self.problems or not (task and model and data):
+            raise self.verdict()
         runs = []
         for label, configurations in resolved.items():
             for config, optimizer, train in configurations:
@@ -227,35 +230,34 @@ class _Resolver:
 
     # ---- the parts -------------------------------------------------------------------------------------------
 
-    def seeds(self, seeds: int | list[int]) -> tuple[int, ...]:
-        if isinstance(seeds, int):
-            if seeds < 1:
-                self.problem("seeds", f"must be at least 1, got {seeds}")
-            return tuple(range(seeds))
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            self.problem("seeds", f"must be a list of different numbers >= 0, got {seeds}")
-        return tuple(seeds)
+    def seeds(self, seeds: Any) -> tuple[int, ...]:
+        listed = range(seeds) if type(seeds) is int else seeds
+        whole = isinstance(listed, range | list) and all(type(seed) is int and seed >= 0 for seed in listed)
+        if not whole or not listed or len(set(listed)) < len(listed):
+            self.problem("seeds", f"must be a number >= 1, or a list of different numbers >= 0, got {seeds!r}")
+            return ()
+        return tuple(listed)
 
-    def choice(self, registry: Registry, value: str | dict[str, Any], where: str) -> Choice | None:
+    def choice(self, registry: Registry, value: Any, where: str) -> Choice | None:
         """A task or a model: a name, or a table of a name and its settings."""
-        settings = {"name": value} if isinstance(value, str) else dict(value)
-        name = settings.pop("name", None)
-        if not isinstance(name, str):
-            self.problem(f"{where}.name", f"required: which {registry.kind}; {nearest('', _names(registry))}")
-            return None
-        if name not in registry:
-            self.problem(where, f'unknown {registry.kind} "{name}"; {nearest(name, _names(registry))}')
+        settings = dict(value) if isinstance(value, dict) else {"name": value}
+        name = settings.pop("name", "")
+        if not isinstance(name, str) or name not in registry:
+            self.problem(where, f'unknown {registry.kind} "{name}"; {nearest(str(name), _names(registry))}')
             return None
         checked = self.check(registry[name].schema, settings, where)
         return Choice(name=name, params=checked.model_dump()) if checked else None
 
     def configurations(
-        self, label: str, table: dict[str, Any], train: dict[str, Any]
+        self, label: str, table: Any, train: dict[str, Any]
     ) -> Iterator[tuple[dict[str, Any], OptimizerChoice, TrainSettings]]:
         """Every point of an optimizer's sweep (one, where nothing is swept), resolved."""
         where = f"optimizers.{label}"
         if not LABEL.fullmatch(label):
             self.problem(where, "a label is letters, digits and . _ + - only")
+        if not isinstance(table, dict):
+            self.problem(where, f"must be a table of hyperparameters, got {table!r}")
+            return
         name = table.get("use", label)
         if not isinstance(name, str) or name not in optimizers:
             key = f"{where}.use" if "use" in table else where
@@ -270,14 +272,17 @@ class _Resolver:
         if not isinstance(own_train, dict):
             self.problem(f"{where}.train", f"must be a table of training settings, got {own_train!r}")
             return
-        for config in self.sweep(table.get("sweep", {}), fixed, where):
+        taken = {*fixed, *(f"train.{key}" for key in own_train)}
+        for config in self.sweep(table.get("sweep", {}), taken, where):
             swept_train = {key[6:]: value for key, value in config.items() if key.startswith("train.")}
             values = fixed | {key: value for key, value in config.items() if not key.startswith("train.")}
             optimizer = self.optimizer(entry, base, values, where)
             settings = self.check(TrainSettings, own_train | swept_train, f"{where}.train", defaults=train)
             if optimizer and settings:
-                config = {key.removeprefix("train."): value for key, value in config.items()}
-                yield self.as_resolved(config, optimizer, settings), optimizer, settings
+                of_base = optimizer.base.params if optimizer.base else {}
+                resolved = of_base | optimizer.params | settings.model_dump()  # 1 is now 1.0 where a float is meant
+                swept = [key.removeprefix("train.") for key in config]
+                yield {key: resolved[key] for key in swept}, optimizer, settings
 
     def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
         plain = [other.name for other in optimizers if not other.wraps_base]
@@ -294,14 +299,16 @@ class _Resolver:
             return optimizers[name]
         return None
 
-    def sweep(self, sweep: Any, fixed: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    def sweep(self, sweep: Any, fixed: Collection[str], where: str) -> Iterator[dict[str, Any]]:
         """The grid: every combination of the swept values."""
         if not isinstance(sweep, dict):
             self.problem(f"{where}.sweep", f"must be a table of lists, got {sweep!r}")
             return
         axes = dict(_flatten(sweep))
         for key, values in axes.items():
-            if not isinstance(values, list) or not values:
+            if key in RESERVED:
+                self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
+            elif not isinstance(values, list) or not values:
                 self.problem(f"{where}.sweep.{key}", f"must be a list of at least one value, got {values!r}")
             elif any(value in values[:index] for index, value in enumerate(values)):
                 self.problem(f"{where}.sweep.{key}", f"the same value twice: {values}")
@@ -321,61 +328,21 @@ class _Resolver:
         own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
         if shared := own_names & base_names:
             raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
-        for key in values.keys() - own_names - base_names:
+        unknown = [key for key in values if key not in own_names | base_names]
+        for key in unknown:
             self.problem(
                 f"{where}.{key}",
                 f"unknown hyperparameter of {entry.name} over {base.name}; {nearest(key, own_names | base_names)}",
             )
         own = self.check(entry.schema, {key: values[key] for key in values.keys() & own_names}, where)
         rest = self.check(base.schema, {key: values[key] for key in values.keys() & base_names}, where)
-        if own is None or rest is None:
+        if unknown or own is None or rest is None:
             return None
         return OptimizerChoice(
             name=entry.name,
             params=own.model_dump(),
             base=Choice(name=base.name, params=rest.model_dump()),
         )
-
-    @staticmethod
-    def as_resolved(config: dict[str, Any], optimizer: OptimizerChoice, train: TrainSettings) -> dict[str, Any]:
-        """The swept values as they were resolved (1 becomes 1.0 where a float is meant)."""
-        base = optimizer.base.params if optimizer.base else {}
-        resolved = {**base, **optimizer.params, **train.model_dump()}
-        return {key: resolved[key] for key in config}
-
-    # ---- problems --------------------------------------------------------------------------------------------
-
-    def problem(self, key: str, message: str) -> None:
-        self.problems[f"{key}: {message}"] = None
-
-    def stop_if_problems(self) -> None:
-        if self.problems:
-            raise BadValue(str(self.path), self.problems)
-
-    def check(
-        self, schema: type[Schema], values: dict[str, Any], where: str, defaults: Mapping[str, Any] | None = None
-    ) -> Schema | None:
-        """Validate a table; what is wrong is told under its dotted key."""
-        try:
-            return schema.model_validate({**(defaults or {}), **values})
-        except ValidationError as error:
-            for fault in error.errors():
-                key = str(fault["loc"][0])
-                if defaults is not None and key not in values:
-                    continue  # told at the table it came from
-                self.problem(f"{where}.{key}" if where else key, _say(fault, schema))
-            return None
-
-
-def _say(fault: Any, schema: type[BaseModel]) -> str:
-    """A pydantic error in our words."""
-    key = str(fault["loc"][0])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key; {nearest(key, schema.model_fields)}"
-    if fault["type"] == "missing":
-        return "required, but missing"
-    message = fault["msg"].replace("Input should be", "must be")
-    return f"{message[0].lower()}{message[1:]}, got {fault['input']!r}"
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

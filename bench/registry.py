@@ -104,7 +104,9 @@ class Registry:
                     f'{self.kind} "{name}" is registered twice: by {taken.__module__}.{taken.__qualname__} '
                     f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
                 )
-            self._entries[name] = Entry(name, factory, wraps_base, passes, plugin)
+            self._entries[name] = entry = Entry(name, factory, wraps_base, passes, plugin)
+            if plugin:
+                entry.schema  # noqa: B018 - a signature that cannot be read is told now, with its line
             return factory
 
         return add
@@ -170,10 +172,8 @@ def load_plugin(path: Path) -> Plugin:
     try:
         with _undone_on_error():
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        if isinstance(error, BenchError):
-            raise
         raise BenchError(f"plug-in {path} fails to import: {_where(error, path)}") from error
     finally:
         _loading = None
@@ -197,12 +197,12 @@ def _plugin_file(path: Path) -> Plugin:
     return Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _where(error: Exception, path: Path) -> str:
-    """The error with the line of the plug-in at which it arose."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    traceback = error.__traceback__
+def _where(error: BaseException, path: Path) -> str:
+    """The error with the line of the plug-in at which it arose; a SyntaxError knows its own."""
+    what = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+    line, traceback = None, error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == str(path):
             line = traceback.tb_lineno
         traceback = traceback.tb_next
-    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
+    return what + (f" (line {line})" if line else "")

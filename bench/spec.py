@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from bench.registry import STRICT
 
@@ -40,6 +40,14 @@ class TrainSettings(_Frozen):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs over which lr rises linearly to its value."""
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("epochs", value):
+            raise ValueError(f"must be at most epochs ({info.data['epochs']})")
+        return value
+
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the final gradient (never of the ascent's)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -119,6 +127,11 @@ class PlannedRun:
     label: str
     config: dict[str, Any]
     spec: RunSpec
+
+    @property
+    def name(self) -> str:
+        """The run in words: "sam rho=0.1 seed 3"."""
+        return " ".join(filter(None, (self.label, self.config_text, f"seed {self.spec.seed}")))
 
     @property
     def config_text(self) -> str:

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,11 +56,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise storage_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # gone already, if all went well
+            temporary.unlink()
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -70,6 +69,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         errno.EACCES: "choose a folder you may write to with --out DIR",
         errno.EPERM: "choose a folder you may write to with --out DIR",
         errno.EROFS: "choose a folder you may write to with --out DIR",
+        errno.EEXIST: "a file is where a folder should be; choose another place with --out DIR",
         errno.ENOTDIR: "a part of that path is a file, not a folder; choose another with --out DIR",
     }.get(error.errno or 0, "nothing was changed there")
     return StorageError(f"cannot write {path}: {error.strerror or error}; {hint}")

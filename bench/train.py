@@ -118,13 +118,13 @@ def train(
 
     # ---- epochs ----------------------------------------------------------------------------------------------
     for epoch in range(first_epoch, epochs):
-        order = torch.from_numpy(numpy_stream(spec.seed, "order", epoch).permutation(len(train_data))).to(device)
-        augment = torch_stream(spec.seed, "augment", device, epoch)
         lr = optimizer.param_groups[0]["lr"]
         loss_sum = torch.zeros((), device=device)
         model.train()
 
         with timed(clocks, "train_seconds", device):
+            order = torch.from_numpy(numpy_stream(spec.seed, "order", epoch).permutation(len(train_data))).to(device)
+            augment = torch_stream(spec.seed, "augment", device, epoch)
             for step in range(steps):
                 batch = order[step * batch_size : (step + 1) * batch_size]
                 inputs = task.model_inputs(train_data.inputs[batch], augment)

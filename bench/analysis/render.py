@@ -52,12 +52,14 @@ def render(table: Table, form: str) -> str:
 
 
 def show(tables: Sequence[Table], console: Console) -> None:
-    """Print tables for the terminal; names fold and headers stack so that 80 columns are enough.
+    """Print tables for the terminal, the first one last, where the reader's eye is.
+
+    Names fold and headers stack so that 80 columns are enough.
 
     A sentence that stood under an earlier table is not said again.
     """
     said: set[str] = set()
-    for table in tables:
+    for table in reversed(tables):
         console.print(Text(table.title, style="bold"), "", _grid(table, console.width), sep="\n")
         caption = " ".join(sentence for sentence in table.caption if sentence not in said)
         notes = [note for note in table.footnotes if note not in said]

@@ -68,13 +68,14 @@ class Row:
         return self.done == self.planned
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         """The label with its configuration, e.g. "sam (rho=0.1)"."""
-        if not self.config:
-            return self.label
-        if self.chosen and not self.done:  # chosen by default, for want of any number: do not name a value
-            return f"{self.label} (no run finished)"
-        return f"{self.label} ({self.config})"
+        return f"{self.label} ({self.config})" if self.config else self.label
+
+    @property
+    def name(self) -> str:
+        """The title of a choice; without any number there was none to make, so no value is named."""
+        return self.title if self.done or not self.config else f"{self.label} (no run finished)"
 
     @property
     def sweep_point(self) -> tuple[str, float] | None:

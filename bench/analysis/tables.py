@@ -154,7 +154,7 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
     cells: dict[str, Callable[[Row], str]] = {
-        "optimizer": _name,
+        "optimizer": lambda row: row.title if row.complete else row.title + DAGGER,
         f"validation {words.metric}{words.brackets}": lambda row: words.mean(row.val_metric),
         f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),
         f"gap{words.points}": lambda row: words.mean(row.gap_metric),
@@ -212,18 +212,25 @@ def _lost(row: Row) -> str:
 
 
 def _gone(rows: list[Row]) -> Iterator[str]:
-    """One note for every incomplete row: its dagger explained."""
+    """The daggers explained: a note for every row that lacks runs, one for all that have none."""
+    empty = defaultdict(list)
     for row in rows:
-        if not row.complete:
-            what = "its numbers are over those" if row.done else "it has no numbers"
-            yield f"{DAGGER} {row.name}: {row.done} of {row.planned} runs finished ({_lost(row)}); {what}."
+        if not row.done:
+            empty[f"{row.label} ({_lost(row)})"].append(row)
+        elif not row.complete:
+            runs = f"{row.done} of {row.planned} runs finished ({_lost(row)})"
+            yield f"{DAGGER} {row.title}: {runs}; its numbers are over those."
+    if empty:
+        each = [lost if len(found) == 1 else f"{lost[:-1]} each of {len(found)})" for lost, found in empty.items()]
+        yield f"{DAGGER} no run finished: {', '.join(each)}."
 
 
 def _gone_elsewhere(rows: list[Row]) -> Iterator[str]:
     """One note for every sweep with incomplete configurations that the table does not show."""
     lost = defaultdict(list)
+    numbered = {row.label for row in rows if row.done}
     for row in rows:
-        if not (row.complete or row.chosen):
+        if not (row.complete or row.chosen) and row.label in numbered:
             lost[row.label].append(f"{row.config} ({_lost(row)})")
     for label, configs in lost.items():
         yield f"{label}: other configurations lack runs and rank behind complete ones: {'; '.join(configs)}."

@@ -104,7 +104,7 @@ class Display:
     def _line(self, run: PlannedRun, what: Text) -> None:
         count = f"[{self.over:>{len(str(len(self.passes)))}}/{len(self.passes)}]"
         left = "" if self.over == len(self.passes) else f" · {self._time_left()} left"
-        self.console.print(Text(f"{count} {_name(run)}: ").append_text(what).append(left, "dim"), soft_wrap=True)
+        self.console.print(Text(f"{count} {run.name}: ").append_text(what).append(left, "dim"), soft_wrap=True)
 
     def _score(self, value: float) -> str:
         return f"{value * self.metric['scale']:.1f} {self.metric['unit']}"
@@ -136,10 +136,6 @@ class Display:
         for state in self.running.values():
             score = "" if state.score is None else f"{self.metric['name']} {self._score(state.score)} (validation)"
             body.add_row(
-                Text(f"  {_name(state.run)}"), Text(f"epoch {state.done}/{state.epochs}", "dim"), Text(score, "dim")
+                Text(f"  {state.run.name}"), Text(f"epoch {state.done}/{state.epochs}", "dim"), Text(score, "dim")
             )
         return Group(head, body)
-
-
-def _name(run: PlannedRun) -> str:
-    return " ".join(filter(None, (run.label, run.config_text, f"seed {run.spec.seed}")))

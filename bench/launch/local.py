@@ -113,6 +113,7 @@ class _Pool:
         self.checkpoint_seconds = checkpoint_seconds
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
+        self.draining = False
         self.workers: list[_Worker] = []
         # A fork server imports torch once for all workers; without threads or a CUDA context it is safe to fork.
         self.context = multiprocessing.get_context("forkserver")
@@ -196,12 +197,16 @@ class _Pool:
         run = worker.run
         assert run is not None
         worker.process.join()
+        if self.draining:  # asked to stop before it could listen
+            worker.run = None
+            self.display.dropped(run)
+            return
         code = worker.process.exitcode or 0
         cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
         self.workers[self.workers.index(worker)] = self._hire(worker.slot)
         self.deaths[run.spec.run_id] = deaths = self.deaths.get(run.spec.run_id, 0) + 1
         if deaths == 1:
-            self.display.say(f"{run.label} {run.config_text} seed {run.spec.seed}: worker died ({cause}); once more")
+            self.display.say(f"{run.name}: worker died ({cause}); once more")
             self.queue.appendleft(run)
             return
         text = f"the worker process died twice under this run, last by {cause}; was memory short?"
@@ -217,11 +222,11 @@ class _Pool:
 
     def drain(self) -> None:
         """Ask all workers to save and stop, and wait for them, but not for ever. A further Ctrl-C ends the wait."""
+        self.draining = True
         self.queue.clear()
         for worker in self.workers:
             if worker.run and worker.process.is_alive():
                 worker.process.terminate()  # SIGTERM: stop at the end of the epoch
-        self.deaths = {worker.run.spec.run_id: 1 for worker in self.workers if worker.run}
         deadline = time.monotonic() + GRACE_SECONDS
         try:
             while any(worker.run for worker in self.workers) and time.monotonic() < deadline:

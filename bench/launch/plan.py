@@ -13,7 +13,7 @@ from bench.experiment import Experiment
 from bench.registry import optimizers
 from bench.spec import PlannedRun, RunSpec
 from bench.store import FINISHED, Status, Store
-from bench.tasks.base import split_sizes
+from bench.tasks.base import check_label_noise, split_sizes
 from bench.train import load_task, steps_per_epoch
 
 
@@ -62,11 +62,14 @@ def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), 
 
     Raises:
         BadValue: `only` names no label of the experiment.
-        BenchError: a result or a checkpoint on disk is damaged or foreign: all of them are told.
+        BenchError: the task cannot have its labels replaced, or results or checkpoints on disk are damaged or
+            foreign: all of those are told.
     """
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
+    spec = experiment.runs[0].spec
+    check_label_noise(load_task(spec), spec.data.label_noise)
     statuses: dict[str, Status] = {}
     faults = []
     for run_id in dict.fromkeys(run.spec.run_id for run in experiment.runs):

@@ -12,6 +12,7 @@ from bench.registry import register_optimizer
 def asam(base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.5, eta: NonNegative = 0.01) -> SAM:
     """Adaptive SAM over a base optimizer: the neighbourhood scales with each weight; rho about ten times SAM's.
 
-    e = rho * T^2 g / ||T g|| with T = |w| + eta; the paper takes rho 0.5 for CIFAR-10, 1.0 for CIFAR-100, eta 0.01.
+    e = rho * T^2 g / ||T g|| with T = |w| + eta; the paper (Kwon et al. 2021) takes rho 0.5 for CIFAR-10, 1.0 for
+    CIFAR-100, eta 0.01.
     """
     return SAM(base, rho=rho, adaptive=True, eta=eta, model=model)

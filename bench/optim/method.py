@@ -81,7 +81,7 @@ class Method(torch.optim.Optimizer):
             )
         loss, norm_on_the_way = self.gradient(torch.enable_grad()(closure))
         parameters = self.parameters_with_gradient()
-        norm = global_norm([p.grad for p in parameters if p.grad is not None])
+        norm = global_norm(gradients(parameters))
         finite = norm.isfinite()
         if norm_on_the_way is not None:
             finite = finite & norm_on_the_way.isfinite()
@@ -127,6 +127,10 @@ class Method(torch.optim.Optimizer):
             self.base.__setstate__(state)
             for group in self.param_groups:
                 self._fill(group)
+
+
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def global_norm(tensors: list[Tensor]) -> Tensor:

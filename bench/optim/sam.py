@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.optim.method import Closure, Method, global_norm, kept_buffers, rewinder
+from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
 from bench.optim.types import NonNegative
 from bench.registry import register_optimizer
 
@@ -60,17 +61,21 @@ class SAM(Method):
         model: nn.Module | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        for name, value in (("rho", rho), ("eta", eta)):
-            if not value >= 0:
-                raise ValueError(f"SAM: {name} must be >= 0, got {value}")
+        if not eta >= 0:
+            raise ValueError(f"SAM: eta must be >= 0, got {eta}")
         super().__init__(base, model=model, clip_norm=clip_norm, rho=rho)
         self.adaptive = adaptive
         self.eta = eta
 
+    def _fill(self, group: dict[str, Any]) -> None:
+        super()._fill(group)
+        if not group["rho"] >= 0:
+            raise ValueError(f"SAM: rho must be >= 0, got {group['rho']}")
+
     def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
         if all(group["rho"] == 0 for group in self.param_groups):
             return closure(), None
-        rewind = rewinder(self.param_groups[0]["params"][0].device)
+        rewind = rewinder(next(p.device for group in self.param_groups for p in group["params"]))
         loss = closure()
         with self._at_the_worst_point() as norm, kept_buffers(self.model):
             rewind()
@@ -79,11 +84,13 @@ class SAM(Method):
 
     @contextmanager
     def _at_the_worst_point(self) -> Iterator[Tensor]:
-        """Move the weights by e, in place, and put the very same bits back on leaving, come what may."""
+        """Move the weights by e, in place, and put the very same bits back on leaving, come what may.
+
+        The gradients are listed anew for each use: a list kept here would keep e alive through the second pass.
+        """
         groups = [([p for p in group["params"] if p.grad is not None], group["rho"]) for group in self.param_groups]
         groups = [(parameters, rho) for parameters, rho in groups if parameters]
         weights = [p for parameters, _ in groups for p in parameters]
-        ascent = [p.grad for p in weights if p.grad is not None]
         if not weights:
             yield global_norm([])
             return
@@ -93,17 +100,16 @@ class SAM(Method):
             torch._foreach_copy_(spare, weights)
             torch._foreach_abs_(spare)
             torch._foreach_add_(spare, self.eta)
-            torch._foreach_mul_(ascent, spare)
-        norm = global_norm(ascent)
+            torch._foreach_mul_(gradients(weights), spare)
+        norm = global_norm(gradients(weights))
         if self.adaptive:
-            torch._foreach_mul_(ascent, spare)
+            torch._foreach_mul_(gradients(weights), spare)
 
         torch._foreach_copy_(spare, weights)
         try:
             for parameters, rho in groups:
-                e = [p.grad for p in parameters if p.grad is not None]
-                torch._foreach_mul_(e, rho / (norm + 1e-12))
-                torch._foreach_add_(parameters, e)
+                torch._foreach_mul_(gradients(parameters), rho / (norm + 1e-12))
+                torch._foreach_add_(parameters, gradients(parameters))
             self.base.zero_grad()  # frees e; and g' must not be added to it if the closure forgets to zero
             yield norm
         finally:

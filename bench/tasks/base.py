@@ -145,10 +145,9 @@ def prepare(task: Task, settings: DataSettings, seed: int) -> Data:
 
 def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
     """Give exactly round(share * N) examples a wrong label, uniform over the other classes (symmetric noise)."""
+    check_label_noise(task, share)
     if share == 0:
         return split
-    if split.targets.is_floating_point() or task.num_outputs < 2:
-        raise BenchError("data.label_noise needs a task with classes; this one is a regression")
     random = numpy_stream(seed, "noise")
     chosen = torch.from_numpy(random.permutation(len(split))[: round(share * len(split))])
     shift = torch.from_numpy(random.randint(1, task.num_outputs, size=len(chosen)))
@@ -157,6 +156,12 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
     noisy = torch.zeros(len(split), dtype=torch.bool)
     noisy[chosen] = True
     return Split(split.inputs, targets, noisy)
+
+
+def check_label_noise(task: Task, share: float) -> None:
+    """Raise BenchError where there are no classes to draw a wrong one from."""
+    if share and task.num_outputs < 2:
+        raise BenchError("data.label_noise needs a task with classes; this one is a regression")
 
 
 def _fingerprint(*tensors: Tensor) -> str:

@@ -36,12 +36,12 @@ class Digits(Task):
 
     def load(self) -> tuple[Split, Split]:
         raw = load_digits()
-        images = torch.from_numpy(raw.images.astype(np.float32)).unsqueeze(1)
+        images = torch.from_numpy(raw.images).unsqueeze(1)
         targets = torch.from_numpy(raw.target.astype(np.int64))
         order = torch.from_numpy(np.random.RandomState(TEST_SEED).permutation(len(targets)))
         test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
         mean, std = images[train].mean(), images[train].std()
-        images = (images - mean) / std
+        images = ((images - mean) / std).float()  # statistics in double: the same on every processor
         self._blank = float(-mean / std)
         return Split(images[train], targets[train]), Split(images[test], targets[test])
 

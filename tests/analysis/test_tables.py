@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,7 +75,7 @@ def test_incomplete_rows_are_marked_and_told(make_results: Make) -> None:
     assert row(found, "sgd")[-1] == "4/5"
     assert row(found, "adam") == ["adam†", "–", "–", "–", "–", "0/5"]
     assert "† sgd: 4 of 5 runs finished (1 failed)" in notes(found)
-    assert "† adam: 0 of 5 runs finished (5 unfinished); it has no numbers" in notes(found)
+    assert "† no run finished: adam (5 unfinished)." in notes(found)
     assert "sam: other configurations lack runs and rank behind complete ones: rho=0.5 (1 diverged)" in notes(found)
     assert "† sam (rho=0.5): 4 of 5 runs finished (1 diverged)" in notes(table(make_results(status=LOST), "sweep"))
 
@@ -216,3 +217,15 @@ def test_analysis_leaves_torch_and_pyplot_unimported() -> None:
         "assert not {'torch', 'sklearn', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(make_results: Make, tmp_path: Path) -> None:
+    render.write(tables.build(make_results(status=LOST)), tmp_path)
+    inputs = "".join(rf"\input{{tables/{name}}}" for name in ("results", "cost", "sweep"))
+    (tmp_path / "paper.tex").write_text(
+        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

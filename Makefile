@@ -1,0 +1,46 @@
+# Every target does its own set-up: any of them works as the first command on a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint perf tables lock clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install what requirements.lock pins, and this project, into .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: setup ## SGD, AdamW, SAM and ASAM on digits with 20 % wrong labels: minutes on 2 cores
+	$(BIN)/bench run digits_noise
+
+test: setup ## every test
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+perf: setup ## measure what the suite itself costs, side by side, and print ratios
+	$(BIN)/python tests/perf/perf.py
+
+tables: setup ## make tables and figures of every result set again, from its records
+	@for set in results/*/experiment.json; do \
+	  $(BIN)/bench table "$$(dirname "$$set")" --format md > /dev/null && $(BIN)/bench plot "$$(dirname "$$set")" || exit 1; \
+	done
+
+lock: setup ## pin the dependencies of pyproject.toml anew
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+
+clean: ## remove what set-up and tests made; results stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

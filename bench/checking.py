@@ -1,0 +1,61 @@
+"""Checking tables against schemas: every problem under its dotted key, in our words, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bench.errors import BadValue, nearest
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class Checker:
+    """Gathers what is wrong with one input.
+
+    Attributes:
+        source: the file at fault.
+        problems: one line each, in order; a set, since a sweep meets the same problem many times.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: dict[str, None] = {}
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems[f"{key}: {message}"] = None
+
+    def verdict(self) -> BadValue:
+        """All the problems as one error, to be raised."""
+        return BadValue(self.source, self.problems)
+
+    def check(
+        self, schema: type[Schema], values: dict[str, Any], where: str, defaults: Mapping[str, Any] | None = None
+    ) -> Schema | None:
+        """Validate a table; what is wrong is told under its dotted key, and None returned.
+
+        Args:
+            defaults: values from another table, under these; a problem in one of them is told there, not here.
+        """
+        try:
+            return schema.model_validate({**(defaults or {}), **values})
+        except ValidationError as error:
+            for fault in error.errors():
+                key = str(fault["loc"][0])
+                if defaults is None or key in values:
+                    self.problem(f"{where}.{key}" if where else key, _say(fault, schema))
+            return None
+
+
+def _say(fault: Any, schema: type[BaseModel]) -> str:
+    """A pydantic error in our words."""
+    key = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key; {nearest(key, schema.model_fields)}"
+    if fault["type"] == "missing":
+        return "required, but missing"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("dictionary", "table")
+    return f"{message[0].lower()}{message[1:]}, got {fault['input']!r}"

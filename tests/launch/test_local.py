@@ -1,0 +1,380 @@
+"""Local launches, with real processes: killed, interrupted, crowded and failing, and always the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.launch.local import slots
+
+PLUGIN = '''
+"""An MLP that counts its births, and misbehaves on request."""
+import os, signal
+from bench import register_model
+from bench.models.mlp import mlp
+
+@register_model("touchy")
+def touchy(task, *, width: int = 16):
+    folder = os.environ["TOUCHY"]
+    with open(os.path.join(folder, "births"), "a") as file:
+        file.write("born\\n")
+    if os.path.exists(os.path.join(folder, "raise")):
+        raise RuntimeError("no good\\nin two lines")
+    if os.path.exists(os.path.join(folder, "die")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mlp(task, width=width, depth=1, dropout=0.1)
+'''
+TOML = """
+task = "digits"
+model = "touchy"
+plugins = ["touchy.py"]
+baseline = "sgd"
+seeds = 3
+[data]
+label_noise = 0.2
+[train]
+epochs = 24
+batch_size = 32
+[optimizers.sgd]
+lr = 0.05
+[optimizers.sam]
+base = "sgd"
+lr = 0.05
+rho = 0.1
+"""
+TIMES = {"setup_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "resumes"}
+RUNS = 6
+
+
+class Site:
+    """A folder with an experiment, and the `bench` command in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results = path / "results" / "touchy"
+        (path / "touchy.py").write_text(PLUGIN)
+        (path / "touchy.toml").write_text(TOML)
+        self.environment = os.environ | {"TOUCHY": str(path), "COLUMNS": "120"}
+
+    def start(self, *options: str, **more: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "2", "--checkpoint-seconds", "0"]
+        return subprocess.Popen(
+            [*command, *options],
+            cwd=self.path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **more,
+        )
+
+    def run(self, *options: str, **more: Any) -> tuple[int, str]:
+        process = self.start(*options, **more)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
+
+    def births(self) -> int:
+        path = self.path / "births"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def numbers(self) -> dict[str, Any]:
+        """What every finished run measured, without what the clock says."""
+        found = {}
+        for path in sorted((self.results / "runs").glob("*/result.json")):
+            result = json.loads(path.read_text())
+            curve = [json.loads(line) for line in (path.parent / "curve.jsonl").read_text().splitlines()]
+            points = [{key: value for key, value in point.items() if key not in TIMES} for point in curve]
+            found[path.parent.name] = ({key: value for key, value in result.items() if key not in TIMES}, points)
+        return found
+
+    def litter(self) -> list[Path]:
+        return [path for path in self.results.rglob("*") if path.name.endswith(".tmp")]
+
+    def wait_for(self, pattern: str, count: int = 1) -> None:
+        deadline = time.monotonic() + 60
+        while len(list(self.results.glob(pattern))) < count:
+            assert time.monotonic() < deadline, f"no {count} of {pattern}"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    site = Site(tmp_path_factory.mktemp("undisturbed"))
+    status, output = site.run()
+    assert status == 0, output
+    numbers = site.numbers()
+    assert len(numbers) == RUNS
+    return numbers
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process ids of the workers: children of the launcher's fork server."""
+
+    def children(pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    try:
+        return [worker for child in children(launcher) for worker in children(child)]
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---- the ordinary course -------------------------------------------------------------------------------------
+
+
+def test_a_launch_says_a_line_a_run_and_a_second_one_repeats_nothing(site: Site) -> None:
+    status, output = site.run()
+    assert status == 0
+    assert re.search(r"touchy: 0 done, 6 to do \([\d,]+ passes\)", output)
+    lines = re.findall(r"\[\d/6\] (?:sgd|sam) seed \d: accuracy \d+\.\d % \(validation\), \d+\.\d s", output)
+    assert len(lines) == RUNS
+    assert "\x1b" not in output  # no terminal: no colours, no cursor movements
+    assert "Records, tables and figures are in results/touchy" in output
+    names = {str(path.relative_to(site.results)) for path in site.results.rglob("*") if "runs" not in path.parts}
+    assert {"records.csv", "curves.csv", "experiment.json", "tables/results.md", "figures/curves.pdf"} <= names
+    assert site.births() == RUNS
+
+    status, output = site.run()
+    assert status == 0
+    assert "6 done, 0 to do" in output
+    assert site.births() == RUNS
+
+
+def test_the_planned_passes_are_those_that_are_counted(site: Site) -> None:
+    _, output = site.run("--seeds", "1")
+    planned = re.search(r"\(([\d,]+) passes\)", output)
+    assert planned is not None
+    assert int(planned[1].replace(",", "")) == sum(result["passes"] for result, _ in site.numbers().values())
+
+
+def test_a_terminal_shows_what_is_running(site: Site) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--seeds", "1", "--jobs", "1"]
+    environment = site.environment | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(command, cwd=site.path, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(ours, 65536)
+        except OSError:
+            break
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
+    assert "0/2 runs" in text
+    assert re.search(r"sam seed 0 +epoch \d+/24 +accuracy \d+\.\d % \(validation\)", text)
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_run_is_recorded_the_others_go_on_and_retry_is_on_request(site: Site) -> None:
+    (site.path / "raise").touch()
+    status, output = site.run("--only", "sgd")
+    assert status == 1
+    assert output.count("FAILED: in two lines") == 3
+    errors = list(site.results.glob("runs/*/error.txt"))
+    assert len(errors) == 3
+    assert "Traceback" in errors[0].read_text()
+    assert "RuntimeError: no good" in errors[0].read_text()
+    assert "failed,in two lines" in (site.results / "records.csv").read_text()
+
+    (site.path / "raise").unlink()
+    status, output = site.run()
+    assert status == 1
+    assert "3 failed before (--retry-failed does them again)" in output
+    assert len(site.numbers()) == 3
+
+    status, output = site.run("--retry-failed")
+    assert status == 0
+    assert len(site.numbers()) == RUNS
+    assert not list(site.results.glob("runs/*/error.txt"))
+
+
+def test_fail_fast_stops_at_the_first_failure(site: Site) -> None:
+    (site.path / "raise").touch()
+    status, output = site.run("--fail-fast", "--jobs", "1")
+    assert status == 1
+    assert output.count("FAILED") == 1
+    assert site.births() == 1
+
+
+def test_a_worker_that_dies_twice_under_a_run_fails_it(site: Site) -> None:
+    (site.path / "die").touch()
+    status, output = site.run("--seeds", "1", "--only", "sgd")
+    assert status == 1
+    assert "worker died (signal 9 (SIGKILL)); once more" in output
+    assert "the worker process died twice under this run" in output
+    assert site.births() == 2
+
+
+def test_a_disk_that_fills_up_stops_the_launch_with_one_message_and_nothing_half_written(
+    site: Site, undisturbed: dict[str, Any]
+) -> None:
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))  # a checkpoint is larger than that
+
+    status, output = site.run(preexec_fn=small_disk)
+    assert status == 1
+    assert output.count("Error: cannot write") == 1
+    assert "checkpoint.pt: File too large" in output
+    assert "Traceback" not in output
+    assert site.numbers() == {}
+    assert site.litter() == []
+    assert site.run()[0] == 0
+    assert site.numbers() == undisturbed
+
+
+def test_damage_is_told_before_anything_starts(site: Site) -> None:
+    site.run("--seeds", "1", "--only", "sgd")
+    (result,) = site.results.glob("runs/*/result.json")
+    result.write_text('{"run_id":')
+    births = site.births()
+    status, output = site.run()
+    assert status == 2
+    assert f"{result.relative_to(site.path)} is damaged" in output
+    assert "Traceback" not in output
+    assert site.births() == births
+
+
+# ---- killed and interrupted ----------------------------------------------------------------------------------
+
+
+def test_workers_killed_at_random_change_no_number(site: Site, undisturbed: dict[str, Any]) -> None:
+    dice = random.Random(0)
+    process = site.start()
+    killed = 0
+    while process.poll() is None and killed < 3:
+        site.wait_for("runs/*/checkpoint.pt")
+        time.sleep(dice.uniform(0.0, 0.5))
+        if workers := workers_of(process.pid):
+            os.kill(dice.choice(workers), signal.SIGKILL)
+            killed += 1
+    output, _ = process.communicate(timeout=120)
+    assert killed == 3
+    if process.returncode:  # the dice may fall twice on one run: it has failed, and is repeated on request
+        assert "died twice" in output
+        assert site.run("--retry-failed")[0] == 0
+    assert site.numbers() == undisturbed
+    assert site.litter() == []
+
+
+def test_a_launcher_killed_at_random_leaves_nobody_behind_and_changes_no_number(
+    site: Site, undisturbed: dict[str, Any]
+) -> None:
+    dice = random.Random(1)
+    for _ in range(3):
+        process = site.start()
+        site.wait_for("runs/*/checkpoint.pt")
+        time.sleep(dice.uniform(0.0, 0.7))
+        workers = workers_of(process.pid)
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 10
+        while any(map(alive, workers)):
+            assert time.monotonic() < deadline, "workers outlived the launcher"
+            time.sleep(0.05)
+    status, output = site.run()
+    assert status == 0, output
+    assert "from a checkpoint" in output
+    assert site.numbers() == undisturbed
+    assert site.litter() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[str, Any], number: int) -> None:
+    process = site.start()
+    site.wait_for("runs/*/checkpoint.pt", count=2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to all of the group
+    else:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopping: runs save at the end of their epoch" in output
+    assert "Stopped. The same command goes on from here." in output
+    assert "Traceback" not in output
+    assert site.litter() == []
+    assert len(list(site.results.glob("runs/*/checkpoint.pt"))) == 2
+    status, output = site.run()
+    assert status == 0
+    assert "2 of them from a checkpoint" in output
+    assert site.numbers() == undisturbed
+
+
+def test_ctrl_c_at_the_very_start_fails_no_run(site: Site) -> None:
+    process = site.start()
+    deadline = time.monotonic() + 60
+    while not workers_of(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "FAILED" not in output
+    assert not list(site.results.glob("runs/*/error.txt"))
+
+
+def test_two_launches_at_once_do_no_run_twice(site: Site, undisturbed: dict[str, Any]) -> None:
+    both = [site.start(), site.start()]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert site.births() == RUNS
+    assert site.run()[0] == 0
+    assert site.births() == RUNS
+    assert site.numbers() == undisturbed
+
+
+# ---- sharing the machine -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    def of(cores: int, gpus: int) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+    return of
+
+
+def test_one_worker_a_gpu_else_one_a_core_each_with_its_share(machine: Callable[[int, int], None]) -> None:
+    machine(8, 2)
+    assert [(slot.device, slot.cores, slot.threads) for slot in slots(None)] == [
+        ("cuda:0", (0, 1, 2, 3), 4),
+        ("cuda:1", (4, 5, 6, 7), 4),
+    ]
+    assert [slot.device for slot in slots(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    machine(4, 0)
+    assert [(slot.device, slot.cores, slot.threads) for slot in slots(None)] == [
+        ("cpu", (core,), 1) for core in range(4)
+    ]
+    assert [(slot.cores, slot.threads) for slot in slots(1)] == [((0, 1, 2, 3), 4)]
+    assert [(slot.cores, slot.threads) for slot in slots(6)] == [((), 1)] * 6

@@ -1,0 +1,189 @@
+"""What the suite asks of every optimizer that is registered: each method around each plain one, and each plain one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bench.optim.schedule import scheduler
+from bench.registry import Entry, load_builtins, optimizers
+from bench.spec import Choice
+from bench.train import build_optimizer
+
+from .helpers import Watch, flat, same_bits, snapshot, spec, state_of
+
+LR = 0.05  # sensible for all of them on the small problems here
+
+load_builtins()
+ENTRIES = [entry for entry in optimizers if entry.plugin is None]
+PLAIN = [entry for entry in ENTRIES if not entry.wraps_base]
+
+
+def settings(entry: Entry) -> dict[str, Any]:
+    """The defaults plus lr, as an experiment file resolves them."""
+    lr = {"lr": LR} if "lr" in entry.schema.model_fields else {}
+    return entry.schema(**lr).model_dump()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer, with the one it is built around where it is built around one."""
+
+    entry: Entry
+    base: Entry | None = None
+
+    def __str__(self) -> str:
+        return f"{self.entry.name}-{self.base.name}" if self.base else self.entry.name
+
+    def build(self, model: nn.Module) -> Optimizer:
+        base = Choice(name=self.base.name, params=settings(self.base)) if self.base else None
+        return build_optimizer(spec(Choice(name=self.entry.name, params=settings(self.entry)), base), model)
+
+
+RECIPES = [Recipe(entry, base) for entry in ENTRIES for base in (PLAIN if entry.wraps_base else [None])]
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
+every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
+
+
+def net(seed: int = 0) -> nn.Module:
+    """Batch norm and dropout on the way, so that buffers and random numbers count."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def batches(number: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.randn(12, 5, generator=generator), torch.randn(12, 3, generator=generator)) for _ in range(number)]
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.mse_loss(model(x), y)
+
+
+def step(optimizer: Optimizer, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Any, Watch]:
+    watch = Watch(optimizer, partial(loss_of, model, x, y))
+    return optimizer.step(watch), watch  # type: ignore[arg-type]
+
+
+@every_recipe
+def test_it_is_a_torch_optimizer_over_all_trainable_parameters(recipe: Recipe) -> None:
+    model = net()
+    model[1].weight.requires_grad_(False)  # type: ignore[index]
+    optimizer = recipe.build(model)
+    assert isinstance(optimizer, Optimizer)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {group["lr"] for group in optimizer.param_groups} == {LR}
+
+
+@every_recipe
+def test_it_evaluates_the_closure_as_often_as_its_registration_says(recipe: Recipe) -> None:
+    model, steps = net(), 60  # a whole number of periods for a method that spares every 2nd .. 6th pass
+    optimizer = recipe.build(model)
+    x, y = batches(1)[0]
+    calls = sum(step(optimizer, model, x, y)[1].calls for _ in range(steps))
+    assert calls == pytest.approx(steps * recipe.entry.passes(settings(recipe.entry)))
+
+
+@every_recipe
+def test_it_returns_the_loss_at_the_weights_before_the_update(recipe: Recipe) -> None:
+    model = net()
+    optimizer = recipe.build(model)
+    for number, (x, y) in enumerate(batches(3)):
+        torch.manual_seed(number)
+        before = loss_of(model, x, y).detach()
+        torch.manual_seed(number)
+        returned, _ = step(optimizer, model, x, y)
+        assert isinstance(returned, Tensor)
+        assert torch.equal(returned.detach(), before)
+
+
+@every_recipe
+def test_every_parameter_moves(recipe: Recipe) -> None:
+    model = net()
+    before, optimizer = snapshot(model.parameters()), recipe.build(model)
+    step(optimizer, model, *batches(1)[0])
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@every_recipe
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Recipe) -> None:
+    def trained(seed: int) -> list[Tensor]:
+        model = net()
+        optimizer = recipe.build(model)
+        torch.manual_seed(seed)
+        for x, y in batches(4):
+            step(optimizer, model, x, y)
+        return [*model.parameters(), *model.buffers()]
+
+    assert same_bits(trained(1), trained(1))
+    assert not same_bits(trained(1), trained(2))
+
+
+@every_recipe
+def test_the_loss_of_a_convex_problem_falls(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 1), torch.randn(40, 5)
+    y = x @ torch.tensor([[0.5], [-0.5], [0.3], [0.1], [-0.2]]) + 0.2
+    optimizer = recipe.build(model)
+    losses = [step(optimizer, model, x, y)[0].item() for _ in range(60)]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@every_recipe
+def test_a_run_resumed_from_a_file_ends_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+    """5 steps == 3 + save + load into new objects + 2, with a schedule that has not come to its end."""
+    data = batches(5)
+
+    def objects(seed: int) -> tuple[nn.Module, Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        model = net(seed)
+        optimizer = recipe.build(model)
+        return model, optimizer, scheduler(optimizer, total=8, warmup=2, shape="cosine")
+
+    def run(parts: Any, some: list[tuple[Tensor, Tensor]]) -> None:
+        model, optimizer, schedule = parts
+        for x, y in some:
+            step(optimizer, model, x, y)
+            schedule.step()
+
+    straight = objects(seed=0)
+    torch.manual_seed(3)
+    run(straight, data)
+
+    stopped = objects(seed=0)
+    torch.manual_seed(3)
+    run(stopped, data[:3])
+    state = {"parts": [part.state_dict() for part in stopped], "random": torch.get_rng_state()}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed = objects(seed=99)
+    for i in range(3):
+        resumed[i].load_state_dict(saved["parts"][i])
+    torch.set_rng_state(saved["random"])
+    run(resumed, data[3:])
+
+    assert not torch.equal(flat(resumed[0].parameters()), flat(stopped[0].parameters()))
+    assert same_bits(resumed[0].state_dict().values(), straight[0].state_dict().values())
+    assert same_bits(state_of(resumed[1]), state_of(straight[1]))
+    assert resumed[1].param_groups[0]["lr"] == straight[1].param_groups[0]["lr"] != LR
+
+
+@every_entry
+def test_a_hyperparameter_it_does_not_have_is_refused(entry: Entry) -> None:
+    with pytest.raises(ValidationError, match="warp_factor"):
+        entry.schema(**settings(entry), warp_factor=9.0)
+
+
+@every_entry
+def test_its_docstring_says_in_one_line_what_it_is_and_cites_a_source(entry: Entry) -> None:
+    assert re.fullmatch(r"[A-Z].{20,}[.:)]", entry.description)
+    assert re.search(r"\b(19|20)\d\d\b", entry.factory.__doc__ or "")

@@ -1,0 +1,153 @@
+"""The rules of the code base that no single unit can keep: which way imports point, sizes, and what README promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from bench.cli import cli
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "bench").rglob("*.py"))
+
+LAYERS = (
+    {"bench.errors", "bench.checking"},
+    {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records"},
+    {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
+    {"bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment", "bench.train"},
+    {"bench.launch"},
+    {"bench.cli", "bench.__main__", "bench"},
+)
+"""Imports point from a layer to itself or to one before it, never to one after it."""
+
+ANALYSIS_MAY_IMPORT = {"bench.analysis", "bench.errors", "bench.store", "bench.records"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(path: Path, *, types_too: bool = True) -> set[str]:
+    """The modules of bench that a file imports, inside functions and for type checkers too."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types_too:
+            skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in inner}
+    return {name for name in found if name.split(".")[0] == "bench"}
+
+
+def part(module: str) -> str:
+    """The piece of the package that a module belongs to: bench.optim for bench.optim.sam."""
+    return ".".join(module.split(".")[:2])
+
+
+def layer(module: str) -> int:
+    for number, parts in enumerate(LAYERS):
+        if part(module) in parts:
+            return number
+    raise AssertionError(f"{part(module)} has no place in LAYERS of tests/test_architecture.py: give it one")
+
+
+# ---- imports -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    against = {name for name in imports(MODULES[module]) if layer(name) > layer(module)}
+    assert not against, f"{module} imports {against}, which stands above it"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "bench.analysis"])
+def test_analysis_sees_only_what_is_collected(module: str) -> None:
+    assert {part(name) for name in imports(MODULES[module])} <= ANALYSIS_MAY_IMPORT
+
+
+def test_optimizers_models_and_tasks_know_nothing_of_analysis() -> None:
+    for module, path in MODULES.items():
+        if layer(module) <= 3 and part(module) != "bench.analysis":
+            assert "bench.analysis" not in {part(name) for name in imports(path)}, module
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imports(path, types_too=False) - {module} for module, path in MODULES.items()}
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {module: names - packages for module, names in graph.items() if module not in packages}
+    while free := {module for module, names in graph.items() if not names & graph.keys()}:
+        graph = {module: names for module, names in graph.items() if module not in free}
+    assert not graph, f"each of these imports another of them: {sorted(graph)}"
+
+
+def test_the_reader_of_imports_sees_them_all() -> None:
+    assert {"bench.optim.sam", "bench.registry"} <= imports(MODULES["bench.optim.asam"])
+    assert "bench.launch.run" in imports(MODULES["bench.cli"]), "inside a function"
+    assert "bench.spec" in imports(MODULES["bench.records"]), "for type checkers"
+    assert "bench.spec" not in imports(MODULES["bench.records"], types_too=False)
+
+
+def test_tables_plots_records_and_store_work_without_torch() -> None:
+    code = """
+import sys
+import bench.analysis.tables, bench.analysis.plots, bench.records, bench.store
+print(sorted({"torch", "sklearn", "pydantic"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_enough_to_read_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text)) or path.name == "__main__.py"
+
+
+# ---- README and CONTRIBUTING ---------------------------------------------------------------------------------
+
+
+def commands(document: str) -> list[str]:
+    """Every line of a code block that calls bench, without comment and pipe."""
+    lines = re.findall(r"^(?: {4}|\$ )?(?:\.venv/bin/)?(bench .+)$", (ROOT / document).read_text(), flags=re.M)
+    return [re.split(r" [|&>]", line)[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("document", "line"),
+    [(document, line) for document in ("README.md", "CONTRIBUTING.md") for line in dict.fromkeys(commands(document))],
+)
+def test_every_command_that_is_shown_parses(document: str, line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, f"{document}: no command {name}"
+    try:
+        command.make_context(name, arguments)
+    except click.exceptions.Exit:  # --help
+        pass
+    except click.UsageError as error:
+        pytest.fail(f"{document}: {line}: {error.format_message()}")
+
+
+def test_readme_shows_commands() -> None:
+    assert {shlex.split(line)[1] for line in commands("README.md")} >= {"run", "list"}

@@ -1,0 +1,66 @@
+"""README does what it says: its table is the committed one, its code runs, its files are there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from bench.experiment import load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+
+
+def test_the_table_is_the_committed_one() -> None:
+    shown = re.search(r"<!-- results:begin .*?-->\n(.*?)<!-- results:end -->", README, flags=re.S)
+    assert shown is not None
+    assert shown[1].strip() == (ROOT / "results/digits_noise/tables/results.md").read_text().strip()
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) >= 3
+    for link in links:
+        assert (ROOT / link).is_file(), link
+
+
+def test_the_example_loop_runs_as_written() -> None:
+    (code,) = (block for block in blocks("python") if "optimizer.step(closure)" in block)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_example_experiment_resolves(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "example.toml").write_text(text)
+    assert len(load(tmp_path / "example.toml").runs) == 6 * 5
+
+
+def test_the_example_plug_in_trains_with_sam_over_it(tmp_path: Path) -> None:
+    (code,) = (block for block in blocks("python") if "register_task" in block)
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.toml").write_text(
+        textwrap.dedent("""
+        task = "breast_cancer"
+        model = "mlp"
+        plugins = ["mine.py"]
+        baseline = "rmsprop"
+        seeds = 2
+        [train]
+        epochs = 3
+        [optimizers.rmsprop]
+        [optimizers.sam]
+        base = "rmsprop"
+        """)
+    )
+    command = [sys.executable, "-m", "bench", "run", "mine.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "4 to do" in done.stderr
+    assert re.search(r"^sam +9\d\.\d\d ± ", done.stdout, flags=re.M)

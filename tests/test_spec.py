@@ -1,0 +1,169 @@
+"""A run's identity: what decides the numbers is in it, what does not is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bench import spec as specs
+from bench.spec import PlannedRun, RunSpec
+
+FULL: dict[str, Any] = {
+    "task": {"name": "digits", "params": {"augment": "shift"}},
+    "model": {"name": "mlp", "params": {"width": 8, "depth": 2, "dropout": 0.25}},
+    "optimizer": {
+        "name": "sam",
+        "params": {"rho": 0.05},
+        "base": {"name": "sgd", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0005}},
+    },
+    "data": {"validation": 0.1, "label_noise": 0.2},
+    "train": {
+        "epochs": 20,
+        "batch_size": 64,
+        "schedule": "cosine",
+        "warmup_epochs": 0,
+        "clip_norm": None,
+        "precision": "fp32",
+        "eval_every": 1,
+    },
+    "seed": 0,
+    "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
+}
+FULL_ID = "455f77eec74d"
+PLAIN_ID = "ac412517776f"
+
+
+def changed(path: tuple[str | int, ...], value: Any) -> RunSpec:
+    """FULL with one field set to something else."""
+
+    def put(node: Any, path: tuple[str | int, ...]) -> Any:
+        if not path:
+            return value
+        if isinstance(node, list):
+            return [put(item, path[1:]) if index == path[0] else item for index, item in enumerate(node)]
+        return {key: put(item, path[1:]) if key == path[0] else item for key, item in node.items()}
+
+    return RunSpec.model_validate(put(FULL, path))
+
+
+def leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        yield path, node
+        return
+    for key, item in items:
+        yield from leaves(item, (*path, key))
+
+
+OTHER_WORD = {"cosine": "constant", "fp32": "bf16"}
+
+
+def something_else(value: Any) -> Any:
+    if value is None:
+        return 1.0
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return OTHER_WORD.get(value, value + "x")
+    return value / 2 if isinstance(value, float) and value else value + 1
+
+
+# ---- run_id --------------------------------------------------------------------------------------------------
+
+
+def test_run_ids_are_what_they_have_always_been() -> None:
+    """If this fails, every result ever made would be made again: raise PROTOCOL on purpose, or undo the change."""
+    plain = {**FULL, "plugins": [], "optimizer": {"name": "sgd", "params": {"lr": 0.1}}}
+    assert (RunSpec.model_validate(FULL).run_id, RunSpec.model_validate(plain).run_id) == (FULL_ID, PLAIN_ID)
+
+
+def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:
+    assert RunSpec.model_validate(FULL).model_dump(mode="json") == FULL
+
+
+@pytest.mark.parametrize(("path", "value"), [leaf for leaf in leaves(FULL) if leaf[0] != ("plugins", 0, "path")])
+def test_every_field_changes_the_run_id(path: tuple[str | int, ...], value: Any) -> None:
+    assert changed(path, something_else(value)).run_id != RunSpec.model_validate(FULL).run_id
+
+
+def test_the_place_of_a_plugin_is_no_part_of_the_run_id() -> None:
+    assert changed(("plugins", 0, "path"), "/scratch/other.py").run_id == FULL_ID
+
+
+def test_the_order_of_plugins_and_of_hyperparameters_is_no_part_of_the_run_id() -> None:
+    two = [{"path": "/a.py", "sha256": "a"}, {"path": "/b.py", "sha256": "b"}]
+    params = FULL["optimizer"]["base"]["params"]
+    assert changed(("plugins",), two).run_id == changed(("plugins",), two[::-1]).run_id
+    assert changed(("optimizer", "base", "params"), dict(reversed(params.items()))).run_id == FULL_ID
+
+
+def test_a_base_optimizer_makes_another_run_than_none() -> None:
+    assert changed(("optimizer", "base"), None).run_id != RunSpec.model_validate(FULL).run_id
+
+
+def test_the_protocol_version_is_part_of_the_run_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "PROTOCOL", specs.PROTOCOL + 1)
+    assert RunSpec.model_validate(FULL).run_id != FULL_ID
+
+
+def test_a_run_id_is_12_hex_digits() -> None:
+    assert re.fullmatch(r"[0-9a-f]{12}", RunSpec.model_validate(FULL).run_id)
+
+
+# ---- the spec as a file --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [FULL["optimizer"], {"name": "sgd", "params": {"lr": 1e-5}, "base": None}])
+def test_a_spec_survives_json_with_its_id(optimizer: dict[str, Any]) -> None:
+    spec = changed(("optimizer",), optimizer)
+    again = RunSpec.model_validate_json(spec.model_dump_json(indent=1))
+    assert again == spec
+    assert again.run_id == spec.run_id
+
+
+def test_a_spec_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ValidationError, match="momentun"):
+        RunSpec.model_validate({**FULL, "momentun": 1})
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RunSpec.model_validate(FULL).seed = 1
+
+
+# ---- columns -------------------------------------------------------------------------------------------------
+
+
+def test_hyperparameters_name_every_setting_once_for_records() -> None:
+    columns = RunSpec.model_validate(FULL).hyperparameters()
+    assert columns == {
+        "method": "sam",
+        "base": "sgd",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.0005,
+        "rho": 0.05,
+        **FULL["train"],
+        **FULL["data"],
+        "task.augment": "shift",
+        "model.width": 8,
+        "model.depth": 2,
+        "model.dropout": 0.25,
+    }
+
+
+def test_a_plain_optimizer_has_an_empty_base_column() -> None:
+    columns = changed(("optimizer",), {"name": "sgd", "params": {"lr": 0.1}}).hyperparameters()
+    assert (columns["method"], columns["base"], columns["lr"]) == ("sgd", None, 0.1)
+
+
+def test_config_text_writes_swept_values_the_short_way() -> None:
+    config = {"rho": 0.05, "lr": 1.0, "epochs": 40, "schedule": "cosine"}
+    run = PlannedRun("sam", config, RunSpec.model_validate(FULL))
+    assert run.config_text == "rho=0.05, lr=1, epochs=40, schedule=cosine"
+    assert PlannedRun("sgd", {}, run.spec).config_text == ""
