@@ -302,7 +302,7 @@ def test_build_optimizer_hands_adam_its_moments(name: str) -> None:
 
 def test_a_negative_rho_in_a_group_is_refused() -> None:
     weights = [{"params": [nn.Parameter(torch.ones(1))], "rho": -0.1}]
-    with pytest.raises(ValueError, match="rho must be >= 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"rho must be >= 0, got -0\.1"):
         SAM(torch.optim.SGD(weights, lr=0.1))
     optimizer = SAM(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
     with pytest.raises(ValueError, match="rho must be >= 0"):
