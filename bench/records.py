@@ -112,8 +112,8 @@ def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[di
 # ---- the committed files -------------------------------------------------------------------------------------
 
 
-def finished_elsewhere(folder: Path, store: Store) -> set[str]:
-    """Ids of finished runs that records.csv holds and the run folders here do not: results of another machine.
+def finished(folder: Path) -> set[str]:
+    """Ids of the finished runs that records.csv holds, wherever they were made; none if there is no such file.
 
     Raises:
         BenchError: records.csv cannot be read as a table.
@@ -127,8 +127,7 @@ def finished_elsewhere(folder: Path, store: Store) -> set[str]:
         records = pd.read_csv(path, usecols=["run_id", "status"], dtype=str)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} is no table of records ({error}); restore or remove it") from error
-    finished = records.loc[records.status.isin(FINISHED), "run_id"]
-    return {run_id for run_id in finished if store.run(run_id).result() is None}
+    return set(records.loc[records.status.isin(FINISHED), "run_id"])
 
 
 def publish(results: Results, folder: Path) -> None:

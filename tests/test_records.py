@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from bench import records
 from bench.errors import BenchError
 from bench.experiment import Experiment, load
+from bench.launch.run import _to_be_kept
 from bench.store import Store
 
 TOML = """
@@ -129,19 +131,37 @@ def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
         records.read(tmp_path)
 
 
-def test_results_of_another_machine_are_known_until_their_runs_are_finished_here(
-    tmp_path: Path, experiment: Experiment
-) -> None:
+def test_results_of_another_machine_give_way_to_whole_ones_only(tmp_path: Path, experiment: Experiment) -> None:
     there, here = Store(tmp_path / "there"), Store(tmp_path / "here")
     for run in experiment.runs:
         finish(there, run.spec.run_id)
     records.publish(collect(there, experiment), here.folder)
     ids = {run.spec.run_id for run in experiment.runs}
-    assert records.finished_elsewhere(here.folder, here) == ids
-    first = experiment.runs[0].spec.run_id
-    finish(here, first)
-    assert records.finished_elsewhere(here.folder, here) == ids - {first}
-    assert records.finished_elsewhere(there.folder, there) == set()
+    held = records.finished(here.folder)
+    assert held == ids
+
+    first, *others = experiment.runs
+    finish(here, first.spec.run_id)
+    assert _to_be_kept(held, collect(here, experiment), here) == ids - {first.spec.run_id}  # a part of it
+
+    fewer = dataclasses.replace(experiment, runs=(first,))  # whole, but a part of what is held: fewer seeds
+    assert _to_be_kept(held, collect(here, fewer), here) == ids - {first.spec.run_id}
+
+    other = load(tmp_path / "tiny.toml", ["optimizers.sgd.lr=0.2"])  # the file was edited: another experiment, whole
+    for run in other.runs:
+        finish(here, run.spec.run_id)
+    assert _to_be_kept(held, collect(here, other), here) == set()
+
+    for run in others:
+        finish(here, run.spec.run_id)
+    assert _to_be_kept(held, collect(here, experiment), here) == set()  # the same runs, now made here
+
+
+def test_records_that_are_no_table_stop_a_launch(tmp_path: Path) -> None:
+    (tmp_path / "records.csv").write_text("what,is\nthis,?\n")
+    with pytest.raises(BenchError, match=r"records\.csv is no table of records .*; restore or remove it"):
+        records.finished(tmp_path)
+    assert records.finished(tmp_path / "nowhere") == set()
 
 
 def test_run_ids_that_look_like_numbers_stay_text(tmp_path: Path, experiment: Experiment) -> None:

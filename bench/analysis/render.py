@@ -56,16 +56,19 @@ def show(tables: Sequence[Table], console: Console) -> None:
 
     Names fold and headers stack so that 80 columns are enough.
 
-    A sentence that stood under an earlier table is not said again.
+    A sentence under several tables is said under the first of them only.
     """
     said: set[str] = set()
-    for table in reversed(tables):
-        console.print(Text(table.title, style="bold"), "", _grid(table, console.width), sep="\n")
+    paragraphs = []
+    for table in tables:
         caption = " ".join(sentence for sentence in table.caption if sentence not in said)
         notes = [note for note in table.footnotes if note not in said]
+        paragraphs.append([text for text in (caption, *notes) if text])
         said |= {*table.caption, *table.footnotes}
-        for paragraph in filter(None, (caption, *notes)):
-            filled = textwrap.fill(paragraph, console.width - 1, subsequent_indent="  ", break_on_hyphens=False)
+    for table, below in reversed(list(zip(tables, paragraphs, strict=True))):
+        console.print(Text(table.title, style="bold"), "", _grid(table, console.width), sep="\n")
+        for text in below:
+            filled = textwrap.fill(text, console.width - 1, subsequent_indent="  ", break_on_hyphens=False)
             console.print(Text(filled, style="dim"))
         console.print()
 

@@ -14,7 +14,7 @@ from bench.launch.display import Display
 from bench.launch.local import Outcome, run_local
 from bench.launch.plan import Plan, make_plan
 from bench.records import Results
-from bench.store import Store
+from bench.store import FINISHED, Store
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Launched:
     Attributes:
         results: all that is there now, of this launch and of those before.
         folder: where they are written.
-        kept: finished runs in `folder` made on another machine, which these results would have replaced: nothing was
+        kept: finished runs in `folder` made on another machine, which these results must not replace: nothing was
             written over them.
     """
 
@@ -97,7 +97,7 @@ def execute(
     """Do a plan. See `run`."""
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
-    records.finished_elsewhere(store.folder, store)  # an unreadable records.csv stops us now, not after hours
+    held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
     outcome = Outcome()
     if planned.to_do:
         ids = [run.spec.run_id for run in planned.to_do]
@@ -112,7 +112,19 @@ def execute(
                 checkpoint_seconds=checkpoint_seconds,
             )
     results = records.collect(store, meta, planned.experiment.runs)
-    kept = records.finished_elsewhere(store.folder, store)
+    kept = _to_be_kept(held, results, store)
     if not kept:
         records.publish(results, store.folder)
     return Launched(planned, outcome, results, store.folder, len(kept))
+
+
+def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:
+    """Finished runs of another machine in records.csv that these results must not replace.
+
+    Their folders are not here to collect them from again. A part of an experiment never replaces them; a whole one
+    does, unless it is only a part of what they are (fewer seeds).
+    """
+    elsewhere = {run_id for run_id in held if store.run(run_id).result() is None}
+    planned = set(results.records.run_id)
+    whole = results.records.status.isin(FINISHED).all()
+    return set() if whole and not planned <= held else elsewhere
