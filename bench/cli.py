@@ -13,7 +13,6 @@ from bench.errors import BenchError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.analysis.render import Table
     from bench.launch.plan import Plan
     from bench.launch.run import Launched
     from bench.records import Results
@@ -96,6 +95,7 @@ def run(
     from bench.experiment import find
 
     find(experiment)  # a wrong name is told before torch is imported
+    from bench.analysis import render, tables
     from bench.launch import run as launch
 
     plan = launch.plan(experiment, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
@@ -107,11 +107,12 @@ def run(
     launched = launch.execute(
         plan, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console
     )
+    built = tables.build(launched.results)
     if not launched.kept:
-        _write_tables(launched.results, launched.folder)
+        render.write(built, launched.folder)
         if launched.results.records["status"].eq("done").any():
             _write_figures(launched.results, launched.folder)
-    _print_tables(launched.results)
+    render.show(built, Console())
     _tell_outcome(launched, console)
     if launched.outcome.interrupted and not launched.outcome.failed and not launched.outcome.disk:
         sys.exit(130)
@@ -201,14 +202,16 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
 @_out
 def table(experiment: str, format_: str, out: Path) -> None:
     """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables."""
+    from rich.console import Console
+
     from bench import records
-    from bench.analysis import render
+    from bench.analysis import render, tables
 
     folder = _results_folder(experiment, out)
-    results = records.read(folder)
-    built = _write_tables(results, folder)
+    built = tables.build(records.read(folder))
+    render.write(built, folder)
     if format_ == "terminal":
-        _print_tables(results)
+        render.show(built, Console())
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
 
@@ -284,23 +287,7 @@ def _results_folder(experiment: str, out: Path) -> Path:
     raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}; `bench run` makes them')
 
 
-def _write_tables(results: Results, folder: Path) -> list[Table]:
-    from bench.analysis import render, tables
-
-    built = tables.build(results)
-    render.write(built, folder)
-    return built
-
-
 def _write_figures(results: Results, folder: Path) -> list[Path]:
     from bench.analysis import plots  # matplotlib takes a second to import
 
     return plots.build(results, folder)
-
-
-def _print_tables(results: Results) -> None:
-    from rich.console import Console
-
-    from bench.analysis import render, tables
-
-    render.show(tables.build(results), Console())

@@ -8,6 +8,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+from bench import records
+from bench.analysis import render, tables
 from bench.experiment import load
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +68,11 @@ def test_the_example_plug_in_trains_with_sam_over_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "4 to do" in done.stderr
     assert re.search(r"^sam +9\d\.\d\d ± ", done.stdout, flags=re.M)
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("results/*/")), ids=lambda folder: folder.name)
+def test_committed_tables_are_made_from_the_committed_records(folder: Path, tmp_path: Path) -> None:
+    paths = render.write(tables.build(records.read(folder)), tmp_path)
+    assert len(paths) >= 6
+    for path in paths:
+        assert path.read_bytes() == (folder / "tables" / path.name).read_bytes(), path.name
