@@ -242,6 +242,20 @@ class Store:
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.folder / "runs" / run_id)
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Held while records are collected and written, so that of two launches that end together the later one,
+        which sees more, has the last word."""
+        path = self.folder / "runs" / "collecting.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
+        except OSError as error:
+            raise storage_error(path, error) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def check_writable(self) -> None:
         """Fail before any work starts if the folder cannot be written.
 

@@ -91,9 +91,6 @@ class Display:
     def say(self, message: str) -> None:
         self.console.print(Text(message, "yellow"))
 
-    def tick(self) -> None:
-        """Called about once a second."""
-
     def _end(self, run: PlannedRun) -> None:
         self.running.pop(run.spec.run_id, None)
         self.over += 1

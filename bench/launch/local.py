@@ -131,13 +131,12 @@ class _Pool:
 
     def work_off(self) -> None:
         """Hand out runs and listen, until the queue is empty and all is quiet."""
-        self._hand_out()
-        while any(worker.run for worker in self.workers):
+        while self.queue or any(worker.run for worker in self.workers):
+            self._hand_out()
             self._listen(timeout=1.0)
             if self._ended_early():
                 self.drain()
                 return
-            self._hand_out()
 
     def _ended_early(self) -> bool:
         if self.outcome.disk is None and not (self.fail_fast and self.outcome.failed):
@@ -151,8 +150,11 @@ class _Pool:
                 worker.run = self.queue.popleft()
                 spec = worker.run.spec
                 job = Job(spec.model_dump_json(), self.store.run(spec.run_id).path, self.checkpoint_seconds)
-                worker.connection.send(job)
                 self.display.started(worker.run)
+                try:
+                    worker.connection.send(job)
+                except OSError:  # it died while it had nothing to do
+                    self._replace(worker)
 
     def _listen(self, timeout: float) -> None:
         busy = {worker.connection: worker for worker in self.workers if worker.run}
@@ -164,7 +166,6 @@ class _Pool:
                 self._replace(worker)
             else:
                 self._take(worker, event)
-        self.display.tick()
 
     def _take(self, worker: _Worker, event: Event) -> None:
         run = worker.run

@@ -111,10 +111,11 @@ def execute(
                 fail_fast=fail_fast,
                 checkpoint_seconds=checkpoint_seconds,
             )
-    results = records.collect(store, meta, planned.experiment.runs)
-    kept = _to_be_kept(held, results, store)
-    if not kept:
-        records.publish(results, store.folder)
+    with store.collecting():
+        results = records.collect(store, meta, planned.experiment.runs)
+        kept = _to_be_kept(held, results, store)
+        if not kept:
+            records.publish(results, store.folder)
     return Launched(planned, outcome, results, store.folder, len(kept))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -18,8 +19,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from bench import records
+from bench.experiment import load
+from bench.launch import local
+from bench.launch.display import Display
 from bench.launch.local import slots
+from bench.launch.plan import make_plan
+from bench.store import Store
 
 PLUGIN = '''
 """An MLP that counts its births, and misbehaves on request."""
@@ -287,6 +295,23 @@ def test_workers_killed_at_random_change_no_number(site: Site, undisturbed: dict
     assert site.litter() == []
 
 
+def test_a_worker_killed_while_idle_is_replaced(
+    registries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Site(tmp_path).path)
+    monkeypatch.setenv("TOUCHY", str(tmp_path))
+    plan = make_plan(load(tmp_path / "touchy.toml", ["train.epochs=1"]), Store(tmp_path / "results"))
+    display = Display(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
+    pool = local._Pool(plan.to_do, plan.store, display, fail_fast=False, checkpoint_seconds=30)
+    pool.start(slots(1))
+    pool.workers[0].process.kill()
+    pool.workers[0].process.join()
+    pool.work_off()
+    pool.close()
+    assert pool.outcome.finished == RUNS
+    assert pool.outcome.failed == []
+
+
 def test_a_launcher_killed_at_random_leaves_nobody_behind_and_changes_no_number(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -348,9 +373,10 @@ def test_two_launches_at_once_do_no_run_twice(site: Site, undisturbed: dict[str,
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert site.births() == RUNS
+    assert site.numbers() == undisturbed
+    assert list(records.read(site.results).records.status) == ["done"] * RUNS  # whoever was last wrote all of it
     assert site.run()[0] == 0
     assert site.births() == RUNS
-    assert site.numbers() == undisturbed
 
 
 # ---- sharing the machine -------------------------------------------------------------------------------------
