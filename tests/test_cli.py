@@ -83,7 +83,7 @@ def on_disk(folder: Path) -> set[str]:
         (["run", "digits_noise", "--set", "data.validation=1e-6"], "leaves 1200 to train on and 0 to validate on"),
         (["table", "digits_noise"], 'results holds no results of "digits_noise"'),
         (["plot", "digits_noise"], 'results holds no results of "digits_noise"'),
-        (["table", "."], "holds no results yet; `bench run` makes them"),
+        (["table", "."], 'results holds no results of "."; there are none; `bench run` makes them'),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
