@@ -1,4 +1,4 @@
-"""The tables of an experiment: results, cost and, where something is swept, every swept configuration."""
+"""The tables of an experiment: results, losses, cost and, where something is swept, every swept configuration."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class Words:
 
 
 def build(results: Results) -> list[Table]:
-    """The tables "results", "cost" and, if the experiment sweeps anything, "sweep", in this order.
+    """The tables "results", "losses", "cost" and, if the experiment sweeps anything, "sweep", in this order.
 
     Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
     """
     rows = all_rows(results)
     words = Words(results.meta, provenance(results))
     best = [row for row in rows if row.chosen]
-    tables = [_results(words, best, rows), _cost(words, best, rows)]
+    tables = [_results(words, best, rows), _losses(words, best, rows), _cost(words, best, rows)]
     if results.meta["sweeps"]:
         tables.append(_sweep(words, [row for row in rows if row.label in results.meta["sweeps"]]))
     return tables
@@ -123,15 +123,29 @@ def _results(words: Words, best: list[Row], rows: list[Row]) -> Table:
     return _table(words, "results", "results", caption, cells, best, notes, numbers)
 
 
+def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
+    cells: dict[str, Callable[[Row], str]] = {
+        "optimizer": _name,
+        "train loss (nats)": lambda row: _plain(row.train_loss, ".3f"),
+        "test loss (nats)": lambda row: _plain(row.test_loss, ".3f"),
+        "gap (nats)": lambda row: _plain(row.gap_loss, ".3f"),
+        "n": _n,
+    }
+    about = (
+        "Mean cross-entropy after the last epoch, train loss on true labels without augmentation; gap: test minus "
+        "train. Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
+    )
+    notes = [*_gone(best), *_gone_elsewhere(rows), *_edges(best), *_budget(best)]
+    numbers = to_frame(best, ["train_loss", "test_loss", "val_loss", "gap_loss"], words.meta["metric"])
+    return _table(words, "losses", "losses", [about, words.chosen(), words.origin()], cells, best, notes, numbers)
+
+
 def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
     longest = np.nanmax([0.0, *(row.train_seconds.mean for row in best)])
     digits = 2 if longest < 10 else 1 if longest < 1000 else 0
     cells: dict[str, Callable[[Row], str]] = {
         "optimizer": _name,
-        "train loss": lambda row: _number(row.train_loss.mean, ".3f"),
-        "test loss": lambda row: _number(row.test_loss.mean, ".3f"),
-        "loss gap": lambda row: _number(row.gap_loss.mean, ".3f"),
-        "time (s)": lambda row: _number(row.train_seconds.mean, f",.{digits}f"),
+        "time (s)": lambda row: _plain(row.train_seconds, f",.{digits}f"),
         "time ratio": lambda row: _number(row.seconds_ratio, ".2f", "×"),
         "passes": lambda row: _number(row.passes, ",.0f"),
         "passes ratio": lambda row: _number(row.passes_ratio, ".2f", "×"),
@@ -139,17 +153,14 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
         "diverged, failed": lambda row: f"{row.diverged}, {row.failed}",
     }
     about = (
-        "Means over the finished runs. Losses: mean cross-entropy in nats after the last epoch, train loss "
-        "on true labels without augmentation, loss gap: test minus train. Time: training only, without "
-        "set-up and evaluation. Passes: forward-backward passes over a batch. "
+        "Means over the finished runs. Time: training only, without set-up and evaluation, mean ± half-width of the "
+        "95% Student-t interval. Passes: forward-backward passes over a batch. "
         f"Ratios are to {words.baseline}, over the seeds both finished. Peak: largest memory in use."
     )
     notes = [*_gone(best), *_gone_elsewhere(rows), *_edges(best), *_budget(best), *_mixed(words)]
-    fields = ["train_loss", "test_loss", "val_loss", "gap_loss", "train_seconds"]
-    fields += ["seconds_ratio", "passes", "passes_ratio", "peak_memory_mb"]
+    fields = ["train_seconds", "seconds_ratio", "passes", "passes_ratio", "peak_memory_mb"]
     numbers = to_frame(best, fields, words.meta["metric"])
-    caption = [about, words.chosen(), words.origin()]
-    return _table(words, "cost", "cost", caption, cells, best, notes, numbers)
+    return _table(words, "cost", "cost", [about, words.chosen(), words.origin()], cells, best, notes, numbers)
 
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
@@ -193,6 +204,12 @@ def _name(row: Row) -> str:
 
 def _n(row: Row) -> str:
     return str(row.done) if row.complete else f"{row.done}/{row.planned}"
+
+
+def _plain(interval: Interval, form: str) -> str:
+    """An interval in its own unit, as mean ± half-width; the mean alone where there is no interval."""
+    mean = _number(interval.mean, form)
+    return mean if interval.n < 2 else f"{mean} ± {interval.half_width:{form}}"
 
 
 def _number(value: float, form: str, unit: str = "") -> str:

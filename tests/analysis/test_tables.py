@@ -58,15 +58,21 @@ def test_results_cells_by_hand(make_results: Make) -> None:
 
 def test_cost_cells_name_ratios_to_the_baseline(make_results: Make) -> None:
     cells = row(table(make_results(), "cost"), "sam")
-    assert cells[6:] == ["132", "2.00×", "310", "0, 0"]
-    assert re.fullmatch(r"\d\.\d\d×", cells[5])
+    assert cells[3:] == ["132", "2.00×", "310", "0, 0"]
+    assert re.fullmatch(r"\d\.\d\d×", cells[2])
+    assert re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cells[1])
+
+
+def test_losses_have_intervals(make_results: Make) -> None:
+    for cells in table(make_results(), "losses").rows:
+        assert all(re.fullmatch(r"-?\d\.\d{3} ± \d\.\d{3}", cell) for cell in cells[1:4])
 
 
 def test_sweep_table_marks_one_choice_a_label_and_goes_without_a_sweep(make_results: Make) -> None:
     found = table(make_results(), "sweep")
     assert [cells[0].split()[0] for cells in found.rows if cells[-1] == "chosen"] == ["sam", "asam"]
     names = [found.name for found in tables.build(make_results({"sgd": {}, "adam": {}}))]
-    assert names == ["results", "cost"]
+    assert names == ["results", "losses", "cost"]
 
 
 def test_incomplete_rows_are_marked_and_told(make_results: Make) -> None:
@@ -85,7 +91,7 @@ def test_nothing_finished_is_still_a_table(make_results: Make) -> None:
     found = table(results, "results")
     assert [cells[1:] for cells in found.rows] == [["–", "–", "–", "–", "0/5"]] * len(LABELS)
     assert "No run has finished." in " ".join(found.caption)
-    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(results)] == [6, 6, 9]
+    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(results)] == [6, 6, 6, 9]
 
 
 def test_one_seed_has_no_interval_no_test_and_says_so(make_results: Make) -> None:
@@ -205,7 +211,7 @@ def test_unknown_formats_are_refused(make_results: Make) -> None:
 def test_written_twice_gives_the_same_bytes(make_results: Make, tmp_path: Path) -> None:
     first = {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
     assert sorted(path.name for path in first if path.parent == tmp_path / "tables") == [
-        f"{name}.{form}" for name in ("cost", "results", "sweep") for form in ("csv", "md", "tex")
+        f"{name}.{form}" for name in ("cost", "losses", "results", "sweep") for form in ("csv", "md", "tex")
     ]
     assert first == {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
 
@@ -222,7 +228,7 @@ def test_analysis_leaves_torch_and_pyplot_unimported() -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(make_results: Make, tmp_path: Path) -> None:
     render.write(tables.build(make_results(status=LOST)), tmp_path)
-    inputs = "".join(rf"\input{{tables/{name}}}" for name in ("results", "cost", "sweep"))
+    inputs = "".join(rf"\input{{tables/{name}}}" for name in ("results", "losses", "cost", "sweep"))
     (tmp_path / "paper.tex").write_text(
         rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
     )

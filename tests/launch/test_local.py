@@ -262,13 +262,15 @@ def test_a_disk_that_fills_up_stops_the_launch_with_one_message_and_nothing_half
 
 
 def test_damage_is_told_before_anything_starts(site: Site) -> None:
-    site.run("--seeds", "1", "--only", "sgd")
-    (result,) = site.results.glob("runs/*/result.json")
+    site.run("--seeds", "1")
+    result, other = sorted(site.results.glob("runs/*/result.json"))
     result.write_text('{"run_id":')
+    other.rename(other.with_name("checkpoint.pt"))  # a foreign file in the checkpoint's place
     births = site.births()
     status, output = site.run()
     assert status == 2
     assert f"{result.relative_to(site.path)} is damaged" in output
+    assert f"{other.with_name('checkpoint.pt').relative_to(site.path)} is damaged" in output
     assert "Traceback" not in output
     assert site.births() == births
 
