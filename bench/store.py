@@ -246,7 +246,7 @@ class Store:
     def collecting(self) -> Iterator[None]:
         """Held while records are collected and written, so that of two launches that end together the later one,
         which sees more, has the last word."""
-        path = self.folder / "runs" / "collecting.lock"
+        path = self.folder / "runs" / "lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below

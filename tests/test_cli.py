@@ -311,7 +311,7 @@ def test_run_does_every_run_and_leaves_records_tables_and_figures(
     assert {"records.csv", "curves.csv", "experiment.json", "runs", "tables", "figures"} <= {
         path.name for path in results.iterdir()
     }
-    runs = list((results / "runs").iterdir())
+    runs = [path for path in (results / "runs").iterdir() if path.is_dir()]
     assert len(runs) == 6
     for run in runs:
         assert json.loads((run / "result.json").read_text())["status"] == "done"
