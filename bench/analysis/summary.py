@@ -101,23 +101,13 @@ class Provenance:
         return max(map(len, (self.devices, self.torch, self.python, self.commits))) > 1
 
 
-def summarize(results: Results) -> list[Row]:
-    """One row a label, in the order of the experiment, each at the configuration chosen on validation data.
-
-    The choice: best mean validation metric over the seeds, among the configurations whose planned runs all
-    finished; only if there are none, among those with some finished run. Ties go to the lower mean validation
-    loss, then to the first listed. Test numbers play no part.
-    """
-    return [row for row in all_rows(results) if row.chosen]
-
-
-def sweep_rows(results: Results) -> list[Row]:
-    """Every configuration of every swept label, in the order of the experiment, `chosen` or not."""
-    return [row for row in all_rows(results) if row.label in results.meta["sweeps"]]
-
-
 def all_rows(results: Results) -> list[Row]:
-    """Every (label, configuration) of the experiment as a row, labels in the order of the experiment."""
+    """Every (label, configuration) of the experiment as a row, labels in the order of the experiment.
+
+    One configuration a label is `chosen`: that with the best mean validation metric over the seeds, among the
+    configurations whose planned runs all finished; only if there are none, among those with some finished run. Ties
+    go to the lower mean validation loss, then to the first listed. Test numbers play no part.
+    """
     meta = results.meta
     config = results.records["config"]
     records = results.records.assign(config=config.astype(object).where(config.notna(), ""))
@@ -227,7 +217,7 @@ def _moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.D
 
 
 def _chosen(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
-    """Flag one configuration a label, by validation numbers only; see `summarize` for the rule."""
+    """Flag one configuration a label, by validation numbers only; see `all_rows` for the rule."""
     # Rounded, so that equal runs tie although their means were summed in another order.
     value = frame[f"val_{metric['key']}:mean"].round(12)
     ranking = pd.DataFrame(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis.summary import Row, all_rows, provenance, summarize, sweep_rows
+from bench.analysis.summary import Row, all_rows, provenance
 from bench.records import Results
 
 Make = Callable[..., Results]
@@ -29,6 +29,14 @@ def setting(
         return records
 
     return change
+
+
+def summarize(results: Results) -> list[Row]:
+    return [row for row in all_rows(results) if row.chosen]
+
+
+def sweep_rows(results: Results) -> list[Row]:
+    return [row for row in all_rows(results) if row.label in results.meta["sweeps"]]
 
 
 def chosen(rows: list[Row], label: str) -> Row:
