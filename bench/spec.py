@@ -40,6 +40,12 @@ class TrainSettings(_Frozen):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs over which lr rises linearly to its value."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the final gradient (never of the ascent's)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs forward passes under autocast; weights stay fp32."""
+    eval_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
 
     @field_validator("warmup_epochs")
     @classmethod
@@ -47,13 +53,6 @@ class TrainSettings(_Frozen):
         if value > info.data.get("epochs", value):
             raise ValueError(f"must be at most epochs ({info.data['epochs']})")
         return value
-
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the final gradient (never of the ascent's)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs forward passes under autocast; weights stay fp32."""
-    eval_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
 
 
 class Choice(_Frozen):
