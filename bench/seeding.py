@@ -15,7 +15,6 @@ import hashlib
 from typing import Literal
 
 import numpy as np
-import torch
 
 Stream = Literal["init", "order", "augment", "dropout", "noise"]
 
@@ -30,8 +29,3 @@ def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomS
     """A generator on the host. RandomState, because its numbers are promised to stay the same in every numpy."""
     number = derive(seed, stream, epoch)
     return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
-
-
-def torch_stream(seed: int, stream: Stream, device: torch.device, epoch: int = 0) -> torch.Generator:
-    """A generator on the device, for draws that must not leave it (augmentation)."""
-    return torch.Generator(device).manual_seed(derive(seed, stream, epoch))

@@ -1,17 +1,27 @@
-"""What several test files need: experiment files of a few seconds, plug-ins, and registries that forget them again."""
+"""What several test files need: experiment files of a few seconds, plug-ins, registries that forget them again, and
+tiny stand-ins for the data sets that would have to be downloaded."""
 
 from __future__ import annotations
 
 import copy
+import gzip
 import json
+import os
+import shutil
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import registry
+from bench.data import Dataset
+
+REAL_DATA = os.environ.get("BENCH_DATA")
+"""The user's data folder, for tests that ask for real data; no other test sees it."""
 
 TINY: dict[str, Any] = {
     "title": "Tiny",
@@ -101,3 +111,106 @@ def registries() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+# ---- data sets -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_DATA", str(tmp_path_factory.mktemp("no_data")))
+        yield
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], None]:
+    """real_data(dataset): from here on the test sees the user's data; it is skipped if the data set is not there."""
+
+    def use(dataset: Dataset) -> None:
+        if not REAL_DATA:
+            pytest.skip("needs real data: set BENCH_DATA to its folder")
+        monkeypatch.setenv("BENCH_DATA", REAL_DATA)
+        if not dataset.is_there():
+            pytest.skip(f"needs {dataset.title}, which is not in {REAL_DATA}")
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with some tens of images of noise for each data set, in files like the real ones; read only."""
+    folder = tmp_path_factory.mktemp("tiny_data")
+    random = np.random.RandomState(0)
+    write_cifar(folder / "cifar-10-batches-py", [f"data_batch_{n}" for n in range(1, 6)], "test_batch", 20, 10, random)
+    write_cifar(folder / "cifar-100-python", ["train"], "test", 200, 100, random)
+    write_idx(folder / "FashionMNIST" / "raw", {"train": 60, "t10k": 20}, random)
+    return folder
+
+
+@pytest.fixture
+def data_folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny data as the test's own data folder, to be spoilt at will."""
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    monkeypatch.setenv("BENCH_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def build_task(tiny_data: Path) -> Iterator[Callable[[str], Any]]:
+    """build_task(name): a registered task with its defaults, on the tiny data where it reads files."""
+
+    def build(name: str) -> Any:
+        entry = registry.tasks[name]
+        unverified = {"allow_unverified_data": True} if "allow_unverified_data" in entry.schema.model_fields else {}
+        return entry.build(**unverified)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_DATA", str(tiny_data))
+        yield build
+
+
+def write_cifar(
+    folder: Path, train: list[str], test: str, count: int, classes: int, random: np.random.RandomState
+) -> None:
+    """Files as Krizhevsky's: `count` images each, the classes in turn."""
+    folder.mkdir()
+    for name in [*train, test]:
+        labels = {"fine_labels" if classes == 100 else "labels": [n % classes for n in range(count)]}
+        images = random.randint(256, size=(count, 3072)).astype(np.uint8)
+        batch = {"batch_label": name, "data": images, **labels}
+        (folder / name).write_bytes(b"\x80\x02" + python2_pickle(batch) + b".")
+    meta = {"label_names": [f"class {n}" for n in range(classes)]}
+    (folder / ("meta" if classes == 100 else "batches.meta")).write_bytes(b"\x80\x02" + python2_pickle(meta) + b".")
+
+
+def python2_pickle(value: Any) -> bytes:
+    """The opcodes of a value as Python 2 wrote them, with byte strings and numpy 1's names: Python 3 cannot."""
+    if isinstance(value, dict):
+        return b"}(" + b"".join(python2_pickle(key) + python2_pickle(item) for key, item in value.items()) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(python2_pickle, value)) + b"e"
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, str | bytes):
+        raw = value.encode() if isinstance(value, str) else value
+        return b"T" + struct.pack("<i", len(raw)) + raw
+    assert isinstance(value, np.ndarray)
+    assert value.dtype == np.uint8
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    shape = b"(" + b"".join(map(python2_pickle, value.shape)) + b"t"
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return empty + b"(K\x01" + shape + dtype + b"\x89" + python2_pickle(value.tobytes()) + b"tb"
+
+
+def write_idx(folder: Path, counts: dict[str, int], random: np.random.RandomState) -> None:
+    """Files as Fashion-MNIST's, gzipped."""
+    folder.mkdir(parents=True)
+    for name, count in counts.items():
+        images = random.randint(256, size=(count, 28, 28)).astype(np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images", images), ("labels", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}i", *array.shape)
+            with gzip.open(folder / f"{name}-{kind}-idx{array.ndim}-ubyte.gz", "wb") as file:
+                file.write(header + array.tobytes())

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,15 @@ from bench.launch.plan import make_plan
 from bench.spec import DataSettings
 from bench.store import Store
 from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels, split_sizes
-from bench.tasks.digits import Digits, shift
+from bench.tasks.digits import Digits
 
 registry.load_builtins()
 PLAIN, NOISY = DataSettings(), DataSettings(label_noise=0.3)
 
 
 @pytest.fixture(scope="module", params=[entry.name for entry in registry.tasks])
-def task(request: pytest.FixtureRequest) -> Task:
-    made: Task = registry.tasks[request.param].factory()
-    return made
+def task(request: pytest.FixtureRequest, build_task: Callable[[str], Task]) -> Task:
+    return build_task(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +82,59 @@ def test_model_inputs_have_the_promised_shape_and_are_finite(task: Task, loaded:
             assert seen.isfinite().all()
 
 
-def test_without_a_generator_nothing_is_augmented(task: Task, loaded: tuple[Split, Split]) -> None:
+def test_outside_training_nothing_is_random_and_no_example_depends_on_others(
+    task: Task, loaded: tuple[Split, Split]
+) -> None:
     batch = loaded[0].inputs[:20]
     before = batch.clone()
     torch.manual_seed(1)
+    np.random.seed(1)
     first = task.model_inputs(batch)
     torch.manual_seed(2)
+    np.random.seed(2)
     assert torch.equal(task.model_inputs(batch), first)
     assert torch.equal(torch.cat([task.model_inputs(batch[:7]), task.model_inputs(batch[7:])]), first)
     assert torch.equal(batch, before)
 
 
-def test_augmentation_is_decided_by_its_generator_alone(task: Task, loaded: tuple[Split, Split]) -> None:
-    batch = loaded[0].inputs[:20]
-    before = batch.clone()
+def test_augmentation_is_decided_by_its_stream_alone(task: Task, loaded: tuple[Split, Split]) -> None:
+    inputs, targets = loaded[0].inputs[:20], loaded[0].targets[:20]
+    before = inputs.clone()
     torch.manual_seed(1)
-    first = task.model_inputs(batch, torch.Generator().manual_seed(5))
+    np.random.seed(1)
+    first, _ = task.training_batch(inputs, targets, np.random.RandomState(5))
     torch.manual_seed(2)
-    second = task.model_inputs(batch, torch.Generator().manual_seed(5))
-    assert torch.equal(first, second)
-    assert first.shape == (20, *task.input_shape)
-    assert torch.equal(batch, before)
+    np.random.seed(2)
+    again, _ = task.training_batch(inputs, targets, np.random.RandomState(5))
+    assert torch.equal(first, again)
+    assert torch.equal(inputs, before)
+
+
+def test_what_is_trained_on_has_the_shape_and_type_of_what_is_evaluated(
+    task: Task, loaded: tuple[Split, Split]
+) -> None:
+    inputs, targets = loaded[0].inputs[:20], loaded[0].targets[:20]
+    seen, told = task.training_batch(inputs, targets, np.random.RandomState(5))
+    evaluated = task.model_inputs(inputs)
+    assert (seen.shape, seen.dtype) == (evaluated.shape, evaluated.dtype)
+    assert seen.is_contiguous(memory_format=task.memory_format)
+    assert evaluated.is_contiguous(memory_format=task.memory_format)
+    assert torch.equal(told, targets)
+    assert task.losses(torch.zeros(20, task.num_outputs), told).shape == (20,)
+
+
+def test_fetching_data_that_is_there_does_nothing_and_it_stays_what_it_was(
+    task: Task, loaded: tuple[Split, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", None)
+    task.fetch()
+    assert same(task.load()[0], loaded[0])
+
+
+def test_the_protocol_records_whether_the_data_is_the_publishers(task: Task) -> None:
+    reads_files = "allow_unverified_data" in vars(task)
+    assert task.verified() is not reads_files, "the tiny files are not the real ones"
+    assert prepare(task, PLAIN, seed=0).verified is task.verified()
 
 
 def test_losses_are_one_number_an_example_and_score_is_its_metric(task: Task, loaded: tuple[Split, Split]) -> None:
@@ -153,6 +185,25 @@ def test_validation_and_the_order_of_the_rest_are_the_same_for_every_seed(task: 
     one, other = prepare(task, PLAIN, seed=0), prepare(task, PLAIN, seed=1)
     assert same(one.val, other.val)
     assert same(one.train, other.train)
+
+
+def test_a_smaller_training_set_is_a_part_of_a_larger_one_beside_the_same_validation(task: Task) -> None:
+    whole, part = (prepare(task, DataSettings(train_size=size), seed=0) for size in (None, 40))
+    assert len(part.train) == 40
+    assert same(part.train, whole.train[torch.arange(40)])
+    assert same(part.val, whole.val)
+    assert part.fingerprint == whole.fingerprint
+
+
+def test_a_training_set_larger_than_what_is_left_is_refused_with_the_numbers(
+    task: Task, loaded: tuple[Split, Split]
+) -> None:
+    left, _ = split_sizes(len(loaded[0]), PLAIN)
+    assert split_sizes(len(loaded[0]), DataSettings(train_size=left))[0] == left
+    with pytest.raises(
+        BenchError, match=rf"data\.train_size = {left + 1}, but only {left} of {len(loaded[0])} training"
+    ):
+        prepare(task, DataSettings(train_size=left + 1), seed=0)
 
 
 @pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
@@ -314,28 +365,24 @@ def slow_shift(images: Tensor, offsets: Tensor, fill: float) -> Tensor:
     return moved
 
 
-def test_shift_moves_each_image_as_a_slow_reference_does() -> None:
-    images = torch.randn(30, 2, 5, 6, generator=torch.Generator().manual_seed(0))
-    offsets = torch.randint(0, 3, (2, 30, 1), generator=torch.Generator().manual_seed(9))
-    assert len({tuple(pair) for pair in offsets[:, :, 0].T.tolist()}) == 9, "all nine moves are tried"
-    moved = shift(images, torch.Generator().manual_seed(9), fill=-3.0)
-    assert torch.equal(moved, slow_shift(images, offsets, -3.0))
-
-
-def test_shifted_digits_are_filled_with_blank_paper() -> None:
+def test_shifted_digits_are_moved_one_pixel_at_most_and_filled_with_blank_paper() -> None:
     task = Digits(augment="shift")
     train, _ = task.load()
-    moved = task.model_inputs(train.inputs[:40], torch.Generator().manual_seed(9))
-    offsets = torch.randint(0, 3, (2, 40, 1), generator=torch.Generator().manual_seed(9))
+    inputs, targets = train.inputs[:40], train.targets[:40]
+    moved, told = task.training_batch(inputs, targets, np.random.RandomState(9))
+    offsets = torch.from_numpy(np.random.RandomState(9).randint(3, size=(2, 40, 1)))
+    assert len({tuple(pair) for pair in offsets[:, :, 0].T.tolist()}) == 9, "all nine moves are tried"
     blank = train.inputs.min().item()  # pixel value 0
-    torch.testing.assert_close(moved, slow_shift(train.inputs[:40], offsets, blank))
-    assert torch.equal(task.model_inputs(train.inputs[:40]), train.inputs[:40])
+    torch.testing.assert_close(moved, slow_shift(inputs, offsets, blank))
+    assert torch.equal(told, targets)
+    assert torch.equal(task.model_inputs(inputs), inputs)
 
 
 def test_digits_are_not_augmented_unless_asked_to_be() -> None:
     task = Digits()
     train, _ = task.load()
-    assert torch.equal(task.model_inputs(train.inputs[:9], torch.Generator().manual_seed(0)), train.inputs[:9])
+    moved, _ = task.training_batch(train.inputs[:9], train.targets[:9], np.random.RandomState(0))
+    assert torch.equal(moved, train.inputs[:9])
 
 
 def test_label_noise_on_a_regression_stops_before_any_run(

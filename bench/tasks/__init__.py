@@ -1,3 +1,5 @@
 """The tasks: what is learned, from which data, and how it is scored. One file a family."""
 
+from bench.tasks import cifar as cifar
 from bench.tasks import digits as digits
+from bench.tasks import fashion_mnist as fashion_mnist

@@ -76,26 +76,51 @@ class Task(ABC):
         num_outputs: size of the model's output (classes; 1 for regression).
         input_shape: shape of one example as the model sees it.
         metric: the score beside the loss.
+        memory_format: how weights and activations of images lie in memory; it is for speed alone.
     """
 
     num_outputs: int
     input_shape: tuple[int, ...]
     metric: Metric = ACCURACY
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def fetch(self) -> None:  # noqa: B027 - most tasks have nothing to fetch
+        """See that the data is on this machine, downloading it if need be; called once, before any run starts.
+
+        Raises:
+            BenchError: it is not there and cannot be had; the message says which file to put where.
+        """
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """The whole training set and the test set, on the CPU, always in the same order."""
+        """The whole training set and the test set, on the CPU, always in the same order. Never downloads."""
 
     def train_examples(self) -> int:
         """Size of the training set, validation included; override it where loading is slow."""
         return len(self.load()[0])
 
-    def model_inputs(self, inputs: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """What the model sees of a batch of raw inputs; with a generator, randomly augmented for training."""
+    def verified(self) -> bool:
+        """Whether the data is what its publisher gave out, by checksum or because it came inside a package."""
+        return True
+
+    def model_inputs(self, inputs: Tensor) -> Tensor:
+        """What the model sees of a batch of raw inputs."""
         return inputs
 
+    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """What the model sees and is told of a raw batch in training: augmented, where the task does that.
+
+        Args:
+            random: the epoch's stream of augmentation, on the host: the same draws on every device.
+        """
+        return self.model_inputs(inputs), targets
+
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats."""
+        """Loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.
+
+        Args:
+            targets: (N,) class numbers; or, where `training_batch` mixes labels, (N, num_outputs) probabilities.
+        """
         return F.cross_entropy(outputs, targets, reduction="none")
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
@@ -110,20 +135,31 @@ class Data:
     test: Split
     fingerprint: str
     """sha256 over what the task loaded, so that two runs can be seen to have had the same data."""
+    verified: bool = True
+    """Whether it is what its publisher gave out (see `Task.verified`)."""
 
     def to(self, device: torch.device) -> Data:
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
 
 def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
-    """(training, validation) examples out of a training set of `examples`."""
+    """(training, validation) examples out of a training set of `examples`.
+
+    Raises:
+        BenchError: one of the two would be empty, or there are fewer than `train_size`.
+    """
     validation = round(examples * settings.validation)
     if not 0 < validation < examples:
         raise BenchError(
             f"data.validation = {settings.validation:g} of {examples} training examples leaves "
             f"{examples - validation} to train on and {validation} to validate on; both must be at least 1"
         )
-    return examples - validation, validation
+    if settings.train_size is not None and settings.train_size > examples - validation:
+        raise BenchError(
+            f"data.train_size = {settings.train_size}, but only {examples - validation} of {examples} training "
+            f"examples are left beside data.validation = {settings.validation:g}"
+        )
+    return settings.train_size or examples - validation, validation
 
 
 def prepare(task: Task, settings: DataSettings, seed: int) -> Data:
@@ -136,11 +172,12 @@ def prepare(task: Task, settings: DataSettings, seed: int) -> Data:
         BenchError: the task's data does not fit the settings.
     """
     full, test = task.load()
-    train_size, _ = split_sizes(len(full), settings)
+    train_size, val_size = split_sizes(len(full), settings)
     order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(len(full)))
-    train, val = full[order[:train_size]], full[order[train_size:]]
+    train, val = full[order[:train_size]], full[order[len(order) - val_size :]]
     fingerprint = _fingerprint(full.inputs, full.targets, test.inputs, test.targets)
-    return Data(replace_labels(train, task, settings.label_noise, seed), val, test, fingerprint)
+    train = replace_labels(train, task, settings.label_noise, seed)
+    return Data(train, val, test, fingerprint, task.verified())
 
 
 def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.nn import functional as F
 
 from bench.registry import register_task
+from bench.tasks.augment import crop
 from bench.tasks.base import Split, Task
 
 TEST_EXAMPLES = 597
@@ -45,18 +45,7 @@ class Digits(Task):
         self._blank = float(-mean / std)
         return Split(images[train], targets[train]), Split(images[test], targets[test])
 
-    def model_inputs(self, inputs: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        if augment is None or self.augment == "none":
-            return inputs
-        return shift(inputs, augment, fill=self._blank)
-
-
-def shift(images: Tensor, generator: torch.Generator, fill: float) -> Tensor:
-    """Each image (N, C, H, W) moved by its own -1, 0 or 1 pixel along each axis, on the device, without a loop."""
-    count, _, height, width = images.shape
-    offsets = torch.randint(0, 3, (2, count, 1), device=images.device, generator=generator)
-    rows = offsets[0] + torch.arange(height, device=images.device)
-    columns = offsets[1] + torch.arange(width, device=images.device)
-    padded = F.pad(images, (1, 1, 1, 1), value=fill)
-    which = torch.arange(count, device=images.device)[:, None, None]
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        if self.augment == "shift":
+            inputs = crop(inputs.permute(0, 2, 3, 1), random, padding=1, fill=self._blank).permute(0, 3, 1, 2)
+        return inputs, targets

@@ -1,0 +1,304 @@
+"""Published data sets on disk: where they are, whether they are the real ones, and getting them.
+
+There is one data folder: the environment variable BENCH_DATA, else `sam-bench` in the user's cache. No file is taken
+for what its name says: what is read has been compared with the checksum of what the publisher gives out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from bench.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
+from bench.errors import BenchError
+
+T = TypeVar("T")
+_Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
+
+ANOTHER_FOLDER = "another data folder with --data-dir DIR or the environment variable BENCH_DATA"
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+
+
+def data_folder() -> Path:
+    """BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; it need not exist yet.
+
+    Raises:
+        BenchError: it is something other than a folder, or there is no home folder.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(os.environ.get("BENCH_DATA") or Path(cache, "sam-bench")).expanduser().absolute()
+    except RuntimeError as error:
+        raise BenchError(f"no home folder for the data ({error}); name {ANOTHER_FOLDER}") from error
+    if folder.exists() and not folder.is_dir():
+        raise BenchError(f"{folder} is to hold the data, but is not a folder; name {ANOTHER_FOLDER}")
+    return folder
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A published data set: some files in one folder.
+
+    Attributes:
+        title: its name in words.
+        task: its name in experiment files.
+        folder: where it is put, below the data folder.
+        elsewhere: folders where it is looked for after that, below the data folder or absolute.
+        files: md5 of each file, by name. A file may also lie there gzipped, as "<name>.gz"; the md5 is that of the
+            content, which can be packed in many ways.
+        downloads: one archive (.tar.gz) of `folder`, or each file gzipped.
+    """
+
+    title: str
+    task: str
+    folder: str
+    elsewhere: tuple[str, ...]
+    files: Mapping[str, str]
+    downloads: tuple[Download, ...]
+
+    def is_there(self) -> bool:
+        """Whether all files are on this machine, whatever is in them."""
+        return any(not self._missing(folder) for folder in self._folders())
+
+    def paths(self) -> list[Path]:
+        """The files in the order of `files`, from the first folder that has them all.
+
+        Raises:
+            BenchError: none has; the message says what to put where.
+        """
+        for folder in self._folders():
+            if not self._missing(folder):
+                return [_on_disk(folder / name) for name in self.files]
+        raise self._absent(self._remedy())
+
+    def verified(self) -> bool:
+        """Whether every file's content is the official one.
+
+        Raises:
+            BenchError: a file is missing or cannot be read.
+        """
+        return not self._unofficial()
+
+    def check(self, *, allow_unverified: bool) -> None:
+        """Refuse files that are not the official ones, unless that is allowed.
+
+        Raises:
+            BenchError: names the files, what they are, what they should be, and how to go on.
+        """
+        faults = self._unofficial()
+        if faults and not allow_unverified:
+            raise self._refused(self.paths()[0].parent, faults)
+
+    def load(self, read: Callable[[list[Path]], T], *, allow_unverified: bool) -> T:
+        """`read` of the files, in their order; remembered until something else is read, since a worker does many runs.
+
+        Raises:
+            BenchError: as `paths`, as `check`, or as `read`.
+        """
+        self.check(allow_unverified=allow_unverified)
+        return cast(T, _read(read, tuple(map(_stamp, self.paths()))))
+
+    def fetch(self, *, allow_unverified: bool = False, patience: Patience = PATIENCE) -> None:
+        """See that the files are there, out of an archive in the data folder or from the network, and are right.
+
+        Of several processes that fetch at once one works and the others wait for it. A killed one leaves what it has
+        downloaded, and the next goes on from there.
+
+        Raises:
+            BenchError: they cannot be had, are not the official ones, or the disk refuses.
+        """
+        if not self.is_there():
+            with _locked(data_folder() / f".{self.task}.lock"):
+                if not self.is_there():  # another process may have been at it
+                    for wanted in self.downloads:
+                        self._obtain(wanted, allow_unverified, patience)
+        self.check(allow_unverified=allow_unverified)
+
+    @property
+    def _is_archive(self) -> bool:
+        return self.downloads[0].name.endswith(".tar.gz")
+
+    def _folders(self) -> list[Path]:
+        return [data_folder() / folder for folder in (self.folder, *self.elsewhere)]
+
+    def _missing(self, folder: Path) -> list[str]:
+        with _reading(folder):
+            return [name for name in self.files if not _on_disk(folder / name).is_file()]
+
+    def _unofficial(self) -> list[str]:
+        """What is wrong, one line for each file at fault."""
+        found = [(path, content_md5(path)) for path in self.paths()]
+        return [
+            f"{path.name}: md5 is {md5}, that of the official file {official}"
+            for (path, md5), official in zip(found, self.files.values(), strict=True)
+            if md5 != official
+        ]
+
+    def _obtain(self, wanted: Download, allow_unverified: bool, patience: Patience) -> None:
+        folder = data_folder() / self.folder
+        if not self._is_archive:
+            if not _on_disk(folder / wanted.name.removesuffix(".gz")).is_file():
+                self._download(wanted, folder, patience)
+            return
+        if folder.exists():
+            raise self._absent(self._remedy())
+        archive = data_folder() / wanted.name
+        if not archive.is_file():
+            self._download(wanted, archive.parent, patience)
+        elif not allow_unverified and (md5 := _md5(archive, open)) != wanted.md5:
+            raise self._refused(archive, [f"md5 is {md5}, that of the official file {wanted.md5}"])
+        extract(archive, folder)
+
+    def _download(self, wanted: Download, folder: Path, patience: Patience) -> None:
+        try:
+            download(wanted, folder, patience)
+        except DownloadError as error:
+            raise self._absent(f"it could not be downloaded.\n{error}") from error
+
+    # ---- messages --------------------------------------------------------------------------------------------
+
+    def _refused(self, place: Path, faults: list[str]) -> BenchError:
+        return BenchError(
+            f"{place} is not the official {self.title}:\n{_indented(faults)}\n"
+            "Move it away, and `bench prepare` downloads the official one; or accept it in the experiment's [task]:\n"
+            f'  task = {{name = "{self.task}", allow_unverified_data = true}}\n'
+            "Records and tables then say that the data is not verified."
+        )
+
+    def _remedy(self) -> str:
+        folder = data_folder() / self.folder
+        if self._is_archive and folder.exists():
+            return f"move {folder} away, and `bench prepare` makes it anew."
+        return "`bench prepare` downloads it."
+
+    def _absent(self, reason: str) -> BenchError:
+        root = data_folder()
+        partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
+        where = f"in {partly[0]} without {', '.join(self._missing(partly[0]))}" if partly else f"not in {root}"
+        folder = root if self._is_archive else root / self.folder
+        files = [f"{folder / wanted.name}\n    from {wanted.urls[0]}" for wanted in self.downloads]
+        unpacked = f"or that archive's folder, as {root / self.folder}\n" if self._is_archive else ""
+        return BenchError(
+            f"{self.title} is {where}: {reason}\n"
+            f"To get it in another way, put there\n{_indented(files)}\n{unpacked}or name {ANOTHER_FOLDER}."
+        )
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def _read(read: Callable[[list[Path]], Any], stamps: tuple[_Stamp, ...]) -> Any:
+    return read([path for path, _, _ in stamps])
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, unpacked if it is gzipped.
+
+    Raises:
+        BenchError: it cannot be read, or is damaged.
+    """
+    with _reading(path), _opener(path)(path, "rb") as file:
+        return cast(bytes, file.read())
+
+
+def content_md5(path: Path) -> str:
+    """md5 of `content(path)`, computed once in a process unless the file changes.
+
+    Raises:
+        BenchError: it cannot be read, or is damaged.
+    """
+    return _content_md5(_stamp(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _content_md5(stamp: _Stamp) -> str:
+    return _md5(stamp[0], _opener(stamp[0]))
+
+
+def _md5(path: Path, opener: Callable[..., Any]) -> str:
+    with _reading(path), opener(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _opener(path: Path) -> Callable[..., Any]:
+    return gzip.open if path.suffix == ".gz" else open
+
+
+def _stamp(path: Path) -> _Stamp:
+    with _reading(path):
+        status = path.stat()
+    return path, status.st_size, status.st_mtime_ns
+
+
+def _on_disk(path: Path) -> Path:
+    """The file, or its gzipped form if only that is there."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong in reading, in one clear message."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        raise BenchError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def damaged(path: Path, what: object) -> BenchError:
+    """The error that says so of a file of data."""
+    return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` gets it again")
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack an archive's folder of that name to that place, whole or not at all.
+
+    Raises:
+        BenchError: the archive is damaged or of something else, or the disk refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with writing(folder):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(temporary, filter="data")  # which lets nothing out of the folder
+            if not (temporary / folder.name).is_dir():
+                raise damaged(archive, f"it holds no folder {folder.name}")
+            os.rename(temporary / folder.name, folder)
+        except DAMAGE as error:
+            raise damaged(archive, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system lets go if it dies."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"waiting for another process that is getting the same data ({path})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,297 @@
+"""AutoAugment's policy for CIFAR-10 on batches of images, pixel for pixel what torchvision does to one image.
+
+Cubuk et al. 2019, https://arxiv.org/abs/1805.09501. The images of a batch that draw the same kind of operation go
+through it together. The policy is written down here, not read from torchvision at run time, because importing that
+takes a second, and because results should not change with its version; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.tasks.augment import to_device
+
+Array = np.ndarray[Any, Any]
+Operation = tuple[str, float, int | None]
+"""Name, probability, and level of magnitude from 0 to 9, None for what has no magnitude."""
+
+POLICY: tuple[tuple[Operation, Operation], ...] = (
+    (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, None), ("Equalize", 0.9, None)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, None), ("Equalize", 0.5, None)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, None), ("AutoContrast", 0.4, None)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+    (("Solarize", 0.5, 2), ("Invert", 0.0, None)),
+    (("Equalize", 0.2, None), ("AutoContrast", 0.6, None)),
+    (("Equalize", 0.2, None), ("Equalize", 0.6, None)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, None)),
+    (("AutoContrast", 0.8, None), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, None)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, None), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, None), ("Invert", 0.1, None)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
+)
+"""25 sub-policies of two operations each."""
+
+PROBABILITIES = np.array([[probability for _, probability, _ in pair] for pair in POLICY])
+LEVELS = 10
+SIGNED = {"Rotate", "ShearY", "TranslateX", "TranslateY", "Brightness", "Color", "Contrast", "Sharpness"}
+"""Operations whose magnitude is made negative half of the time."""
+
+
+def autoaugment(images: Tensor, random: np.random.RandomState) -> Tensor:
+    """Give each image a random sub-policy, whose two operations happen each with its probability, one after the other.
+
+    Args:
+        images: (N, H, W, 3) uint8; left as they are.
+
+    Returns:
+        (N, H, W, 3) uint8; what comes in from outside an image is black.
+    """
+    chosen = random.randint(len(POLICY), size=len(images))
+    happens = random.random_sample((len(images), 2)) < PROBABILITIES[chosen]
+    positive = random.randint(2, size=(len(images), 2))
+    return apply_policy(images, chosen, happens, positive)
+
+
+def apply_policy(images: Tensor, chosen: Array, happens: Array, positive: Array) -> Tensor:
+    """What `autoaugment` does once all is drawn.
+
+    Args:
+        images: (N, H, W, 3) uint8; left as they are.
+        chosen: (N,) number of each image's sub-policy.
+        happens: (N, 2) bool, whether its first and its second operation happens.
+        positive: (N, 2), 1 where the magnitude is positive, 0 where negative, in operations that have a sign.
+
+    Returns:
+        (N, H, W, 3) uint8.
+    """
+    _, height, width, _ = images.shape
+    tables = _tables(height, width, images.device)
+    drawn = (chosen[:, None], np.arange(2), positive)
+    kinds, rows = np.where(happens, tables.kinds[drawn], -1), tables.rows[drawn]
+
+    # Images of one kind are found on the host, and all their numbers go to the device at once.
+    work = [(kind, slot, np.flatnonzero(kinds[:, slot] == kind)) for slot in range(2) for kind in range(len(KINDS))]
+    numbers = np.concatenate([np.stack((members, rows[members, slot])) for _, slot, members in work], axis=1)
+    parts = torch.split(to_device(numbers, images.device), [len(members) for _, _, members in work], dim=1)
+
+    images = images.clone()
+    for (kind, _, _), (members, rows_of_members) in zip(work, parts, strict=True):
+        if len(members):
+            parameters = tables.parameters[kind].index_select(0, rows_of_members)
+            changed = KINDS[kind].apply(images.index_select(0, members), parameters)
+            images.index_copy_(0, members, changed)
+    return images
+
+
+# ---- what an operation needs to know, computed once for a size of images -------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Operations that one function can do to a batch.
+
+    Attributes:
+        names: the operations.
+        apply: from images (n, H, W, 3) uint8 and a parameter for each to changed images.
+        parameter: from (name, signed magnitude, height, width) to the parameter.
+    """
+
+    names: tuple[str, ...]
+    apply: Callable[[Tensor, Tensor], Tensor]
+    parameter: Callable[[str, float, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Where to find an operation's parameter.
+
+    Attributes:
+        kinds: [sub-policy, first or second, positive] -> index into KINDS.
+        rows: the same -> row of that kind's parameters.
+        parameters: one tensor for each kind, on the device.
+    """
+
+    kinds: Array
+    rows: Array
+    parameters: tuple[Tensor, ...]
+
+
+@functools.cache
+def _tables(height: int, width: int, device: torch.device) -> _Tables:
+    kinds, rows = np.empty((2, len(POLICY), 2, 2), dtype=np.int64)
+    parameters: list[list[Tensor]] = [[] for _ in KINDS]
+    for place in np.ndindex(kinds.shape):
+        number, slot, positive = place
+        name, _, level = POLICY[number][slot]
+        size = magnitude_of(name, level, height, width)
+        signed = -size if name in SIGNED and not positive else size
+        kinds[place] = kind = next(k for k, candidate in enumerate(KINDS) if name in candidate.names)
+        rows[place] = len(parameters[kind])
+        parameters[kind].append(KINDS[kind].parameter(name, signed, height, width))
+    stacked = (torch.stack(of_kind).numpy() for of_kind in parameters)
+    return _Tables(kinds, rows, tuple(to_device(table, device) for table in stacked))
+
+
+def magnitude_of(name: str, level: int | None, height: int, width: int) -> float:
+    """What a level means, without sign: degrees, a slope, pixels, bits kept, a threshold, or how far a ratio is from 1.
+
+    torchvision's ten equal steps, in single precision as there, so that no pixel is rounded otherwise.
+    """
+    if level is None:
+        return 0.0
+    if name == "Posterize":
+        return float(8 - round(level * 4 / (LEVELS - 1)))
+    first, last = {
+        "Rotate": (0.0, 30.0),
+        "ShearY": (0.0, 0.3),
+        "TranslateX": (0.0, 150 / 331 * width),
+        "TranslateY": (0.0, 150 / 331 * height),
+        "Solarize": (255.0, 0.0),
+    }.get(name, (0.0, 0.9))
+    return float(torch.linspace(first, last, LEVELS, device="cpu")[level])
+
+
+def _source_pixels(name: str, magnitude: float, height: int, width: int) -> Tensor:
+    """(H * W,) which pixel of the old image each pixel of the new one is; H * W where that lies outside.
+
+    Pixels are numbered row by row. Rotation is about the image's centre, shearing from its left edge.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    if name == "Rotate":
+        sine, cosine = np.sin(np.radians(magnitude)), np.cos(np.radians(magnitude))
+        down, right = y - (height - 1) / 2, x - (width - 1) / 2
+        y = cosine * down + sine * right + (height - 1) / 2
+        x = cosine * right - sine * down + (width - 1) / 2
+    elif name == "ShearY":
+        y += magnitude * (x + 0.5)
+    elif name == "TranslateX":
+        x -= int(magnitude)
+    else:
+        y -= int(magnitude)
+    row, column = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return torch.from_numpy(np.where(inside, row * width + column, height * width).ravel())
+
+
+def _curve(name: str, magnitude: float, height: int, width: int) -> Tensor:
+    """(256,) uint8, what each value of a pixel becomes."""
+    values = torch.arange(256, dtype=torch.uint8)
+    if name == "Invert":
+        return 255 - values
+    if name == "Posterize":
+        return values & (256 - (1 << (8 - int(magnitude))))
+    if name == "Solarize":
+        return torch.where(values >= magnitude, 255 - values, values)
+    return _blend(values, torch.zeros(256), _ratios(name, magnitude, height, width))
+
+
+def _ratios(name: str, magnitude: float, height: int, width: int) -> Tensor:
+    """(2,) float32, shares of the old image and of the other in a blend, rounded to single precision at the end."""
+    return torch.tensor([1 + magnitude, -magnitude], dtype=torch.float64).float()
+
+
+def _nothing(name: str, magnitude: float, height: int, width: int) -> Tensor:
+    return torch.zeros(0)
+
+
+# ---- the operations ------------------------------------------------------------------------------------------
+# Sums are taken over integers, and products and sums of floats are kernels of their own: every device rounds alike.
+
+
+def _move(images: Tensor, sources: Tensor) -> Tensor:
+    count, height, width, channels = images.shape
+    with_black = F.pad(images.view(count, height * width, channels), (0, 0, 0, 1))
+    first = torch.arange(0, count * (height * width + 1), height * width + 1, device=images.device)
+    pixels = (sources + first[:, None]).view(-1)
+    return with_black.view(-1, channels).index_select(0, pixels).view(images.shape)
+
+
+def _map_values(images: Tensor, curves: Tensor) -> Tensor:
+    return curves.gather(1, images.view(len(images), -1).long()).view(images.shape)
+
+
+def _blend(images: Tensor, other: Tensor, ratios: Tensor) -> Tensor:
+    """ratio * images + (1 - ratio) * other, cut off at 0 and 255; `ratios` are (..., 2)."""
+    ratio, rest = ratios.view(-1, *[1] * (images.ndim - 1), 2).unbind(-1)
+    return (images.float() * ratio).add_(other * rest).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(n, H, W, 1) uint8, the brightness of each pixel."""
+    red, green, blue = images.float().unbind(-1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8)[..., None]
+
+
+def _color(images: Tensor, ratios: Tensor) -> Tensor:
+    return _blend(images, _grey(images).float(), ratios)
+
+
+def _contrast(images: Tensor, ratios: Tensor) -> Tensor:
+    _, height, width, _ = images.shape
+    total = _grey(images).sum(dim=(1, 2), keepdim=True)
+    mean = (total.double() / (height * width)).float()  # a GPU divides by multiplying: in double, so that it is exact
+    return _blend(images, mean, ratios)
+
+
+def _sharpness(images: Tensor, ratios: Tensor) -> Tensor:
+    """Blend with an image blurred by a 3x3 kernel of 1s around a 5, except at the border."""
+    values = images.float()
+    columns = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    total = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * values[:, 1:-1, 1:-1]
+    blurred = values.clone()
+    blurred[:, 1:-1, 1:-1] = (total / 13).round_()  # no number of 13ths is near a half: no device rounds otherwise
+    return _blend(images, blurred, ratios)
+
+
+def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    """Stretch each channel to 0..255; one that has a single value stays."""
+    low = images.amin(1, keepdim=True).amin(2, keepdim=True).float()
+    high = images.amax(1, keepdim=True).amax(2, keepdim=True).float()
+    flat = high == low
+    low, scale = low.masked_fill(flat, 0), (255 / (high - low)).masked_fill(flat, 1)
+    return ((images.float() - low) * scale).clamp_(0, 255).to(torch.uint8)
+
+
+def _equalize(images: Tensor, _: Tensor) -> Tensor:
+    """Give each channel's values a new brightness such that their histogram becomes as flat as it can be."""
+    values = images.flatten(1, 2).transpose(1, 2).long()  # (n, 3, H * W)
+    histogram = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
+    up_to = histogram.scatter_add_(2, values, torch.ones_like(values)).cumsum(2)
+    below = F.pad(up_to[..., :-1], (1, 0))
+    without_largest = below.masked_fill(up_to == below, 0).amax(2, keepdim=True)
+    step = without_largest // 255
+    curve = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    curve = torch.where(step > 0, curve, torch.arange(256, device=images.device)).to(torch.uint8)
+    return curve.gather(2, values).transpose(1, 2).reshape(images.shape)
+
+
+KINDS = (
+    Kind(("Rotate", "ShearY", "TranslateX", "TranslateY"), _move, _source_pixels),
+    Kind(("Invert", "Posterize", "Solarize", "Brightness"), _map_values, _curve),
+    Kind(("Color",), _color, _ratios),
+    Kind(("Contrast",), _contrast, _ratios),
+    Kind(("Sharpness",), _sharpness, _ratios),
+    Kind(("AutoContrast",), _autocontrast, _nothing),
+    Kind(("Equalize",), _equalize, _nothing),
+)

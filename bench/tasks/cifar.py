@@ -1,0 +1,228 @@
+"""CIFAR-10 and CIFAR-100: 60,000 small photographs (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny
+Images", https://www.cs.toronto.edu/~kriz/cifar.html)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from bench.data import Dataset, content, damaged
+from bench.download import Download
+from bench.registry import register_task
+from bench.tasks.base import Split
+from bench.tasks.images import Augment, ImageTask, MixupAlpha
+
+SIDE = 32
+BYTES = 3 * SIDE * SIDE
+
+
+class _CIFAR(ImageTask):
+    """What the two have in common: the Python files of the author's page."""
+
+    input_shape = (3, SIDE, SIDE)
+    dataset: ClassVar[Dataset]
+    """Its files: those with training images, the one with test images, the one with names of classes."""
+    labels: ClassVar[str]
+    """What the files call the class numbers."""
+
+    def __init__(
+        self, *, augment: Augment = "basic", mixup: MixupAlpha = 0.0, allow_unverified_data: bool = False
+    ) -> None:
+        super().__init__(augment=augment, mixup=mixup)
+        self.allow_unverified_data = allow_unverified_data
+
+    def fetch(self) -> None:
+        self.dataset.fetch(allow_unverified=self.allow_unverified_data)
+
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test set: inputs (N, 32, 32, 3) uint8, targets (N,) int64.
+
+        The tensors are shared by all runs of a process: not to be written to.
+
+        Raises:
+            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
+        """
+        return self.dataset.load(self._read, allow_unverified=self.allow_unverified_data)
+
+    def train_examples(self) -> int:
+        if not self.dataset.is_there() or self.verified():
+            return 50_000  # what it is or, once it is fetched, will be
+        return super().train_examples()
+
+    def verified(self) -> bool:
+        return self.dataset.verified()
+
+    @classmethod
+    def _read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+        *train, test, _ = paths
+        return cls._split(train), cls._split([test])
+
+    @classmethod
+    def _split(cls, paths: Sequence[Path]) -> Split:
+        batches = [_read_batch(path, cls.labels, cls.num_outputs) for path in paths]
+        rows = torch.from_numpy(np.concatenate([rows for rows, _ in batches]))
+        targets = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
+        return Split(rows.view(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).contiguous(), targets)
+
+
+@register_task("cifar10")
+class CIFAR10(_CIFAR):
+    """Colour photographs, 32x32, of ten kinds of animals and vehicles: 50,000 to train and validate on, 10,000 to test.
+
+    Krizhevsky 2009; 5,000 training and 1,000 test images of each class. `bench prepare` downloads 170 MB.
+
+    Args:
+        augment: "none", "basic" (mirrored, moved by up to 4 pixels), "cutout" or "autoaugment", see
+            `bench.tasks.images`.
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+        allow_unverified_data: take files whose checksums are not the official ones; records and tables then say so.
+    """
+
+    num_outputs = 10
+    mean = (0.49139968, 0.48215841, 0.44653091)
+    std = (0.24703223, 0.24348513, 0.26158784)
+    labels = "labels"
+    dataset = Dataset(
+        title="CIFAR-10",
+        task="cifar10",
+        folder="cifar-10-batches-py",
+        elsewhere=(".",),
+        files={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+        downloads=(
+            Download(
+                "cifar-10-python.tar.gz",
+                "c58f30108f718f92721af3b95e74349a",
+                ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+            ),
+        ),
+    )
+
+
+@register_task("cifar100")
+class CIFAR100(_CIFAR):
+    """Colour photographs, 32x32, of 100 kinds of things: 50,000 to train and validate on, 10,000 to test.
+
+    Krizhevsky 2009, with the fine labels; 500 training and 100 test images of each class. `bench prepare` downloads
+    169 MB.
+
+    Args:
+        augment: "none", "basic" (mirrored, moved by up to 4 pixels), "cutout" or "autoaugment", see
+            `bench.tasks.images`.
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+        allow_unverified_data: take files whose checksums are not the official ones; records and tables then say so.
+    """
+
+    num_outputs = 100
+    mean = (0.50707516, 0.48654887, 0.44091784)
+    std = (0.26733429, 0.25643846, 0.27615047)
+    labels = "fine_labels"
+    dataset = Dataset(
+        title="CIFAR-100",
+        task="cifar100",
+        folder="cifar-100-python",
+        elsewhere=(".",),
+        files={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+        downloads=(
+            Download(
+                "cifar-100-python.tar.gz",
+                "eb9058c3a382ffc7106e4002c42a8d85",
+                ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+            ),
+        ),
+    )
+
+
+# ---- the files -----------------------------------------------------------------------------------------------
+
+
+def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(N, 3072) uint8 pixels, all red, all green, all blue, row by row, and (N,) int64 class numbers.
+
+    Raises:
+        BenchError: the file cannot be read, or holds anything else.
+    """
+    packed = content(path)
+    try:
+        batch = _ArraysOnly(io.BytesIO(packed), encoding="bytes").load()
+    except Exception as error:  # given any bytes at all, an unpickler raises anything at all
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(batch, dict):
+        raise damaged(path, "it holds no dictionary")
+    images, labels = (batch.get(name.encode(), batch.get(name)) for name in ("data", key))  # Python 2's and 3's keys
+    images = getattr(images, "array", images)
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (BYTES,):
+        raise damaged(path, f"its data are not rows of {BYTES} bytes")
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise damaged(path, f"its {key} are not a list of numbers from 0 to {classes - 1}")
+    if not 0 < len(labels) == len(images):
+        raise damaged(path, f"it has {len(images)} images and {len(labels)} {key}")
+    return images, np.array(labels, np.int64)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes Python's plain values and arrays of bytes, and nothing else.
+
+    A pickle may otherwise call anything: to read it is to run it. Not even numpy's own part in that is used, since its
+    dtype believes a file about its innermost flags, and numpy then fails anywhere.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): _Array,
+            ("numpy.core.numeric", "_frombuffer"): _array,
+            ("numpy", "ndarray"): None,  # an argument of the former, not needed
+            ("numpy", "dtype"): _Type,
+            ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes in an old protocol
+        }
+        wanted = module.replace("numpy._core", "numpy.core"), name  # numpy 2 has renamed it
+        if wanted not in known:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a file of images")
+        return known[wanted]
+
+
+class _Type:
+    """In place of a dtype, which only bytes have here."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        if code not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, where images are of 'u1'")
+
+    def __setstate__(self, state: object) -> None:
+        """Bytes have no byte order."""
+
+
+class _Array:
+    """In place of an array, which is made empty first and then given a state."""
+
+    def __init__(self, *_: object) -> None:
+        self.array: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes]) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.array = _array(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _array(raw: bytes, dtype: _Type, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    return text.encode("latin1")

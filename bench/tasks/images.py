@@ -1,0 +1,91 @@
+"""What the tasks of small colour or grey images share: pixels to floats, and augmentation in training."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.errors import BenchError
+from bench.tasks.augment import crop, cutout, mixup, to_device
+from bench.tasks.autoaugment import autoaugment
+from bench.tasks.base import Task
+
+Augment = Literal["none", "basic", "cutout", "autoaugment"]
+MixupAlpha = Annotated[float, Field(ge=0)]
+
+PADDING = 4
+"""Pixels by which a training image is moved at most, as is usual for images of 32x32 since He et al. 2016."""
+
+
+class ImageTask(Task):
+    """Images of one size, kept as (N, H, W, C) bytes and augmented on the device. Subclass it and give `load`.
+
+    Augmentation comes in levels, each with all that the one before it has:
+
+        none         the images as they are
+        basic        half of them mirrored, each moved by up to 4 pixels along each axis, filled with black
+        cutout       basic, then a square of up to 16x16 pixels replaced by the data set's mean
+        autoaugment  basic, then the policy that AutoAugment found for CIFAR-10, then cutout (as Foret et al. 2021)
+
+    Attributes:
+        mean: mean of each channel over the training set, in pixels of 0..1.
+        std: standard deviation of each channel over the training set, in pixels of 0..1.
+
+    Args:
+        augment: the level; default "basic".
+        mixup: alpha of mixup's Beta distribution; it comes after everything else. Default 0: no mixup.
+
+    Raises:
+        BenchError: "autoaugment" for images that are not RGB.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    memory_format = torch.channels_last
+
+    def __init__(self, *, augment: Augment = "basic", mixup: MixupAlpha = 0.0) -> None:
+        if augment == "autoaugment" and self.input_shape[0] != 3:
+            raise BenchError('augment = "autoaugment" needs images in colour; use "none", "basic" or "cutout" here')
+        self.augment = augment
+        self.mixup = mixup
+
+    def model_inputs(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) float32 in channels_last memory, normalised, of (N, H, W, C) bytes."""
+        return self._normalise(inputs).permute(0, 3, 1, 2)
+
+    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        if self.augment != "none":
+            inputs = crop(inputs, random, PADDING, flip=True)
+        if self.augment == "autoaugment":
+            inputs = autoaugment(inputs, random)
+        images = self._normalise(inputs)
+        if self.augment in ("cutout", "autoaugment"):
+            images = cutout(images, random)
+        if self.mixup:
+            images, targets = mixup(images, targets, self.num_outputs, self.mixup, random)
+        return images.permute(0, 3, 1, 2), targets
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        _, height, width, _ = images.shape
+        scale, shift = _scale_and_shift(self.mean, self.std, height, width, images.device)
+        return images.float().mul_(scale).add_(shift)  # converting first: kernels of one dtype are the fast ones
+
+
+@functools.cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Constants that take a byte x to (x / 255 - mean) / std = x * scale + shift, each (H, W, C).
+
+    They are spread over a whole image because a kernel over runs of H * W * C numbers is much faster than one over C.
+    """
+    center, deviation = np.asarray(mean), np.asarray(std)
+    constants = np.stack((1 / (255 * deviation), -center / deviation)).astype(np.float32)
+    spread = np.broadcast_to(constants[:, None, None, :], (2, height, width, len(mean)))
+    scale, shift = to_device(spread.copy(), device).unbind()
+    return scale, shift
