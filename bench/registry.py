@@ -13,9 +13,9 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -25,6 +25,8 @@ from bench.errors import BenchError, nearest
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Passes = Callable[[dict[str, Any]], float]
+Fetch = Callable[..., None]
+Members = Callable[[], Collection[str]]
 
 _loading: Path | None = None  # the plug-in file being imported, so that what it registers is known as its own
 
@@ -45,14 +47,28 @@ class Entry:
         factory: what builds the thing; its keyword-only arguments are the hyperparameters.
         wraps_base: for optimizers, whether it is built around another one (as SAM is around SGD).
         passes: for optimizers, forward-backward passes a step, from its hyperparameters; planning counts with it.
+        fetch: for models, sees that the pretrained weights which these hyperparameters ask for are on this machine.
         plugin: the user's file it came from, None for what the package brings.
+        members: for a family such as "timm/", whose names are many, lists them (without the prefix).
+        member: which of the family this entry is.
     """
 
     name: str
     factory: Callable[..., Any]
     wraps_base: bool = False
     passes: Passes = lambda params: 1
+    fetch: Fetch = lambda params: None
     plugin: Plugin | None = None
+    members: Members | None = None
+    member: str = ""
+
+    def build(self, *args: Any, **params: Any) -> Any:
+        """Call the factory; that of a family is told the member's name after the other positional arguments."""
+        return self.factory(*args, *([self.member] if self.member else []), **params)
+
+    def prepare(self, params: dict[str, Any]) -> None:
+        """For models: see that the weights they start from are on this machine; see `fetch`."""
+        self.fetch(*([self.member] if self.member else []), params)
 
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
@@ -83,14 +99,24 @@ class Registry:
         self._entries: dict[str, Entry] = {}
 
     def register(
-        self, name: str, *, wraps_base: bool = False, passes: Passes = lambda params: 1
+        self,
+        name: str,
+        *,
+        wraps_base: bool = False,
+        passes: Passes = lambda params: 1,
+        fetch: Fetch = lambda params: None,
+        members: Members | None = None,
     ) -> Callable[[Factory], Factory]:
         """Decorator that adds a factory under `name`.
 
         Args:
-            name: the name used in experiment files.
+            name: the name used in experiment files. One that ends in "/" is a family: "timm/" answers to "timm/NAME"
+                for each NAME in `members`, and its factory takes that NAME as a last positional argument.
             wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
             passes: optimizers only: forward-backward passes a step, given the hyperparameters; default 1.
+            fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
+                they ask for, if they are missing; called before any run starts.
+            members: families only: lists the names.
 
         Raises:
             BenchError: the name is taken.
@@ -104,7 +130,7 @@ class Registry:
                     f'{self.kind} "{name}" is registered twice: by {taken.__module__}.{taken.__qualname__} '
                     f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
                 )
-            self._entries[name] = entry = Entry(name, factory, wraps_base, passes, plugin)
+            self._entries[name] = entry = Entry(name, factory, wraps_base, passes, fetch, plugin, members)
             if plugin:
                 entry.schema  # noqa: B018 - a signature that cannot be read is told now, with its line
             return factory
@@ -112,12 +138,30 @@ class Registry:
         return add
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries:
-            raise BenchError(f'unknown {self.kind} "{name}"; {nearest(name, self._entries)}')
-        return self._entries[name]
+        if name not in self:
+            raise BenchError(f'unknown {self.kind} "{name}"; {self.nearest(name)}')
+        if name in self._entries:
+            return self._entries[name]
+        family, member = self._family(name)
+        assert family is not None
+        return replace(family, name=name, member=member)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        if name in self._entries:
+            return not name.endswith("/")
+        family, member = self._family(name)
+        return family is not None and family.members is not None and member in family.members()
+
+    def nearest(self, name: str) -> str:
+        """In words, the registered names that are closest to `name`."""
+        family, _ = self._family(name)
+        if family is None or family.members is None:
+            return nearest(name, self._entries)
+        return nearest(name, [family.name + other for other in family.members()])
+
+    def _family(self, name: str) -> tuple[Entry | None, str]:
+        prefix, slash, member = name.partition("/")
+        return self._entries.get(prefix + slash) if slash else None, member
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name))

@@ -1,4 +1,9 @@
 """The models. One file an architecture family; a factory takes the task and gives a torch module."""
 
 from bench.models import mlp as mlp
+from bench.models import pyramidnet as pyramidnet
 from bench.models import resnet as resnet
+from bench.models import shake_shake as shake_shake
+from bench.models import timm_models as timm_models
+from bench.models import vit as vit
+from bench.models import wide_resnet as wide_resnet

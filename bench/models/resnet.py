@@ -1,4 +1,8 @@
-"""Residual networks for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
+"""Residual networks for small images (He et al. 2016, arXiv:1512.03385).
+
+Section 4.2 of the paper has the thin ones of 6n + 2 layers: resnet20, resnet32, resnet56, and resnet8 in their manner.
+resnet18 is the paper's ImageNet network (table 1) with a stem for small images.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.models.layers import conv3x3, image_shape, initialise_convolutions
 from bench.registry import register_model
 from bench.tasks.base import Task
+
+Width = Annotated[int, Field(ge=1)]
 
 
 class BasicBlock(nn.Module):
@@ -17,9 +24,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = conv3x3(channels_in, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride = stride
         self.new_channels = channels - channels_in
@@ -40,7 +47,7 @@ class SmallResNet(nn.Module):
     def __init__(self, depth: int, width: int, channels_in: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.stem = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
+        self.stem = conv3x3(channels_in, width)
         self.bn = nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
         channels = width
@@ -51,9 +58,7 @@ class SmallResNet(nn.Module):
                 channels = width << stage
         self.blocks = nn.Sequential(*stages)
         self.head = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = F.relu(self.bn(self.stem(x_BCHW)))
@@ -63,6 +68,40 @@ class SmallResNet(nn.Module):
 
 
 @register_model("resnet8")
-def resnet8(task: Task, *, width: Annotated[int, Field(ge=1)] = 16) -> nn.Module:
+def resnet8(task: Task, *, width: Width = 16) -> nn.Module:
     """ResNet of 8 layers (one block a stage), 75 thousand parameters at width 16: suits 8x8 images."""
-    return SmallResNet(8, width, task.input_shape[0], task.num_outputs)
+    return small_resnet(8, width, task)
+
+
+@register_model("resnet20")
+def resnet20(task: Task, *, width: Width = 16) -> nn.Module:
+    """ResNet of 20 layers for CIFAR (He et al. 2016), 0.27 million parameters at width 16."""
+    return small_resnet(20, width, task)
+
+
+@register_model("resnet32")
+def resnet32(task: Task, *, width: Width = 16) -> nn.Module:
+    """ResNet of 32 layers for CIFAR (He et al. 2016), 0.46 million parameters at width 16."""
+    return small_resnet(32, width, task)
+
+
+@register_model("resnet56")
+def resnet56(task: Task, *, width: Width = 16) -> nn.Module:
+    """ResNet of 56 layers for CIFAR (He et al. 2016), 0.85 million parameters at width 16."""
+    return small_resnet(56, width, task)
+
+
+def small_resnet(depth: int, width: int, task: Task) -> nn.Module:
+    return SmallResNet(depth, width, image_shape(task)[0], task.num_outputs)
+
+
+@register_model("resnet18")
+def resnet18(task: Task) -> nn.Module:
+    """ResNet-18 (He et al. 2016) with a 3x3 stem and no max pool, as is usual for CIFAR: 11.2 million parameters."""
+    from torchvision.models.resnet import BasicBlock, ResNet  # slow to import
+
+    net: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=task.num_outputs)
+    net.conv1 = conv3x3(image_shape(task)[0], 64)
+    initialise_convolutions(net.conv1)  # the others are already: torchvision does it in the same way
+    net.maxpool = nn.Identity()
+    return net

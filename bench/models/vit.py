@@ -1,0 +1,88 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929), built by timm: small from scratch, or pretrained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import nn
+
+from bench.errors import BenchError
+from bench.models import weights
+from bench.models.layers import image_shape
+from bench.models.timm_models import build
+from bench.registry import register_model
+from bench.tasks.base import Task
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+PatchSize = Annotated[int, Field(ge=1)]
+
+S16 = "vit_small_patch16_224.augreg_in21k"
+B16 = "vit_base_patch16_224.augreg_in21k"
+"""Trained on ImageNet-21k by Steiner et al. 2022 (arXiv:2106.10270), without the step over ImageNet-1k that
+`augreg_in21k_ft_in1k` has: what is usually fine-tuned to other data sets."""
+
+
+@register_model("vit_tiny")
+def vit_tiny(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
+    """ViT-Ti (12 layers of 192, 3 heads) from scratch at the task's own resolution, 5.4 million parameters.
+
+    Args:
+        drop_path: chance that an image skips the last block in training; a block's own grows linearly up to it.
+        dropout: after position embeddings and after every dense layer but those of queries, keys and values.
+    """
+    return from_scratch("vit_tiny_patch16_224", task, patch_size, drop_path, dropout)
+
+
+@register_model("vit_small")
+def vit_small(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
+    """ViT-S (12 layers of 384, 6 heads) from scratch at the task's own resolution, 21.3 million parameters.
+
+    Args:
+        drop_path: chance that an image skips the last block in training; a block's own grows linearly up to it.
+        dropout: after position embeddings and after every dense layer but those of queries, keys and values.
+    """
+    return from_scratch("vit_small_patch16_224", task, patch_size, drop_path, dropout)
+
+
+def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropout: float) -> nn.Module:
+    import timm
+
+    channels, height, width = image_shape(task)
+    if height % patch_size or width % patch_size:
+        raise BenchError(f"patch_size = {patch_size} does not divide images of {height}x{width}")
+    net: nn.Module = timm.create_model(
+        name,
+        num_classes=task.num_outputs,
+        in_chans=channels,
+        img_size=(height, width),
+        patch_size=patch_size,
+        **rates(drop_path, dropout),
+    )
+    return net
+
+
+def rates(drop_path: float, dropout: float) -> dict[str, Any]:
+    return {"drop_path_rate": drop_path, "pos_drop_rate": dropout, "proj_drop_rate": dropout}
+
+
+def fetch_s16(params: dict[str, Any]) -> None:
+    if params["pretrained"]:
+        weights.fetch(S16)
+
+
+def fetch_b16(params: dict[str, Any]) -> None:
+    if params["pretrained"]:
+        weights.fetch(B16)
+
+
+@register_model("vit_s16", fetch=fetch_s16)
+def vit_s16(task: Task, *, pretrained: bool = True, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
+    """ViT-S/16 on images resized to 224x224, 21.7 million parameters, from ImageNet-21k (Steiner et al. 2022)."""
+    return build(S16, task, pretrained, **rates(drop_path, dropout))
+
+
+@register_model("vit_b16", fetch=fetch_b16)
+def vit_b16(task: Task, *, pretrained: bool = True, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
+    """ViT-B/16 on images resized to 224x224, 85.8 million parameters, from ImageNet-21k (Steiner et al. 2022)."""
+    return build(B16, task, pretrained, **rates(drop_path, dropout))
