@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ class Method(torch.optim.Optimizer):
             as the first one left them.
         clip_norm: largest norm of the gradient handed to the base; None leaves it alone. Nothing else is clipped.
 
-    Attributes:
-        skipped_steps: updates left out because a gradient was not finite; weights and base state were not touched.
+    Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
+    another base, one value a step is fetched to see whether the gradient is finite.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Method(torch.optim.Optimizer):
         self.base: torch.optim.Optimizer
         self.model = model
         self.clip_norm = clip_norm
-        self.skipped_steps = 0
+        self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
         for group in self.param_groups:
             self._fill(group)
@@ -63,35 +63,76 @@ class Method(torch.optim.Optimizer):
         """
         return closure(), None
 
+    @property
+    def skipped_steps(self) -> int:
+        """Updates left out because a gradient was not finite; weights and base state were not touched."""
+        return int(self._skipped)
+
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor:  # type: ignore[override]
         """One update.
 
         Args:
             closure: zeroes the gradients, runs forward and backward on one batch, returns the loss; evaluated as
-                often as the method needs, each time on the same batch with the same random numbers.
+                often as the method needs, each time on the same batch with the same random numbers. Or several, each
+                over an equal part of the batch: the method is applied to each part by itself, and the update follows
+                the mean of what they give (m-SAM: one perturbation for every m examples).
 
         Returns:
-            The loss at the weights before the update.
+            The loss at the weights before the update, the mean over the parts.
         """
-        if closure is None:
+        if closure is None or closure == []:
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that zeroes the gradients, runs forward and backward, "
                 "and returns the loss: optimizer.step(closure)"
             )
-        loss, norm_on_the_way = self.gradient(torch.enable_grad()(closure))
+        loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
         parameters = self.parameters_with_gradient()
         norm = global_norm(gradients(parameters))
         finite = norm.isfinite()
-        if norm_on_the_way is not None:
+        for norm_on_the_way in norms_on_the_way:
             finite = finite & norm_on_the_way.isfinite()
-        if finite.item():  # the step's one host sync
-            if self.clip_norm is not None:
-                clip_grads_with_norm_(parameters, self.clip_norm, norm)
-            self.base.step()
-        else:
-            self.skipped_steps += 1
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self._update_if(finite, parameters)
         return loss
+
+    def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
+        """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
+        losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
+        for closure in closures:
+            loss, norm = self.gradient(torch.enable_grad()(closure))
+            losses.append(loss.detach())
+            norms += [] if norm is None else [norm]
+            if len(closures) == 1:
+                return loss, norms
+            for parameter in self.parameters_with_gradient():
+                gradient, parameter.grad = parameter.grad, None  # ours now: no closure can zero it
+                assert gradient is not None
+                total[parameter] = total[parameter].add_(gradient) if parameter in total else gradient
+        torch._foreach_mul_(list(total.values()), 1 / len(closures))
+        for parameter, gradient in total.items():
+            parameter.grad = gradient
+        return torch.stack(losses).mean(), norms
+
+    def _update_if(self, finite: Tensor, parameters: list[nn.Parameter]) -> None:
+        """A step of the base where `finite`, nothing at all where not: decided on the device, if the base can."""
+        base = self.base
+        # Fused optimizers take `found_inf`, as from a GradScaler. They make their state on the first step even if they
+        # skip it, uninitialised: that step must be decided here.
+        started = all(p in base.state for p in parameters)
+        stateless = all(group.get("momentum") == 0 for group in self.param_groups)
+        if getattr(base, "_step_supports_amp_scaling", False) and (started or stateless):
+            base.found_inf = skip = (~finite).float()  # type: ignore[attr-defined]
+            try:
+                base.step()
+            finally:
+                del base.found_inf  # type: ignore[attr-defined]
+            self._skipped = self._skipped + skip
+        elif finite.item():
+            base.step()
+        else:
+            self._skipped = self._skipped + 1
 
     def parameters_with_gradient(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]

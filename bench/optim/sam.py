@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
-from bench.optim.types import NonNegative
+from bench.optim.types import AtLeastOne, NonNegative
 from bench.registry import register_optimizer
 
 
@@ -33,10 +33,12 @@ class SAM(Method):
         model: the module being trained. Given it, batch-norm statistics (all buffers) move once a step, as in a
             plain step; without it they move in both passes.
         clip_norm: largest norm of the final gradient g'; the ascent is never clipped.
+        m: examples that share one perturbation, for loops that ask (that of `bench run` does): they hand `step` a
+            closure for every m examples of a batch. None: the batch is the part.
 
     Raises:
         TypeError: base is no optimizer, or `step` gets no closure.
-        ValueError: rho or eta is negative.
+        ValueError: rho or eta is negative, m is less than 1.
 
     The ascent follows the gradient of the loss alone: a base's weight decay is not in it. The loss returned is L(w).
     A gradient that is not finite, in either pass, leaves weights and base state alone and counts in `skipped_steps`.
@@ -60,12 +62,16 @@ class SAM(Method):
         eta: float = 0.01,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
+        m: int | None = None,
     ) -> None:
         if not eta >= 0:
             raise ValueError(f"SAM: eta must be >= 0, got {eta}")
+        if m is not None and m < 1:
+            raise ValueError(f"SAM: m must be >= 1, got {m}")
         super().__init__(base, model=model, clip_norm=clip_norm, rho=rho)
         self.adaptive = adaptive
         self.eta = eta
+        self.m = m
 
     def _fill(self, group: dict[str, Any]) -> None:
         super()._fill(group)
@@ -121,6 +127,10 @@ def two_unless_rho_is_0(params: dict[str, float]) -> int:
 
 
 @register_optimizer("sam", wraps_base=True, passes=two_unless_rho_is_0)
-def sam(base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.05) -> SAM:
-    """Sharpness-aware minimization over a base optimizer: two passes a step (Foret et al. 2021)."""
-    return SAM(base, rho=rho, model=model)
+def sam(base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.05, m: AtLeastOne | None = None) -> SAM:
+    """Sharpness-aware minimization over a base optimizer: two passes a step (Foret et al. 2021).
+
+    m: examples that share one perturbation, a divisor of the batch size (m-sharpness, section 3 of the paper, whose
+    m is 32: 256 images over 8 devices); default the whole batch.
+    """
+    return SAM(base, rho=rho, model=model, m=m)

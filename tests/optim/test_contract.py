@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from bench.optim.schedule import scheduler
 from bench.registry import Entry, load_builtins, optimizers
 from bench.spec import Choice
-from bench.train import build_optimizer
+from bench.step import build_optimizer
 
 from .helpers import Watch, flat, same_bits, snapshot, spec, state_of
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from bench.optim.method import Method
 from bench.optim.sam import SAM
 from bench.spec import Choice
-from bench.train import build_optimizer
+from bench.step import build_optimizer
 
 from .helpers import Watch, flat, over_all_bases, problem, same_bits, snapshot, spec, state_of
 
