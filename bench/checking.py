@@ -31,21 +31,20 @@ class Checker:
         """All the problems as one error, to be raised."""
         return BadValue(self.source, self.problems)
 
-    def check(
-        self, schema: type[Schema], values: dict[str, Any], where: str, defaults: Mapping[str, Any] | None = None
-    ) -> Schema | None:
+    def check(self, schema: type[Schema], *layers: tuple[str, Mapping[str, Any]]) -> Schema | None:
         """Validate a table; what is wrong is told under its dotted key, and None returned.
 
         Args:
-            defaults: values from another table, under these; a problem in one of them is told there, not here.
+            layers: tables with their places in the file; the values of a later one go over those of an earlier one.
         """
+        merged = {key: value for _, values in layers for key, value in values.items()}
         try:
-            return schema.model_validate({**(defaults or {}), **values})
+            return schema.model_validate(merged)
         except ValidationError as error:
             for fault in error.errors():
                 key = str(fault["loc"][0])
-                if defaults is None or key in values:
-                    self.problem(f"{where}.{key}" if where else key, _say(fault, schema))
+                where = next((where for where, values in reversed(layers) if key in values), layers[0][0])
+                self.problem(f"{where}.{key}" if where else key, _say(fault, schema))
             return None
 
 

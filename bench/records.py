@@ -25,13 +25,14 @@ if TYPE_CHECKING:  # pandas takes longer to import than most commands take to ru
 SPLITS = ("train", "train_clean", "train_noisy", "val", "test")
 COSTS = ("setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "peak_memory_mb")
 CIRCUMSTANCES = (
-    *("device", "threads", "torch", "python", "commit", "dirty", "data_fingerprint", "environments"),
-    *("resumes", "skipped_steps", "weights_sha256"),
+    *("device", "threads", "torch", "python", "commit", "dirty", "data_fingerprint", "data_verified", "environments"),
+    *("resumes", "skipped_steps", "initial_weights_sha256", "weights_sha256"),
 )
 STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
 TEXT_COLUMNS = (
-    *("experiment", "task", "model", "optimizer", "config", "status", "error", "method", "base"),
-    *("schedule", "precision", "device", "torch", "python", "commit", "data_fingerprint", "weights_sha256"),
+    *("experiment", "task", "model", "condition", "optimizer", "config", "status", "error", "method", "base"),
+    *("schedule", "precision", "device", "torch", "python", "commit", "data_fingerprint", "initial_weights_sha256"),
+    "weights_sha256",
     "run_id",
 )
 
@@ -71,7 +72,7 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
     hyperparameters = list(dict.fromkeys(name for run in runs for name in run.spec.hyperparameters()))
     metrics = metric_columns(meta["metric"]["key"])
     columns = [
-        *("experiment", "task", "model", "optimizer", "config", "seed", "status", "error"),
+        *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error"),
         *(name for name in hyperparameters),
         *metrics,
         *COSTS,
@@ -84,7 +85,7 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
         rows.append({"experiment": meta["name"], **row})
         points.extend(curve)
     curve_columns = [
-        *("run_id", "optimizer", "config", "seed", "epoch", "passes", "train_seconds", "lr", "batch_loss"),
+        *("run_id", "condition", "optimizer", "config", "seed", "epoch", "passes", "train_seconds", "lr", "batch_loss"),
         *(name for name in metrics if name.startswith(SPLITS)),
     ]
     return Results(meta, pd.DataFrame(rows, columns=columns), pd.DataFrame(points, columns=curve_columns))
@@ -94,7 +95,8 @@ def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[di
     spec = run.spec
     folder = store.run(spec.run_id)
     status = folder.status()
-    place = {"optimizer": run.label, "config": run.config_text, "seed": spec.seed, "run_id": spec.run_id}
+    place: dict[str, Any] = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
+    place |= {"seed": spec.seed, "run_id": spec.run_id}
     row = {**place, "task": spec.task.name, "model": spec.model.name, "status": status}
     row |= spec.hyperparameters()
     result = folder.result()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
@@ -27,6 +28,9 @@ class DataSettings(_Frozen):
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training set held out, by a fixed permutation; everything that is chosen is chosen on it."""
+    train_size: Annotated[int, Field(ge=1)] | None = None
+    """Train on the first so many of the rest in the order of that permutation: a smaller set is part of a larger one.
+    None: on all."""
     label_noise: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of the training labels replaced by a wrong one, drawn uniformly; validation and test stay clean."""
 
@@ -42,8 +46,15 @@ class TrainSettings(_Frozen):
     """Epochs over which lr rises linearly to its value."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the final gradient (never of the ascent's)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs forward passes under autocast; weights stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """fp32 is full single precision everywhere; tf32 lets a GPU round the factors of matrix products and convolutions
+    to 10 bits; bf16 runs forward passes under autocast. Weights are fp32 in all of them."""
+    compile: bool = False
+    """Compile the model with torch.compile for training; evaluation runs it as written."""
+    cuda_graphs: bool = False
+    """Replay compiled passes as CUDA graphs: for small models, whose kernels are shorter than their launches."""
+    deterministic: bool = False
+    """On a GPU, use deterministic kernels only, so that bits repeat (slower). On a CPU they always do."""
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
 
@@ -52,6 +63,13 @@ class TrainSettings(_Frozen):
     def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("epochs", value):
             raise ValueError(f"must be at most epochs ({info.data['epochs']})")
+        return value
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _graphs_are_of_compiled_code(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("compile"):
+            raise ValueError("needs compile = true beside it")
         return value
 
 
@@ -93,8 +111,15 @@ class RunSpec(_Frozen):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits: a hash of the resolved spec and the protocol version."""
-        content = self.model_dump(mode="json")
+        """12 hex digits: a hash of the resolved spec and the protocol version.
+
+        Settings of data and training that stand at their defaults, and hyperparameters that are None, are left out, so
+        that one which is new in the package leaves the ids of earlier runs alone. Hence no default of data or training
+        ever changes without a new PROTOCOL.
+        """
+        content = _without_none(self.model_dump(mode="json"))
+        content["data"] = self.data.model_dump(mode="json", exclude_defaults=True)
+        content["train"] = self.train.model_dump(mode="json", exclude_defaults=True)
         content["plugins"] = sorted(plugin.sha256 for plugin in self.plugins)
         canonical = json.dumps({"protocol": PROTOCOL, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -114,6 +139,11 @@ class RunSpec(_Frozen):
         }
 
 
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: _without_none(value) if isinstance(value, dict) else value for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run in its place in an experiment: one spec may stand under several labels, but runs once.
@@ -121,20 +151,74 @@ class PlannedRun:
     Attributes:
         label: the optimizer's entry in the experiment file.
         config: the swept hyperparameters and this run's values of them, by column name.
+        condition: what is varied between conditions and its values here, by column name; empty if nothing is.
     """
 
     label: str
     config: dict[str, Any]
     spec: RunSpec
+    condition: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The run in words: "sam rho=0.1 seed 3"."""
-        return " ".join(filter(None, (self.label, self.config_text, f"seed {self.spec.seed}")))
+        """The run in words: "label_noise=0.2 sam rho=0.1 seed 3"."""
+        return " ".join(filter(None, (self.condition_text, self.label, self.config_text, f"seed {self.spec.seed}")))
 
     @property
     def config_text(self) -> str:
-        return ", ".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in self.config.items()
-        )
+        return settings_text(self.config)
+
+    @property
+    def condition_text(self) -> str:
+        return settings_text(self.condition)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings by column name, in one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
+    return ", ".join(
+        f"{name.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
+        for name, value in settings.items()
+    )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A resolved experiment.
+
+    Attributes:
+        name: the file's stem, with the overrides that make it another experiment.
+        baseline: the label that differences are taken against, seed by seed, condition by condition.
+        sweeps: for each label with a sweep, the names of the swept hyperparameters.
+        vary: the columns of what is varied between conditions, each with its values.
+        metric: the score of its task (the same in every condition).
+        runs: every run, in the order of the file: condition, label, configuration, seed.
+    """
+
+    name: str
+    title: str
+    baseline: str
+    seeds: tuple[int, ...]
+    labels: tuple[str, ...]
+    sweeps: dict[str, list[str]]
+    vary: dict[str, list[Any]]
+    metric: dict[str, Any]
+    runs: tuple[PlannedRun, ...]
+
+    def meta(self) -> dict[str, Any]:
+        """experiment.json: what tables and plots must know beside the records."""
+        specs = [run.spec for run in self.runs]
+        return {
+            "name": self.name,
+            "title": self.title,
+            "baseline": self.baseline,
+            "task": ", ".join(dict.fromkeys(spec.task.name for spec in specs)),
+            "model": ", ".join(dict.fromkeys(spec.model.name for spec in specs)),
+            "protocol": PROTOCOL,
+            "labels": list(self.labels),
+            "seeds": list(self.seeds),
+            "sweeps": self.sweeps,
+            "vary": self.vary,
+            "conditions": list(dict.fromkeys(run.condition_text for run in self.runs)),
+            "data": specs[0].data.model_dump(),
+            "metric": self.metric,
+        }

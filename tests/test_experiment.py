@@ -10,8 +10,7 @@ import pytest
 
 from bench import experiment
 from bench.errors import BadValue, BenchError
-from bench.experiment import Experiment
-from bench.spec import RunSpec
+from bench.spec import DataSettings, Experiment, RunSpec, TrainSettings
 
 Tiny = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]
@@ -57,21 +56,13 @@ def test_every_default_is_filled_in(load: Load) -> None:
     assert spec.task.params == {"augment": "none"}
     assert spec.model.params == {"width": 8, "depth": 2, "dropout": 0.0}
     assert spec.optimizer.params == {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
-    assert spec.data.model_dump() == {"validation": 0.1, "label_noise": 0.0}
-    assert spec.train.model_dump() == {
-        "epochs": 2,
-        "batch_size": 256,
-        "schedule": "cosine",
-        "warmup_epochs": 0,
-        "clip_norm": None,
-        "precision": "fp32",
-        "eval_every": 1,
-    }
+    assert spec.data == DataSettings()
+    assert spec.train == TrainSettings(epochs=2, batch_size=256)
 
 
 def test_a_method_keeps_its_hyperparameters_and_hands_the_rest_to_its_base(load: Load) -> None:
     optimizer = specs(load({"optimizers.sam.momentum": 0.5}), "sam")[0].optimizer
-    assert (optimizer.name, optimizer.params) == ("sam", {"rho": 0.05})
+    assert (optimizer.name, optimizer.params) == ("sam", {"rho": 0.05, "m": None})
     assert optimizer.base is not None
     assert (optimizer.base.name, optimizer.base.params["lr"], optimizer.base.params["momentum"]) == ("sgd", 0.1, 0.5)
 
@@ -154,7 +145,8 @@ def test_meta_tells_tables_and_plots_what_records_cannot(load: Load) -> None:
         "sweeps": {"sam": ["rho"]},
     }
     assert meta["metric"]["key"] == "acc"
-    assert meta["data"] == {"validation": 0.1, "label_noise": 0.0}
+    assert meta["data"] == DataSettings().model_dump()
+    assert (meta["vary"], meta["conditions"]) == ({}, [""])
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

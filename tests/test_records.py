@@ -13,8 +13,9 @@ import pytest
 
 from bench import records
 from bench.errors import BenchError
-from bench.experiment import Experiment, load
+from bench.experiment import load
 from bench.launch.run import _to_be_kept
+from bench.spec import Experiment
 from bench.store import Store
 
 TOML = """

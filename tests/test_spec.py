@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench import spec as specs
-from bench.spec import PlannedRun, RunSpec
+from bench.spec import DataSettings, PlannedRun, RunSpec, TrainSettings
 
 FULL: dict[str, Any] = {
     "task": {"name": "digits", "params": {"augment": "shift"}},
@@ -20,7 +20,7 @@ FULL: dict[str, Any] = {
         "params": {"rho": 0.05},
         "base": {"name": "sgd", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0005}},
     },
-    "data": {"validation": 0.1, "label_noise": 0.2},
+    "data": {"validation": 0.1, "train_size": None, "label_noise": 0.2},
     "train": {
         "epochs": 20,
         "batch_size": 64,
@@ -28,13 +28,16 @@ FULL: dict[str, Any] = {
         "warmup_epochs": 0,
         "clip_norm": None,
         "precision": "fp32",
+        "compile": True,
+        "cuda_graphs": False,
+        "deterministic": False,
         "eval_every": 1,
     },
     "seed": 0,
     "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
 }
-FULL_ID = "455f77eec74d"
-PLAIN_ID = "ac412517776f"
+FULL_ID = "460008d6a3c0"
+PLAIN_ID = "c3bdfc5e2cd3"
 
 
 def changed(path: tuple[str | int, ...], value: Any) -> RunSpec:
@@ -64,7 +67,7 @@ OTHER_WORD = {"cosine": "constant", "fp32": "bf16"}
 
 def something_else(value: Any) -> Any:
     if value is None:
-        return 1.0
+        return 1
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -79,6 +82,38 @@ def test_run_ids_are_what_they_have_always_been() -> None:
     """If this fails, every result ever made would be made again: raise PROTOCOL on purpose, or undo the change."""
     plain = {**FULL, "plugins": [], "optimizer": {"name": "sgd", "params": {"lr": 0.1}}}
     assert (RunSpec.model_validate(FULL).run_id, RunSpec.model_validate(plain).run_id) == (FULL_ID, PLAIN_ID)
+
+
+def test_defaults_are_what_they_have_always_been() -> None:
+    """What stands at its default is not in the run_id, so a default that changes would mix two kinds of runs."""
+    assert DataSettings().model_dump() == {"validation": 0.1, "train_size": None, "label_noise": 0.0}
+    assert TrainSettings(epochs=1).model_dump() == {
+        "epochs": 1,
+        "batch_size": 128,
+        "schedule": "cosine",
+        "warmup_epochs": 0,
+        "clip_norm": None,
+        "precision": "fp32",
+        "compile": False,
+        "cuda_graphs": False,
+        "deterministic": False,
+        "eval_every": 1,
+    }
+
+
+def test_a_setting_at_its_default_is_no_part_of_the_run_id() -> None:
+    """So that runs made before the setting existed keep their ids."""
+    plain = {**FULL, "train": {"epochs": 20}, "data": {}}
+    spelled_out = {**FULL, "train": TrainSettings(epochs=20).model_dump(), "data": DataSettings().model_dump()}
+    assert RunSpec.model_validate(plain).run_id == RunSpec.model_validate(spelled_out).run_id
+    with_m = changed(("optimizer", "params"), {"rho": 0.05, "m": None})
+    assert with_m.run_id == FULL_ID
+    assert changed(("optimizer", "params"), {"rho": 0.05, "m": 32}).run_id != FULL_ID
+
+
+def test_cuda_graphs_need_compiled_code() -> None:
+    with pytest.raises(ValidationError, match="needs compile = true"):
+        changed(("train",), {"epochs": 1, "cuda_graphs": True})
 
 
 def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:
@@ -167,3 +202,10 @@ def test_config_text_writes_swept_values_the_short_way() -> None:
     run = PlannedRun("sam", config, RunSpec.model_validate(FULL))
     assert run.config_text == "rho=0.05, lr=1, epochs=40, schedule=cosine"
     assert PlannedRun("sgd", {}, run.spec).config_text == ""
+
+
+def test_a_condition_is_told_first_and_without_the_table_that_it_is_in() -> None:
+    condition = {"label_noise": 0.4, "task.augment": "basic", "task": "cifar100"}
+    run = PlannedRun("sam", {"rho": 0.1}, RunSpec.model_validate(FULL), condition)
+    assert run.condition_text == "label_noise=0.4, augment=basic, task=cifar100"
+    assert run.name == "label_noise=0.4, augment=basic, task=cifar100 sam rho=0.1 seed 0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ class Table:
 
     `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
     `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses in nats,
-    times in seconds.
+    times in seconds. The first `keys` columns name the condition of a row; rows of one condition stand together, as a
+    block that every format sets apart in its way.
     """
 
     experiment: str
@@ -39,6 +40,15 @@ class Table:
     rows: list[list[str]]
     footnotes: list[str]
     numbers: pd.DataFrame
+    keys: int = 0
+
+    def blocks(self) -> list[tuple[str, list[list[str]]]]:
+        """The name of each condition and its rows without the columns in it; one block, "", where nothing is varied."""
+        blocks: dict[str, list[list[str]]] = {}
+        for row in self.rows:
+            named = zip(self.columns[: self.keys], row, strict=False)
+            blocks.setdefault(", ".join(f"{name}={value}" for name, value in named), []).append(row[self.keys :])
+        return list(blocks.items())
 
 
 def render(table: Table, form: str) -> str:
@@ -54,7 +64,7 @@ def render(table: Table, form: str) -> str:
 def show(tables: Sequence[Table], console: Console) -> None:
     """Print tables for the terminal, the first one last, where the reader's eye is.
 
-    Names fold and headers stack so that 80 columns are enough.
+    Names fold, headers stack and conditions are headings, so that 80 columns are enough.
 
     A sentence under several tables is said under the first of them only.
     """
@@ -91,27 +101,37 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 def _grid(table: Table, width: int) -> Grid:
     space = 2 if width >= 100 else 0
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, space, 0, 0))
-    first, *others = _stacked(table)
+    first, *others = _stacked(table)[table.keys :]
     grid.add_column("\n".join(first), overflow="fold", vertical="bottom")
     for lines in others:
         grid.add_column("\n".join(lines), justify="right", no_wrap=True, vertical="bottom")
-    for row in table.rows:
-        grid.add_row(*map(Text, row))
+    for condition, rows in table.blocks():
+        if condition:
+            grid.add_row(Text(condition if space else condition.replace(", ", ",\n"), style="bold"))
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        grid.add_section()
     return grid
 
 
 def _markdown(table: Table) -> str:
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
-    align = ["left"] + ["right"] * (len(table.columns) - 1)
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in _named_once(table)]
+    align = ["left"] * (table.keys + 1) + ["right"] * (len(table.columns) - table.keys - 1)
     grid = tabulate(cells, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in table.footnotes)
     return f"**{table.title}**\n\n{grid}\n\n{' '.join(table.caption)}\n" + (f"\n{notes}" if notes else "")
 
 
 def _latex(table: Table) -> str:
-    heads = [r" \\ ".join(map(_escape, lines)) for lines in _stacked(table)]
+    heads = [r" \\ ".join(map(_escape, lines)) for lines in _stacked(table)[table.keys :]]
     heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
-    head, *rows = (" & ".join(cells) for cells in [heads, *([*map(_escape, row)] for row in table.rows)])
+    blocks = []
+    for condition, rows in table.blocks():  # as headings: a further column would be too much for a page
+        heading = (
+            [rf"\multicolumn{{{len(heads)}}}{{@{{}}l@{{}}}}{{\emph{{{_escape(condition)}}}}}"] if condition else []
+        )
+        lines = [*heading, *(" & ".join(map(_escape, row)) for row in rows)]
+        blocks.append("\n".join(rf"    {line} \\" for line in lines))
     notes = "".join(f"\n    {_escape(note)}\\par" for note in table.footnotes)
     return "\n".join(
         [
@@ -122,9 +142,9 @@ def _latex(table: Table) -> str:
             rf"  \label{{tab:{table.experiment}-{table.name}}}",
             rf"  \begin{{tabular}}{{@{{}}l{'r' * (len(heads) - 1)}@{{}}}}",
             r"    \toprule",
-            rf"    {head} \\",
+            rf"    {' & '.join(heads)} \\",
             r"    \midrule",
-            *(rf"    {row} \\" for row in rows),
+            "\n    \\addlinespace\n".join(blocks),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"  \par\smallskip",
@@ -138,6 +158,15 @@ def _latex(table: Table) -> str:
 
 def _csv(table: Table) -> str:
     return table.numbers.to_csv(index=False, lineterminator="\n")
+
+
+def _named_once(table: Table) -> Iterator[list[str]]:
+    """The rows, the condition named in the first of its block only."""
+    before: list[str] = []
+    for row in table.rows:
+        condition = row[: table.keys]
+        yield row if condition != before else [""] * table.keys + row[table.keys :]
+        before = condition
 
 
 TEX = str.maketrans(

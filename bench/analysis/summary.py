@@ -1,4 +1,4 @@
-"""From the records of all runs to one row an optimizer: choose on validation, report on test."""
+"""From the records of all runs to one row an optimizer and condition: choose on validation, report on test."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.analysis.conditions import KEY, conditions, keyed, under, varied
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test
 
 if TYPE_CHECKING:
     from bench.records import Results
 
-GROUP = ["optimizer", "config"]
 UNFINISHED = ["running", "partial", "missing"]
 Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
 NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
@@ -24,16 +24,19 @@ MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration of one optimizer, over its seeds.
+    """One configuration of one optimizer under one condition, over its seeds.
 
-    `config` is the text of the swept values ("" without a sweep), `swept` the same as {key: value}. `edge` is
-    "smallest" or "largest" if the configuration was chosen at that end of a single numeric sweep, else "".
-    Intervals are over the finished (`done`) runs: metrics and gaps as stored (fractions, not percent), losses
-    in nats, seconds of training. `passes` are forward-backward passes and `peak_memory_mb` MB, means over the
-    finished runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration,
-    over the seeds that both have finished; `difference` is None for that configuration itself.
+    `condition` is its name ("" where nothing is varied), `varied` the same as {column: value}. `config` is the text of
+    the swept values ("" without a sweep), `swept` the same as {key: value}. `edge` is "smallest" or "largest" if the
+    configuration was chosen at that end of a single numeric sweep, else "". Intervals are over the finished (`done`)
+    runs: metrics and gaps as stored (fractions, not percent), losses in nats, seconds of training. `passes` are
+    forward-backward passes and `peak_memory_mb` MB, means over the finished runs. Ratios and `difference` (of the test
+    metric) are to the baseline's chosen configuration under the same condition, over the seeds that both have finished;
+    `difference` is None for that configuration itself.
     """
 
+    condition: str
+    varied: Mapping[str, Any]
     label: str
     config: str
     swept: Mapping[str, Any]
@@ -88,12 +91,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the numbers come from: the distinct values found among the finished runs, as text."""
+    """Where the numbers come from: the distinct values found among the finished runs, as text.
+
+    `caution` is a sentence to stand wherever the numbers do, "" where none is needed: that some of the data files
+    are not those of their publisher, by their checksums.
+    """
 
     devices: list[str]
     torch: list[str]
     python: list[str]
     commits: list[str]
+    caution: str
 
     @property
     def mixed(self) -> bool:
@@ -102,34 +110,36 @@ class Provenance:
 
 
 def all_rows(results: Results) -> list[Row]:
-    """Every (label, configuration) of the experiment as a row, labels in the order of the experiment.
+    """Every (condition, label, configuration) as a row, conditions and labels in the order of the experiment.
 
-    One configuration a label is `chosen`: that with the best mean validation metric over the seeds, among the
-    configurations whose planned runs all finished; only if there are none, among those with some finished run. Ties
-    go to the lower mean validation loss, then to the first listed. Test numbers play no part.
+    One configuration a label is `chosen` under each condition: that with the best mean validation metric over the
+    seeds, among the configurations whose planned runs all finished; only if there are none, among those with some
+    finished run. Ties go to the lower mean validation loss, then to the first listed. Neither test numbers nor those
+    of other conditions play a part.
     """
     meta = results.meta
-    config = results.records["config"]
-    records = results.records.assign(config=config.astype(object).where(config.notna(), ""))
+    records = keyed(results.records)
     columns = _interval_columns(meta["metric"]["key"])
-    groups = records.groupby(GROUP, sort=False)
+    groups = records.groupby(KEY, sort=False)
     frame = _counts(groups)
     frame = frame.join(_moments(records, frame.index, [*columns.values(), "passes", "peak_memory_mb"]))
     frame["chosen"] = _chosen(frame, meta["metric"])
     swept = {key for keys in meta["sweeps"].values() for key in keys}
-    frame = frame.join(groups[sorted({"epochs", *swept})].first().add_prefix("set_"))
+    frame = frame.join(groups[sorted({"epochs", *swept, *varied(meta)})].first().add_prefix("set_"))
     comparisons = _comparisons(records, frame, meta)
     for field, column in columns.items():
         frame[field] = pd.Series(_intervals(frame, column), index=frame.index, dtype=object)
     rows = [
-        _row(label, config, meta["sweeps"].get(label, []), values, comparisons[label, config])
-        for (label, config), values in zip(frame.index, frame.to_dict("records"), strict=True)
+        _row(key, meta, values, comparisons[key])
+        for key, values in zip(frame.index, frame.to_dict("records"), strict=True)
     ]
-    return sorted(_with_edges(rows), key=lambda row: meta["labels"].index(row.label))
+    places = {name: place for place, name in enumerate(conditions(meta))}
+    labels = {label: place for place, label in enumerate(meta["labels"])}
+    return sorted(_with_edges(rows), key=lambda row: (places[row.condition], labels[row.label]))
 
 
 def provenance(results: Results) -> Provenance:
-    """Hardware, versions and commits of the finished runs; a dirty commit has "+ uncommitted changes"."""
+    """Hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
     done = results.records[results.records["status"] == "done"]
     dirty = done["dirty"].astype(str).str.lower() == "true"
     commits = done["commit"].dropna().astype(str).str[:10]
@@ -139,17 +149,34 @@ def provenance(results: Results) -> Provenance:
         torch=_distinct(done["torch"]),
         python=_distinct(done["python"]),
         commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
+        caution=_caution(results),
     )
 
 
-def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Who, how many runs, and the fields asked for, one line a row, unrounded.
+def _caution(results: Results) -> str:
+    """Diverged runs count as well: their data took part in what is reported of them."""
+    if "data_verified" not in results.records:
+        return ""
+    unverified = results.records["data_verified"].astype(str).str.lower() == "false"
+    among = conditions(results.meta)
+    found = set(keyed(results.records[unverified])["condition"])
+    if not found:
+        return ""
+    where = under([name for name in among if name in found], among)
+    return f"Unverified data{where}: the checksums of the data files are not their publisher's."
 
-    An interval becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high".
-    Metrics are scaled to the unit in which they are shown, which their names then carry: "test_acc_mean [%]".
+
+def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
+    """Under which condition, who, how many runs, and the fields asked for, one line a row, unrounded.
+
+    A condition is given by its name and by the varied values; where nothing is varied it has no column. An interval
+    becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high". Metrics are scaled to
+    the unit in which they are shown, which their names then carry: "test_acc_mean [%]".
     """
     counts = ("label", "config", "planned", "done", "diverged", "failed", "unfinished")
-    data = {field: [getattr(row, field) for row in rows] for field in counts}
+    data: dict[str, list[Any]] = {"condition": [row.condition for row in rows]} if rows[0].varied else {}
+    data |= {column: [row.varied[column] for row in rows] for column in rows[0].varied}
+    data |= {field: [getattr(row, field) for row in rows] for field in counts}
     columns = _interval_columns(metric["key"])
     for field in fields:
         values = [getattr(row, field) for row in rows]
@@ -210,14 +237,14 @@ def _moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.D
     """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
     done = records[records["status"] == "done"]
     numbers = done[columns].astype(float)
-    moments: pd.DataFrame = numbers.groupby([done[key] for key in GROUP], sort=False).agg(["count", "mean", "std"])
+    moments: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
     moments.columns = moments.columns.map(":".join)
     everywhere: pd.DataFrame = moments.reindex(index).fillna({f"{column}:count": 0 for column in columns})
     return everywhere
 
 
 def _chosen(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
-    """Flag one configuration a label, by validation numbers only; see `all_rows` for the rule."""
+    """Flag one configuration a condition and label, by validation numbers only; see `all_rows` for the rule."""
     # Rounded, so that equal runs tie although their means were summed in another order.
     value = frame[f"val_{metric['key']}:mean"].round(12)
     ranking = pd.DataFrame(
@@ -230,25 +257,26 @@ def _chosen(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
         }
     )
     ranking = ranking.sort_values(list(ranking.columns), na_position="last")
-    best = ~ranking.index.get_level_values("optimizer").duplicated()
+    best = ~ranking.reset_index("config").index.duplicated()
     return frame.index.to_series().isin(ranking.index[best])
 
 
 def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
-    """Each configuration against the baseline's chosen one, over the seeds that both finished."""
+    """Each configuration against the baseline's chosen one of its condition, over the seeds that both finished."""
     chosen = frame.index[frame["chosen"]]
-    baseline = next(at for at in chosen if at[0] == meta["baseline"])
+    baselines = chosen[chosen.get_level_values("optimizer") == meta["baseline"]]
     columns = [f"test_{meta['metric']['key']}", "train_seconds", "passes"]
-    done = records["status"] == "done"
-    values = records[columns].astype(float).where(done)
-    is_baseline = (records["optimizer"] == baseline[0]) & (records["config"] == baseline[1])
-    reference = values[is_baseline].set_axis(records.loc[is_baseline, "seed"]).reindex(records["seed"])
+    values = records[columns].astype(float).where(records["status"] == "done")
+    is_baseline = pd.MultiIndex.from_frame(records[KEY]).isin(baselines)
+    partners = pd.MultiIndex.from_frame(records[["condition", "seed"]])
+    reference = values[is_baseline].set_axis(partners[is_baseline]).reindex(partners)
     ours, theirs = values.to_numpy(), reference.to_numpy()
     compared: dict[Any, Comparison] = {}
-    for at, rows in records.groupby(GROUP, sort=False).indices.items():
+    alone = set(baselines)
+    for key, rows in records.groupby(KEY, sort=False).indices.items():
         a, b = ours[rows], theirs[rows]
-        test = None if at == baseline else paired_test(a[:, 0], b[:, 0])
-        compared[at] = (test, _ratio_of_means(a[:, 1], b[:, 1]), _ratio_of_means(a[:, 2], b[:, 2]))
+        test = None if key in alone else paired_test(a[:, 0], b[:, 0])
+        compared[key] = (test, _ratio_of_means(a[:, 1], b[:, 1]), _ratio_of_means(a[:, 2], b[:, 2]))
     return compared
 
 
@@ -266,13 +294,16 @@ def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
     return [Interval(int(count), *rest) for count, *rest in bounds]
 
 
-def _row(label: str, config: str, keys: Sequence[str], values: Mapping[Any, Any], compared: Comparison) -> Row:
-    """The row of one configuration from its line of the frame; `keys` are the swept ones."""
+def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any, Any], compared: Comparison) -> Row:
+    """The row of one configuration from its line of the frame."""
+    condition, label, config = key
     ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
     return Row(
+        condition=condition,
+        varied={column: values[f"set_{column}"] for column in varied(meta)},
         label=label,
         config=config,
-        swept={key: values[f"set_{key}"] for key in keys},
+        swept={name: values[f"set_{name}"] for name in meta["sweeps"].get(label, [])},
         edge="",
         epochs=values["set_epochs"],
         passes=values["passes:mean"],
@@ -285,12 +316,15 @@ def _row(label: str, config: str, keys: Sequence[str], values: Mapping[Any, Any]
 
 
 def _with_edges(rows: list[Row]) -> list[Row]:
-    """The rows, those chosen at an end of their label's sweep flagged as such."""
-    swept: dict[str, set[float]] = {}
+    """The rows, those chosen at an end of their label's sweep under their condition flagged as such."""
+    swept: dict[tuple[str, str], set[float]] = {}
     for row in rows:
         if row.sweep_point:
-            swept.setdefault(row.label, set()).add(row.sweep_point[1])
-    return [replace(row, edge=_edge(row, swept.get(row.label, set()))) if row.chosen else row for row in rows]
+            swept.setdefault((row.condition, row.label), set()).add(row.sweep_point[1])
+    return [
+        replace(row, edge=_edge(row, swept.get((row.condition, row.label), set()))) if row.chosen else row
+        for row in rows
+    ]
 
 
 def _edge(row: Row, values: set[float]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,24 +69,32 @@ def _make_results() -> Callable[..., Results]:
 def make_results(
     labels: Mapping[str, Mapping[str, Any]] = LABELS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    status: Mapping[tuple[str, str, int], str] | None = None,
+    status: Mapping[tuple[Any, ...], str] | None = None,
     change: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
     **meta: Any,
 ) -> Results:
     """Results of an invented experiment, the same for the same arguments.
 
-    `labels` gives the fields of Entry for each label, `status` the (label, config, seed) that are not "done";
-    `change` edits the records at the end; further keywords replace entries of meta.
+    `labels` gives the fields of Entry for each label, `status` the (label, config, seed) that are not "done", or the
+    (condition, label, config, seed); `vary` gives the values of each varied column; `change` edits the records at the
+    end; further keywords replace entries of meta.
     """
     records, curves = [], []
     entries = {label: Entry(**entry) for label, entry in labels.items()}
-    for label, entry in entries.items():
-        for place, (config, swept) in enumerate(entry.configs()):
-            for seed in seeds:
-                curve = _curve(label, entry, config, place, seed)
-                ended = (status or {}).get((label, config, seed), "done")
-                records.append(_record(label, entry, config, swept, seed, curve, ended))
-                curves += [pd.DataFrame(curve)] if ended == "done" else []
+    points = [dict(zip(vary or {}, values, strict=True)) for values in product(*(vary or {}).values())]
+    conditions = [condition_text(point) for point in points]
+    lost = status or {}
+    for number, (condition, point) in enumerate(zip(conditions, points, strict=True)):
+        for label, entry in entries.items():
+            harder = replace(entry, test=entry.test - number * (0.05 + 2 * (0.93 - entry.test)))
+            for place, (config, swept) in enumerate(entry.configs()):
+                for seed in seeds:
+                    curve = _curve(condition, label, harder, config, place, seed)
+                    ended = lost.get((condition, label, config, seed), lost.get((label, config, seed), "done"))
+                    record = _record(label, entry, config, swept, seed, curve, ended)
+                    records.append({**record, "condition": condition or np.nan, **point, "run_id": curve["run_id"]})
+                    curves += [pd.DataFrame(curve)] if ended == "done" else []
     frame = pd.DataFrame(records)
     described = {
         "name": "digits_noise",
@@ -97,15 +106,22 @@ def make_results(
         "labels": list(labels),
         "seeds": list(seeds),
         "sweeps": {label: [entry.sweep[0]] for label, entry in entries.items() if entry.sweep},
-        "data": {"validation": 1 / 6, "label_noise": 0.2},
+        "vary": {column: list(values) for column, values in (vary or {}).items()},
+        "conditions": conditions,
+        "data": {"validation": 1 / 6, "train_size": None, "label_noise": 0.2},
         "metric": METRIC,
     }
     return Results({**described, **meta}, change(frame) if change else frame, pd.concat(curves, ignore_index=True))
 
 
-def _curve(label: str, entry: Entry, config: str, place: int, seed: int) -> dict[str, Any]:
+def condition_text(point: Mapping[str, Any]) -> str:
+    """{"task.augment": "basic", "label_noise": 0.2} as "augment=basic, label_noise=0.2"."""
+    return ", ".join(f"{column.rpartition('.')[2]}={value}" for column, value in point.items())
+
+
+def _curve(condition: str, label: str, entry: Entry, config: str, place: int, seed: int) -> dict[str, Any]:
     """A run's evaluations: an approach to the final values, with noise of the seed and of the label."""
-    noise = np.random.default_rng([seed, *f"{label}{config}".encode()])
+    noise = np.random.default_rng([seed, *f"{condition}{label}{config}".encode()])
     shared = 0.004 * np.random.default_rng(seed).normal()  # what a seed does to every optimizer alike
     epoch = np.arange(1, entry.epochs + 1)
     rise = 1 - np.exp(-5 * epoch / entry.epochs)
@@ -115,7 +131,8 @@ def _curve(label: str, entry: Entry, config: str, place: int, seed: int) -> dict
     loss = 2.3 * (1 - rise) + 0.25
     passes = STEPS * epoch * (2 if label in TWO_PASSES else 1)
     return {
-        "run_id": f"{label}-{config}-{seed}",
+        "run_id": f"{condition}{label}-{config}-{seed}",
+        "condition": condition or np.nan,
         "optimizer": label,
         "config": config or np.nan,
         "seed": seed,
@@ -155,7 +172,14 @@ def _record(
     spent = dict(zip(COST_COLUMNS, (0.5, last["train_seconds"], 0.4, last["passes"], 960, 310.0), strict=True))
     done = status == "done"
     host = {"device": "AMD EPYC", "threads": 2, "precision": "fp32", "torch": "2.11.0", "python": "3.11.9"}
-    traced = {**host, "commit": "0123456789abcdef", "dirty": False, "resumes": 0, "weights_sha256": "ab"}
+    traced = {
+        **host,
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "data_verified": True,
+        "resumes": 0,
+        "weights_sha256": "ab",
+    }
     return {
         "experiment": "digits_noise",
         "task": "digits",
@@ -178,5 +202,4 @@ def _record(
         **{column: measured[column] if done else np.nan for column in METRIC_COLUMNS},
         **{column: spent[column] if done else np.nan for column in COST_COLUMNS},
         **{column: value if done else np.nan for column, value in traced.items()},
-        "run_id": f"{label}-{config}-{seed}",
     }

@@ -226,8 +226,9 @@ def test_analysis_leaves_torch_and_pyplot_unimported() -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_latex_compiles(make_results: Make, tmp_path: Path) -> None:
-    render.write(tables.build(make_results(status=LOST)), tmp_path)
+@pytest.mark.parametrize("vary", [{}, {"task.augment": ["basic", "cutout"], "task": ["cifar10", "cifar100"]}])
+def test_latex_compiles(make_results: Make, tmp_path: Path, vary: dict[str, list[str]]) -> None:
+    render.write(tables.build(make_results(status=LOST, vary=vary)), tmp_path)
     inputs = "".join(rf"\input{{tables/{name}}}" for name in ("results", "losses", "cost", "sweep"))
     (tmp_path / "paper.tex").write_text(
         rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
@@ -235,3 +236,5 @@ def test_latex_compiles(make_results: Make, tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \((\S+)pt", done.stdout)]
+    assert max(too_wide, default=0) < 5, "on the narrowest page there is, that of the class article"

@@ -1,0 +1,75 @@
+"""Under which task, model and data a run was made, and how that is put into words.
+
+What `[vary]` of an experiment lists makes conditions, one for every combination of the values. Optimizers are chosen,
+paired and compared within a condition only. An experiment that varies nothing has one condition, called "".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+KEY = ["condition", "optimizer", "config"]
+"""The columns that tell one configuration from all others, in records and in curves."""
+
+MANY = 6  # so many conditions are still named one by one,
+MANY_LONG = 3  # so many of those that vary several things
+
+
+def varied(meta: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The varied columns of records, each with its values in order; {} where nothing is varied."""
+    return meta.get("vary") or {}
+
+
+def conditions(meta: Mapping[str, Any]) -> list[str]:
+    """Every condition in order, as the column "condition" names it; [""] where nothing is varied."""
+    return meta.get("conditions") or [""]
+
+
+def keyed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records or curves with text in all of `KEY`: "" where nothing is varied or swept, and in older files."""
+    return frame.assign(**{column: _text(frame, column) for column in ("condition", "config")})
+
+
+def _text(frame: pd.DataFrame, column: str) -> Any:
+    if column not in frame:
+        return ""
+    return frame[column].astype(object).where(frame[column].notna(), "")
+
+
+def names(columns: Collection[str]) -> list[str]:
+    """What to call varied columns: "augment" for "task.augment", unless another column is then called the same."""
+    short = [column.rpartition(".")[2].replace("_", " ") for column in columns]
+    return [name if short.count(name) == 1 else column for name, column in zip(short, columns, strict=True)]
+
+
+def value_text(value: Any) -> str:
+    """A varied value as a person writes it: 0.2, 50000, cifar10."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else f"{value:g}"
+    return str(value)
+
+
+def under(found: Collection[str], among: Collection[str]) -> str:
+    """Where something holds, to go into a sentence: " under label_noise=0.2 and 0.4"; "" where it holds everywhere."""
+    if len(found) == len(among):
+        return ""
+    long = any(", " in name for name in found)
+    if len(found) > (MANY_LONG if long else MANY):
+        return f" under {len(found)} of {len(among)} conditions"
+    if long:
+        return f" under {' and '.join(f'({name})' for name in found)}"
+    key = min(found).partition("=")[0]
+    *others, last = (name.partition("=")[2] for name in found)
+    return f" under {key}={', '.join(others)}{' and ' if others else ''}{last}"
+
+
+def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Iterator[str]:
+    """Notes of (condition, subject, what is said of it), each said once for all conditions in which it holds."""
+    holds: dict[tuple[str, str], dict[str, None]] = {}
+    for condition, subject, said in notes:
+        holds.setdefault((subject, said), {})[condition] = None
+    for (subject, said), found in holds.items():
+        yield f"{subject}{under(found, among)}{said}"

@@ -1,0 +1,155 @@
+"""The footnotes of tables: what is missing, what the tests cannot say, what may be compared with what."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from bench.analysis.conditions import merged, under
+from bench.analysis.render import DAGGER
+from bench.analysis.stats import smallest_sign_flip_p
+from bench.analysis.summary import Provenance, Row
+
+Budgets = Mapping[str, Mapping[float, list[str]]]
+"""Condition -> epochs or passes -> the labels that have them."""
+
+FEW_SEEDS = 5  # up to here the sign-flip test cannot reach 0.05, so it has to be said
+
+
+def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+    """What there is to say about the chosen rows, and about those of all rows that are not shown."""
+    yield from gone(best)
+    yield from gone_elsewhere(rows)
+    yield from edges(best)
+
+
+def gone(rows: Sequence[Row]) -> Iterator[str]:
+    """The daggers explained: a note for every row that lacks runs, one for all that have none."""
+    yield from merged(
+        (
+            (row.condition, f"{DAGGER} {row.title}", f": {_finished(row)}; its numbers are over those.")
+            for row in rows
+            if row.done and not row.complete
+        ),
+        _conditions(rows),
+    )
+    empty = Counter((row.condition, row.label, _lost(row)) for row in rows if not row.done)
+    if empty:
+        each = [
+            (condition, f"{label} ({lost})" if count == 1 else f"{label} ({lost} each of {count})", "")
+            for (condition, label, lost), count in empty.items()
+        ]
+        yield f"{DAGGER} no run finished: {', '.join(merged(each, _conditions(rows)))}."
+
+
+def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
+    """One note for every sweep with incomplete configurations that the table does not show."""
+    lost = defaultdict(list)
+    numbered = {(row.condition, row.label) for row in rows if row.done}
+    for row in rows:
+        if not (row.complete or row.chosen) and (row.condition, row.label) in numbered:
+            lost[row.condition, row.label].append(f"{row.config} ({_lost(row)})")
+    yield from merged(
+        (
+            (condition, label, f": other configurations lack runs and rank behind complete ones: {'; '.join(configs)}.")
+            for (condition, label), configs in lost.items()
+        ),
+        _conditions(rows),
+    )
+
+
+def edges(rows: Sequence[Row]) -> Iterator[str]:
+    """The choices at an end of their sweep."""
+    yield from merged(
+        (
+            (row.condition, row.name, f" is the {row.edge} value of its sweep: the best may lie beyond it.")
+            for row in rows
+            if row.edge
+        ),
+        _conditions(rows),
+    )
+
+
+def significance(rows: Sequence[Row]) -> Iterator[str]:
+    """What the p values cannot say: few seeds, and several comparisons at once."""
+    sizes = [row.difference.difference.n for row in rows if row.difference]
+    n = max(sizes, default=0)
+    if n == 1:
+        yield "n=1: one seed gives neither an interval nor a test."
+    elif 1 < n <= FEW_SEEDS:
+        floor = f"p={smallest_sign_flip_p(n):g}"
+        yield f"With n={n} pairs an exact sign-flip test cannot get below {floor} on any data: no stars."
+    if sum(size > 1 for size in sizes) > 1:
+        yield "p values are not corrected for the number of comparisons."
+
+
+def budget(rows: Sequence[Row]) -> Iterator[str]:
+    """Which labels compare at equal epochs and which at equal passes.
+
+    Smaller training sets have fewer passes an epoch. Labels that are equal among themselves under several conditions
+    are therefore named once, with the range of their budgets.
+    """
+    epochs = _by_condition((row, row.epochs) for row in rows)
+    passes = _by_condition((row, round(row.passes)) for row in rows if row.done)
+    if all(len(found) == 1 for kind in (epochs, passes) for found in kind.values()):
+        shared = {"epochs": set().union(*epochs.values()), "passes": set().union(*passes.values())}
+        every = "Under each condition every row" if max(map(len, shared.values())) > 1 else "Every row"
+        named = [f"{_range(values)} {kind}" for kind, values in shared.items() if values]
+        yield f"{every} has the same budget: {', '.join(named)}."
+        return
+    budgets = [*_budgets(epochs, "epochs"), *_budgets(passes, "passes")]
+    yield f"Budgets differ: compare rows of equal epochs or rows of equal passes. {'; '.join(budgets)}."
+
+
+def mixed(source: Provenance) -> Iterator[str]:
+    """Why times are not to be compared."""
+    if source.mixed:
+        yield "The runs mix hardware, versions or commits (all listed above): times are not comparable."
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------
+
+
+def _conditions(rows: Iterable[Row]) -> dict[str, None]:
+    return dict.fromkeys(row.condition for row in rows)
+
+
+def _finished(row: Row) -> str:
+    return f"{row.done} of {row.planned} runs finished ({_lost(row)})"
+
+
+def _lost(row: Row) -> str:
+    kinds = {"diverged": row.diverged, "failed": row.failed, "unfinished": row.unfinished}
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+
+
+def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
+    """The labels that have each budget, condition by condition."""
+    found: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row, value in budgets:
+        found[row.condition][value].append(row.label)
+    return found
+
+
+def _budgets(found: Budgets, kind: str) -> Iterator[str]:
+    """Every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
+
+    A label without a finished run has no passes; its group is still the one it has under other conditions.
+    """
+    groups = dict.fromkeys(tuple(labels) for labels_of in found.values() for labels in labels_of.values())
+    values: dict[tuple[str, ...], dict[str, float]] = {group: {} for group in groups}
+    known = {condition: {label for labels in found[condition].values() for label in labels} for condition in found}
+    for condition, labels_of in found.items():
+        for value, labels in labels_of.items():
+            same = [group for group in groups if [label for label in group if label in known[condition]] == labels]
+            values[max(same, key=len)][condition] = value
+    for group, of_group in values.items():
+        among = [condition for condition in found if not known[condition].isdisjoint(group)]
+        if of_group:
+            yield f"{_range(of_group.values())} {kind}{under(of_group, among)}: {', '.join(group)}"
+
+
+def _range(values: Iterable[float]) -> str:
+    """ "300", or "75 to 3,000" where they differ; "" for none."""
+    shown = [f"{value:,.10g}" for value in sorted(set(values))]
+    return " to ".join(dict.fromkeys([*shown[:1], *shown[-1:]]))

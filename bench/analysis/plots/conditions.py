@@ -1,0 +1,206 @@
+"""Test metric and advantage over the baseline against what is varied between conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from bench.analysis.conditions import names, value_text, varied
+from bench.analysis.plots.style import (
+    NEUTRAL,
+    WIDTH,
+    Style,
+    bounds,
+    legend,
+    panel_width,
+    text_width,
+    value_axis,
+    wide,
+    with_margin,
+)
+from bench.analysis.plots.view import ROWS, View, name_panels, pages
+from bench.analysis.stats import Interval
+from bench.analysis.summary import Row
+
+LOGARITHMIC = "train_size"
+STEP = 2.5  # points between the labels at one value, so that their intervals stand side by side
+STEP_IN_CATEGORY = 8.0
+MARGIN = 0.07  # of the axis, on either side
+STRIPE = "#F4F4F4"
+INCOMPLETE: Style = {"markerfacecolor": "white"}
+
+Pick = Callable[[Row], Interval | None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The varied column along the horizontal axis: each value, as text, with its place, in ascending order."""
+
+    column: str
+    name: str
+    numeric: bool
+    log: bool
+    places: Mapping[str, float]
+
+    def place(self, row: Row) -> float:
+        return self.places[value_text(row.varied[self.column])]
+
+    def step(self, labels: int) -> float:
+        """Points between so many labels at one value; less than usual where values are close to each other."""
+        places = list(self.places.values())
+        drawn = np.log(places) if self.log else np.asarray(places)
+        span = drawn[-1] - drawn[0] if self.numeric else len(drawn)
+        usual = STEP if self.numeric else STEP_IN_CATEGORY
+        return float(min(usual, 0.8 * 72 * panel_width(2) * np.diff(drawn).min() / span / labels))
+
+
+def figures(view: View) -> Iterator[Figure]:
+    """The metric beside the paired difference to the baseline, which a common scale of the former would hide.
+
+    One varied column is the horizontal axis: the first that is a number, else that with most values, rather not the
+    task, whose metrics differ too much for one panel. Every combination of the other columns has a row of panels.
+    """
+    if len(view.conditions) < 2:
+        return
+    axis = _axis(varied(view.meta))
+    facets: dict[str, list[Row]] = {}
+    for row in view.best:
+        facets.setdefault(_facet(row, axis), []).append(row)
+    for page in pages(list(facets.items()), ROWS):
+        yield _page(view, axis, dict(page))
+
+
+def _axis(columns: Mapping[str, Sequence[Any]]) -> Axis:
+    several = {column: values for column, values in columns.items() if len(values) > 1}
+    column = max(several, key=lambda name: (_numeric(several[name]), name != "task", len(several[name])))
+    values, name = columns[column], dict(zip(columns, names(columns), strict=True))[column]
+    if not _numeric(values):
+        return Axis(column, name, False, False, {value_text(value): place for place, value in enumerate(values)})
+    values = sorted(values)
+    return Axis(
+        column, name, True, column == LOGARITHMIC or wide(values), {value_text(value): value for value in values}
+    )
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _facet(row: Row, axis: Axis) -> str:
+    others = [column for column in row.varied if column != axis.column]
+    return ", ".join(
+        f"{name}={value_text(row.varied[column])}" for column, name in zip(others, names(others), strict=True)
+    )
+
+
+def _page(view: View, axis: Axis, facets: Mapping[str, list[Row]]) -> Figure:
+    compared = any(_difference(row) for row in view.best)
+    second = f"difference to {view.meta['baseline']}" if compared else f"train − test {view.metric}"
+    titles = [f"test {view.metric}{view.unit}", f"{second}{view.points}"]
+    figure = view.figure(WIDTH, (2.4 if len(facets) == 1 else 1.6) * len(facets) + 0.7)
+    axes = np.asarray(figure.subplots(len(facets), 2, squeeze=False, sharex=True))
+    for rows, panels in zip(facets.values(), axes, strict=True):
+        for ax, pick in zip(panels, (_test, _difference if compared else _gap), strict=True):
+            _scale(ax, axis)
+            _draw(figure, ax, view, axis, rows, pick)
+        if compared:
+            panels[1].axhline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9)
+    if len(facets) == 1:
+        for ax, title in zip(axes[0], titles, strict=True):
+            ax.set_ylabel(title)
+    else:
+        name_panels(axes, list(facets), titles)
+    for ax in axes[-1]:
+        ax.set_xlabel(axis.name)
+    legend(figure, _handles(view, axis))
+    return figure
+
+
+# ---- values --------------------------------------------------------------------------------------------------
+
+
+def _test(row: Row) -> Interval | None:
+    return row.test_metric
+
+
+def _gap(row: Row) -> Interval | None:
+    return row.gap_metric
+
+
+def _difference(row: Row) -> Interval | None:
+    return row.difference.difference if row.difference and row.difference.difference.n else None
+
+
+# ---- a panel -------------------------------------------------------------------------------------------------
+
+
+def _draw(figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick) -> None:
+    """A line an optimizer, each a little beside the next; it breaks where a condition has no finished run."""
+    labels, shown = view.labels(), [0.0] if pick is _difference else []
+    for number, label in enumerate(labels):
+        points = {
+            axis.place(row): (row, interval.scaled(view.scale))
+            for row in rows
+            if row.label == label and (interval := pick(row))
+        }
+        aside = (number - (len(labels) - 1) / 2) * axis.step(len(labels)) / 72
+        beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
+        look = {**_look(view, label, axis), "transform": beside}
+        x = list(axis.places.values())
+        ax.plot(x, [points[place][1].mean if place in points else np.nan for place in x], **{**look, "marker": None})
+        for place, (row, interval) in points.items():
+            bar = {"marker": None, "linestyle": "-", "linewidth": 0.9}
+            ax.plot([place, place], bounds(interval), **{**look, **bar})
+            ax.plot(place, interval.mean, **{**look, **({} if interval.n == row.planned else INCOMPLETE)})
+            shown += bounds(interval)
+    ax.set_ylim(with_margin(shown or [0.0]))
+
+
+def _look(view: View, label: str, axis: Axis) -> Style:
+    """As everywhere; between categories there is nothing for a line to pass through."""
+    return view.styles[label] if axis.numeric else {**view.styles[label], "linestyle": "none"}
+
+
+def _scale(ax: Axes, axis: Axis) -> None:
+    """Limits and ticks; they cannot be left to the points, which stand beside the values they belong to."""
+    places = list(axis.places.values())
+    if not axis.numeric:
+        _categories(ax, axis)
+    elif axis.log:
+        value_axis(ax, places, panel_width(2), log=True)
+        margin = (places[-1] / places[0]) ** MARGIN
+        ax.set_xlim(places[0] / margin, places[-1] * margin)
+    else:
+        value_axis(ax, places, panel_width(2), log=False)
+        margin = MARGIN * (places[-1] - places[0])
+        ax.set_xlim(places[0] - margin, places[-1] + margin)
+
+
+def _categories(ax: Axes, axis: Axis) -> None:
+    places = list(axis.places.values())
+    ax.grid(visible=False, axis="x")
+    for place in places[1::2]:
+        ax.axvspan(place - 0.5, place + 0.5, color=STRIPE, linewidth=0, zorder=0)
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    crowded = max(map(text_width, axis.places)) > 0.95 * panel_width(2) / len(places)
+    ax.set_xticks(places, list(axis.places))
+    if crowded:
+        ax.tick_params(axis="x", labelrotation=30)
+        for text in ax.get_xticklabels():
+            text.set_horizontalalignment("right")
+
+
+def _handles(view: View, axis: Axis) -> list[Artist]:
+    handles: list[Artist] = [view.handle(label, line=axis.numeric, marker=True) for label in view.labels()]
+    if not all(row.complete for row in view.best):
+        look: Style = {"color": NEUTRAL, "linestyle": "none", "marker": "o", **INCOMPLETE}
+        handles.append(Line2D([], [], label="some runs missing", **look))
+    return handles

@@ -1,0 +1,154 @@
+"""Metrics and generalization gap over the course of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from bench.analysis.conditions import KEY, keyed
+from bench.analysis.plots.style import Style, legend, with_margin
+from bench.analysis.plots.view import ROWS, View, name_panels, pages
+from bench.analysis.stats import half_width
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+START = 0.3  # share of an optimizer's epochs that may run out of the panel: where curves begin says little
+ALIKE = 2.0  # times as long a curve still goes on the axis of the shortest
+AXES = {"epoch": "epoch", "passes": "forward-backward passes"}
+LINE = ["condition", "optimizer"]
+
+Panel = tuple[str, str, str]
+"""Condition, horizontal and vertical column."""
+
+
+def curves(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
+    """Test and train metric against epochs and, where epochs differ in cost, against passes."""
+    titles = {
+        "test_metric": f"test {view.metric}{view.unit}",
+        "train_metric": f"train {view.metric}, true labels{view.unit}",
+    }
+    if not _passes_differ(runs):
+        yield from _figures(view, runs, [(x, y) for y in titles for x in ("epoch",)], titles)
+    elif view.several:  # three panels are as many as fit beside each other
+        columns = [("epoch", "test_metric"), ("passes", "test_metric"), ("epoch", "train_metric")]
+        yield from _figures(view, runs, columns, titles)
+    else:
+        yield from _figures(view, runs, [(x, y) for x in AXES for y in titles], titles)
+
+
+def gap(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
+    """Generalization gap of loss and metric against epochs."""
+    titles = {
+        "gap_loss": "test − train loss (nats)",
+        "gap_metric": f"train − test {view.metric}{view.points}",
+    }
+    yield from _figures(view, runs, [("epoch", y) for y in titles], titles)
+
+
+def chosen_curves(results: Results, view: View) -> pd.DataFrame:
+    """Curves of the finished runs of the chosen configurations, with gaps, metrics in the unit shown."""
+    metric = results.meta["metric"]
+    done = results.records.loc[results.records["status"] == "done", "run_id"]
+    curves = keyed(results.curves)
+    wanted = pd.MultiIndex.from_tuples([(row.condition, row.label, row.config) for row in view.best])
+    # By configuration too: one run may stand under several labels, chosen under one of them only.
+    curves = curves[pd.MultiIndex.from_frame(curves[KEY]).isin(wanted) & curves["run_id"].isin(done)]
+    test = metric["scale"] * curves[f"test_{metric['key']}"]
+    train = metric["scale"] * curves[f"train_clean_{metric['key']}"]
+    gaps = {"gap_loss": curves["test_loss"] - curves["train_clean_loss"], "gap_metric": train - test}
+    return curves.assign(test_metric=test, train_metric=train, **gaps)
+
+
+def _passes_differ(runs: pd.DataFrame) -> bool:
+    """Whether an epoch takes some optimizers more passes than others under the same condition."""
+    costs = (runs["passes"] / runs["epoch"]).groupby([runs[column] for column in LINE]).mean().groupby(level=0)
+    return bool((costs.max() >= 1.001 * costs.min()).any())
+
+
+def _figures(
+    view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str]
+) -> Iterator[Figure]:
+    """All pages of panels: for each pair of columns one, in a row a condition; a grid where there is one condition."""
+    if runs.empty:
+        return
+    means = {y: _mean_curves(runs, y) for _, y in columns}
+    if not view.several:
+        (condition,) = view.conditions
+        grid = [[(condition, x, y) for y in titles] for x in dict.fromkeys(x for x, _ in columns)]
+        yield _single(view, means, grid, titles)
+        return
+    for shown in pages(view.conditions, ROWS):
+        yield _page(view, means, [[(condition, *column) for column in columns] for condition in shown], titles)
+
+
+def _single(
+    view: View, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]], titles: Mapping[str, str]
+) -> Figure:
+    figure, axes = view.panels(len(grid), len(titles), sharey="col")
+    for line, row in zip(grid, axes, strict=True):
+        for panel, ax in zip(line, row, strict=True):
+            _draw(ax, view, means, panel)
+            ax.set(xlabel=AXES[panel[1]], ylabel=titles[panel[2]])
+            ax.set_xlim(left=0)
+    legend(figure, [view.handle(label) for label in view.labels()])
+    return figure
+
+
+def _page(view: View, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]], titles: Mapping[str, str]) -> Figure:
+    figure, axes = view.panels(len(grid), len(grid[0]))
+    for line, row in zip(grid, axes, strict=True):
+        for panel, ax in zip(line, row, strict=True):
+            _draw(ax, view, means, panel)
+    for (_, x, y), column in zip(grid[0], axes.T, strict=True):
+        _align(column, [means[y].loc[means[y]["condition"] == line[0][0], x].max() for line in grid])
+        column[-1].set_xlabel(AXES[x])
+    name_panels(axes, [line[0][0] for line in grid], [titles[y] for _, _, y in grid[0]])
+    legend(figure, [view.handle(label) for label in view.labels()])
+    return figure
+
+
+def _align(column: Sequence[Axes], ends: Sequence[float]) -> None:
+    """One horizontal axis for a column of panels, unless their curves end far apart, as with sizes of training sets."""
+    alike = max(ends) <= ALIKE * min(ends)
+    for ax, end in zip(column, ends, strict=True):
+        ax.set_xlim(0, 1.05 * (max(ends) if alike else end))
+        ax.tick_params(labelbottom=not alike or ax is column[-1])
+
+
+def _draw(ax: Axes, view: View, means: Mapping[str, pd.DataFrame], panel: Panel) -> None:
+    condition, x, y = panel
+    here = means[y][means[y]["condition"] == condition]
+    for row in view.chosen(condition):
+        _line(ax, here[here["optimizer"] == row.label], x, view.styles[row.label])
+    ax.set_ylim(_limits(here))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _line(ax: Axes, mean: pd.DataFrame, x: str, style: Style) -> None:
+    plain = {"color": style["color"], "linestyle": style["linestyle"]}
+    marker = style["marker"] if len(mean) == 1 else None  # a line of one point would not be seen
+    ax.plot(mean[x], mean["mean"], marker=marker, **plain)
+    ax.fill_between(mean[x], mean["low"], mean["high"], color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _mean_curves(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean and t bounds of a column over the seeds, one line for each condition, label and epoch."""
+    groups = runs.groupby([*LINE, "epoch"], sort=True)
+    means = groups[column].agg(["count", "mean", "std"]).join(groups["passes"].mean())
+    half = half_width(means["count"], means["std"])
+    bounded: pd.DataFrame = means.assign(low=means["mean"] - half, high=means["mean"] + half)
+    return bounded.reset_index()
+
+
+def _limits(means: pd.DataFrame) -> tuple[float, float]:
+    """Vertical limits around the curves past their first epochs, so that the ends can be told apart."""
+    last = means.groupby("optimizer")["epoch"].transform("max")
+    late = means[means["epoch"] > START * last]
+    return with_margin(late[["mean", "low", "high"]].to_numpy())
