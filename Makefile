@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint perf tables lock clean
+.PHONY: help setup quickstart cifar10-smoke cifar100-smoke cifar10-sam cifar100-sam vit-sam test lint perf tables lock clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install what requirements.lock pins, and this project, into .venv
 
@@ -20,6 +20,22 @@ $(STAMP): requirements.lock pyproject.toml
 
 quickstart: setup ## SGD, AdamW, SAM and ASAM on digits with 20 % wrong labels: minutes on 2 cores
 	$(BIN)/bench run digits_noise
+
+cifar10-smoke: setup ## ResNet-20 on a few thousand images of CIFAR-10: minutes on 2 cores
+	$(BIN)/bench run cifar10_smoke
+
+cifar100-smoke: setup ## the same on CIFAR-100
+	$(BIN)/bench run cifar100_smoke
+
+cifar10-sam: setup ## ResNet-18 on CIFAR-10: SGD, Adam, AdamW, SAM, ASAM; hours on a GPU
+	$(BIN)/bench run cifar10_sam
+
+cifar100-sam: setup ## the same on CIFAR-100
+	$(BIN)/bench run cifar100_sam
+
+vit-sam: setup ## vision transformers on CIFAR, from scratch and fine-tuned; hours on a GPU
+	$(BIN)/bench run vit_sam
+	$(BIN)/bench run vit_sam_finetune
 
 test: setup ## every test
 	$(BIN)/python -m pytest --numprocesses 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,21 @@ _set = click.option(
 )
 
 
+def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
+    """Workers are told in the environment, as they are of everything that is no part of a run."""
+    if folder is not None:
+        os.environ["BENCH_DATA"] = str(folder.resolve())
+
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    expose_value=False,
+    callback=_set_data_dir,
+    help="Where data sets and weights are. [default: $BENCH_DATA, else ~/.cache/sam-bench]",
+)
+
+
 # ---- running -------------------------------------------------------------------------------------------------
 
 
@@ -67,8 +83,10 @@ _set = click.option(
 @click.option("--seeds", type=click.IntRange(min=1), help="Run seeds 0..N-1 instead of the file's.")
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: one a GPU, else one a core]")
+@click.option("--jobs-per-gpu", type=click.IntRange(min=1), default=1, help="Runs at once on each GPU. [default: 1]")
 @_out
-@click.option("--dry-run", is_flag=True, help="Show every run that would start, and its cost; start nothing.")
+@_data_dir
+@click.option("--dry-run", is_flag=True, help="Show every run that would start, and what it costs; start none.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
 @click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
 @click.option(
@@ -80,6 +98,7 @@ def run(
     seeds: int | None,
     only: tuple[str, ...],
     jobs: int | None,
+    jobs_per_gpu: int,
     out: Path,
     dry_run: bool,
     fail_fast: bool,
@@ -103,9 +122,15 @@ def run(
     _tell_plan(plan, console)
     if dry_run:
         _print_runs(plan)
+        launch.estimate(plan, jobs=jobs, jobs_per_gpu=jobs_per_gpu, console=console)
         return
     launched = launch.execute(
-        plan, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console
+        plan,
+        jobs=jobs,
+        jobs_per_gpu=jobs_per_gpu,
+        fail_fast=fail_fast,
+        checkpoint_seconds=checkpoint_seconds,
+        console=console,
     )
     built = tables.build(launched.results)
     if not launched.kept:
@@ -118,6 +143,25 @@ def run(
         sys.exit(130)
     if launched.outcome.failed or launched.outcome.disk or (plan.count("failed") and not retry_failed):
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("experiment")
+@_set
+@_data_dir
+def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
+    """Download and check the data and weights that an experiment needs; runs themselves never download.
+
+    For a cluster's login node, or a machine that will be offline.
+    """
+    from bench.experiment import find
+
+    find(experiment)
+    from bench import data
+    from bench.launch.run import prepare as fetch
+
+    fetch(experiment, overrides)
+    print(f"{experiment}: data and weights are ready in {data.data_folder()}")
 
 
 def _tell_plan(plan: Plan, console: Console) -> None:

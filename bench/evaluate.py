@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from bench.tasks.base import Data, Split, Task
 
-BATCH = 1024
-"""Examples at a time; it does not change the numbers beyond rounding."""
+BATCH = {"cuda": 1024, "cpu": 128}
+"""Examples at a time: a GPU wants them many, a CPU no more than its caches hold. It changes rounding, nothing else."""
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast)
     key = task.metric.key
     measured: dict[str, float] = {}
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
-        outputs = _outputs(model, task, split, autocast)
-        losses = task.losses(outputs, split.targets)
+        logits = outputs(model, task, split, autocast)
+        losses = task.losses(logits, split.targets)
         parts: dict[str, Tensor | slice] = {name: slice(None)}
         if name == "train":
             parts["train_clean"] = slice(None) if split.noisy is None else ~split.noisy
@@ -32,13 +32,16 @@ def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast)
                 parts["train_noisy"] = split.noisy
         for part, which in parts.items():
             measured[f"{part}_loss"] = losses[which].double().mean().item()
-            measured[f"{part}_{key}"] = task.score(outputs[which], split.targets[which])
+            measured[f"{part}_{key}"] = task.score(logits[which], split.targets[which])
     model.train(was_training)
     measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
     measured[f"gap_{key}"] = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
     return measured
 
 
-def _outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast) -> Tensor:
+@torch.no_grad()
+def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast) -> Tensor:
+    """The model's outputs (N, num_outputs), fp32, on all examples of a split; the caller has set eval mode."""
+    batches = torch.split(split.inputs, BATCH[split.inputs.device.type])
     with autocast:
-        return torch.cat([model(task.model_inputs(inputs)).float() for inputs in torch.split(split.inputs, BATCH)])
+        return torch.cat([model(task.model_inputs(inputs)).float() for inputs in batches])

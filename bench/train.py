@@ -12,23 +12,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench import checkpoint
 from bench.environment import PeakMemory, describe
-from bench.errors import BenchError
 from bench.evaluate import evaluate
-from bench.optim.method import Method
 from bench.optim.schedule import scheduler
-from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
-from bench.seeding import derive, numpy_stream, torch_stream
+from bench.seeding import derive, numpy_stream
 from bench.spec import PROTOCOL, RunSpec
+from bench.step import set_up
 from bench.store import RunFolder
-from bench.tasks.base import Task, prepare
+from bench.tasks.base import Task
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
@@ -83,22 +80,13 @@ def train(
     # ---- set-up: data, model and optimizer, each from its own random stream ----------------------------------
     started = time.perf_counter()
     memory = PeakMemory(device)
-    task = load_task(spec)
-    data = prepare(task, spec.data, spec.seed)
-    folder.write_start(
-        spec.model_dump_json(indent=1) + "\n", {**describe(device), "data_fingerprint": data.fingerprint}
-    )
-    data = data.to(device)
-    train_data = data.train
-    batch_size = min(spec.train.batch_size, len(train_data))
-    steps = steps_per_epoch(len(train_data), spec.train.batch_size)
-    epochs = spec.train.epochs
-
-    torch.manual_seed(derive(spec.seed, "init"))
-    model: nn.Module = models[spec.model.name].factory(task, **spec.model.params).to(device)
-    optimizer = build_optimizer(spec, model)
+    run = set_up(spec, device)
+    model, optimizer, data = run.model, run.optimizer, run.data
+    origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified}
+    origin["initial_weights_sha256"] = weights_sha256(model)  # of a seed, or of a file of pretrained ones
+    folder.write_start(spec.model_dump_json(indent=1) + "\n", {**describe(device), **origin})
+    epochs, steps = spec.train.epochs, run.steps
     schedule = scheduler(optimizer, epochs * steps, spec.train.warmup_epochs * steps, spec.train.schedule)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=spec.train.precision == "bf16")
     torch.manual_seed(derive(spec.seed, "dropout"))
 
     # ---- resume ----------------------------------------------------------------------------------------------
@@ -112,7 +100,9 @@ def train(
         clocks, curve, first_epoch = Clocks(**state["clocks"]), state["curve"], state["epochs_done"]
         clocks.resumes += 1
     folder.write_curve(curve)
-    skipped_before = clocks.skipped_steps
+    skipped_before, passes_before = clocks.skipped_steps, clocks.passes
+    if device.type == "cuda" or spec.train.compile:
+        run.warm_up()
     clocks.setup_seconds += time.perf_counter() - started
     last_checkpoint = time.monotonic()
 
@@ -123,26 +113,14 @@ def train(
         model.train()
 
         with timed(clocks, "train_seconds", device):
-            order = torch.from_numpy(numpy_stream(spec.seed, "order", epoch).permutation(len(train_data))).to(device)
-            augment = torch_stream(spec.seed, "augment", device, epoch)
-            for step in range(steps):
-                batch = order[step * batch_size : (step + 1) * batch_size]
-                inputs = task.model_inputs(train_data.inputs[batch], augment)
-                targets = train_data.targets[batch]
-
-                def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-                    optimizer.zero_grad()
-                    with autocast:
-                        outputs = model(inputs)
-                    loss = task.losses(outputs.float(), targets).mean()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    clocks.passes += 1
-                    return loss
-
-                loss: Tensor = optimizer.step(closure)  # type: ignore[arg-type, assignment]  # typed for floats
-                loss_sum += loss.detach()
+            order = numpy_stream(spec.seed, "order", epoch).permutation(len(data.train))
+            batches = torch.split(torch.from_numpy(order).to(device), run.batch_size)
+            augment = numpy_stream(spec.seed, "augment", epoch)
+            for batch in batches[:steps]:
+                loss_sum += run.step(batch, augment)
                 schedule.step()
-        clocks.examples += steps * batch_size
+        clocks.examples += steps * run.batch_size
+        clocks.passes = passes_before + run.passes
         clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
         clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
 
@@ -155,7 +133,7 @@ def train(
         measured: dict[str, float] = {}
         if (epoch + 1) % spec.train.eval_every == 0 or epoch + 1 == epochs:
             with timed(clocks, "eval_seconds", device):
-                measured = evaluate(model, task, data, autocast)
+                measured = evaluate(model, run.task, data, run.autocast)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
             point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": lr}
@@ -183,45 +161,10 @@ def train(
 
     # ---- the result ------------------------------------------------------------------------------------------
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}
-    return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(task, curve))
+    return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------
-
-
-def load_task(spec: RunSpec) -> Task:
-    """The task, with the registries filled and the plug-ins that the spec uses loaded and found unchanged.
-
-    Raises:
-        BenchError: a plug-in is missing or not the file that the run was planned with.
-    """
-    load_builtins()
-    for planned in spec.plugins:
-        if load_plugin(Path(planned.path)).sha256 != planned.sha256:
-            raise BenchError(f"plug-in {planned.path} has changed since this run was planned; plan it again")
-    task: Task = tasks[spec.task.name].factory(**spec.task.params)
-    return task
-
-
-def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a spec over the model's parameters, a method around its base where it has one."""
-    choice, parameters = spec.optimizer, [p for p in model.parameters() if p.requires_grad]
-    factory = optimizers[choice.name].factory
-    optimizer: torch.optim.Optimizer
-    if choice.base is None:
-        optimizer = factory(parameters, **choice.params)
-    else:
-        base = optimizers[choice.base.name].factory(parameters, **choice.base.params)
-        optimizer = factory(base, model, **choice.params)
-    if spec.train.clip_norm is not None:
-        optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
-        optimizer.clip_norm = spec.train.clip_norm
-    return optimizer
-
-
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Full batches in an epoch; a set smaller than a batch is one batch."""
-    return max(1, examples // batch_size)
 
 
 @contextmanager

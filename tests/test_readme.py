@@ -44,9 +44,12 @@ def test_the_example_loop_runs_as_written() -> None:
 
 
 def test_the_example_experiment_resolves(tmp_path: Path) -> None:
-    (text,) = blocks("toml")
+    text, vary = blocks("toml")
     (tmp_path / "example.toml").write_text(text)
     assert len(load(tmp_path / "example.toml").runs) == 6 * 5
+    both = text.replace('model = "resnet8"', 'model = "resnet20"') + vary
+    (tmp_path / "example.toml").write_text(both)
+    assert len(load(tmp_path / "example.toml").runs) == 6 * 5 * 2 * 3
 
 
 def test_the_example_plug_in_trains_with_sam_over_it(tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ from torch.nn import functional as F
 
 from bench import checkpoint
 from bench.errors import BenchError
-from bench.evaluate import evaluate
+from bench.evaluate import BATCH, evaluate
 from bench.optim.sam import SAM
 from bench.optim.schedule import scheduler
 from bench.registry import load_builtins, models, optimizers, tasks
 from bench.seeding import derive, numpy_stream
 from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.step import steps_per_epoch
 from bench.store import RunFolder, Store
 from bench.tasks.base import ACCURACY, Data, Split, Task, prepare
-from bench.train import Stopped, steps_per_epoch, train, weights_sha256
+from bench.train import Stopped, train, weights_sha256
 
 load_builtins()
 CPU = torch.device("cpu")
@@ -94,14 +95,14 @@ def test_the_loop_equals_one_written_by_hand_bit_for_bit(tmp_path: Path) -> None
     torch.manual_seed(derive(3, "dropout"))
     for epoch in range(3):
         order = torch.from_numpy(numpy_stream(3, "order", epoch).permutation(900))
-        augment = torch.Generator().manual_seed(derive(3, "augment", epoch))
+        augment = numpy_stream(3, "augment", epoch)
         for step in range(9):
             lr = 0.05 * 0.5 * (1 + math.cos(math.pi * (9 * epoch + step) / 27))
             optimizer.param_groups[0]["lr"] = lr
             batch = order[100 * step : 100 * (step + 1)]
-            x = task.model_inputs(data.train.inputs[batch], augment)
+            x, y = task.training_batch(data.train.inputs[batch], data.train.targets[batch], augment)
             optimizer.zero_grad()
-            F.cross_entropy(model(x), data.train.targets[batch]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     assert result["weights_sha256"] == weights_sha256(model)
@@ -209,7 +210,7 @@ class _Rows(Task):
 
 
 def test_means_weigh_examples_and_noisy_labels_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.evaluate.BATCH", 3)  # batches of 3, 3 and 1: a mean of means would differ
+    monkeypatch.setitem(BATCH, "cpu", 3)  # batches of 3, 3 and 1: a mean of means would differ
     logits = torch.tensor([[2.0, 0.0]] * 6 + [[0.0, 5.0]])
     rows, ones = torch.arange(7), torch.ones(7, dtype=torch.long)
     noisy = torch.tensor([True, False, False, True, False, False, False])
@@ -354,6 +355,8 @@ def test_a_run_leaves_spec_environment_curve_and_result(tmp_path: Path) -> None:
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads()
     assert len(environment["data_fingerprint"]) == 16
+    assert environment["data_verified"] is True
+    assert len(environment["initial_weights_sha256"]) == 16
     assert json.loads((folder.path / "result.json").read_text())["peak_memory_mb"] > 100
 
 

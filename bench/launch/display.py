@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bench.launch.estimate import LONG, Speed, estimate
 from bench.spec import PlannedRun
 
 
@@ -55,6 +56,12 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.live.stop()
+
+    def estimated(self, runs: Sequence[PlannedRun], speeds: Mapping[str, Speed], workers: int) -> None:
+        """Before anything starts; the clock of the time left starts anew."""
+        seconds, words = estimate(runs, self.passes, speeds, workers)
+        self.console.print(Text(words, "bold yellow" if seconds > LONG else "bold"), soft_wrap=True)
+        self.started_at = time.monotonic()
 
     # ---- what happens ----------------------------------------------------------------------------------------
 

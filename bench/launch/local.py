@@ -15,8 +15,11 @@ from multiprocessing.context import ForkServerProcess
 
 import torch
 
+from bench.errors import BadValue
 from bench.launch.display import Display
-from bench.launch.worker import Event, Job, Slot, work
+from bench.launch.estimate import samples
+from bench.launch.worker import Event, Job, Measure, Slot, work
+from bench.numerics import allow_deterministic_kernels
 from bench.spec import PlannedRun
 from bench.store import Claimed, Store
 
@@ -50,16 +53,22 @@ class _Worker:
     run: PlannedRun | None = None
 
 
-def slots(jobs: int | None) -> list[Slot]:
+def slots(jobs: int | None, jobs_per_gpu: int = 1) -> list[Slot]:
     """The machine in equal shares: by default one a GPU, else one a core.
 
     Args:
         jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
+        jobs_per_gpu: how many share a GPU, where `jobs` does not say.
+
+    Raises:
+        BadValue: several runs a GPU are asked for where there is none.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core_count = len(cores) or os.cpu_count() or 1
     gpus = torch.cuda.device_count()
-    jobs = jobs or gpus or core_count
+    if jobs_per_gpu > 1 and not gpus:
+        raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
+    jobs = jobs or gpus * jobs_per_gpu or core_count
     share = max(1, core_count // jobs)
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
     return [Slot(f"cuda:{i % gpus}" if gpus else "cpu", shares[i], share) for i in range(jobs)]
@@ -70,23 +79,29 @@ def run_local(
     store: Store,
     display: Display,
     *,
-    jobs: int | None = None,
+    shares: Sequence[Slot],
     fail_fast: bool = False,
     checkpoint_seconds: float = 30.0,
+    only_estimate: bool = False,
 ) -> Outcome:
     """Do all the runs, several at once; a failed one is recorded and the others go on.
 
     Args:
         runs: what is to do, in the order of doing.
-        jobs: how many at once; default one a GPU, else one a core.
+        shares: the machine in the shares that runs get, from `slots`.
         fail_fast: end the launch at the first failure.
         checkpoint_seconds: least time between two checkpoints of a run.
+        only_estimate: measure and say how long they would take, and do none of them.
     """
+    if any(run.spec.train.deterministic for run in runs):
+        allow_deterministic_kernels()
     pool = _Pool(runs, store, display, fail_fast, checkpoint_seconds)
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops us as Ctrl-C does
     try:
-        pool.start(slots(jobs)[: len(runs)])
-        pool.work_off()
+        pool.start(shares[: len(runs)])
+        pool.measure()
+        if not only_estimate:
+            pool.work_off()
     except KeyboardInterrupt:
         pool.outcome.interrupted = True
         display.say("Stopping: runs save at the end of their epoch. Ctrl-C again stops them at once.")
@@ -128,6 +143,32 @@ class _Pool:
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
+
+    def measure(self) -> None:
+        """Say how long the queue will take: a few steps of every kind of run, on all workers at once, are timed."""
+        speeds = {}
+        for name, spec in samples(self.queue).items():
+            events = self._ask_all(Measure(spec.model_dump_json()))
+            found = [event.content for event in events if event.kind == "speed"]
+            if not found:
+                reason = events[0].content if events else "the worker died; was memory short?"
+                self.display.say(f"No estimate of the time: {reason}")
+                return
+            speeds[name] = max(found, key=lambda speed: speed.a_pass)
+        self.display.estimated(list(self.queue), speeds, len(self.workers))
+
+    def _ask_all(self, question: Measure) -> list[Event]:
+        """The answers of all workers; one that dies over it gives none, and is replaced."""
+        for worker in self.workers:
+            worker.connection.send(question)
+        events = []
+        for place, worker in enumerate(self.workers):
+            try:
+                events.append(worker.connection.recv())
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                self.workers[place] = self._hire(worker.slot)
+        return events
 
     def work_off(self) -> None:
         """Hand out runs and listen, until the queue is empty and all is quiet."""

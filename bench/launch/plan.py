@@ -9,12 +9,11 @@ from functools import cached_property
 
 from bench import checkpoint
 from bench.errors import BadValue, BenchError, nearest
-from bench.experiment import Experiment
 from bench.registry import optimizers
-from bench.spec import PlannedRun, RunSpec
+from bench.spec import Experiment, PlannedRun, RunSpec
+from bench.step import load_task, steps_per_epoch
 from bench.store import FINISHED, Status, Store
 from bench.tasks.base import check_label_noise, split_sizes
-from bench.train import load_task, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,14 @@ class Plan:
     @cached_property
     def passes(self) -> dict[str, int]:
         """Forward-backward passes of every run, by run_id."""
-        spec = self.experiment.runs[0].spec
-        train_size, _ = split_sizes(load_task(spec).train_examples(), spec.data)
-        return {run.spec.run_id: _passes(run.spec, train_size) for run in self.experiment.runs}
+        sizes: dict[str, int] = {}
+        found = {}
+        for run in self.experiment.runs:
+            if run.condition_text not in sizes:
+                examples = load_task(run.spec).train_examples()
+                sizes[run.condition_text], _ = split_sizes(examples, run.spec.data)
+            found[run.spec.run_id] = _passes(run.spec, sizes[run.condition_text])
+        return found
 
     def count(self, *statuses: Status) -> int:
         """How many of the chosen runs stand so."""
@@ -68,8 +72,8 @@ def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), 
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
-    spec = experiment.runs[0].spec
-    check_label_noise(load_task(spec), spec.data.label_noise)
+    for spec in {run.condition_text: run.spec for run in experiment.runs}.values():
+        check_label_noise(load_task(spec), spec.data.label_noise)
     statuses: dict[str, Status] = {}
     faults = []
     for run_id in dict.fromkeys(run.spec.run_id for run in experiment.runs):

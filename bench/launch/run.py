@@ -11,8 +11,9 @@ from rich.console import Console
 from bench import experiment as experiments
 from bench import records
 from bench.launch.display import Display
-from bench.launch.local import Outcome, run_local
+from bench.launch.local import Outcome, run_local, slots
 from bench.launch.plan import Plan, make_plan
+from bench.launch.prepare import fetch
 from bench.records import Results
 from bench.store import FINISHED, Store
 
@@ -58,6 +59,7 @@ def run(
     only: Collection[str] = (),
     retry_failed: bool = False,
     jobs: int | None = None,
+    jobs_per_gpu: int = 1,
     fail_fast: bool = False,
     checkpoint_seconds: float = 30.0,
     console: Console | None = None,
@@ -72,6 +74,7 @@ def run(
         only: labels of the optimizers to run; all if empty.
         retry_failed: do failed runs again, from their checkpoints.
         jobs: runs at once; default one a GPU, else one a core.
+        jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         fail_fast: stop at the first failure.
         checkpoint_seconds: least time between two checkpoints of a run.
         console: where progress is shown; default standard error.
@@ -83,23 +86,33 @@ def run(
         >>> bench.run("digits_noise", seeds=3).results.records[["optimizer", "seed", "test_acc"]]
     """
     planned = plan(name, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
-    return execute(planned, jobs=jobs, fail_fast=fail_fast, checkpoint_seconds=checkpoint_seconds, console=console)
+    return execute(
+        planned,
+        jobs=jobs,
+        jobs_per_gpu=jobs_per_gpu,
+        fail_fast=fail_fast,
+        checkpoint_seconds=checkpoint_seconds,
+        console=console,
+    )
 
 
 def execute(
     planned: Plan,
     *,
     jobs: int | None = None,
+    jobs_per_gpu: int = 1,
     fail_fast: bool = False,
     checkpoint_seconds: float = 30.0,
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
+    shares = slots(jobs, jobs_per_gpu)
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
     held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
     outcome = Outcome()
     if planned.to_do:
+        fetch(planned.experiment)
         ids = [run.spec.run_id for run in planned.to_do]
         passes = {run_id: planned.passes[run_id] for run_id in ids}
         with Display(passes, meta["metric"], console or Console(stderr=True)) as display:
@@ -107,7 +120,7 @@ def execute(
                 planned.to_do,
                 store,
                 display,
-                jobs=jobs,
+                shares=shares,
                 fail_fast=fail_fast,
                 checkpoint_seconds=checkpoint_seconds,
             )
@@ -117,6 +130,23 @@ def execute(
         if not kept:
             records.publish(results, store.folder)
     return Launched(planned, outcome, results, store.folder, len(kept))
+
+
+def estimate(planned: Plan, *, jobs: int | None = None, jobs_per_gpu: int = 1, console: Console) -> None:
+    """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
+    shares = slots(jobs, jobs_per_gpu)
+    if planned.to_do:
+        with Display(planned.passes, planned.experiment.metric, console) as display:
+            run_local(planned.to_do, planned.store, display, shares=shares, only_estimate=True)
+
+
+def prepare(name: str, overrides: Sequence[str] = ()) -> None:
+    """Fetch and check the data and the weights of an experiment; see `run` for the arguments.
+
+    Raises:
+        BenchError: something is missing and cannot be had, or is not what it should be.
+    """
+    fetch(experiments.load(experiments.find(name), overrides))
 
 
 def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:

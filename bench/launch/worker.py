@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.errors import BenchError
+from bench.launch.estimate import measure
 from bench.spec import RunSpec
 from bench.store import Claimed, RunFolder, StorageError
 from bench.train import Stopped, train
@@ -43,8 +44,19 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Take a few steps of a run and tell how long they take."""
+
+    spec_json: str
+
+
+@dataclass(frozen=True)
 class Event:
-    """What a worker tells: kind "epoch", "done", "failed", "claimed", "stopped", or "disk" (which ends a launch)."""
+    """What a worker tells.
+
+    Kind "epoch", "done", "failed", "claimed", "stopped", or "disk" (which ends a launch); asked to measure, "speed" or
+    "failed".
+    """
 
     kind: str
     epochs_done: int = 0
@@ -66,12 +78,13 @@ def work(connection: Connection, slot: Slot) -> None:
         torch.cuda.set_device(device)
     while True:
         try:
-            job: Job | None = connection.recv()
+            job: Job | Measure | None = connection.recv()
         except (EOFError, OSError):
             return
         if job is None:
             return
-        connection.send(_do(job, device, connection, stop_asked))
+        event = _measure(job, device) if isinstance(job, Measure) else _do(job, device, connection, stop_asked)
+        connection.send(event)
 
 
 def _die_with_the_launcher() -> None:
@@ -80,6 +93,13 @@ def _die_with_the_launcher() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _measure(job: Measure, device: torch.device) -> Event:
+    try:
+        return Event("speed", content=measure(RunSpec.model_validate_json(job.spec_json), device))
+    except Exception as error:  # the run itself will meet it again, and have it recorded
+        return Event("failed", content=f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def _do(job: Job, device: torch.device, connection: Connection, stop_asked: threading.Event) -> Event:

@@ -31,13 +31,17 @@ from bench.store import Store
 
 PLUGIN = '''
 """An MLP that counts its births, and misbehaves on request."""
-import os, signal
+import inspect, os, signal
 from bench import register_model
 from bench.models.mlp import mlp
 
 @register_model("touchy")
 def touchy(task, *, width: int = 16):
     folder = os.environ["TOUCHY"]
+    if any(frame.function == "measure" for frame in inspect.stack()):
+        if os.path.exists(os.path.join(folder, "die_measured")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return mlp(task, width=width, depth=1, dropout=0.1)
     with open(os.path.join(folder, "births"), "a") as file:
         file.write("born\\n")
     if os.path.exists(os.path.join(folder, "raise")):
@@ -163,6 +167,9 @@ def test_a_launch_says_a_line_a_run_and_a_second_one_repeats_nothing(site: Site)
     assert re.search(r"touchy: 0 done, 6 to do \([\d,]+ passes\)", output)
     lines = re.findall(r"\[\d/6\] (?:sgd|sam) seed \d: accuracy \d+\.\d % \(validation\), \d+\.\d s", output)
     assert len(lines) == RUNS
+    assert re.search(
+        r"Estimated time on this machine: \d+ s \(2 at a time; measured: [\d.]+ ms a pass of touchy", output
+    )
     assert "\x1b" not in output  # no terminal: no colours, no cursor movements
     assert "Records, tables and figures are in results/touchy" in output
     names = {str(path.relative_to(site.results)) for path in site.results.rglob("*") if "runs" not in path.parts}
@@ -406,3 +413,33 @@ def test_one_worker_a_gpu_else_one_a_core_each_with_its_share(machine: Callable[
     ]
     assert [(slot.cores, slot.threads) for slot in slots(1)] == [((0, 1, 2, 3), 4)]
     assert [(slot.cores, slot.threads) for slot in slots(6)] == [((), 1)] * 6
+
+
+# ---- the estimate before --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_while_it_is_measured_costs_only_the_estimate(
+    site: Site, undisturbed: dict[str, Any]
+) -> None:
+    (site.path / "die_measured").touch()
+    status, output = site.run()
+    assert status == 0, output
+    assert "No estimate of the time: the worker died; was memory short?" in output
+    assert site.numbers() == undisturbed
+
+
+def test_a_dry_run_estimates_and_starts_nothing(site: Site) -> None:
+    status, output = site.run("--dry-run")
+    assert status == 0, output
+    assert "Estimated time on this machine" in output
+    assert site.births() == 0
+    assert not site.results.exists()
+
+
+def test_several_runs_a_gpu_need_a_gpu(site: Site) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    status, output = site.run("--jobs-per-gpu", "2")
+    assert status == 2
+    assert "--jobs-per-gpu 2: 1 problem" in output
+    assert "torch sees no GPU here" in output

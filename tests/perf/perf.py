@@ -27,6 +27,9 @@ from bench.store import Store
 from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.perf import images
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
 
@@ -36,6 +39,9 @@ def main() -> None:
     print(f"{environment.describe(DEVICE)['device']}, torch {torch.__version__}, 1 thread, {ROUNDS} rounds in turn\n")
     loop()
     sam_step()
+    images.on_cpu(compare)
+    if DEVICE.type == "cuda":
+        images.on_gpu()
     commands()
 
 

@@ -1,0 +1,153 @@
+"""One run's data, model and optimizer, built from its spec, and the step that all of them take together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.numerics import compilation_errors_told, compiled, set_precision
+from bench.optim.method import Closure, Method, kept_buffers, rewinder
+from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
+from bench.seeding import derive
+from bench.spec import RunSpec
+from bench.tasks.base import Data, Task, prepare
+
+
+@dataclass
+class Run:
+    """All that the steps of one run need, on its device.
+
+    Attributes:
+        network: what training passes go through: the model, or its compiled twin.
+        steps: steps in an epoch.
+        part_size: examples a closure is over: m for a method that has one, else the batch.
+    """
+
+    task: Task
+    data: Data
+    model: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    autocast: torch.autocast
+    batch_size: int
+    steps: int
+    part_size: int
+    closures_done: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Forward-backward passes over a batch so far."""
+        return round(self.closures_done * self.part_size / self.batch_size)
+
+    def step(self, batch: Tensor, augment: np.random.RandomState) -> Tensor:
+        """One update on a batch of examples, given by number; the loss before it, still on its way from the device."""
+        loss: Tensor = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type, assignment]
+        return loss.detach()
+
+    def _closures(self, batch: Tensor, augment: np.random.RandomState) -> Closure | list[Closure]:
+        train = self.data.train
+        inputs, targets = self.task.training_batch(train.inputs[batch], train.targets[batch], augment)
+        if self.part_size == self.batch_size:
+            return self._closure(inputs, targets)
+        parts = zip(torch.split(inputs, self.part_size), torch.split(targets, self.part_size), strict=True)
+        return [self._closure(*part) for part in parts]
+
+    def _closure(self, inputs: Tensor, targets: Tensor) -> Closure:
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            with self.autocast:
+                outputs = self.network(inputs)
+            loss = self.task.losses(outputs.float(), targets).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.closures_done += 1
+            return loss
+
+        return closure
+
+    def warm_up(self) -> None:
+        """Have everything compiled and every kernel chosen before a clock runs; nothing else of it stays.
+
+        Raises:
+            BenchError: the model cannot be compiled on this machine.
+        """
+        rewind = rewinder(self.data.train.targets.device)
+        batch = torch.arange(self.batch_size, device=self.data.train.targets.device)
+        closures = self._closures(batch, np.random.RandomState(0))
+        closure = closures if callable(closures) else closures[0]
+        self.network.train()
+        with kept_buffers(self.model), compilation_errors_told():
+            for _ in range(3):  # CUDA graphs compile, then record, then replay
+                closure()
+        self.optimizer.zero_grad()
+        self.closures_done = 0
+        rewind()
+
+
+def set_up(spec: RunSpec, device: torch.device) -> Run:
+    """Data, model and optimizer of a run, the model's weights drawn from the seed's stream.
+
+    Raises:
+        BenchError: data or model do not fit the spec.
+    """
+    task = load_task(spec)
+    data = prepare(task, spec.data, spec.seed).to(device)
+    autocast = set_precision(spec.train, device)
+    torch.manual_seed(derive(spec.seed, "init"))
+    model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
+    model = model.to(device).to(memory_format=task.memory_format)
+    optimizer = build_optimizer(spec, model)
+    batch_size = min(spec.train.batch_size, len(data.train))
+    part_size = getattr(optimizer, "m", None) or batch_size
+    if batch_size % part_size:
+        raise BenchError(f"m = {part_size} does not divide the batch of {batch_size}")
+    return Run(
+        task=task,
+        data=data,
+        model=model,
+        network=compiled(model, spec.train),
+        optimizer=optimizer,
+        autocast=autocast,
+        batch_size=batch_size,
+        steps=steps_per_epoch(len(data.train), spec.train.batch_size),
+        part_size=part_size,
+    )
+
+
+def load_task(spec: RunSpec) -> Task:
+    """The task, with the registries filled and the plug-ins that the spec uses loaded and found unchanged.
+
+    Raises:
+        BenchError: a plug-in is missing or not the file that the run was planned with.
+    """
+    load_builtins()
+    for planned in spec.plugins:
+        if load_plugin(Path(planned.path)).sha256 != planned.sha256:
+            raise BenchError(f"plug-in {planned.path} has changed since this run was planned; plan it again")
+    task: Task = tasks[spec.task.name].factory(**spec.task.params)
+    return task
+
+
+def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a spec over the model's parameters, a method around its base where it has one."""
+    choice, parameters = spec.optimizer, [p for p in model.parameters() if p.requires_grad]
+    factory = optimizers[choice.name].factory
+    optimizer: torch.optim.Optimizer
+    if choice.base is None:
+        optimizer = factory(parameters, **choice.params)
+    else:
+        base = optimizers[choice.base.name].factory(parameters, **choice.base.params)
+        optimizer = factory(base, model, **choice.params)
+    if spec.train.clip_norm is not None:
+        optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
+        optimizer.clip_norm = spec.train.clip_norm
+    return optimizer
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Full batches in an epoch; a set smaller than a batch is one batch."""
+    return max(1, examples // batch_size)
