@@ -222,6 +222,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
     from rich.table import Table
 
     from bench.launch.run import plan as make
+    from bench.store import reason_in
 
     plan = make(experiment, out=out, overrides=overrides, seeds=seeds)
     states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
@@ -234,7 +235,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
     console.print(table)
     for run in plan.experiment.runs:
         if plan.statuses[run.spec.run_id] == "failed":
-            error = (plan.store.run(run.spec.run_id).error() or "").strip().rpartition("\n")[2]
+            error = reason_in(plan.store.run(run.spec.run_id).error() or "")
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
 
 

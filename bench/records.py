@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, nearest
-from bench.store import FINISHED, Store, read_json, to_json, write_atomic
+from bench.store import FINISHED, Store, read_json, reason_in, to_json, write_atomic
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
@@ -102,7 +102,7 @@ def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[di
     result = folder.result()
     if result is None:
         if status == "failed":
-            row["error"] = (folder.error() or "").strip().rpartition("\n")[2]
+            row["error"] = reason_in(folder.error() or "")
         return row, []
     environments = folder.environments()
     row |= environments[-1] | {"environments": len(environments)}

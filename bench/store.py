@@ -87,6 +87,12 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
+def reason_in(error: str) -> str:
+    """The line of error.txt that says what happened: the last of a traceback, the first of a message of ours."""
+    lines = error.strip().split("\n")
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
 def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 

@@ -67,7 +67,7 @@ def on_disk(folder: Path) -> set[str]:
     ("command", "said"),
     [
         (["runn"], 'no command "runn"; did you mean "run"?'),
-        (["zzz"], 'no command "zzz"; valid: list, plot, run, status, table'),
+        (["zzz"], 'no command "zzz"; valid: list, plot, prepare, run, status, table'),
         (["run", "digits_noise", "--dryrun"], "--dry-run"),
         (["run", "digits_noise", "--jobs", "0"], "'--jobs': 0 is not in the range x>=1"),
         (["run", "digits_noise", "--seeds", "0"], "'--seeds': 0 is not in the range x>=1"),
@@ -453,3 +453,57 @@ else:
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+# ---- data ----------------------------------------------------------------------------------------------------
+
+ON_CIFAR = {"task": "cifar10", "model": {"name": "resnet8", "width": 2}, "data.train_size": 40, "train.epochs": 1}
+ALLOW = ("--set", "task.allow_unverified_data=true")
+
+
+def test_prepare_refuses_files_that_are_not_the_official_ones_unless_told_otherwise(
+    bench: Bench, tiny: Tiny, write_experiment: Write, data_folder: Path
+) -> None:
+    path = write_experiment(tiny(ON_CIFAR))
+    refused = bench("prepare", path)
+    assert refused.status == 2
+    assert "data_batch_1: md5 is" in refused.err
+    assert "allow_unverified_data = true" in refused.err
+    taken = bench("prepare", path, *ALLOW)
+    assert (taken.status, taken.err) == (0, "")
+    assert f"ready in {data_folder}" in taken.out
+
+
+def test_a_run_refuses_them_too_before_anything_starts(
+    bench: Bench, tiny: Tiny, write_experiment: Write, data_folder: Path
+) -> None:
+    refused = bench("run", write_experiment(tiny(ON_CIFAR)))
+    assert refused.status == 2
+    assert "is not the official CIFAR-10" in refused.err
+    assert not list(Path("results").rglob("spec.json"))
+
+
+@pytest.mark.slow
+def test_data_dir_says_where_the_data_is(
+    bench: Bench, tiny: Tiny, write_experiment: Write, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA", "/nowhere")  # undone after the test, and with it what the command sets
+    path = write_experiment(tiny({**ON_CIFAR, "optimizers": {"sgd": {"lr": 0.1}}, "seeds": 1}))
+    said = bench("run", path, *ALLOW, "--data-dir", tiny_data)
+    assert said.status == 0, said.err
+    assert "checksum" in said.out
+
+
+def test_a_dry_run_without_data_says_so_and_goes_on(
+    bench: Bench, tiny: Tiny, write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "empty"))
+    said = bench("run", write_experiment(tiny(ON_CIFAR)), "--dry-run")
+    assert said.status == 0
+    assert "No estimate of the time: BenchError: CIFAR-10 is not in" in said.err
+
+
+def test_a_data_dir_that_does_not_exist_is_told(bench: Bench, tmp_path: Path) -> None:
+    said = bench("run", "digits_noise", "--data-dir", tmp_path / "nowhere")
+    assert said.status == 2
+    assert "does not exist" in said.err

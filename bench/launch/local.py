@@ -21,7 +21,7 @@ from bench.launch.estimate import samples
 from bench.launch.worker import Event, Job, Measure, Slot, work
 from bench.numerics import allow_deterministic_kernels
 from bench.spec import PlannedRun
-from bench.store import Claimed, Store
+from bench.store import Claimed, Store, reason_in
 
 GRACE_SECONDS = 30.0
 """How long workers may take to reach the end of their epoch and save, once asked to stop."""
@@ -139,7 +139,7 @@ class _Pool:
 
     def _hire(self, slot: Slot) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = self.context.Process(target=work, args=(theirs, slot), daemon=True)
+        process = self.context.Process(target=work, args=(theirs, slot, dict(os.environ)), daemon=True)
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
@@ -230,7 +230,7 @@ class _Pool:
             self.display.dropped(run)
 
     def _failed(self, run: PlannedRun, text: str) -> None:
-        reason = text.strip().rpartition("\n")[2]
+        reason = reason_in(text)
         self.outcome.failed.append((run, reason))
         self.display.failed(run, reason)
 

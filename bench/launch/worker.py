@@ -64,8 +64,13 @@ class Event:
     content: Any = None
 
 
-def work(connection: Connection, slot: Slot) -> None:
-    """Do jobs as they come, until the launcher says so (None), hangs up or dies."""
+def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> None:
+    """Do jobs as they come, until the launcher says so (None), hangs up or dies.
+
+    Args:
+        environment: the launcher's variables now; those of the fork server may be older.
+    """
+    os.environ.update(environment)
     stop_asked = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())
