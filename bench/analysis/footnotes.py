@@ -150,6 +150,6 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
 
 
 def _range(values: Iterable[float]) -> str:
-    """ "300", or "75 to 3,000" where they differ; "" for none."""
+    """One budget as "300", several as "75 to 3,000", none as nothing."""
     shown = [f"{value:,.10g}" for value in sorted(set(values))]
     return " to ".join(dict.fromkeys([*shown[:1], *shown[-1:]]))
