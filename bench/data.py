@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import os
+import platform
 import shutil
 import tarfile
 import zlib
@@ -270,6 +271,11 @@ def extract(archive: Path, folder: Path) -> None:
     Raises:
         BenchError: the archive is damaged or of something else, or the disk refuses.
     """
+    if not hasattr(tarfile, "data_filter"):  # Python before 3.11.4
+        raise BenchError(
+            f"Python {platform.python_version()} cannot unpack archives safely (3.11.4 can); unpack this one yourself:\n"
+            f"  tar -xzf {archive} -C {folder.parent}"
+        )
     temporary = folder.with_name(f".{folder.name}.tmp")
     with writing(folder):
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from bench.data import Dataset, content, content_md5, data_folder
+from bench.data import Dataset, content, content_md5, data_folder, extract
 from bench.download import Download, Patience
 from bench.errors import BenchError
 from bench.store import StorageError
@@ -462,3 +462,11 @@ def run(before: str, dataset: Dataset, **options: Any) -> subprocess.Popen[bytes
     """A process that fetches a data set after some other code."""
     code = f"from bench.data import Dataset, Download\n{before}\n({dataset!r}).fetch()\n"
     return subprocess.Popen([sys.executable, "-c", code], **options)
+
+
+def test_a_python_that_cannot_unpack_safely_says_how_to_do_it_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(BenchError, match=r"cannot unpack archives safely .*\n  tar -xzf .*a\.tar\.gz -C "):
+        extract(tmp_path / "a.tar.gz", tmp_path / "a")
