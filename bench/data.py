@@ -273,7 +273,7 @@ def extract(archive: Path, folder: Path) -> None:
     """
     if not hasattr(tarfile, "data_filter"):  # Python before 3.11.4
         raise BenchError(
-            f"Python {platform.python_version()} cannot unpack archives safely (3.11.4 can); unpack this one yourself:\n"
+            f"Python {platform.python_version()} cannot unpack archives safely (3.11.4 can); unpack it yourself:\n"
             f"  tar -xzf {archive} -C {folder.parent}"
         )
     temporary = folder.with_name(f".{folder.name}.tmp")
