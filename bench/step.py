@@ -26,6 +26,7 @@ class Run:
         network: what training passes go through: the model, or its compiled twin.
         steps: steps in an epoch.
         part_size: examples a closure is over: m for a method that has one, else the batch.
+        warm_up_passes: passes until nothing is compiled or chosen any more.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class Run:
     batch_size: int
     steps: int
     part_size: int
+    warm_up_passes: int
     closures_done: int = 0
 
     @property
@@ -81,7 +83,7 @@ class Run:
         closure = closures if callable(closures) else closures[0]
         self.network.train()
         with kept_buffers(self.model), compilation_errors_told():
-            for _ in range(3):  # CUDA graphs compile, then record, then replay
+            for _ in range(self.warm_up_passes):
                 closure()
         self.optimizer.zero_grad()
         self.closures_done = 0
@@ -115,6 +117,7 @@ def set_up(spec: RunSpec, device: torch.device) -> Run:
         batch_size=batch_size,
         steps=steps_per_epoch(len(data.train), spec.train.batch_size),
         part_size=part_size,
+        warm_up_passes=3 if spec.train.cuda_graphs else 1,  # CUDA graphs: compiled, then recorded, then replayed
     )
 
 
