@@ -295,7 +295,7 @@ def _list_experiments() -> None:
                 title = tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
             except (OSError, ValueError) as error:
                 title = f"(broken: {error})"
-            print(f"  {path.stem:<16} {title}")
+            print(f"  {path.stem:<20} {title}")
 
 
 def _list_registered(what: str | None) -> None:
@@ -311,7 +311,7 @@ def _list_registered(what: str | None) -> None:
             continue
         click.secho(kind, bold=True)
         for entry in entries:
-            print(f"  {entry.name:<18} {entry.description}")
+            print(f"  {entry.name:<20} {entry.description}")
             settings = [
                 name if field.is_required() else f"{name}={field.default!r}"
                 for name, field in entry.schema.model_fields.items()
@@ -319,7 +319,7 @@ def _list_registered(what: str | None) -> None:
             if entry.wraps_base:
                 settings = ["base", *settings, "and the base's own"]
             if settings:
-                print(f"  {'':<18} {', '.join(settings)}")
+                print(f"  {'':<20} {', '.join(settings)}")
 
 
 def _results_folder(experiment: str, out: Path) -> Path:
