@@ -16,50 +16,22 @@ from bench.data import Dataset, content, damaged
 from bench.download import Download
 from bench.registry import register_task
 from bench.tasks.base import Split
-from bench.tasks.images import Augment, ImageTask, MixupAlpha
+from bench.tasks.images import PublishedImages
 
 SIDE = 32
 BYTES = 3 * SIDE * SIDE
 
 
-class _CIFAR(ImageTask):
+class _CIFAR(PublishedImages):
     """What the two have in common: the Python files of the author's page."""
 
     input_shape = (3, SIDE, SIDE)
-    dataset: ClassVar[Dataset]
-    """Its files: those with training images, the one with test images, the one with names of classes."""
+    published_examples = 50_000
     labels: ClassVar[str]
     """What the files call the class numbers."""
 
-    def __init__(
-        self, *, augment: Augment = "basic", mixup: MixupAlpha = 0.0, allow_unverified_data: bool = False
-    ) -> None:
-        super().__init__(augment=augment, mixup=mixup)
-        self.allow_unverified_data = allow_unverified_data
-
-    def fetch(self) -> None:
-        self.dataset.fetch(allow_unverified=self.allow_unverified_data)
-
-    def load(self) -> tuple[Split, Split]:
-        """The training and the test set: inputs (N, 32, 32, 3) uint8, targets (N,) int64.
-
-        The tensors are shared by all runs of a process: not to be written to.
-
-        Raises:
-            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
-        """
-        return self.dataset.load(self._read, allow_unverified=self.allow_unverified_data)
-
-    def train_examples(self) -> int:
-        if not self.dataset.is_there() or self.verified():
-            return 50_000  # what it is or, once it is fetched, will be
-        return super().train_examples()
-
-    def verified(self) -> bool:
-        return self.dataset.verified()
-
     @classmethod
-    def _read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+    def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
         *train, test, _ = paths
         return cls._split(train), cls._split([test])
 

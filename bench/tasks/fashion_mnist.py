@@ -15,7 +15,7 @@ from bench.data import Dataset, content, damaged
 from bench.download import Download
 from bench.registry import register_task
 from bench.tasks.base import Split
-from bench.tasks.images import ImageTask, MixupAlpha
+from bench.tasks.images import MixupAlpha, PublishedImages
 
 SIDE = 28
 SERVERS = (
@@ -32,7 +32,7 @@ PACKED = {
 
 
 @register_task("fashion_mnist")
-class FashionMNIST(ImageTask):
+class FashionMNIST(PublishedImages):
     """Grey pictures, 28x28, of ten kinds of clothes: 60,000 to train and validate on, 10,000 to test.
 
     Xiao et al. 2017; 6,000 training and 1,000 test images of each class. `bench prepare` downloads 31 MB; Debian's
@@ -48,6 +48,7 @@ class FashionMNIST(ImageTask):
     input_shape = (1, SIDE, SIDE)
     mean = (0.28604060,)
     std = (0.35302424,)
+    published_examples = 60_000
     dataset = Dataset(
         title="Fashion-MNIST",
         task="fashion_mnist",
@@ -69,33 +70,11 @@ class FashionMNIST(ImageTask):
         mixup: MixupAlpha = 0.0,
         allow_unverified_data: bool = False,
     ) -> None:
-        super().__init__(augment=augment, mixup=mixup)
-        self.allow_unverified_data = allow_unverified_data
+        super().__init__(augment=augment, mixup=mixup, allow_unverified_data=allow_unverified_data)
 
-    def fetch(self) -> None:
-        self.dataset.fetch(allow_unverified=self.allow_unverified_data)
-
-    def load(self) -> tuple[Split, Split]:
-        """The training and the test set: inputs (N, 28, 28, 1) uint8, targets (N,) int64.
-
-        The tensors are shared by all runs of a process: not to be written to.
-
-        Raises:
-            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
-        """
-        return self.dataset.load(_read, allow_unverified=self.allow_unverified_data)
-
-    def train_examples(self) -> int:
-        if not self.dataset.is_there() or self.verified():
-            return 60_000  # what it is or, once it is fetched, will be
-        return super().train_examples()
-
-    def verified(self) -> bool:
-        return self.dataset.verified()
-
-
-def _read(paths: Sequence[Path]) -> tuple[Split, Split]:
-    return _split(*paths[:2]), _split(*paths[2:])
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+        return _split(*paths[:2]), _split(*paths[2:])
 
 
 def _split(images_path: Path, labels_path: Path) -> Split:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.data import Dataset
 from bench.errors import BenchError
 from bench.tasks.augment import crop, cutout, mixup, to_device
 from bench.tasks.autoaugment import autoaugment
-from bench.tasks.base import Task
+from bench.tasks.base import Split, Task
 
 Augment = Literal["none", "basic", "cutout", "autoaugment"]
 MixupAlpha = Annotated[float, Field(ge=0)]
@@ -74,6 +78,53 @@ class ImageTask(Task):
         _, height, width, _ = images.shape
         scale, shift = _scale_and_shift(self.mean, self.std, height, width, images.device)
         return images.float().mul_(scale).add_(shift)  # converting first: kernels of one dtype are the fast ones
+
+
+class PublishedImages(ImageTask):
+    """Images from a published data set's files: found, verified and read once a process. Subclass it, give `read`.
+
+    Attributes:
+        dataset: its files.
+        published_examples: training examples in the official files.
+
+    Args:
+        allow_unverified_data: take files whose checksums are not the official ones; records and tables then say so.
+    """
+
+    dataset: ClassVar[Dataset]
+    published_examples: ClassVar[int]
+
+    def __init__(
+        self, *, augment: Augment = "basic", mixup: MixupAlpha = 0.0, allow_unverified_data: bool = False
+    ) -> None:
+        super().__init__(augment=augment, mixup=mixup)
+        self.allow_unverified_data = allow_unverified_data
+
+    @classmethod
+    @abstractmethod
+    def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+        """The training and the test set out of the files of `dataset`, in their order."""
+
+    def fetch(self) -> None:
+        self.dataset.fetch(allow_unverified=self.allow_unverified_data)
+
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
+
+        The tensors are shared by all runs of a process: not to be written to.
+
+        Raises:
+            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
+        """
+        return self.dataset.load(self.read, allow_unverified=self.allow_unverified_data)
+
+    def train_examples(self) -> int:
+        if not self.dataset.is_there() or self.verified():
+            return self.published_examples  # what it is or, once it is fetched, will be
+        return super().train_examples()
+
+    def verified(self) -> bool:
+        return self.dataset.verified()
 
 
 @functools.cache

@@ -330,7 +330,7 @@ def test_official_files_are_counted_without_reading_them(
     real_data: Callable[[Dataset], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_data(CIFAR100.dataset)
-    monkeypatch.setattr(CIFAR100, "_read", None)
+    monkeypatch.setattr(CIFAR100, "read", None)
     assert CIFAR100().train_examples() == 50_000
 
 
