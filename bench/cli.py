@@ -312,6 +312,8 @@ def _list_registered(what: str | None) -> None:
         click.secho(kind, bold=True)
         for entry in entries:
             print(f"  {entry.name:<20} {entry.description}")
+            if (names := entry.names()) != [entry.name]:
+                print(f"  {'':<20} {', '.join(names)}")
             settings = [
                 name if field.is_required() else f"{name}={field.default!r}"
                 for name, field in entry.schema.model_fields.items()

@@ -34,13 +34,22 @@ def set_precision(settings: TrainSettings, device: torch.device) -> torch.autoca
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def compiled(model: nn.Module, settings: TrainSettings) -> nn.Module:
-    """The module to train through: the model itself, or a compiled twin that shares its parameters and buffers."""
+def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False) -> nn.Module:
+    """The module to train through: the model itself, or a compiled twin that shares its parameters and buffers.
+
+    Args:
+        dynamic: whether batches come in many widths.
+
+    Raises:
+        BenchError: CUDA graphs are asked for, and they do.
+    """
+    if settings.cuda_graphs and dynamic:
+        raise BenchError("train.cuda_graphs needs batches of one shape; those of texts are as wide as their longest")
     if not settings.compile:
         return model
     torch.compiler.reset()  # or a worker's many models soon reach the limit after which torch compiles no more
     mode = "reduce-overhead" if settings.cuda_graphs else None
-    twin: nn.Module = torch.compile(model, mode=mode, dynamic=False)  # type: ignore[assignment]
+    twin: nn.Module = torch.compile(model, mode=mode, dynamic=dynamic)  # type: ignore[assignment]
     return twin
 
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # pandas takes longer to import than most commands take to ru
     from bench.spec import PlannedRun
 
 SPLITS = ("train", "train_clean", "train_noisy", "val", "test")
-COSTS = ("setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "peak_memory_mb")
+COSTS = ("setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "tokens", "peak_memory_mb")
 CIRCUMSTANCES = (
     *("device", "threads", "torch", "python", "commit", "dirty", "data_fingerprint", "data_verified", "environments"),
+    *("sequences", "truncated", "max_tokens"),
     *("resumes", "skipped_steps", "initial_weights_sha256", "weights_sha256"),
 )
 STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
@@ -71,23 +72,37 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
 
     hyperparameters = list(dict.fromkeys(name for run in runs for name in run.spec.hyperparameters()))
     metrics = metric_columns(meta["metric"]["key"])
-    columns = [
-        *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error"),
-        *(name for name in hyperparameters),
-        *metrics,
-        *COSTS,
-        *CIRCUMSTANCES,
+    about = [
         "run_id",
+        "condition",
+        "optimizer",
+        "config",
+        "seed",
+        "epoch",
+        "passes",
+        "train_seconds",
+        "lr",
+        "batch_loss",
     ]
     rows, points = [], []
+    further: dict[str, None] = {}
     for run in runs:
         row, curve = _collect_run(store, run)
         rows.append({"experiment": meta["name"], **row})
         points.extend(curve)
-    curve_columns = [
-        *("run_id", "condition", "optimizer", "config", "seed", "epoch", "passes", "train_seconds", "lr", "batch_loss"),
-        *(name for name in metrics if name.startswith(SPLITS)),
+        further |= dict.fromkeys(name for point in curve[-1:] for name in point)
+    # What tasks measure beside their metric: other scores, other test sets.
+    more = [name for name in further if name not in {*about, *metrics}]
+    columns = [
+        *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error"),
+        *hyperparameters,
+        *metrics,
+        *more,
+        *COSTS,
+        *CIRCUMSTANCES,
+        "run_id",
     ]
+    curve_columns = [*about, *(name for name in metrics if name.startswith(SPLITS)), *more]
     return Results(meta, pd.DataFrame(rows, columns=columns), pd.DataFrame(points, columns=curve_columns))
 
 

@@ -21,11 +21,12 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from bench.errors import BenchError, nearest
+from bench.errors import MANY, BenchError, nearest
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Passes = Callable[[dict[str, Any]], float]
 Fetch = Callable[..., None]
+Tokenizer = Callable[[dict[str, Any]], Path]
 Members = Callable[[], Collection[str]]
 
 _loading: Path | None = None  # the plug-in file being imported, so that what it registers is known as its own
@@ -48,6 +49,8 @@ class Entry:
         wraps_base: for optimizers, whether it is built around another one (as SAM is around SGD).
         passes: for optimizers, forward-backward passes a step, from its hyperparameters; planning counts with it.
         fetch: for models, sees that the pretrained weights which these hyperparameters ask for are on this machine.
+        tokenizer: for models that read text, the folder of the tokenizer that these hyperparameters ask for.
+        note: for models, a sentence that belongs under every table of their results.
         plugin: the user's file it came from, None for what the package brings.
         members: for a family such as "timm/", whose names are many, lists them (without the prefix).
         member: which of the family this entry is.
@@ -58,6 +61,8 @@ class Entry:
     wraps_base: bool = False
     passes: Passes = lambda params: 1
     fetch: Fetch = lambda params: None
+    tokenizer: Tokenizer | None = None
+    note: str = ""
     plugin: Plugin | None = None
     members: Members | None = None
     member: str = ""
@@ -69,6 +74,11 @@ class Entry:
     def prepare(self, params: dict[str, Any]) -> None:
         """For models: see that the weights they start from are on this machine; see `fetch`."""
         self.fetch(*([self.member] if self.member else []), params)
+
+    def names(self) -> list[str]:
+        """What can be written in an experiment: a family's members, unless they are too many to list."""
+        members = self.members() if self.members else ()
+        return [self.name + member for member in members] if 0 < len(members) <= MANY else [self.name]
 
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
@@ -105,6 +115,8 @@ class Registry:
         wraps_base: bool = False,
         passes: Passes = lambda params: 1,
         fetch: Fetch = lambda params: None,
+        tokenizer: Tokenizer | None = None,
+        note: str = "",
         members: Members | None = None,
     ) -> Callable[[Factory], Factory]:
         """Decorator that adds a factory under `name`.
@@ -116,6 +128,8 @@ class Registry:
             passes: optimizers only: forward-backward passes a step, given the hyperparameters; default 1.
             fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
                 they ask for, if they are missing; called before any run starts.
+            tokenizer: models that read text only: given the hyperparameters, the folder of the tokenizer's files.
+            note: models only: a sentence that belongs under every table of their results.
             members: families only: lists the names.
 
         Raises:
@@ -130,7 +144,9 @@ class Registry:
                     f'{self.kind} "{name}" is registered twice: by {taken.__module__}.{taken.__qualname__} '
                     f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
                 )
-            self._entries[name] = entry = Entry(name, factory, wraps_base, passes, fetch, plugin, members)
+            self._entries[name] = entry = Entry(
+                name, factory, wraps_base, passes, fetch, tokenizer, note, plugin, members
+            )
             if plugin:
                 entry.schema  # noqa: B018 - a signature that cannot be read is told now, with its line
             return factory
@@ -156,7 +172,7 @@ class Registry:
         """In words, the registered names that are closest to `name`."""
         family, _ = self._family(name)
         if family is None or family.members is None:
-            return nearest(name, self._entries)
+            return nearest(name, (other for entry in self for other in entry.names()))
         return nearest(name, [family.name + other for other in family.members()])
 
     def _family(self, name: str) -> tuple[Entry | None, str]:

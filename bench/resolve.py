@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -93,7 +93,9 @@ class Resolver(Checker):
         if self.problems:
             raise self.verdict()
         found = [condition for condition in conditions if condition]  # all of them, since there are no problems
-        metric = self.metric([task for _, task, _, _ in found])
+        about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
+        metric = self.metric(about)
+        notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
         runs = []
         for condition, task, model, data in found:
             for label, configurations in resolved.items():
@@ -115,6 +117,8 @@ class Resolver(Checker):
             },
             vary={key: list(dict.fromkeys(condition[key] for condition, *_ in found)) for key in found[0][0]},
             metric=metric,
+            tasks={name: _about(task) for name, task in about.items()},
+            notes=tuple(dict.fromkeys(note for note in notes if note)),
             runs=tuple(runs),
         )
 
@@ -155,6 +159,8 @@ class Resolver(Checker):
         task = self.choice(tasks, document.task, "task", varied["task"])
         model = self.choice(models, document.model, "model", varied["model"])
         data = self.check(DataSettings, ("data", document.data), ("vary.data", varied["data"]))
+        if task and model:
+            self.reads(task, model)
         if not (task and model and data):
             return None
         resolved: dict[str, Any] = {"task.name": task.name, "model.name": model.name}
@@ -164,15 +170,24 @@ class Resolver(Checker):
         columns = {key: key.removeprefix("data.").removesuffix(".name") for key in point}
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
-    def metric(self, chosen: list[Choice]) -> dict[str, Any]:
+    def metric(self, about: Mapping[str, Task]) -> dict[str, Any]:
         """The score of the tasks; one table cannot hold two kinds."""
-        metrics = {task.name: asdict(cast("type[Task]", tasks[task.name].factory).metric) for task in chosen}
+        metrics = {name: asdict(task.metric) for name, task in about.items()}
         first, *others = metrics
         for other in others:
             if metrics[other] != metrics[first]:
                 self.problem("vary.task", f'"{first}" and "{other}" have different metrics; make two experiments')
                 raise self.verdict()
         return metrics[first]
+
+    def reads(self, task: Choice, model: Choice) -> None:
+        """Models that read text learn from texts, and from nothing else."""
+        has_text = getattr(tasks[task.name].factory, "text", False)
+        if has_text == (models[model.name].tokenizer is not None):
+            return
+        reading = ", ".join(entry.name for entry in models if entry.tokenizer)
+        problem = "does not read text, which {} is; these do: {}" if has_text else "reads text, which {} is not"
+        self.problem("model", f'"{model.name}" ' + problem.format(f'"{task.name}"', reading))
 
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
@@ -292,6 +307,16 @@ class Resolver(Checker):
             params=own.model_dump(),
             base=Choice(name=base.name, params=rest.model_dump()),
         )
+
+
+def _about(task: Task) -> dict[str, Any]:
+    """What tables must know of a task, as plain values."""
+    return {
+        "title": task.title,
+        "loss": task.loss_name,
+        "reported": dict(task.reported) or {f"test_{task.metric.key}": task.metric.name},
+        "suite": task.suite and asdict(task.suite),
+    }
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

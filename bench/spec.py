@@ -19,6 +19,9 @@ PROTOCOL = 1
 """Version of the measuring rules. Raise it when a change of code changes the numbers: old runs are then not reused."""
 
 
+Schedule = Literal["cosine", "linear", "constant"]
+
+
 class _Frozen(BaseModel):
     model_config = STRICT
 
@@ -31,8 +34,17 @@ class DataSettings(_Frozen):
     train_size: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many of the rest in the order of that permutation: a smaller set is part of a larger one.
     None: on all."""
+    train_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The same as a share of what is left beside validation, for tasks of different sizes."""
     label_noise: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of the training labels replaced by a wrong one, drawn uniformly; validation and test stay clean."""
+
+    @field_validator("train_share")
+    @classmethod
+    def _one_size(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("train_size") is not None:
+            raise ValueError("train_size says the same; keep one of the two")
+        return value
 
 
 class TrainSettings(_Frozen):
@@ -41,9 +53,15 @@ class TrainSettings(_Frozen):
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Examples a step; the rest of an epoch that fills no batch is left out of it."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
+    """How lr falls, to 0 at the end of training."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs over which lr rises linearly to its value."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The same as a share of all steps."""
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """Which parameters an optimizer's weight_decay is for: "matrices" leaves out those with fewer than two axes, which
+    are biases and the scales of normalisation, as BERT does."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the final gradient (never of the ascent's)."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -63,6 +81,13 @@ class TrainSettings(_Frozen):
     def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("epochs", value):
             raise ValueError(f"must be at most epochs ({info.data['epochs']})")
+        return value
+
+    @field_validator("warmup_ratio")
+    @classmethod
+    def _one_warmup(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("warmup_epochs"):
+            raise ValueError("warmup_epochs says the same; keep one of the two")
         return value
 
     @field_validator("cuda_graphs")
@@ -191,6 +216,8 @@ class Experiment:
         sweeps: for each label with a sweep, the names of the swept hyperparameters.
         vary: the columns of what is varied between conditions, each with its values.
         metric: the score of its task (the same in every condition).
+        tasks: what tables must know of each task, by name.
+        notes: sentences that belong under every table.
         runs: every run, in the order of the file: condition, label, configuration, seed.
     """
 
@@ -202,6 +229,8 @@ class Experiment:
     sweeps: dict[str, list[str]]
     vary: dict[str, list[Any]]
     metric: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
     def meta(self) -> dict[str, Any]:
@@ -221,4 +250,6 @@ class Experiment:
             "conditions": list(dict.fromkeys(run.condition_text for run in self.runs)),
             "data": specs[0].data.model_dump(),
             "metric": self.metric,
+            "tasks": self.tasks,
+            "notes": list(self.notes),
         }

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import batching, text
+from bench.batching import Batch
 from bench.errors import BenchError
 from bench.numerics import compilation_errors_told, compiled, set_precision
 from bench.optim.method import Closure, Method, kept_buffers, rewinder
 from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
-from bench.seeding import derive
+from bench.seeding import derive, numpy_stream
 from bench.spec import RunSpec
-from bench.tasks.base import Data, Task, prepare
+from bench.tasks.base import Data, Encode, Task, prepare
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Run:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     autocast: torch.autocast
+    seed: int
     batch_size: int
     steps: int
     part_size: int
@@ -46,14 +50,17 @@ class Run:
         """Forward-backward passes over a batch so far."""
         return round(self.closures_done * self.part_size / self.batch_size)
 
-    def step(self, batch: Tensor, augment: np.random.RandomState) -> Tensor:
-        """One update on a batch of examples, given by number; the loss before it, still on its way from the device."""
+    def batches(self, epoch: int) -> list[Batch]:
+        """What an epoch goes through: the same for every optimizer with this seed."""
+        return batching.epoch(self.data.train, numpy_stream(self.seed, "order", epoch), self.batch_size)
+
+    def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
+        """One update on a batch; the loss before it, still on its way from the device."""
         loss: Tensor = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type, assignment]
         return loss.detach()
 
-    def _closures(self, batch: Tensor, augment: np.random.RandomState) -> Closure | list[Closure]:
-        train = self.data.train
-        inputs, targets = self.task.training_batch(train.inputs[batch], train.targets[batch], augment)
+    def _closures(self, batch: Batch, augment: np.random.RandomState) -> Closure | list[Closure]:
+        inputs, targets = self.task.training_batch(*batch.of(self.data.train), augment)
         if self.part_size == self.batch_size:
             return self._closure(inputs, targets)
         parts = zip(torch.split(inputs, self.part_size), torch.split(targets, self.part_size), strict=True)
@@ -78,8 +85,7 @@ class Run:
             BenchError: the model cannot be compiled on this machine.
         """
         rewind = rewinder(self.data.train.targets.device)
-        batch = torch.arange(self.batch_size, device=self.data.train.targets.device)
-        closures = self._closures(batch, np.random.RandomState(0))
+        closures = self._closures(self.batches(0)[0], np.random.RandomState(0))
         closure = closures if callable(closures) else closures[0]
         self.network.train()
         with kept_buffers(self.model), compilation_errors_told():
@@ -97,7 +103,7 @@ def set_up(spec: RunSpec, device: torch.device) -> Run:
         BenchError: data or model do not fit the spec.
     """
     task = load_task(spec)
-    data = prepare(task, spec.data, spec.seed).to(device)
+    data = prepare(task, spec.data, spec.seed, encoder(spec, task)).to(device)
     autocast = set_precision(spec.train, device)
     torch.manual_seed(derive(spec.seed, "init"))
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
@@ -111,9 +117,10 @@ def set_up(spec: RunSpec, device: torch.device) -> Run:
         task=task,
         data=data,
         model=model,
-        network=compiled(model, spec.train),
+        network=compiled(model, spec.train, dynamic=data.train.lengths is not None),
         optimizer=optimizer,
         autocast=autocast,
+        seed=spec.seed,
         batch_size=batch_size,
         steps=steps_per_epoch(len(data.train), spec.train.batch_size),
         part_size=part_size,
@@ -131,13 +138,22 @@ def load_task(spec: RunSpec) -> Task:
     for planned in spec.plugins:
         if load_plugin(Path(planned.path)).sha256 != planned.sha256:
             raise BenchError(f"plug-in {planned.path} has changed since this run was planned; plan it again")
-    task: Task = tasks[spec.task.name].factory(**spec.task.params)
+    task: Task = tasks[spec.task.name].build(**spec.task.params)
     return task
+
+
+def encoder(spec: RunSpec, task: Task) -> Encode | None:
+    """What makes a text task's examples numbers: the tokenizer of the model; None for other tasks."""
+    tokenizer = models[spec.model.name].tokenizer
+    if not task.text or tokenizer is None:
+        return None
+    folder = tokenizer(spec.model.params)
+    return lambda texts: text.encode(texts, folder, task.max_length)
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a spec over the model's parameters, a method around its base where it has one."""
-    choice, parameters = spec.optimizer, [p for p in model.parameters() if p.requires_grad]
+    choice, parameters = spec.optimizer, parameter_groups(model, spec.train.weight_decay_on)
     factory = optimizers[choice.name].factory
     optimizer: torch.optim.Optimizer
     if choice.base is None:
@@ -149,6 +165,16 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
         optimizer.clip_norm = spec.train.clip_norm
     return optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay_on: str) -> list[Any]:
+    """What is trained, as an optimizer takes it: in one group, or apart what its weight decay is not for."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if weight_decay_on == "all":
+        return parameters
+    decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -25,7 +25,7 @@ from bench.seeding import derive, numpy_stream
 from bench.spec import PROTOCOL, RunSpec
 from bench.step import set_up
 from bench.store import RunFolder
-from bench.tasks.base import Task
+from bench.tasks.base import Data, Task
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
@@ -46,6 +46,8 @@ class Clocks:
     """Forward-backward passes over a batch."""
     examples: int = 0
     """Training examples that took part in a step."""
+    tokens: int = 0
+    """Tokens of these, without padding, where they are texts."""
     skipped_steps: int = 0
     """Steps left out because a gradient was not finite."""
     peak_memory_mb: float = 0.0
@@ -82,11 +84,12 @@ def train(
     memory = PeakMemory(device)
     run = set_up(spec, device)
     model, optimizer, data = run.model, run.optimizer, run.data
-    origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified}
+    origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
     origin["initial_weights_sha256"] = weights_sha256(model)  # of a seed, or of a file of pretrained ones
     folder.write_start(spec.model_dump_json(indent=1) + "\n", {**describe(device), **origin})
     epochs, steps = spec.train.epochs, run.steps
-    schedule = scheduler(optimizer, epochs * steps, spec.train.warmup_epochs * steps, spec.train.schedule)
+    warmup = spec.train.warmup_epochs * steps or round(spec.train.warmup_ratio * epochs * steps)
+    schedule = scheduler(optimizer, epochs * steps, warmup, spec.train.schedule)
     torch.manual_seed(derive(spec.seed, "dropout"))
 
     # ---- resume ----------------------------------------------------------------------------------------------
@@ -113,13 +116,13 @@ def train(
         model.train()
 
         with timed(clocks, "train_seconds", device):
-            order = numpy_stream(spec.seed, "order", epoch).permutation(len(data.train))
-            batches = torch.split(torch.from_numpy(order).to(device), run.batch_size)
+            batches = run.batches(epoch)
             augment = numpy_stream(spec.seed, "augment", epoch)
-            for batch in batches[:steps]:
+            for batch in batches:
                 loss_sum += run.step(batch, augment)
                 schedule.step()
         clocks.examples += steps * run.batch_size
+        clocks.tokens += sum(batch.tokens for batch in batches)
         clocks.passes = passes_before + run.passes
         clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
         clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
@@ -180,6 +183,15 @@ def timed(clocks: Clocks, name: str, device: torch.device) -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _texts(data: Data) -> dict[str, int]:
+    """Of texts: how many there are, how many of them were too long, and to how many tokens those were cut."""
+    if data.train.lengths is None:
+        return {}
+    splits = data.splits().values()
+    counts = {"sequences": sum(map(len, splits)), "truncated": sum(split.cut for split in splits)}
+    return {**counts, "max_tokens": max(split.inputs.shape[-1] for split in splits)}
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -19,10 +19,11 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 
 LAYERS = (
     {"bench.errors", "bench.checking"},
-    {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"},
+    {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
+    | {"bench.text"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {"bench.resolve", "bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment"}
-    | {"bench.numerics", "bench.step", "bench.train"},
+    | {"bench.batching", "bench.numerics", "bench.step", "bench.train"},
     {"bench.launch"},
     {"bench.cli", "bench.__main__", "bench"},
 )

@@ -199,7 +199,7 @@ WRONG_TYPES = [
     ({"train.epochs": 2.0}, "train.epochs", ["must be a valid integer", "got 2.0"]),
     ({"train.epochs": True}, "train.epochs", ["must be a valid integer", "got True"]),
     ({"train.clip_norm": True}, "train.clip_norm", ["must be a valid number", "got True"]),
-    ({"train.schedule": "linear"}, "train.schedule", ["must be 'cosine' or 'constant'", "got 'linear'"]),
+    ({"train.schedule": "step"}, "train.schedule", ["must be 'cosine', 'linear' or 'constant'", "got 'step'"]),
     ({"data.validation": "0.1"}, "data.validation", ["must be a valid number", "got '0.1'"]),
     ({"data.label_noise": False}, "data.label_noise", ["must be a valid number", "got False"]),
     ({"model.width": 8.5}, "model.width", ["must be a valid integer", "got 8.5"]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.batching import Batch
 from bench.registry import load_builtins, optimizers
 from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up
@@ -50,7 +51,8 @@ def do(spec: RunSpec, root: Path, **options: Any) -> dict[str, Any]:
 def losses(run: Run, steps: int = 5) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
-    return [run.step(torch.arange(run.batch_size, device=GPU), augment).item() for _ in range(steps)]
+    batch = Batch(torch.arange(run.batch_size, device=GPU))
+    return [run.step(batch, augment).item() for _ in range(steps)]
 
 
 def test_deterministic_runs_repeat_and_resume_with_the_same_bits(
@@ -79,7 +81,7 @@ def test_a_step_never_waits_for_the_device(method: str) -> None:
     run = set_up(make_spec(method, clip_norm=1.0, precision="bf16"), GPU)
     run.warm_up()
     losses(run)  # the optimizer makes its state
-    batch, augment = torch.arange(run.batch_size, device=GPU), np.random.RandomState(0)
+    batch, augment = run.batches(0)[0], np.random.RandomState(0)
     torch.cuda.set_sync_debug_mode("error")
     for _ in range(3):
         run.step(batch, augment)

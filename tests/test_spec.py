@@ -20,12 +20,14 @@ FULL: dict[str, Any] = {
         "params": {"rho": 0.05},
         "base": {"name": "sgd", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0005}},
     },
-    "data": {"validation": 0.1, "train_size": None, "label_noise": 0.2},
+    "data": {"validation": 0.1, "train_size": None, "train_share": None, "label_noise": 0.2},
     "train": {
         "epochs": 20,
         "batch_size": 64,
         "schedule": "cosine",
         "warmup_epochs": 0,
+        "warmup_ratio": 0.0,
+        "weight_decay_on": "all",
         "clip_norm": None,
         "precision": "fp32",
         "compile": True,
@@ -62,7 +64,7 @@ def leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[
         yield from leaves(item, (*path, key))
 
 
-OTHER_WORD = {"cosine": "constant", "fp32": "bf16"}
+OTHER_WORD = {"cosine": "constant", "fp32": "bf16", "all": "matrices"}
 
 
 def something_else(value: Any) -> Any:
@@ -72,7 +74,7 @@ def something_else(value: Any) -> Any:
         return not value
     if isinstance(value, str):
         return OTHER_WORD.get(value, value + "x")
-    return value / 2 if isinstance(value, float) and value else value + 1
+    return (value / 2 or 0.5) if isinstance(value, float) else value + 1
 
 
 # ---- run_id --------------------------------------------------------------------------------------------------
@@ -86,12 +88,15 @@ def test_run_ids_are_what_they_have_always_been() -> None:
 
 def test_defaults_are_what_they_have_always_been() -> None:
     """What stands at its default is not in the run_id, so a default that changes would mix two kinds of runs."""
-    assert DataSettings().model_dump() == {"validation": 0.1, "train_size": None, "label_noise": 0.0}
+    data = {"validation": 0.1, "train_size": None, "train_share": None, "label_noise": 0.0}
+    assert DataSettings().model_dump() == data
     assert TrainSettings(epochs=1).model_dump() == {
         "epochs": 1,
         "batch_size": 128,
         "schedule": "cosine",
         "warmup_epochs": 0,
+        "warmup_ratio": 0.0,
+        "weight_decay_on": "all",
         "clip_norm": None,
         "precision": "fp32",
         "compile": False,
@@ -114,6 +119,18 @@ def test_a_setting_at_its_default_is_no_part_of_the_run_id() -> None:
 def test_cuda_graphs_need_compiled_code() -> None:
     with pytest.raises(ValidationError, match="needs compile = true"):
         changed(("train",), {"epochs": 1, "cuda_graphs": True})
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "words"),
+    [
+        ("train", {"epochs": 3, "warmup_epochs": 1, "warmup_ratio": 0.1}, "warmup_epochs says the same"),
+        ("data", {"train_size": 10, "train_share": 0.5}, "train_size says the same"),
+    ],
+)
+def test_two_ways_to_say_the_same_are_not_mixed(table: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        changed((table,), settings)
 
 
 def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:

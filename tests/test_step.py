@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench import numerics
+from bench.batching import Batch
 from bench.errors import BenchError
 from bench.registry import load_builtins, optimizers
 from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
@@ -41,7 +42,7 @@ def losses(run: Run, steps: int = 6) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
     batches = torch.split(torch.arange(64 * steps), 64)
-    return [run.step(batch, augment).item() for batch in batches]
+    return [run.step(Batch(batch), augment).item() for batch in batches]
 
 
 # ---- m -------------------------------------------------------------------------------------------------------
@@ -166,6 +167,34 @@ def test_images_in_colour_and_the_weights_that_meet_them_are_channels_last() -> 
     convolution = next(m for m in run.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1)
     for tensor in (inputs, convolution.weight):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
-    run.step(torch.arange(8), np.random.RandomState(0))
+    run.step(Batch(torch.arange(8)), np.random.RandomState(0))
     assert convolution.weight.grad is not None
     assert convolution.weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- weight decay --------------------------------------------------------------------------------------------
+
+
+def test_decay_on_matrices_leaves_biases_and_norms_alone() -> None:
+    """Without a gradient a step of SGD is its weight decay: w - lr * decay * w, where there is any."""
+    spec = make_spec(weight_decay_on="matrices")
+    params = {**spec.optimizer.params, "weight_decay": 0.1, "lr": 0.5, "momentum": 0.0}
+    spec = spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd", params=params)})
+    run = set_up(spec, CPU)
+    for parameter in run.model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    for name, parameter in run.model.named_parameters():
+        expected = 0.95 if parameter.ndim > 1 else 1.0
+        assert torch.allclose(parameter, torch.full_like(parameter, expected)), name
+    assert {p.ndim for p in run.model.parameters()} >= {1, 4}
+
+
+@pytest.mark.parametrize("where", ["all", "matrices"])
+def test_every_parameter_is_trained_wherever_decay_is(where: str) -> None:
+    run = set_up(make_spec(method={"rho": 0.1}, weight_decay_on=where), CPU)
+    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in run.model.parameters()}
+    assert len(trained) == len(list(run.model.parameters()))
+    assert len(run.optimizer.param_groups) == (1 if where == "all" else 2)

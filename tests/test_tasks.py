@@ -28,7 +28,7 @@ registry.load_builtins()
 PLAIN, NOISY = DataSettings(), DataSettings(label_noise=0.3)
 
 
-@pytest.fixture(scope="module", params=[entry.name for entry in registry.tasks])
+@pytest.fixture(scope="module", params=[entry.name for entry in registry.tasks if not entry.members])
 def task(request: pytest.FixtureRequest, build_task: Callable[[str], Task]) -> Task:
     return build_task(request.param)
 
@@ -193,6 +193,8 @@ def test_a_smaller_training_set_is_a_part_of_a_larger_one_beside_the_same_valida
     assert same(part.train, whole.train[torch.arange(40)])
     assert same(part.val, whole.val)
     assert part.fingerprint == whole.fingerprint
+    assert len(prepare(task, DataSettings(train_share=0.5), seed=0).train) == round(len(whole.train) / 2)
+    assert same(prepare(task, DataSettings(train_share=1e-9), seed=0).train, whole.train[torch.arange(1)])
 
 
 def test_a_training_set_larger_than_what_is_left_is_refused_with_the_numbers(

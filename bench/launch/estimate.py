@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.batching import Batch
 from bench.evaluate import BATCH, outputs
 from bench.registry import optimizers
 from bench.spec import PlannedRun, RunSpec
 from bench.step import Run, set_up
+from bench.tasks.base import Split
 from bench.train import synchronize
 
 LONG = 86_400.0
@@ -64,7 +66,7 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     setup = time.perf_counter() - started
 
     augment = np.random.RandomState(0)
-    batch = torch.arange(run.batch_size, device=device)
+    batch = _usual(run.batches(0))
     started, steps = time.perf_counter(), 0
     while steps == 0 or time.perf_counter() - started < seconds:
         run.step(batch, augment)
@@ -73,20 +75,30 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     a_step = (time.perf_counter() - started) / steps
 
     run.model.eval()
-    an_example = _seconds_an_example(run, batch)
+    a_unit = _seconds_a_unit(run, batch.examples)
     usual = min(BATCH[device.type], len(run.data.train))
-    if an_example * usual < seconds:  # cheap enough for a batch as large as evaluation takes them
-        an_example = _seconds_an_example(run, torch.arange(usual, device=device))
-    everything = sum(len(split) for split in (run.data.train, run.data.val, run.data.test))
-    return Speed(setup, a_step / passes_per_step(spec), an_example * everything)
+    if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
+        a_unit = _seconds_a_unit(run, torch.arange(usual, device=device))  # a batch as large as evaluation takes them
+    return Speed(setup, a_step / passes_per_step(spec), a_unit * sum(map(_units, run.data.splits().values())))
 
 
-def _seconds_an_example(run: Run, which: Tensor) -> float:
+def _usual(batches: Sequence[Batch]) -> Batch:
+    """One whose tokens are closest to the mean; of batches that are all alike, the first."""
+    mean = sum(batch.tokens for batch in batches) / len(batches)
+    return min(batches, key=lambda batch: abs(batch.tokens - mean))
+
+
+def _seconds_a_unit(run: Run, which: Tensor) -> float:
     some = run.data.train[which]
     started = time.perf_counter()
     outputs(run.model, run.task, some, run.autocast)
     synchronize(which.device)
-    return (time.perf_counter() - started) / len(some)
+    return (time.perf_counter() - started) / _units(some)
+
+
+def _units(split: Split) -> int:
+    """What the time of an evaluation goes with: tokens of texts, else examples."""
+    return len(split) if split.lengths is None else int(split.lengths.sum())
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

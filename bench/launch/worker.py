@@ -71,6 +71,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
         environment: the launcher's variables now; those of the fork server may be older.
     """
     os.environ.update(environment)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # texts come tokenised; should they not, cores are others' too
     stop_asked = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())

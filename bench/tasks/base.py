@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench import text
 from bench.errors import BenchError
 from bench.seeding import numpy_stream
 from bench.spec import DataSettings
+from bench.text import Texts
+
+Encode = Callable[[Texts], "text.Tokens"]
 
 VALIDATION_SEED = 20210507
 """Seed of the one permutation that decides which training examples are validation, the same for every run."""
@@ -42,29 +48,46 @@ ACCURACY = Metric("acc", "accuracy", "%", 100.0, True, "share of examples whose 
 
 
 @dataclass(frozen=True)
+class Suite:
+    """A benchmark that a task belongs to, and how many tasks it has; tables average over those that ran."""
+
+    name: str
+    tasks: int
+
+
+@dataclass(frozen=True)
 class Split:
     """Examples, as tensors that live on the device.
 
     Attributes:
-        inputs: (N, ...), raw; the task makes them what the model sees, a batch at a time.
+        inputs: (N, ...), raw; the task makes them what the model sees, a batch at a time. Of tasks of text: `Texts`,
+            until the model's tokenizer has made them (N, 2, W) token and segment ids, -1 where a text is over.
         targets: (N,) class numbers, or (N,) floats for regression.
         noisy: (N,) bool, True where the label was replaced; None where none was.
+        lengths: (N,) tokens of each text before it was cut to W, on the host; None where all inputs are of one size.
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
     noisy: Tensor | None = None
+    lengths: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, indices: Tensor) -> Split:
         noisy = None if self.noisy is None else self.noisy[indices]
-        return Split(self.inputs[indices], self.targets[indices], noisy)
+        lengths = None if self.lengths is None else self.lengths[indices.cpu().numpy()]
+        return Split(self.inputs[indices], self.targets[indices], noisy, lengths)
 
     def to(self, device: torch.device) -> Split:
         noisy = None if self.noisy is None else self.noisy.to(device)
-        return Split(self.inputs.to(device), self.targets.to(device), noisy)
+        return Split(self.inputs.to(device), self.targets.to(device), noisy, self.lengths)
+
+    @property
+    def cut(self) -> int:
+        """How many texts were too long."""
+        return 0 if self.lengths is None else int((self.lengths > self.inputs.shape[-1]).sum())
 
 
 class Task(ABC):
@@ -74,15 +97,31 @@ class Task(ABC):
 
     Attributes:
         num_outputs: size of the model's output (classes; 1 for regression).
-        input_shape: shape of one example as the model sees it.
+        input_shape: shape of one example as the model sees it; () for texts.
         metric: the score beside the loss.
         memory_format: how weights and activations of images lie in memory; it is for speed alone.
+        text: whether `load` gives `Texts`, for models that read text.
+        max_length: tokens a text, or a pair of texts, is cut to.
+        others: names of further test sets, beside the one that `load` gives; see `load_others`.
+        title: what tables call it; "" for the name it is registered under.
+        note: a sentence that belongs under every table of its results.
+        loss_name: what `losses` are, with their unit.
+        reported: what tables by task show: columns of records.csv with their names; {} for the test metric.
+        suite: the benchmark it belongs to.
     """
 
     num_outputs: int
     input_shape: tuple[int, ...]
     metric: Metric = ACCURACY
     memory_format: torch.memory_format = torch.contiguous_format
+    text: bool = False
+    max_length: int = 128
+    others: tuple[str, ...] = ()
+    title: str = ""
+    note: str = ""
+    loss_name: str = "cross-entropy (nats)"
+    reported: Mapping[str, str] = MappingProxyType({})
+    suite: Suite | None = None
 
     def fetch(self) -> None:  # noqa: B027 - most tasks have nothing to fetch
         """See that the data is on this machine, downloading it if need be; called once, before any run starts.
@@ -94,6 +133,10 @@ class Task(ABC):
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
         """The whole training set and the test set, on the CPU, always in the same order. Never downloads."""
+
+    def load_others(self) -> dict[str, Split]:
+        """The further test sets by name, as `load` gives the test set."""
+        return {}
 
     def train_examples(self) -> int:
         """Size of the training set, validation included; override it where loading is slow."""
@@ -127,6 +170,10 @@ class Task(ABC):
         """The metric over a whole split. Default: accuracy, a fraction."""
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
+    def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Further scores over a whole split, by key: recorded as val_<key>, test_<key> and so on, never chosen by."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -137,9 +184,17 @@ class Data:
     """sha256 over what the task loaded, so that two runs can be seen to have had the same data."""
     verified: bool = True
     """Whether it is what its publisher gave out (see `Task.verified`)."""
+    others: Mapping[str, Split] = field(default_factory=dict)
+    """Further test sets."""
+
+    def splits(self) -> dict[str, Split]:
+        """All of them by name, the test sets last."""
+        return {"train": self.train, "val": self.val, "test": self.test, **self.others}
 
     def to(self, device: torch.device) -> Data:
-        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+        others = {name: split.to(device) for name, split in self.others.items()}
+        train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test, others=others)
 
 
 def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
@@ -159,25 +214,40 @@ def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
             f"data.train_size = {settings.train_size}, but only {examples - validation} of {examples} training "
             f"examples are left beside data.validation = {settings.validation:g}"
         )
+    if settings.train_share is not None:
+        return max(1, round(settings.train_share * (examples - validation))), validation
     return settings.train_size or examples - validation, validation
 
 
-def prepare(task: Task, settings: DataSettings, seed: int) -> Data:
+def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None = None) -> Data:
     """Load a task and apply the protocol: hold out validation, replace training labels.
 
     Validation is the same for all seeds; the replaced labels belong to the seed. No test example is ever in the other
     two.
 
+    Args:
+        encode: what makes tokens of texts, for tasks of text.
+
     Raises:
         BenchError: the task's data does not fit the settings.
     """
     full, test = task.load()
+    others = task.load_others()
     train_size, val_size = split_sizes(len(full), settings)
     order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(len(full)))
+    loaded = (full, test, *others.values())
+    digest = _fingerprint(*(part for split in loaded for part in (split.inputs, split.targets)))
+    if encode is not None:
+        full, test, *more = (_encoded(split, encode) for split in loaded)
+        others = dict(zip(others, more, strict=True))
     train, val = full[order[:train_size]], full[order[len(order) - val_size :]]
-    fingerprint = _fingerprint(full.inputs, full.targets, test.inputs, test.targets)
     train = replace_labels(train, task, settings.label_noise, seed)
-    return Data(train, val, test, fingerprint, task.verified())
+    return Data(train, val, test, digest, task.verified(), others)
+
+
+def _encoded(split: Split, encode: Encode) -> Split:
+    tokens = encode(split.inputs)
+    return replace(split, inputs=tokens.ids, lengths=tokens.lengths)
 
 
 def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
@@ -192,7 +262,7 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
     targets[chosen] = (targets[chosen] + shift) % task.num_outputs
     noisy = torch.zeros(len(split), dtype=torch.bool)
     noisy[chosen] = True
-    return Split(split.inputs, targets, noisy)
+    return replace(split, targets=targets, noisy=noisy)
 
 
 def check_label_noise(task: Task, share: float) -> None:
@@ -201,10 +271,13 @@ def check_label_noise(task: Task, share: float) -> None:
         raise BenchError("data.label_noise needs a task with classes; this one is a regression")
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def _fingerprint(*parts: Tensor | Texts) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
-        array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
+    for part in parts:
+        if isinstance(part, Texts):
+            digest.update(text.fingerprint(part))
+            continue
+        array: np.ndarray[Any, Any] = part.contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:16]

@@ -35,6 +35,13 @@ def test_the_last_step_of_training_is_near_0_and_none_is_below() -> None:
     assert factors[100:] == sorted(factors[100:], reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.5), (99, 1 / 90), (100, 0.0), (120, 0.0)]
+)
+def test_the_line_at_known_points(step: int, factor: float) -> None:
+    assert lr_factor(step, 100, 10, "linear") == pytest.approx(factor, abs=1e-12)
+
+
 def test_constant_stays_at_1_after_its_warm_up() -> None:
     assert [lr_factor(step, 10, 2, "constant") for step in (0, 1, 2, 9, 50)] == [0.5, 1.0, 1.0, 1.0, 1.0]
 

@@ -65,8 +65,7 @@ def steps_of(run: Run, count: int) -> Callable[[], float]:
     augment = np.random.RandomState(0)
 
     def timed() -> float:
-        order = torch.from_numpy(np.random.RandomState(1).permutation(len(run.data.train))).to(device)
-        batches = torch.split(order, run.batch_size)
+        batches = run.batches(1)
         synchronize(device)
         started = time.perf_counter()
         for step in range(count):

@@ -28,7 +28,7 @@ from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.perf import images
+from tests.perf import images, texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
@@ -40,6 +40,7 @@ def main() -> None:
     loop()
     sam_step()
     images.on_cpu(compare)
+    texts.on(DEVICE, compare)
     if DEVICE.type == "cuda":
         images.on_gpu()
     commands()

@@ -1,0 +1,74 @@
+"""Which examples make a batch: in a seeded order and, where they differ in length, among others of about their length.
+
+Texts are padded to the longest of their batch, so batches of equal lengths are batches with little padding. Which
+batches an epoch has is decided on the host, where the lengths are: nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.tasks.base import Split
+
+POOL = 32
+"""Batches whose examples are sorted by length together; more would pad less and mix less."""
+
+MULTIPLE = 8
+"""Widths are rounded up to it: fewer shapes, and those that tensor cores like."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples of a split.
+
+    Attributes:
+        examples: (B,) their numbers, on the split's device.
+        width: what the last axis of their inputs is cut to; None leaves it as it is.
+        tokens: in all of them together, without padding; 0 where they are no texts.
+    """
+
+    examples: Tensor
+    width: int | None = None
+    tokens: int = 0
+
+    def of(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these examples."""
+        inputs = split.inputs if self.width is None else split.inputs[..., : self.width]
+        return inputs[self.examples], split.targets[self.examples]
+
+
+def epoch(split: Split, random: np.random.RandomState, batch_size: int) -> list[Batch]:
+    """The batches of one epoch, in order; examples that fill no batch are left out of it.
+
+    Where examples differ in length, those of 32 batches at a time are sorted by it, and the batches shuffled again.
+    """
+    count = max(1, len(split) // batch_size)
+    order = random.permutation(len(split))[: count * batch_size]
+    if split.lengths is not None:
+        lengths = split.lengths[order]
+        pool = np.arange(len(order)) // (POOL * batch_size)
+        order = order[np.lexsort((lengths, pool))].reshape(count, -1)[random.permutation(count)].reshape(-1)
+    return list(_batches(split, order, batch_size))
+
+
+def by_length(split: Split, batch_size: int) -> list[Batch]:
+    """All examples, the shortest first, the last batch perhaps smaller; those of one size stay in their order."""
+    order = np.arange(len(split)) if split.lengths is None else np.argsort(split.lengths, kind="stable")
+    return list(_batches(split, order, batch_size))
+
+
+def _batches(split: Split, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    numbers = torch.from_numpy(order).to(split.targets.device)  # one transfer for all batches
+    for start in range(0, len(order), batch_size):
+        chosen = slice(start, start + batch_size)
+        if split.lengths is None:
+            yield Batch(numbers[chosen])
+            continue
+        widest = split.inputs.shape[-1]
+        lengths = np.minimum(split.lengths[order[chosen]], widest)
+        yield Batch(numbers[chosen], min(-(-int(lengths.max()) // MULTIPLE) * MULTIPLE, widest), int(lengths.sum()))
