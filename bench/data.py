@@ -58,7 +58,8 @@ class Dataset:
         elsewhere: folders where it is looked for after that, below the data folder or absolute.
         files: md5 of each file, by name. A file may also lie there gzipped, as "<name>.gz"; the md5 is that of the
             content, which can be packed in many ways.
-        downloads: one archive (.tar.gz) of `folder`, or each file gzipped.
+        downloads: one archive (.tar.gz) of `folder`, or each file gzipped; () where the task itself gets the data.
+        by_hand: where there are no downloads: from where, or how else, one gets the files.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Dataset:
     elsewhere: tuple[str, ...]
     files: Mapping[str, str]
     downloads: tuple[Download, ...]
+    by_hand: str = ""
 
     def is_there(self) -> bool:
         """Whether all files are on this machine, whatever is in them."""
@@ -81,7 +83,7 @@ class Dataset:
         for folder in self._folders():
             if not self._missing(folder):
                 return [_on_disk(folder / name) for name in self.files]
-        raise self._absent(self._remedy())
+        raise self.absent(self._remedy())
 
     def verified(self) -> bool:
         """Whether every file's content is the official one.
@@ -99,7 +101,7 @@ class Dataset:
         """
         faults = self._unofficial()
         if faults and not allow_unverified:
-            raise self._refused(self.paths()[0].parent, faults)
+            raise self.refused(self.paths()[0].parent, faults)
 
     def load(self, read: Callable[[list[Path]], T], *, allow_unverified: bool) -> T:
         """`read` of the files, in their order; remembered until something else is read, since a worker does many runs.
@@ -108,7 +110,7 @@ class Dataset:
             BenchError: as `paths`, as `check`, or as `read`.
         """
         self.check(allow_unverified=allow_unverified)
-        return cast(T, _read(read, tuple(map(_stamp, self.paths()))))
+        return remembered(read, self.paths())
 
     def fetch(self, *, allow_unverified: bool = False, patience: Patience = PATIENCE) -> None:
         """See that the files are there, out of an archive in the data folder or from the network, and are right.
@@ -120,7 +122,7 @@ class Dataset:
             BenchError: they cannot be had, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
-            with _locked(data_folder() / f".{self.task}.lock"):
+            with locked(data_folder() / f".{self.task.replace('/', '-')}.lock"):
                 if not self.is_there():  # another process may have been at it
                     for wanted in self.downloads:
                         self._obtain(wanted, allow_unverified, patience)
@@ -128,7 +130,7 @@ class Dataset:
 
     @property
     def _is_archive(self) -> bool:
-        return self.downloads[0].name.endswith(".tar.gz")
+        return bool(self.downloads) and self.downloads[0].name.endswith(".tar.gz")
 
     def _folders(self) -> list[Path]:
         return [data_folder() / folder for folder in (self.folder, *self.elsewhere)]
@@ -153,23 +155,24 @@ class Dataset:
                 self._download(wanted, folder, patience)
             return
         if folder.exists():
-            raise self._absent(self._remedy())
+            raise self.absent(self._remedy())
         archive = data_folder() / wanted.name
         if not archive.is_file():
             self._download(wanted, archive.parent, patience)
-        elif not allow_unverified and (md5 := _md5(archive, open)) != wanted.md5:
-            raise self._refused(archive, [f"md5 is {md5}, that of the official file {wanted.md5}"])
+        elif not allow_unverified and (md5 := _digest("md5", archive, open)) != wanted.md5:
+            raise self.refused(archive, [f"md5 is {md5}, that of the official file {wanted.md5}"])
         extract(archive, folder)
 
     def _download(self, wanted: Download, folder: Path, patience: Patience) -> None:
         try:
             download(wanted, folder, patience)
         except DownloadError as error:
-            raise self._absent(f"it could not be downloaded.\n{error}") from error
+            raise self.absent(f"it could not be downloaded.\n{error}") from error
 
     # ---- messages --------------------------------------------------------------------------------------------
 
-    def _refused(self, place: Path, faults: list[str]) -> BenchError:
+    def refused(self, place: Path, faults: list[str]) -> BenchError:
+        """The error that says what lies there is not the official data, one line for each fault."""
         return BenchError(
             f"{place} is not the official {self.title}:\n{_indented(faults)}\n"
             "Move it away, and `bench prepare` downloads the official one; or accept it in the experiment's [task]:\n"
@@ -183,12 +186,15 @@ class Dataset:
             return f"move {folder} away, and `bench prepare` makes it anew."
         return "`bench prepare` downloads it."
 
-    def _absent(self, reason: str) -> BenchError:
+    def absent(self, reason: str) -> BenchError:
+        """The error that says the files are not there: where not, why, and what to put where."""
         root = data_folder()
         partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
         where = f"in {partly[0]} without {', '.join(self._missing(partly[0]))}" if partly else f"not in {root}"
         folder = root if self._is_archive else root / self.folder
         files = [f"{folder / wanted.name}\n    from {wanted.urls[0]}" for wanted in self.downloads]
+        if not files:
+            files = [*(str(folder / name) for name in self.files), f"  {self.by_hand}"]
         unpacked = f"or that archive's folder, as {root / self.folder}\n" if self._is_archive else ""
         return BenchError(
             f"{self.title} is {where}: {reason}\n"
@@ -197,6 +203,11 @@ class Dataset:
 
 
 # ---- files ---------------------------------------------------------------------------------------------------
+
+
+def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
+    """`read(paths)`, not done again until a file changes or something else is read."""
+    return cast(T, _read(read, tuple(map(_stamp, paths))))
 
 
 @functools.lru_cache(maxsize=1)
@@ -220,17 +231,22 @@ def content_md5(path: Path) -> str:
     Raises:
         BenchError: it cannot be read, or is damaged.
     """
-    return _content_md5(_stamp(path))
+    return _content_digest("md5", _stamp(path))
+
+
+def content_sha256(path: Path) -> str:
+    """sha256 of `content(path)`, as `content_md5`."""
+    return _content_digest("sha256", _stamp(path))
 
 
 @functools.lru_cache(maxsize=256)
-def _content_md5(stamp: _Stamp) -> str:
-    return _md5(stamp[0], _opener(stamp[0]))
+def _content_digest(algorithm: str, stamp: _Stamp) -> str:
+    return _digest(algorithm, stamp[0], _opener(stamp[0]))
 
 
-def _md5(path: Path, opener: Callable[..., Any]) -> str:
+def _digest(algorithm: str, path: Path, opener: Callable[..., Any]) -> str:
     with _reading(path), opener(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _opener(path: Path) -> Callable[..., Any]:
@@ -292,7 +308,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Held by one process at a time; the system lets go if it dies."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from bench.data import Dataset, content, content_md5, data_folder, extract
+from bench.data import Dataset, content, content_md5, content_sha256, data_folder, extract
 from bench.download import Download, Patience
 from bench.errors import BenchError
 from bench.store import StorageError
@@ -72,6 +72,9 @@ LETTERS = Dataset(
     ),
 )
 """Two files gzipped one by one, as Fashion-MNIST has."""
+
+WORDS = replace(NUMBERS, title="Words", task="texts/words", folder="texts/words", downloads=(), by_hand="from a friend")
+"""Two files which the task gets itself, as GLUE's do."""
 
 
 @pytest.fixture
@@ -204,6 +207,28 @@ def test_files_that_are_missing_are_named(root: Path) -> None:
         LETTERS.paths()
 
 
+def test_of_data_without_downloads_the_message_says_what_the_task_knows(root: Path) -> None:
+    for look in (WORDS.paths, WORDS.fetch):
+        with pytest.raises(BenchError) as error:
+            look()
+        assert str(error.value) == (
+            f"Words is not in {root}: `bench prepare` downloads it.\n"
+            "To get it in another way, put there\n"
+            f"  {root}/texts/words/one\n"
+            f"  {root}/texts/words/two\n"
+            "    from a friend\n"
+            "or name another data folder with --data-dir DIR or the environment variable BENCH_DATA."
+        )
+    assert str(WORDS.absent("so it is")).startswith(f"Words is not in {root}: so it is\nTo get it in another way")
+    assert sorted(tree(root)) == [".texts-words.lock"]
+    lay(root / "texts/words", two=None)
+    with pytest.raises(BenchError, match=f"^Words is in {root}/texts/words without two: "):
+        WORDS.paths()
+    lay(root / "texts/words")
+    WORDS.fetch()
+    assert WORDS.verified()
+
+
 def test_a_folder_that_may_not_be_read_is_told(closed: Path) -> None:
     closed.chmod(0)
     with pytest.raises(BenchError, match=f"cannot read {closed}.*: Permission denied"):
@@ -265,6 +290,9 @@ def test_checksums_are_computed_once_unless_a_file_changes(root: Path, monkeypat
     for _ in range(3):
         assert NUMBERS.verified()
     assert computed == [str(folder / name) for name in FILES]
+    for _ in range(2):
+        assert content_sha256(folder / "one") == hashlib.sha256(FILES["one"]).hexdigest()
+    assert computed.pop() == str(folder / "one")
     status = (folder / "two").stat()
     (folder / "two").write_bytes(FILES["two"][::-1])
     os.utime(folder / "two", ns=(status.st_atime_ns, status.st_mtime_ns + 1))

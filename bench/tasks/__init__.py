@@ -3,3 +3,4 @@
 from bench.tasks import cifar as cifar
 from bench.tasks import digits as digits
 from bench.tasks import fashion_mnist as fashion_mnist
+from bench.tasks import glue as glue

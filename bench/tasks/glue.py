@@ -1,0 +1,177 @@
+"""GLUE: nine tasks of understanding English sentences (Wang et al. 2019, https://arxiv.org/abs/1804.07461)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from bench.registry import register_task
+from bench.tasks.base import Metric, Split, Suite, Task
+from bench.tasks.glue_files import TASKS
+
+NAMES = {
+    "acc": "accuracy",
+    "f1": "F1",
+    "mcc": "Matthews corr.",
+    "pearson": "Pearson corr.",
+    "spearman": "Spearman corr.",
+}
+"""The official metrics by key, as tables call them."""
+
+OFFICIAL = {"cola": ("mcc",), "mrpc": ("acc", "f1"), "qqp": ("acc", "f1"), "stsb": ("pearson", "spearman")}
+"""Keys of a task's official metrics; those of the others are ("acc",)."""
+
+
+@register_task("glue/", members=lambda: TASKS)
+class Glue(Task):
+    """One of GLUE's nine tasks: English sentences or pairs of them to class, or for STS-B to score for similarity.
+
+    cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli. GLUE's public test sets have no labels, so the test set is its
+    dev set (of MNLI the matched one; the mismatched one is a further test set). `bench prepare` downloads the hub's
+    copy, where the tables of GLUE's zips are not in the data folder.
+
+    Args:
+        member: which task.
+        max_length: tokens that a text or a pair of texts is cut to.
+        allow_unverified_data: take files whose checksums are not the official ones; records and tables then say so.
+    """
+
+    text = True
+    input_shape = ()
+    metric = Metric(
+        "score",
+        "score",
+        "",
+        100.0,
+        True,
+        "the task's official metric times 100: Matthews correlation for CoLA, mean of accuracy and F1 for MRPC and "
+        "QQP, mean of Pearson and Spearman correlation for STS-B, accuracy for the others (Wang et al. 2019, "
+        "arXiv:1804.07461)",
+    )
+    suite = Suite("GLUE", 9)
+    note = (
+        'GLUE\'s public test sets have no labels: "test" is the dev set here, on which nothing was chosen; the '
+        "validation set was held out of the training set."
+    )
+
+    def __init__(
+        self,
+        member: str,
+        *,
+        max_length: Annotated[int, Field(ge=8, le=512)] = 128,
+        allow_unverified_data: bool = False,
+    ) -> None:
+        self.files = TASKS[member]
+        self.max_length = max_length
+        self.allow_unverified_data = allow_unverified_data
+        self.title = self.files.title
+        self.official = OFFICIAL.get(member, ("acc",))
+        self.regression = self.files.classes is None
+        self.num_outputs = len(self.files.classes or "1")
+        self.loss_name = "squared error" if self.regression else Task.loss_name
+        self.others = tuple(part.name.removeprefix("dev_").removesuffix(".tsv") for part in self.files.parts[2:])
+        self.reported = {f"test_{key}": NAMES[key] for key in self.official}
+        if self.others:
+            self.reported = {"test_acc": "matched accuracy"} | {
+                f"{name}_acc": f"{name} accuracy" for name in self.others
+            }
+
+    def fetch(self) -> None:
+        self.files.fetch(allow_unverified=self.allow_unverified_data)
+
+    def load(self) -> tuple[Split, Split]:
+        """The training set and the dev set: `Texts`, and targets (N,) int64, or float32 from 0 to 5 for STS-B.
+
+        They are shared by all runs of a process: not to be written to.
+
+        Raises:
+            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
+        """
+        train, test, *_ = self._splits()
+        return train, test
+
+    def load_others(self) -> dict[str, Split]:
+        return dict(zip(self.others, self._splits()[2:], strict=True)) if self.others else {}
+
+    def _splits(self) -> tuple[Split, ...]:
+        return self.files.load(allow_unverified=self.allow_unverified_data)
+
+    def train_examples(self) -> int:
+        if not self.files.is_there() or self.verified():
+            return self.files.parts[0].rows  # what it is or, once it is fetched, will be
+        return super().train_examples()
+
+    def verified(self) -> bool:
+        return self.files.verified()
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example, shape (N,): cross-entropy in nats, for STS-B squared error."""
+        return (outputs[:, 0] - targets) ** 2 if self.regression else super().losses(outputs, targets)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        """Mean of the task's official metrics, a fraction."""
+        return sum(self.details(outputs, targets).values()) / len(self.official)
+
+    def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """The task's official metrics by key, fractions; correlations that are not defined are 0."""
+        predicted = (outputs[:, 0] if self.regression else outputs.argmax(dim=1)).double().cpu().numpy()
+        true = targets.double().cpu().numpy()
+        return {key: METRICS[key](true, predicted) for key in self.official}
+
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def _accuracy(true: Values, predicted: Values) -> float:
+    return float((true == predicted).mean())
+
+
+def _f1(true: Values, predicted: Values) -> float:
+    """Of class 1; 0 where it is neither there nor predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(true, predicted, zero_division=0.0))
+
+
+def _matthews(true: Values, predicted: Values) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return _defined(matthews_corrcoef, true, predicted)
+
+
+def _pearson(true: Values, predicted: Values) -> float:
+    from scipy.stats import pearsonr
+
+    return _defined(lambda *values: pearsonr(*values).statistic, true, predicted)
+
+
+def _spearman(true: Values, predicted: Values) -> float:
+    from scipy.stats import spearmanr
+
+    return _defined(lambda *values: spearmanr(*values).statistic, true, predicted)
+
+
+def _defined(correlation: Callable[[Values, Values], Any], true: Values, predicted: Values) -> float:
+    """A correlation; 0 where one side is constant or not finite, for which there is none."""
+    for values in (true, predicted):
+        if not np.isfinite(values).all() or (values == values[0]).all():
+            return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's about values that are almost constant
+        value = float(correlation(true, predicted))
+    return value if math.isfinite(value) else 0.0
+
+
+METRICS: dict[str, Callable[[Values, Values], float]] = {
+    "acc": _accuracy,
+    "f1": _f1,
+    "mcc": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
