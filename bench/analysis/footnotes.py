@@ -83,8 +83,8 @@ def significance(rows: Sequence[Row]) -> Iterator[str]:
         yield "p values are not corrected for the number of comparisons."
 
 
-def budget(rows: Sequence[Row]) -> Iterator[str]:
-    """Which labels compare at equal epochs and which at equal passes.
+def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
+    """Which labels compare at equal epochs and which at equal passes; a label is `shown` as a row or a column.
 
     Smaller training sets have fewer passes an epoch. Labels that are equal among themselves under several conditions
     are therefore named once, with the range of their budgets.
@@ -93,12 +93,12 @@ def budget(rows: Sequence[Row]) -> Iterator[str]:
     passes = _by_condition((row, round(row.passes)) for row in rows if row.done)
     if all(len(found) == 1 for kind in (epochs, passes) for found in kind.values()):
         shared = {"epochs": set().union(*epochs.values()), "passes": set().union(*passes.values())}
-        every = "Under each condition every row" if max(map(len, shared.values())) > 1 else "Every row"
+        every = f"Under each condition every {shown}" if max(map(len, shared.values())) > 1 else f"Every {shown}"
         named = [f"{_range(values)} {kind}" for kind, values in shared.items() if values]
         yield f"{every} has the same budget: {', '.join(named)}."
         return
     budgets = [*_budgets(epochs, "epochs"), *_budgets(passes, "passes")]
-    yield f"Budgets differ: compare rows of equal epochs or rows of equal passes. {'; '.join(budgets)}."
+    yield f"Budgets differ: compare {shown}s of equal epochs or {shown}s of equal passes. {'; '.join(budgets)}."
 
 
 def mixed(source: Provenance) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,7 @@ class Table:
     """Text cells for people and the same numbers, unrounded, for machines.
 
     `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
-    `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses in nats,
+    `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
     times in seconds. The first `keys` columns name the condition of a row; rows of one condition stand together, as a
     block that every format sets apart in its way.
     """
@@ -101,6 +101,29 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 def _grid(table: Table, width: int) -> Text:
     """The table in plain text. A rich.table.Table of 2,000 rows would take longer than all else that is done for it."""
     gap = " " * (3 if width >= WIDE else 1)
+    return Text("\n\n").join(_panel(part, width, gap) for part in _panels(table, width, gap))
+
+
+def _panels(table: Table, width: int, gap: str) -> Iterator[Table]:
+    """The table; where even its narrowest form is wider than the terminal, its columns in several tables."""
+    start = table.keys + 1
+    columns = zip(_stacked(table), *table.rows, strict=True)
+    names, *others = [max(map(len, [*head, *cells])) for head, *cells in columns][table.keys :]
+    panels: list[list[int]] = []
+    room = 0
+    for place, widest in enumerate(others, start):
+        room -= len(gap) + widest
+        if room < 0 or not panels:
+            panels.append([])
+            room = width - min(names, NARROWEST) - len(gap) - widest
+        panels[-1].append(place)
+    for panel in panels:
+        places = [*range(start), *panel]
+        rows = [[row[place] for place in places] for row in table.rows]
+        yield replace(table, columns=[table.columns[place] for place in places], rows=rows)
+
+
+def _panel(table: Table, width: int, gap: str) -> Text:
     heads, blocks = _stacked(table)[table.keys :], table.blocks()
     columns = zip(*(row for _, rows in blocks for row in rows), strict=True)
     widest = [max(map(len, [*head, *cells])) for head, cells in zip(heads, columns, strict=True)]

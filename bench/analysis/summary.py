@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.analysis.conditions import KEY, conditions, keyed, under, varied
+from bench.analysis.conditions import KEY, conditions, keyed, merged, under, varied
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 UNFINISHED = ["running", "partial", "missing"]
 Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
 NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
+MEANS = ["passes", "peak_memory_mb", "tokens_per_second"]
 MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
 
 
@@ -29,10 +30,11 @@ class Row:
     `condition` is its name ("" where nothing is varied), `varied` the same as {column: value}. `config` is the text of
     the swept values ("" without a sweep), `swept` the same as {key: value}. `edge` is "smallest" or "largest" if the
     configuration was chosen at that end of a single numeric sweep, else "". Intervals are over the finished (`done`)
-    runs: metrics and gaps as stored (fractions, not percent), losses in nats, seconds of training. `passes` are
-    forward-backward passes and `peak_memory_mb` MB, means over the finished runs. Ratios and `difference` (of the test
-    metric) are to the baseline's chosen configuration under the same condition, over the seeds that both have finished;
-    `difference` is None for that configuration itself.
+    runs: metrics, losses and gaps as stored (fractions, not percent), seconds of training. `passes` are
+    forward-backward passes, `peak_memory_mb` MB, `tokens_per_second` tokens trained on without padding (NaN where there
+    is no text), all means over the finished runs. Ratios and `difference` (of the test metric) are to the baseline's
+    chosen configuration under the same condition, over the seeds that both have finished; `difference` is None for that
+    configuration itself.
     """
 
     condition: str
@@ -61,6 +63,7 @@ class Row:
     train_seconds: Interval
     passes: float
     peak_memory_mb: float
+    tokens_per_second: float
     seconds_ratio: float
     passes_ratio: float
     difference: PairedTest | None
@@ -94,7 +97,8 @@ class Provenance:
     """Where the numbers come from: the distinct values found among the finished runs, as text.
 
     `caution` is a sentence to stand wherever the numbers do, "" where none is needed: that some of the data files
-    are not those of their publisher, by their checksums.
+    are not those of their publisher, by their checksums. `cut` says how many texts were longer than the model was given
+    them, "" where none was.
     """
 
     devices: list[str]
@@ -102,6 +106,7 @@ class Provenance:
     python: list[str]
     commits: list[str]
     caution: str
+    cut: str
 
     @property
     def mixed(self) -> bool:
@@ -118,11 +123,11 @@ def all_rows(results: Results) -> list[Row]:
     of other conditions play a part.
     """
     meta = results.meta
-    records = keyed(results.records)
+    records = _with_speed(keyed(results.records))
     columns = _interval_columns(meta["metric"]["key"])
     groups = records.groupby(KEY, sort=False)
     frame = _counts(groups)
-    frame = frame.join(_moments(records, frame.index, [*columns.values(), "passes", "peak_memory_mb"]))
+    frame = frame.join(_moments(records, frame.index, [*columns.values(), *MEANS]))
     frame["chosen"] = _chosen(frame, meta["metric"])
     swept = {key for keys in meta["sweeps"].values() for key in keys}
     frame = frame.join(groups[sorted({"epochs", *swept, *varied(meta)})].first().add_prefix("set_"))
@@ -150,7 +155,13 @@ def provenance(results: Results) -> Provenance:
         python=_distinct(done["python"]),
         commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
         caution=_caution(results),
+        cut=_cut(results),
     )
+
+
+def title(meta: Mapping[str, Any], task: str) -> str:
+    """What tables call a task: its title or, without one, its name."""
+    return (meta.get("tasks") or {}).get(task, {}).get("title") or task
 
 
 def _caution(results: Results) -> str:
@@ -164,6 +175,23 @@ def _caution(results: Results) -> str:
         return ""
     where = under([name for name in among if name in found], among)
     return f"Unverified data{where}: the checksums of the data files are not their publisher's."
+
+
+def _cut(results: Results) -> str:
+    """Said for each task, and for each condition where they differ. Counted before training, so any run will do."""
+    columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
+    records = keyed(results.records).reindex(columns=columns).dropna()
+    among = records.groupby("task")["condition"].unique()
+    notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
+    for task, condition, texts, cut, limit in records.drop_duplicates().itertuples(index=False):
+        if cut > 0:
+            counted = f"{cut:,.0f} of {texts:,.0f} of {title(results.meta, task)}"
+            notes.setdefault(limit, {}).setdefault(task, []).append((condition, counted, ""))
+    sentences = []
+    for limit, of_task in notes.items():
+        said = [part for task, found in of_task.items() for part in merged(found, among[task])]
+        sentences.append(f"Texts longer than {limit:,.0f} tokens were cut: {', '.join(said)}.")
+    return " ".join(sentences)
 
 
 def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
@@ -221,6 +249,12 @@ def _interval_columns(key: str) -> dict[str, str]:
         "gap_loss": "gap_loss",
         "train_seconds": "train_seconds",
     }
+
+
+def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with "tokens_per_second", NaN where no tokens were counted."""
+    tokens = records["tokens"].astype(float) if "tokens" in records else pd.Series(np.nan, records.index)
+    return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
 
 def _counts(groups: Any) -> pd.DataFrame:
@@ -306,11 +340,10 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
         swept={name: values[f"set_{name}"] for name in meta["sweeps"].get(label, [])},
         edge="",
         epochs=values["set_epochs"],
-        passes=values["passes:mean"],
-        peak_memory_mb=values["peak_memory_mb:mean"],
         difference=compared[0],
         seconds_ratio=compared[1],
         passes_ratio=compared[2],
+        **{field: values[f"{field}:mean"] for field in MEANS},
         **ready,
     )
 

@@ -1,4 +1,4 @@
-"""The tables of an experiment: results, losses, cost and, where something is swept, every swept configuration."""
+"""The tables of an experiment: by task, results, losses, cost and, where values are swept, every configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bench.analysis import footnotes
+from bench.analysis import by_task, footnotes
 from bench.analysis.conditions import names, value_text
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 
 
 def build(results: Results) -> list[Table]:
-    """The tables "results", "losses", "cost" and, if the experiment sweeps anything, "sweep", in this order.
+    """The tables "tasks" (of several tasks), "results", "losses", "cost" and "sweep" (if anything is), in this order.
 
     Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
     """
     rows = all_rows(results)
     words = Words(results.meta, provenance(results))
     best = [row for row in rows if row.chosen]
-    tables = [_results(words, best, rows), _losses(words, best, rows), _cost(words, best, rows)]
+    tables = [by_task.table(words, results, best, rows)] if len(words.varied.get("task", [])) > 1 else []
+    tables += [_results(words, best, rows), _losses(words, best, rows), _cost(words, best, rows)]
     if results.meta["sweeps"]:
         tables.append(_sweep(words, [row for row in rows if row.label in results.meta["sweeps"]]))
     return tables
 
 
-# ---- the three tables ----------------------------------------------------------------------------------------
+# ---- one configuration a row ---------------------------------------------------------------------------------
 
 
 def _results(words: Words, best: list[Row], rows: list[Row]) -> Table:
@@ -50,38 +51,45 @@ def _results(words: Words, best: list[Row], rows: list[Row]) -> Table:
         f"95% t interval; p: two-sided paired t test. Gap: train {words.metric} (true labels, no augmentation) "
         "minus test."
     )
-    caption = [words.measured(), compared, words.chosen(), words.origin()]
     notes = [
         *footnotes.choices(best, rows),
         *footnotes.significance(best),
         *footnotes.budget(best),
+        *words.cut(),
         *footnotes.mixed(words.source),
     ]
     fields = ["test_metric", "selected_metric", "val_metric", "train_metric", "noisy_metric", "gap_metric"]
     numbers = to_frame(best, fields, words.meta["metric"]).join(comparison_frame(best, words.meta["metric"]))
-    return _table(words, "results", "results", caption, cells, best, notes, numbers)
+    return _table(words, "results", "results", [words.measured(), compared], cells, best, notes, numbers)
 
 
 def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
+    kinds = words.losses()
+    unit = "" if kinds else " (nats)"
+    each = "; ".join(f"{loss} for {tasks}" for loss, tasks in kinds.items())
+    what = (
+        f"loss after the last epoch: {each}. Train loss" if kinds else "cross-entropy after the last epoch, train loss"
+    )
     cells: dict[str, Callable[[Row], str]] = {
         "optimizer": _name,
-        "train loss (nats)": lambda row: _plain(row.train_loss, ".3f"),
-        "test loss (nats)": lambda row: _plain(row.test_loss, ".3f"),
-        "gap (nats)": lambda row: _plain(row.gap_loss, ".3f"),
+        f"train loss{unit}": lambda row: _plain(row.train_loss, ".3f"),
+        f"test loss{unit}": lambda row: _plain(row.test_loss, ".3f"),
+        f"gap{unit}": lambda row: _plain(row.gap_loss, ".3f"),
         "n": _n,
     }
     about = (
-        "Mean cross-entropy after the last epoch, train loss on true labels without augmentation; gap: test minus "
-        "train. Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
+        f"Mean {what} on true labels without augmentation; gap: test minus train. "
+        "Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
     )
     notes = [*footnotes.choices(best, rows), *footnotes.budget(best)]
     numbers = to_frame(best, ["train_loss", "test_loss", "val_loss", "gap_loss"], words.meta["metric"])
-    return _table(words, "losses", "losses", [about, words.chosen(), words.origin()], cells, best, notes, numbers)
+    return _table(words, "losses", "losses", [about], cells, best, notes, numbers)
 
 
 def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
     longest = np.nanmax([0.0, *(row.train_seconds.mean for row in best)])
     digits = 2 if longest < 10 else 1 if longest < 1000 else 0
+    texts = any(row.tokens_per_second > 0 for row in best)
     cells: dict[str, Callable[[Row], str]] = {
         "optimizer": _name,
         "time (s)": lambda row: _plain(row.train_seconds, f",.{digits}f"),
@@ -89,6 +97,7 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
         "passes": lambda row: _number(row.passes, ",.0f"),
         "passes ratio": lambda row: _number(row.passes_ratio, ".2f", "×"),
         "peak (MB)": lambda row: _number(row.peak_memory_mb, ",.0f"),
+        **({"tokens/s": lambda row: _number(row.tokens_per_second, ",.0f")} if texts else {}),
         "diverged, failed": lambda row: f"{row.diverged}, {row.failed}",
     }
     about = (
@@ -97,9 +106,12 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
         f"Ratios are to {words.baseline}{words.within()}, over the seeds both finished. Peak: largest memory in use."
     )
     notes = [*footnotes.choices(best, rows), *footnotes.budget(best), *footnotes.mixed(words.source)]
+    speed = "Tokens/s: training tokens a second of this time, without padding, each batch once whatever its passes."
+    caption = [about, speed] if texts else [about]
     fields = ["train_seconds", "seconds_ratio", "passes", "passes_ratio", "peak_memory_mb"]
+    fields += ["tokens_per_second"] if texts else []
     numbers = to_frame(best, fields, words.meta["metric"])
-    return _table(words, "cost", "cost", [about, words.chosen(), words.origin()], cells, best, notes, numbers)
+    return _table(words, "cost", "cost", caption, cells, best, notes, numbers)
 
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
@@ -111,7 +123,6 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
         "n": _n,
         "chosen": lambda row: "chosen" if row.chosen and row.done else "",
     }
-    caption = [words.measured(), words.chosen(), words.origin()]
     notes = [
         *footnotes.gone(rows),
         *footnotes.edges([row for row in rows if row.chosen]),
@@ -119,7 +130,7 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
     ]
     fields = ["val_metric", "test_metric", "gap_metric", "val_loss", "chosen"]
     numbers = to_frame(rows, fields, words.meta["metric"]).join(comparison_frame(rows, words.meta["metric"]))
-    return _table(words, "sweep", "all swept configurations", caption, cells, rows, notes, numbers)
+    return _table(words, "sweep", "all swept configurations", [words.measured()], cells, rows, notes, numbers)
 
 
 def _table(
@@ -135,8 +146,9 @@ def _table(
     columns = [*names(words.varied), *cells]
     text = [[*map(value_text, row.varied.values()), *(cell(row) for cell in cells.values())] for row in rows]
     title = f"{words.meta['title']}: {title}"
-    sentences = [sentence for sentence in [*caption, words.caution()] if sentence]
-    return Table(words.meta["name"], name, title, sentences, columns, text, notes, numbers, len(words.varied))
+    return Table(
+        words.meta["name"], name, title, [*caption, *words.closing()], columns, text, notes, numbers, len(words.varied)
+    )
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------

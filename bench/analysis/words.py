@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bench.analysis.conditions import names, value_text, varied
 from bench.analysis.render import EMPTY
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Provenance, Row
+from bench.analysis.summary import Provenance, Row, title
+
+NATS = "cross-entropy (nats)"
 
 
 class Words:
@@ -21,7 +23,11 @@ class Words:
         self.digits = 2 if self.scale > 1 else 4
         self.brackets = f" ({self.unit})" if self.unit else ""
         self.points = {"%": " (points)", "": ""}.get(self.unit, self.brackets)
+        self.times = self.brackets or (f" (times {self.scale:g})" if self.scale != 1 else "")
+        self.better = "higher" if meta["metric"]["higher_is_better"] else "lower"
         self.varied = varied(meta)
+        self.tasks: Mapping[str, Any] = meta.get("tasks") or {}
+        self.notes = list(dict.fromkeys(meta.get("notes") or []))
 
     def mean(self, interval: Interval) -> str:
         """Metric as mean ± half-width; the mean alone where there is no interval."""
@@ -34,18 +40,62 @@ class Words:
         """Paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if row.difference is None or row.difference.difference.n == 0:
             return EMPTY
-        shown = row.difference.difference.scaled(self.scale)
-        mean, low, high = (f"{value:+z.{self.digits}f}" for value in (shown.mean, shown.low, shown.high))
-        return f"{mean} [{low}, {high}]" if shown.n > 1 else f"{mean} (n=1)"
+        interval = row.difference.difference
+        return self.signed_mean(interval) + (f" {self.signed_bounds(interval)}" if interval.n > 1 else "")
+
+    def signed_mean(self, difference: Interval) -> str:
+        """The mean of a difference, e.g. "+0.82"."""
+        if difference.n == 0:
+            return EMPTY
+        return self._signed(difference.mean) + (" (n=1)" if difference.n == 1 else "")
+
+    def signed_bounds(self, difference: Interval) -> str:
+        """The bounds of a difference, e.g. "[+0.31, +1.33]"."""
+        return f"[{self._signed(difference.low)}, {self._signed(difference.high)}]" if difference.n > 1 else EMPTY
+
+    def _signed(self, value: float) -> str:
+        return f"{value * self.scale:+z.{self.digits}f}"
 
     def measured(self) -> str:
         """What the metric is and how its spread is given."""
-        better = "higher" if self.meta["metric"]["higher_is_better"] else "lower"
         definition = self.meta["metric"]["definition"]
         return (
-            f"Test {self.metric}{self.brackets} after the last epoch: {definition}; {better} is better. "
+            f"Test {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
             "Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
         )
+
+    def closing(self) -> list[str]:
+        """What every caption ends with: the choice, what tasks and models have to say, the origin."""
+        return [sentence for sentence in (self.chosen(), *self.notes, self.origin(), self.caution()) if sentence]
+
+    def cut(self) -> list[str]:
+        """The footnote on texts that were cut, if any were."""
+        return [self.source.cut] if self.source.cut else []
+
+    def titles(self, tasks: Iterable[str]) -> str:
+        return ", ".join(title(self.meta, task) for task in tasks)
+
+    def reported(self, task: str) -> dict[str, str]:
+        """The scores of a task that are shown: columns of records with their names."""
+        of_metric = {f"test_{self.meta['metric']['key']}": self.metric}
+        return self.tasks.get(task, {}).get("reported") or of_metric
+
+    def score_of(self, task: str, column: str) -> str:
+        """What to call a score of a task: "MRPC, F1"; "CIFAR-10" where it is that of the metric, and the only one."""
+        score, only = self.reported(task)[column], len(self.reported(task)) == 1
+        return title(self.meta, task) if only and score == self.metric else f"{title(self.meta, task)}, {score}"
+
+    def suite(self, tasks: Iterable[str]) -> dict[str, Any] | None:
+        """The benchmark that all of these tasks belong to, if they all belong to one."""
+        first, *others = (self.tasks.get(task, {}).get("suite") for task in tasks)
+        return first if all(other == first for other in others) else None
+
+    def losses(self) -> dict[str, str]:
+        """Every kind of loss with the titles of the tasks that have it; {} where all is cross-entropy."""
+        found: dict[str, list[str]] = {}
+        for task, about in self.tasks.items():
+            found.setdefault(about.get("loss") or NATS, []).append(task)
+        return {} if set(found) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in found.items()}
 
     def within(self) -> str:
         """Said of every comparison where there are several conditions."""
@@ -82,17 +132,19 @@ class Words:
     def _data(self) -> Iterator[str]:
         """What was done to the data under all conditions alike."""
         settings = self.meta["data"]
-        size, noise = settings.get("train_size"), settings.get("label_noise")
+        size, share, noise = (settings.get(key) for key in ("train_size", "train_share", "label_noise"))
         if size and "train_size" not in self.varied:
             yield f"{size:,} training examples"
+        if share and share < 1 and "train_share" not in self.varied:
+            yield f"{100 * share:.3g}% of the training examples"
         if noise and "label_noise" not in self.varied:
             yield f"{100 * noise:.3g}% of the training labels replaced"
 
     def _conditions(self) -> str:
-        """What is varied, as a sentence: "Conditions: label noise 0.2, 0.4, 0.6"."""
+        """What is varied, as a sentence: "Conditions: label noise 0.2, 0.4, 0.6"; tasks and models are named before."""
         axes = [
-            f"{name} {', '.join(map(value_text, values))}"
-            for name, values in zip(names(self.varied), self.varied.values(), strict=True)
+            f"the {column}s" if column in ("task", "model") else f"{name} {', '.join(map(value_text, values))}"
+            for name, (column, values) in zip(names(self.varied), self.varied.items(), strict=True)
         ]
         every = "every combination of " if len(axes) > 1 else ""
         return f"Conditions: {every}{' and '.join(axes)}." if axes else ""

@@ -60,10 +60,79 @@ METRIC_COLUMNS = [
 COST_COLUMNS = ["setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "peak_memory_mb"]
 
 
+SCORE = {**METRIC, "key": "score", "name": "score", "unit": "", "definition": "the task's official metric times 100"}
+ACCURACY = {"test_acc": "accuracy"}
+WITH_F1 = {**ACCURACY, "test_f1": "F1"}
+CORRELATIONS = {"test_pearson": "Pearson corr.", "test_spearman": "Spearman corr."}
+GLUE: dict[str, tuple[str, dict[str, str]]] = {
+    "glue/cola": ("CoLA", {"test_mcc": "Matthews corr."}),
+    "glue/sst2": ("SST-2", ACCURACY),
+    "glue/mrpc": ("MRPC", WITH_F1),
+    "glue/stsb": ("STS-B", CORRELATIONS),
+    "glue/qqp": ("QQP", WITH_F1),
+    "glue/mnli": ("MNLI", {"test_acc": "matched accuracy", "mismatched_acc": "mismatched accuracy"}),
+    "glue/qnli": ("QNLI", ACCURACY),
+    "glue/rte": ("RTE", ACCURACY),
+}
+TEXTS = {"sequences": 1000.0, "truncated": 0.0, "max_tokens": 128.0}
+
+
 @pytest.fixture(name="make_results")
 def _make_results() -> Callable[..., Results]:
     """The factory, as a fixture so that no test need import this file."""
     return make_results
+
+
+@pytest.fixture(name="make_glue")
+def _make_glue() -> Callable[..., Results]:
+    return make_glue
+
+
+def make_glue(
+    tasks: Sequence[str] = tuple(GLUE),
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    measured: Mapping[tuple[str, ...], Mapping[str, Any]] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    change: Callable[[pd.DataFrame], pd.DataFrame] = lambda records: records,
+    **meta: Any,
+) -> Results:
+    """Results on tasks of GLUE, each with its own scores; `adamw` is the baseline unless meta says otherwise.
+
+    `measured` sets columns of records to values over seeds, for a (task, label) or a (task, label, value of a further
+    varied column, ...). The rest as in `make_results`.
+    """
+
+    def score(records: pd.DataFrame) -> pd.DataFrame:
+        records = records.rename(columns=_score).assign(**TEXTS, tokens=500.0 * records["passes"])
+        for task in tasks:
+            here = records["task"] == task
+            for number, column in enumerate(GLUE[task][1]):
+                records.loc[here, column] = records.loc[here, "test_score"] - 0.01 * number
+        for (task, label, *values), columns in (measured or {}).items():
+            here = (records["task"] == task) & (records["optimizer"] == label)
+            for column, value in zip(vary or {}, values, strict=False):
+                here &= records[column] == value
+            records.loc[here, list(columns)] = pd.DataFrame(columns, index=records.index[here])
+        return change(records)
+
+    about = {
+        task: {
+            "title": GLUE[task][0],
+            "loss": "squared error" if task == "glue/stsb" else "cross-entropy (nats)",
+            "reported": GLUE[task][1],
+            "suite": {"name": "GLUE", "tasks": 9},
+        }
+        for task in tasks
+    }
+    settings = {"baseline": "adamw", "metric": SCORE, "tasks": about, "task": ", ".join(tasks), **meta}
+    chosen = labels or {"adamw": {}, "sgd": {"test": 0.85}}
+    results = make_results(chosen, seeds, change=score, vary={"task": tasks, **(vary or {})}, **settings)
+    return Results(results.meta, results.records, results.curves.rename(columns=_score))
+
+
+def _score(column: str) -> str:
+    return column.replace("_acc", "_score")
 
 
 def make_results(

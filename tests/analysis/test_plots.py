@@ -194,6 +194,14 @@ def test_training_figures_have_a_row_of_panels_for_each_condition(make_results: 
             assert ys(line)[-1] == pytest.approx(100 * best[condition, label].test_metric.mean)
 
 
+def test_the_gap_is_in_nats_where_every_loss_is(make_glue: Make) -> None:
+    for tasks, title in (
+        (("glue/mrpc", "glue/rte"), "test − train loss (nats)"),
+        (("glue/stsb",), "test − train loss"),
+    ):
+        assert figures(make_glue(tasks))["gap"].axes[0].get_title() == title
+
+
 def test_curves_against_passes_only_where_they_differ(make_results: Make) -> None:
     alike = make_results({"sgd": {}, "adam": {}}, vary=NOISE)
     assert len(figures(alike)["curves"].axes) == 4 * 2

@@ -14,6 +14,7 @@ from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.style import Style, legend, with_margin
 from bench.analysis.plots.view import ROWS, View, name_panels, pages
 from bench.analysis.stats import half_width
+from bench.analysis.words import Words
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -44,8 +45,9 @@ def curves(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
 
 def gap(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
     """Generalization gap of loss and metric against epochs."""
+    unit = "" if Words(view.meta, view.source).losses() else " (nats)"
     titles = {
-        "gap_loss": "test − train loss (nats)",
+        "gap_loss": f"test − train loss{unit}",
         "gap_metric": f"train − test {view.metric}{view.points}",
     }
     yield from _figures(view, runs, [("epoch", y) for y in titles], titles)

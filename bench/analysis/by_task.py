@@ -1,0 +1,292 @@
+"""The table by task: a row for each score that a task reports, a column for each optimizer, the average of a suite.
+
+The average is that of GLUE (Wang et al. 2019, arXiv:1804.07461, section 3): the scores of a task are averaged first,
+then the tasks, each counting the same however large it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bench.analysis import footnotes
+from bench.analysis.conditions import KEY, keyed, merged, names, value_text
+from bench.analysis.render import DAGGER, EMPTY, Table
+from bench.analysis.stats import Interval, mean_interval
+from bench.analysis.summary import Row
+from bench.analysis.words import Words
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+INTERVAL = "95% interval"
+Scores = dict[tuple[str, str], pd.DataFrame]
+"""(condition, label) -> what the task reports of the chosen configuration, (finished seeds, columns), or NaN."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The chosen rows that differ in task and label alone.
+
+    `axes` is what else is varied, {column: value}; `name` the same as text, "" where there is nothing else.
+    """
+
+    axes: Mapping[str, Any]
+    name: str
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)  # (task, label) -> its row
+
+
+@dataclass(frozen=True)
+class Line:
+    """The same number of every label: a line of the table, one a label in its CSV.
+
+    Attributes:
+        shown: the name of the line.
+        task, column: what is measured, in the words of records.csv.
+        cells: label -> the interval over seeds, of metrics as fractions.
+        incomplete: the labels to mark.
+        tasks: label -> how many tasks it is over.
+        signed: whether it is a difference.
+    """
+
+    block: Block
+    shown: str
+    task: str
+    column: str
+    cells: dict[str, Interval]
+    incomplete: set[str]
+    tasks: dict[str, int]
+    signed: bool = False
+
+
+class ByTask:
+    """What the table shows, worked out of the chosen rows and the runs behind them."""
+
+    def __init__(self, words: Words, results: Results, best: Sequence[Row]) -> None:
+        self.words, self.meta = words, results.meta
+        self.labels: list[str] = results.meta["labels"]
+        self.tasks: list[str] = words.varied["task"]
+        self.axes = [column for column in words.varied if column != "task"]
+        self.blocks = list(_blocks(best, self.axes))
+        self.suite = words.suite(self.tasks)
+        self.scores = _scores(words, results, best)
+        self.means = {key: runs.mean(axis=1, skipna=False).dropna() for key, runs in self.scores.items()}
+
+    def lines(self) -> Iterator[Line]:
+        """Every line in order: of each block its tasks, then the average and its difference to the baseline's."""
+        for block in self.blocks:
+            for task in self.tasks:
+                for column in self.words.reported(task):
+                    yield self._measured(block, task, column)
+            if self.suite:
+                yield self._average(block)
+                if len(self.labels) > 1:
+                    yield self._difference(block)
+
+    def notes(self) -> Iterator[str]:
+        """What the cells lack, beside runs."""
+        among = [block.name for block in self.blocks]
+        yield from merged(self._unmeasured(), among)
+        if not self.suite:
+            return
+        ran, all_tasks = len(self.tasks), self.suite["tasks"]
+        if ran < all_tasks:
+            yield (
+                f"The {self.average} is over {ran} of {self.suite['name']}'s {all_tasks} tasks: "
+                f"{self.words.titles(self.tasks)}. It cannot be compared with an average over other tasks."
+            )
+        yield from merged(self._without(), among)
+        yield from merged(self._fewer_seeds(), among)
+
+    @property
+    def average(self) -> str:
+        """What the average is called, e.g. "GLUE average"."""
+        return f"{self.suite['name']} average" if self.suite else ""
+
+    # ---- lines -----------------------------------------------------------------------------------------------
+
+    def _measured(self, block: Block, task: str, column: str) -> Line:
+        rows = {label: block.rows[task, label] for label in self.labels}
+        cells = {label: mean_interval(self.scores[row.condition, label][column]) for label, row in rows.items()}
+        return Line(
+            block,
+            self.words.score_of(task, column),
+            task,
+            column,
+            cells,
+            {label for label, interval in cells.items() if interval.n < rows[label].planned},
+            dict.fromkeys(self.labels, 1),
+        )
+
+    def _average(self, block: Block) -> Line:
+        over = {label: self._ran(block, label) for label in self.labels}
+        cells = {label: mean_interval(self._averages(block, label, tasks)) for label, tasks in over.items()}
+        incomplete = {label for label in self.labels if self._lacks(block, label, cells[label])}
+        counts = {label: len(tasks) for label, tasks in over.items()}
+        return Line(block, self.average, self.average, "", cells, incomplete, counts)
+
+    def _difference(self, block: Block) -> Line:
+        """To the baseline, seed by seed, over the tasks that both have."""
+        baseline = self.words.baseline
+        theirs = self._ran(block, baseline)
+        both = {label: [task for task in self._ran(block, label) if task in theirs] for label in self.labels}
+        cells = {
+            label: mean_interval(self._averages(block, label, tasks) - self._averages(block, baseline, tasks))
+            for label, tasks in both.items()
+            if label != baseline
+        }
+        incomplete = {label for label, interval in cells.items() if self._lacks(block, label, interval, theirs)}
+        counts = {label: len(tasks) for label, tasks in both.items()}
+        name = f"difference to {baseline}"
+        return Line(block, name, self.average, name, cells, incomplete, counts, signed=True)
+
+    # ---- parts -----------------------------------------------------------------------------------------------
+
+    def _means(self, block: Block, task: str, label: str) -> pd.Series:
+        """Each seed's mean of the task's scores; without the seeds that lack one of them."""
+        return self.means[block.rows[task, label].condition, label]
+
+    def _ran(self, block: Block, label: str) -> list[str]:
+        return [task for task in self.tasks if len(self._means(block, task, label))]
+
+    def _averages(self, block: Block, label: str, tasks: Iterable[str]) -> pd.Series:
+        """Each seed's average over the tasks, of the seeds that have finished them all."""
+        means = [self._means(block, task, label) for task in tasks]
+        return pd.concat(means, axis=1, join="inner").mean(axis=1) if means else pd.Series(dtype=float)
+
+    def _planned(self, block: Block, label: str) -> int:
+        return max(block.rows[task, label].planned for task in self.tasks)
+
+    def _lacks(self, block: Block, label: str, interval: Interval, others: Sequence[str] | None = None) -> bool:
+        """Whether an average is over less than was planned: fewer seeds or, on either side, fewer tasks."""
+        fewer_tasks = any(len(ran) < len(self.tasks) for ran in (self._ran(block, label), others) if ran is not None)
+        return fewer_tasks or interval.n < self._planned(block, label)
+
+    # ---- footnotes -------------------------------------------------------------------------------------------
+
+    def _unmeasured(self) -> Iterator[tuple[str, str, str]]:
+        """Finished runs that lack a score, as those of older versions may."""
+        for block in self.blocks:
+            for (task, label), row in block.rows.items():
+                for column, values in self.scores[row.condition, label].items():
+                    known = int(values.notna().sum())
+                    if known < row.done:
+                        score = self.words.score_of(task, str(column))
+                        yield block.name, f"{DAGGER} {score} of {label}", f": in {known} of {row.done} finished runs."
+
+    def _without(self) -> Iterator[tuple[str, str, str]]:
+        """Labels whose average is over fewer tasks, those together that lack the same; not those that have none."""
+        for block in self.blocks:
+            lacking: dict[tuple[str, ...], list[str]] = {}
+            for label in self.labels:
+                ran = self._ran(block, label)
+                missing = tuple(task for task in self.tasks if task not in ran)
+                if ran and missing:
+                    lacking.setdefault(missing, []).append(label)
+            for missing, labels in lacking.items():
+                said = (
+                    f": without {self.words.titles(missing)}, and not to be compared with averages over other tasks; "
+                    "differences are over the tasks that both have."
+                )
+                yield block.name, f"{DAGGER} {self.average} of {', '.join(labels)}", said
+
+    def _fewer_seeds(self) -> Iterator[tuple[str, str, str]]:
+        for block in self.blocks:
+            for label, interval in self._average(block).cells.items():
+                planned = self._planned(block, label)
+                if self._ran(block, label) and interval.n < planned:
+                    seeds = f"over the {interval.n} of {planned} seeds that" if interval.n else "no seed"
+                    yield block.name, f"{DAGGER} {self.average} of {label}", f": {seeds} finished all of its tasks."
+
+
+def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
+    """The table "tasks" of an experiment that varies the task.
+
+    Args:
+        best: the chosen row of every condition and label.
+        rows: all of them.
+    """
+    found = ByTask(words, results, best)
+    lines = list(found.lines())
+    text = [[*map(value_text, line.block.axes.values()), *cells] for line in lines for cells in _cells(line, found)]
+    caption = [*_caption(found), *words.closing()]
+    notes = [*footnotes.choices(best, rows), *found.notes(), *footnotes.budget(best, "column"), *words.cut()]
+    columns = [*names(found.axes), "task", *found.labels]
+    title = f"{found.meta['title']}: by task"
+    numbers = _numbers(lines, found)
+    return Table(found.meta["name"], "tasks", title, caption, columns, text, notes, numbers, len(found.axes))
+
+
+def _caption(found: ByTask) -> Iterator[str]:
+    words = found.words
+    metric = words.meta["metric"]
+    yield (
+        f"Test scores{words.times} after the last epoch; {words.better} is better. Mean over seeds ± half-width of the "
+        f"95% Student-t interval. {words.metric.capitalize()}: {metric['definition']}."
+    )
+    if not found.suite:
+        return
+    yield (
+        f"{found.average}: for each seed that finished every task the unweighted mean over the tasks of the mean of "
+        "their scores."
+    )
+    if len(found.labels) > 1:
+        yield f"Below: its difference to that of {words.baseline}, paired by seed, with its 95% t interval."
+
+
+def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
+    """A line as one row of text; a difference as two, for side by side its parts would be too wide for a page."""
+    words, shown = found.words, [line.cells.get(label) for label in found.labels]
+    marks = [DAGGER * (label in line.incomplete) for label in found.labels]
+    if not line.signed:
+        yield [line.shown, *(words.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
+        return
+    means = [EMPTY if cell is None else words.signed_mean(cell) for cell in shown]
+    yield [line.shown, *map(str.__add__, means, marks)]
+    yield [INTERVAL, *(EMPTY if cell is None else words.signed_bounds(cell) for cell in shown)]
+
+
+def _numbers(lines: Sequence[Line], found: ByTask) -> pd.DataFrame:
+    unit = f" [{found.words.unit}]" if found.words.unit else ""
+    data: list[dict[str, Any]] = []
+    for line in lines:
+        for label, interval in line.cells.items():
+            row, shown = line.block.rows.get((line.task, label)), interval.scaled(found.words.scale)
+            data.append(
+                {
+                    **line.block.axes,
+                    "task": line.task,
+                    "score": line.column,
+                    "optimizer": label,
+                    "config": row.config if row else "",
+                    "tasks": line.tasks[label],
+                    "n": interval.n,
+                    **{f"{part}{unit}": getattr(shown, part) for part in ("mean", "low", "high")},
+                }
+            )
+    return pd.DataFrame(data)
+
+
+def _blocks(best: Sequence[Row], axes: Sequence[str]) -> Iterable[Block]:
+    blocks: dict[str, Block] = {}
+    for row in best:
+        name = ", ".join(f"{column.rpartition('.')[2]}={value_text(row.varied[column])}" for column in axes)
+        block = blocks.setdefault(name, Block({column: row.varied[column] for column in axes}, name))
+        block.rows[row.varied["task"], row.label] = row
+    return blocks.values()
+
+
+def _scores(words: Words, results: Results, best: Sequence[Row]) -> Scores:
+    records = keyed(results.records)
+    done = records[records["status"] == "done"]
+    groups = {key: runs.set_index("seed") for key, runs in done.groupby(KEY, sort=False)}
+    none = done.iloc[:0].set_index("seed")
+    found = {}
+    for row in best:
+        runs = groups.get((row.condition, row.label, row.config), none)
+        columns = list(words.reported(row.varied["task"]))
+        found[row.condition, row.label] = runs.reindex(columns=columns).astype(float)
+    return found
