@@ -1,0 +1,275 @@
+"""Text encoders (BERT and kin) of transformers with a classification head: pretrained, or from scratch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.models import checkpoints
+from bench.models.vit import Rate
+from bench.registry import register_model
+from bench.tasks.base import Task
+from bench.text import first_line, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),  # BERT, RoBERTa, ELECTRA
+    *("dropout", "attention_dropout", "seq_classif_dropout"),  # DistilBERT
+    *("classifier_dropout_prob", "pooler_dropout", "cls_dropout"),  # ALBERT, DeBERTa
+    *("embedding_dropout", "mlp_dropout"),  # ModernBERT
+)
+"""Architectures' names for their rates of dropout."""
+
+COMMON = ("bert", "roberta", "distilbert", "electra", "albert", "deberta-v2", "mpnet", "modernbert")
+
+MINILM_NOTE = (
+    "minilm starts from all-MiniLM-L6-v2 (22.7 M parameters), which was fine-tuned for sentence embeddings on over a "
+    "billion sentence pairs, among them SNLI, and MultiNLI, Quora duplicates, SQuAD 2.0 and captions of Flickr30k, "
+    "from whose sources GLUE's MNLI, QQP, QNLI and a part of STS-B come too: its results are not those of a plain "
+    "pretrained language model."
+)
+"""From README.md and data_config.json in the package's folder `model`."""
+
+
+class Encoder(nn.Module):
+    """A classifier of transformers that takes what `bench.text` makes of texts.
+
+    Args:
+        net: of AutoModelForSequenceClassification.
+    """
+
+    def __init__(self, net: PreTrainedModel) -> None:
+        super().__init__()
+        self.net = net
+        self.padding: int = net.config.pad_token_id
+        takes_segments = "token_type_ids" in inspect.signature(net.forward).parameters
+        self.has_segments = takes_segments and getattr(net.config, "type_vocab_size", 0) > 1
+
+    def forward(self, tokens_B2W: Tensor) -> Tensor:
+        """Logits (B, num_outputs) of token ids (row 0; -1 is nothing) and segment ids (row 1)."""
+        ids_BW = tokens_B2W[:, 0].long()
+        is_there_BW = ids_BW >= 0
+        # Nothing gets the id of padding, though nobody attends to it: RoBERTa tells positions by it.
+        inputs = {"input_ids": ids_BW.where(is_there_BW, self.padding), "attention_mask": is_there_BW.long()}
+        if self.has_segments:
+            inputs["token_type_ids"] = tokens_B2W[:, 1].long()
+        logits_BK: Tensor = self.net(**inputs, return_dict=True).logits
+        return logits_BK
+
+
+def fetch(params: dict[str, Any]) -> None:
+    checkpoints.fetch(params["checkpoint"], weights=not params["from_scratch"])
+
+
+def tokenizer(params: dict[str, Any]) -> Path:
+    return checkpoints.locate(params["checkpoint"], weights=not params["from_scratch"])  # the folder the net is from
+
+
+@register_model("encoder", fetch=fetch, tokenizer=tokenizer)
+def encoder(
+    task: Task,
+    *,
+    checkpoint: str = "bert-base-uncased",
+    from_scratch: bool = False,
+    dropout: Rate | None = None,
+    layers: AtLeastOne | None = None,
+    hidden: AtLeastOne | None = None,
+    heads: AtLeastOne | None = None,
+) -> nn.Module:
+    """Any text encoder of the Hugging Face hub, or in a folder, with a new head.
+
+    Args:
+        checkpoint: a name on the hub (bert-base-uncased, google/electra-small-discriminator), or a folder.
+        from_scratch: take the architecture and the tokenizer alone, and draw all weights.
+        dropout: after embeddings and dense layers, in attention and before the head; the checkpoint's if left out.
+        layers, hidden, heads: from scratch only: depth, width (the dense layers within are four times as wide) and
+            attention heads; the checkpoint's if left out.
+
+    Raises:
+        BenchError: the checkpoint is not there, damaged, or of no architecture that can classify texts.
+    """
+    _check_reads_text(task)
+    changed = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    if not from_scratch and any(changed.values()):
+        sizes = {"layers": layers, "hidden": hidden, "heads": heads}
+        given = ", ".join(f"{key} = {value}" for key, value in sizes.items() if value)
+        raise BenchError(
+            f"{given}: a pretrained encoder is as it was trained; leave it out, or set from_scratch = true"
+        )
+    folder = checkpoints.locate(checkpoint, weights=not from_scratch)
+    config = configuration(folder, task.num_outputs, dropout)
+    if from_scratch:
+        _reshape(config, folder, changed)
+    return build(config, folder, pretrained=not from_scratch)
+
+
+def fetch_minilm(params: dict[str, Any]) -> None:
+    checkpoints.minilm()
+
+
+def tokenizer_of_minilm(params: dict[str, Any]) -> Path:
+    return checkpoints.minilm()
+
+
+@register_model("minilm", fetch=fetch_minilm, tokenizer=tokenizer_of_minilm, note=MINILM_NOTE)
+def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
+    """all-MiniLM-L6-v2 (6 layers of 384, 22.7 million parameters) with a new head; its weights come with a package.
+
+    Args:
+        dropout: after embeddings and dense layers, in attention and before the head; 0.1 if left out.
+    """
+    _check_reads_text(task)
+    folder = checkpoints.minilm()
+    return build(configuration(folder, task.num_outputs, dropout), folder, pretrained=True)
+
+
+def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreTrainedConfig:
+    """What config.json says of an architecture, with the task's outputs.
+
+    Raises:
+        BenchError: it is damaged, of no architecture that can classify texts, or has no such dropout.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    path = folder / checkpoints.CONFIG
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, num_labels=num_outputs
+            )
+    except Exception as error:  # transformers' checks, and those of each architecture
+        raise BenchError(f"{path} cannot be used: {first_line(error)}") from error
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise BenchError(
+            f'"{config.model_type}" ({path}) has no classification head in transformers; encoders that do: '
+            f"{', '.join(COMMON)}, ..."
+        )
+    if getattr(config, "pad_token_id", None) is None:
+        raise BenchError(f"{path} has no pad_token_id, so texts of different lengths cannot share a batch; add it")
+    if dropout is not None:
+        rates = [name for name in DROPOUTS if hasattr(config, name)]
+        if not rates:
+            raise BenchError(f'dropout = {dropout:g}: "{config.model_type}" ({path}) has none; leave it out')
+        for name in rates:
+            setattr(config, name, dropout)
+    return config
+
+
+def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool) -> Encoder:
+    """An encoder with weights drawn from torch's default generator; `pretrained` replaces all but the head's.
+
+    Raises:
+        BenchError: transformers cannot build it, or the weights do not fit.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers():
+            net: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False, dtype=torch.float32
+            )
+    except Exception as error:  # sizes that do not go together fail in a manner of their own
+        raise BenchError(f'transformers cannot build "{config.model_type}" of {folder}: {first_line(error)}') from error
+    if pretrained:
+        _load_body(net, folder)
+    return Encoder(net)
+
+
+def _check_reads_text(task: Task) -> None:
+    if not task.text:
+        raise BenchError(
+            f"this model reads text; the task gives examples of shape {task.input_shape}; take the model mlp"
+        )
+
+
+def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | None]) -> None:
+    """Set depth and sizes, under the names that all architectures answer to, or most."""
+    sizes = {key: value for key, value in changed.items() if value}
+    if "hidden_size" in sizes:
+        sizes["hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"] = 4 * sizes["hidden_size"]
+    for key, value in sizes.items():
+        if not hasattr(config, key):
+            raise BenchError(
+                f'"{config.model_type}" ({folder / checkpoints.CONFIG}) has no {key} to change; leave layers, hidden '
+                "and heads out, or take another checkpoint"
+            )
+        setattr(config, key, value)
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if hidden and heads and hidden % heads:
+        raise BenchError(
+            f"hidden = {hidden} is not a multiple of heads = {heads} (each as given, or as the checkpoint has it); "
+            f"hidden = {max(1, round(hidden / heads)) * heads} is"
+        )
+
+
+def _load_body(net: PreTrainedModel, folder: Path) -> None:
+    """Put a checkpoint's weights into a net, all but its head.
+
+    They go through a twin without head: transformers then translates the names of older files, and a head that the
+    file may have is left there.
+
+    Raises:
+        BenchError: a file is damaged or holds something else; the message names the first misfit.
+    """
+    from transformers import AutoModel
+
+    file = _check_readable(folder)
+    try:
+        with quiet_transformers():
+            twin, found = AutoModel.from_pretrained(
+                str(folder),
+                config=copy.deepcopy(net.config),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are told below
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise BenchError(_misfit(file, net, first_line(error))) from error
+    if found["mismatched_keys"]:
+        name, there, wanted = min(found["mismatched_keys"])
+        raise BenchError(_misfit(file, net, f"{name} has shape {tuple(there)}, not {tuple(wanted)}"))
+    missing = sorted(key for key in found["missing_keys"] if not _is_pooler(key))
+    if missing:
+        raise BenchError(_misfit(file, net, f"{missing[0]} is missing ({len(missing)} in all)"))
+    left = net.base_model.load_state_dict(twin.state_dict(), strict=False)
+    apart = sorted(key for key in (*left.missing_keys, *left.unexpected_keys) if not _is_pooler(key))
+    if apart:
+        raise BenchError(_misfit(file, net, f"{apart[0]} has no place in it, or no value"))
+
+
+def _check_readable(folder: Path) -> Path:
+    """The file of weights, or the index of several, after a look into each."""
+    from safetensors import safe_open
+
+    files = checkpoints.weight_files(folder)
+    for path in files:
+        try:
+            with safe_open(str(path), framework="pt"):  # reads the header, and compares it with the size
+                pass
+        except Exception as error:
+            raise BenchError(f"{path} is damaged: {first_line(error)}; get it again") from error
+    return files[0] if len(files) == 1 else folder / checkpoints.INDEX
+
+
+def _is_pooler(key: str) -> bool:
+    """Weights between encoder and head, which some checkpoints have and some do not."""
+    return "pooler." in key
+
+
+def _misfit(file: Path, net: PreTrainedModel, what: str) -> str:
+    return f'{file} does not hold the weights of the "{net.config.model_type}" in config.json beside it: {what}'
