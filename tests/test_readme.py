@@ -44,7 +44,9 @@ def test_the_example_loop_runs_as_written() -> None:
 
 
 def test_the_example_experiment_resolves(tmp_path: Path) -> None:
-    text, vary = blocks("toml")
+    glue, text, vary = blocks("toml")
+    (tmp_path / "glue.toml").write_text(glue)
+    assert len(load(tmp_path / "glue.toml").runs) == 4 * 5
     (tmp_path / "example.toml").write_text(text)
     assert len(load(tmp_path / "example.toml").runs) == 6 * 5
     both = text.replace('model = "resnet8"', 'model = "resnet20"') + vary

@@ -60,7 +60,7 @@ def locate(name: str, *, weights: bool = True) -> Path:
     It is `<data folder>/weights/<name>`, else `name` itself where that is a folder, else what was downloaded.
 
     Args:
-        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in it, or ~).
+        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in it).
         weights: False where config and tokenizer will do.
 
     Raises:
@@ -133,7 +133,7 @@ def _places(name: str) -> Iterator[Path]:
     on_the_hub = _is_on_the_hub(name)
     if on_the_hub and _local(name).is_dir():
         yield _local(name)
-    if ("/" in name or name.startswith("~")) and _expanded(name).is_dir():
+    if "/" in name and _expanded(name).is_dir():
         yield _expanded(name)
     if on_the_hub:
         from huggingface_hub import try_to_load_from_cache

@@ -79,7 +79,7 @@ def test_the_tokenizer_is_the_checkpoints(data: Path) -> None:
     assert entry.tokenizer({"checkpoint": "bert-base-uncased", "from_scratch": False}) == downloaded, "as the net is"
 
 
-def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: Path, hub: list[str]) -> None:
     with pytest.raises(
         BenchError, match=f'^checkpoint = "{tmp_path}/none": there is no such folder; name a folder with'
     ):
@@ -93,6 +93,7 @@ def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: P
     for unhad in (tmp_path / "none", bert):
         with pytest.raises(BenchError, match=f'^checkpoint = "{unhad}": '):
             registry.models["encoder"].prepare({"checkpoint": str(unhad), "from_scratch": False})
+    assert hub == []
     with pytest.raises(BenchError, match=r'checkpoint = "~nobody-of-that-name/x": .*; write the folder out'):
         checkpoints.locate("~nobody-of-that-name/x")
 
@@ -201,7 +202,7 @@ class Hub:
 
 ON_THE_HUB = (
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-    *("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.safetensors", "model.fp16.safetensors"),
+    *("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.safetensors", "old/tokenizer.model"),
 )
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 

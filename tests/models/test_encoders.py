@@ -117,7 +117,9 @@ def test_segments_are_not_shown_where_there_is_no_place_for_them(tmp_path: Path)
     for folder in (one_kind, no_kind):
         pair = tokens(folder, Texts(["a good film"], ["not a good dog"]))
         assert pair[:, 1].any()
-        assert made(folder)(pair).isfinite().all()
+        model = made(folder)
+        assert model(pair).isfinite().all()
+        assert not model.has_segments
 
 
 @torch.no_grad()
