@@ -1,4 +1,4 @@
-"""A run's whole state between two epochs, in one file: model, optimizer, schedule, random numbers, clocks, curve."""
+"""A run's whole state between two steps, in one file: model, optimizer, schedule, random numbers, clocks, curve."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 from bench.errors import BenchError
 from bench.store import atomic_path
 
+FORMAT = 2
+"""Of the state; one that an older version of the package wrote is not gone on from."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write the state atomically: a process killed here leaves the checkpoint before.
@@ -22,7 +25,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         try:
             with open(temporary, "wb") as file:
-                torch.save(state, file)
+                torch.save({"format": FORMAT, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
         except RuntimeError as error:  # torch hides the system's error when a write falls short
@@ -38,7 +41,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[st
         device: where tensors go; None leaves them on disk, which is enough to see that the file is whole.
 
     Raises:
-        BenchError: the file is cut short, is no checkpoint, or belongs to another run.
+        BenchError: the file is cut short, is no checkpoint, belongs to another run, or is of an older version.
     """
     try:
         state = torch.load(path, map_location=device or "cpu", mmap=device is None, weights_only=True)
@@ -48,6 +51,8 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[st
     if not isinstance(state, dict) or state.get("run_id") != run_id:
         other = state.get("run_id") if isinstance(state, dict) else None
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; delete it to run this one from the beginning")
+    if state.get("format") != FORMAT:
+        raise BenchError(f"{path} is of an older version of this package; delete it to run this one from the beginning")
     return state
 
 

@@ -90,7 +90,7 @@ _data_dir = click.option(
 @click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
 @click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
 @click.option(
-    "--checkpoint-seconds", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Least time between."
+    "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Time between two."
 )
 def run(
     experiment: str,
@@ -103,7 +103,7 @@ def run(
     dry_run: bool,
     fail_fast: bool,
     retry_failed: bool,
-    checkpoint_seconds: float,
+    checkpoint_minutes: float,
 ) -> None:
     """Do the runs that are missing; collect records, tables and figures; print the tables.
 
@@ -129,7 +129,7 @@ def run(
         jobs=jobs,
         jobs_per_gpu=jobs_per_gpu,
         fail_fast=fail_fast,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_minutes=checkpoint_minutes,
         console=console,
     )
     built = tables.build(launched.results)

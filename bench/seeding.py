@@ -12,10 +12,11 @@ augmentation and label noise, and their differences are paired.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+StreamState = dict[str, Any]
 Stream = Literal["init", "order", "augment", "dropout", "noise"]
 
 
@@ -29,3 +30,17 @@ def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomS
     """A generator on the host. RandomState, because its numbers are promised to stay the same in every numpy."""
     number = derive(seed, stream, epoch)
     return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
+
+
+def state_of(stream: np.random.RandomState) -> StreamState:
+    """Where a stream is, as plain values, for a run that is stopped inside an epoch."""
+    state: Any = stream.get_state(legacy=False)
+    return {**state, "state": {"key": state["state"]["key"].tolist(), "pos": state["state"]["pos"]}}
+
+
+def continued(stream: np.random.RandomState, state: StreamState | None) -> np.random.RandomState:
+    """The stream, from where it was; None leaves it at its beginning."""
+    if state is not None:
+        key = np.array(state["state"]["key"], np.uint32)
+        stream.set_state({**state, "state": {"key": key, "pos": state["state"]["pos"]}})
+    return stream

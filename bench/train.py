@@ -21,7 +21,7 @@ from bench import checkpoint
 from bench.environment import PeakMemory, describe
 from bench.evaluate import evaluate
 from bench.optim.schedule import scheduler
-from bench.seeding import derive, numpy_stream
+from bench.seeding import StreamState, continued, derive, numpy_stream, state_of
 from bench.spec import PROTOCOL, RunSpec
 from bench.step import set_up
 from bench.store import RunFolder
@@ -54,12 +54,30 @@ class Clocks:
     resumes: int = 0
 
 
+@dataclass
+class Place:
+    """Where in its epochs a run is, and what it has of the epoch so far.
+
+    Attributes:
+        step: steps of this epoch that are done.
+        lr: at the beginning of the epoch.
+        loss_sum: of its steps.
+        augment: the state of its stream of augmentation; None at its beginning.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    lr: float = 0.0
+    loss_sum: float = 0.0
+    augment: StreamState | None = None
+
+
 def train(
     spec: RunSpec,
     folder: RunFolder,
     device: torch.device,
     report: Report = lambda done, epochs, measured: None,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it.
@@ -68,8 +86,8 @@ def train(
         folder: where the run lives; claimed by the caller.
         device: where data and model live.
         report: called after every epoch.
-        checkpoint_seconds: least time between two checkpoints; they are written between epochs.
-        stop: asked after every epoch; True makes a checkpoint and ends the work.
+        checkpoint_minutes: time between two checkpoints, which are written between two steps.
+        stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
 
     Returns:
         The content of result.json, which is written last.
@@ -93,39 +111,70 @@ def train(
     torch.manual_seed(derive(spec.seed, "dropout"))
 
     # ---- resume ----------------------------------------------------------------------------------------------
-    clocks, curve, first_epoch = Clocks(), [], 0
+    clocks, curve, place = Clocks(), [], Place()
     if folder.checkpoint.exists():
         state = checkpoint.load(folder.checkpoint, spec.run_id, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         checkpoint.set_random_state(state["random"], device)
-        clocks, curve, first_epoch = Clocks(**state["clocks"]), state["curve"], state["epochs_done"]
+        clocks, curve, place = Clocks(**state["clocks"]), state["curve"], Place(**state["place"])
         clocks.resumes += 1
     folder.write_curve(curve)
     skipped_before, passes_before = clocks.skipped_steps, clocks.passes
     if device.type == "cuda" or spec.train.compile:
         run.warm_up()
     clocks.setup_seconds += time.perf_counter() - started
-    last_checkpoint = time.monotonic()
+    last_checkpoint, stopping = time.monotonic(), False
+
+    def is_due() -> bool:
+        nonlocal stopping
+        stopping = stop()
+        return stopping or time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes
+
+    def save(place: Place) -> None:
+        """Leave everything that the rest of the run hangs on; end the work here if that is asked."""
+        nonlocal last_checkpoint
+        state = {
+            "run_id": spec.run_id,
+            "place": asdict(place),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "random": checkpoint.random_state(device),
+            "clocks": asdict(clocks),
+            "curve": curve,
+        }
+        checkpoint.save(folder.checkpoint, state)
+        last_checkpoint = time.monotonic()
+        if stopping:
+            raise Stopped
 
     # ---- epochs ----------------------------------------------------------------------------------------------
-    for epoch in range(first_epoch, epochs):
-        lr = optimizer.param_groups[0]["lr"]
-        loss_sum = torch.zeros((), device=device)
+    for epoch in range(place.epoch, epochs):
+        if place.step == 0:
+            place = Place(epoch, lr=optimizer.param_groups[0]["lr"])
+        loss_sum = torch.tensor(place.loss_sum, device=device)
+        batches, step = run.batches(epoch), place.step
+        augment = continued(numpy_stream(spec.seed, "augment", epoch), place.augment)
         model.train()
 
-        with timed(clocks, "train_seconds", device):
-            batches = run.batches(epoch)
-            augment = numpy_stream(spec.seed, "augment", epoch)
-            for batch in batches:
-                loss_sum += run.step(batch, augment)
-                schedule.step()
-        clocks.examples += steps * run.batch_size
-        clocks.tokens += sum(batch.tokens for batch in batches)
-        clocks.passes = passes_before + run.passes
-        clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
-        clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
+        while step < steps:
+            first = step
+            with timed(clocks, "train_seconds", device):
+                for batch in batches[first:]:
+                    loss_sum += run.step(batch, augment)
+                    schedule.step()
+                    step += 1
+                    if is_due():
+                        break
+            clocks.examples += (step - first) * run.batch_size
+            clocks.tokens += sum(batch.tokens for batch in batches[first:step])
+            clocks.passes = passes_before + run.passes
+            clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
+            clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
+            if step < steps:
+                save(Place(epoch, step, place.lr, loss_sum.item(), state_of(augment)))
 
         # ---- a loss that is not a number ends the run, and is told -------------------------------------------
         batch_loss = loss_sum.item() / steps
@@ -139,28 +188,13 @@ def train(
                 measured = evaluate(model, run.task, data, run.autocast)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
-            point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": lr}
+            point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": place.lr}
             curve.append({**point, "batch_loss": batch_loss, **measured})
             folder.append_curve(curve[-1])
         report(epoch + 1, epochs, measured)
-
-        # ---- checkpoint --------------------------------------------------------------------------------------
-        stopping = epoch + 1 < epochs and stop()
-        if stopping or (epoch + 1 < epochs and time.monotonic() - last_checkpoint >= checkpoint_seconds):
-            state = {
-                "run_id": spec.run_id,
-                "epochs_done": epoch + 1,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "random": checkpoint.random_state(device),
-                "clocks": asdict(clocks),
-                "curve": curve,
-            }
-            checkpoint.save(folder.checkpoint, state)
-            last_checkpoint = time.monotonic()
-        if stopping:
-            raise Stopped
+        place = Place(epoch + 1)
+        if epoch + 1 < epochs and is_due():
+            save(place)
 
     # ---- the result ------------------------------------------------------------------------------------------
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}

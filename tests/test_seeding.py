@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import get_args
 
 import numpy as np
+import pytest
 
-from bench.seeding import Stream, derive, numpy_stream
+from bench.seeding import Stream, continued, derive, numpy_stream, state_of
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 
@@ -52,3 +54,13 @@ def test_a_stream_leaves_global_state_alone() -> None:
 def test_batch_orders_of_two_seeds_or_two_epochs_differ() -> None:
     orders = [tuple(numpy_stream(seed, "order", epoch).permutation(50)) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 1000])
+def test_a_stream_goes_on_where_it_was(drawn: int) -> None:
+    stream = numpy_stream(0, "augment")
+    stream.normal(size=drawn)
+    state = json.loads(json.dumps(state_of(stream)))
+    expected = stream.normal(size=5).tolist()
+    assert continued(numpy_stream(0, "augment"), state).normal(size=5).tolist() == expected
+    assert continued(numpy_stream(0, "order"), None).randint(9) == numpy_stream(0, "order").randint(9)

@@ -67,9 +67,14 @@ def do(spec: RunSpec, root: Path, **options: Any) -> dict[str, Any]:
         return train(spec, folder, CPU, **options)
 
 
-def stop_after(epochs: int) -> Callable[[], bool]:
-    asked = iter(range(1, 1000))
-    return lambda: next(asked) >= epochs
+STEPS = 9  # an epoch of `make_spec`
+EPOCH = STEPS + 1  # as often the loop asks in an epoch whether to stop: after every step, and at its end
+
+
+def stop_after(asked: int) -> Callable[[], bool]:
+    """True from the so manyth time on that the loop asks."""
+    count = iter(range(1, 10_000))
+    return lambda: next(count) >= asked
 
 
 def numbers(folder: RunFolder) -> tuple[Any, Any]:
@@ -255,8 +260,9 @@ def test_skipped_steps_are_counted_across_a_stop(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(SAM, "gradient", sometimes_infinite)
     spec = make_spec(optimizer_choice("sam", "sgd"))
-    with pytest.raises(Stopped):
-        do(spec, tmp_path, stop=stop_after(1))
+    for asked in (EPOCH, 4):
+        with pytest.raises(Stopped):
+            do(spec, tmp_path, stop=stop_after(asked))
     assert do(spec, tmp_path)["skipped_steps"] == 27
 
 
@@ -267,13 +273,13 @@ def test_skipped_steps_are_counted_across_a_stop(tmp_path: Path, monkeypatch: py
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, name: str, base: str | None) -> None:
     spec = make_spec(optimizer_choice(name, base), epochs=4, warmup_epochs=1, clip_norm=1.0, noise=0.2)
     do(spec, tmp_path / "straight")
-    for epochs in (1, 2):  # stopped twice, after one epoch and after two more
+    for asked in (EPOCH, 4, EPOCH + 2, 1):  # at the end of an epoch, inside one, and inside later ones
         with pytest.raises(Stopped):
-            do(spec, tmp_path / "stopped", stop=stop_after(epochs))
+            do(spec, tmp_path / "stopped", stop=stop_after(asked))
     resumed = do(spec, tmp_path / "stopped")
     straight, stopped = (Store(tmp_path / which).run(spec.run_id) for which in ("straight", "stopped"))
     assert numbers(straight) == numbers(stopped)
-    assert resumed["resumes"] == 2
+    assert resumed["resumes"] == 4
     assert not stopped.checkpoint.exists()
 
 
@@ -283,28 +289,47 @@ def test_batch_norm_models_resume_with_the_same_bits(tmp_path: Path) -> None:
     )
     straight = do(spec, tmp_path / "straight")
     with pytest.raises(Stopped):
-        do(spec, tmp_path / "stopped", stop=stop_after(2))
+        do(spec, tmp_path / "stopped", stop=stop_after(EPOCH + 3))
     assert do(spec, tmp_path / "stopped")["weights_sha256"] == straight["weights_sha256"]
 
 
 def test_clocks_go_on_where_they_stopped(tmp_path: Path) -> None:
     spec = make_spec()
     with pytest.raises(Stopped):
-        do(spec, tmp_path, stop=stop_after(2))
+        do(spec, tmp_path, stop=stop_after(EPOCH + 5))
     folder = Store(tmp_path).run(spec.run_id)
     before = checkpoint.load(folder.checkpoint, spec.run_id)["clocks"]
+    assert (before["passes"], before["examples"]) == (STEPS + 5, 100 * (STEPS + 5))
     result = do(spec, tmp_path)
     assert result["train_seconds"] > before["train_seconds"] > 0
     assert result["passes"] == 27
 
 
 def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[int] = []
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: saved.append(state["epochs_done"]))
-    do(make_spec(epochs=4), tmp_path / "often", checkpoint_seconds=0)
-    assert saved == [1, 2, 3]  # after the last epoch there is a result instead
-    do(make_spec(epochs=4), tmp_path / "never", checkpoint_seconds=3600)
-    assert saved == [1, 2, 3]
+    saved: list[tuple[int, int]] = []
+
+    def note(path: Path, state: dict[str, Any]) -> None:
+        saved.append((state["place"]["epoch"], state["place"]["step"]))
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    do(make_spec(epochs=2), tmp_path / "often", checkpoint_minutes=0)
+    inside = [[(epoch, step) for step in range(1, STEPS)] for epoch in range(2)]
+    assert saved == [*inside[0], (1, 0), *inside[1]]  # after the last epoch there is a result instead
+    saved.clear()
+    do(make_spec(epochs=2), tmp_path / "never", checkpoint_minutes=60)
+    assert saved == []
+
+
+def test_a_checkpoint_of_an_older_version_is_told(tmp_path: Path) -> None:
+    spec = make_spec()
+    with pytest.raises(Stopped):
+        do(spec, tmp_path, stop=stop_after(1))
+    path = Store(tmp_path).run(spec.run_id).checkpoint
+    state = torch.load(path, weights_only=True)
+    del state["format"]
+    torch.save(state, path)
+    with pytest.raises(BenchError, match=r"checkpoint\.pt is of an older version .* delete it"):
+        do(spec, tmp_path)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:

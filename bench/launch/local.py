@@ -81,7 +81,7 @@ def run_local(
     *,
     shares: Sequence[Slot],
     fail_fast: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_minutes: float = 5.0,
     only_estimate: bool = False,
 ) -> Outcome:
     """Do all the runs, several at once; a failed one is recorded and the others go on.
@@ -90,12 +90,12 @@ def run_local(
         runs: what is to do, in the order of doing.
         shares: the machine in the shares that runs get, from `slots`.
         fail_fast: end the launch at the first failure.
-        checkpoint_seconds: least time between two checkpoints of a run.
+        checkpoint_minutes: time between two checkpoints of a run.
         only_estimate: measure and say how long they would take, and do none of them.
     """
     if any(run.spec.train.deterministic for run in runs):
         allow_deterministic_kernels()
-    pool = _Pool(runs, store, display, fail_fast, checkpoint_seconds)
+    pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes)
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops us as Ctrl-C does
     try:
         pool.start(shares[: len(runs)])
@@ -119,13 +119,13 @@ class _Pool:
         store: Store,
         display: Display,
         fail_fast: bool,
-        checkpoint_seconds: float,
+        checkpoint_minutes: float,
     ) -> None:
         self.queue = deque(runs)
         self.store = store
         self.display = display
         self.fail_fast = fail_fast
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_minutes = checkpoint_minutes
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
         self.draining = False
@@ -190,7 +190,7 @@ class _Pool:
             if worker.run is None and self.queue:
                 worker.run = self.queue.popleft()
                 spec = worker.run.spec
-                job = Job(spec.model_dump_json(), self.store.run(spec.run_id).path, self.checkpoint_seconds)
+                job = Job(spec.model_dump_json(), self.store.run(spec.run_id).path, self.checkpoint_minutes)
                 self.display.started(worker.run)
                 try:
                     worker.connection.send(job)

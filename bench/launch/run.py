@@ -61,7 +61,7 @@ def run(
     jobs: int | None = None,
     jobs_per_gpu: int = 1,
     fail_fast: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_minutes: float = 5.0,
     console: Console | None = None,
 ) -> Launched:
     """Do what an experiment still misses, on this machine, and collect its results.
@@ -76,7 +76,7 @@ def run(
         jobs: runs at once; default one a GPU, else one a core.
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         fail_fast: stop at the first failure.
-        checkpoint_seconds: least time between two checkpoints of a run.
+        checkpoint_minutes: time between two checkpoints of a run.
         console: where progress is shown; default standard error.
 
     Raises:
@@ -91,7 +91,7 @@ def run(
         jobs=jobs,
         jobs_per_gpu=jobs_per_gpu,
         fail_fast=fail_fast,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_minutes=checkpoint_minutes,
         console=console,
     )
 
@@ -102,7 +102,7 @@ def execute(
     jobs: int | None = None,
     jobs_per_gpu: int = 1,
     fail_fast: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_minutes: float = 5.0,
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
@@ -122,7 +122,7 @@ def execute(
                 display,
                 shares=shares,
                 fail_fast=fail_fast,
-                checkpoint_seconds=checkpoint_seconds,
+                checkpoint_minutes=checkpoint_minutes,
             )
     with store.collecting():
         results = records.collect(store, meta, planned.experiment.runs)

@@ -40,7 +40,7 @@ class Slot:
 class Job:
     spec_json: str
     folder: Path
-    checkpoint_seconds: float
+    checkpoint_minutes: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _do(job: Job, device: torch.device, connection: Connection, stop_asked: thre
             if result is None:
                 try:
                     spec = RunSpec.model_validate_json(job.spec_json)
-                    result = train(spec, folder, device, report, job.checkpoint_seconds, stop_asked.is_set)
+                    result = train(spec, folder, device, report, job.checkpoint_minutes, stop_asked.is_set)
                 except (Stopped, StorageError):
                     raise
                 except Exception as error:

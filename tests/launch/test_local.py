@@ -83,7 +83,7 @@ class Site:
         self.environment = os.environ | {"TOUCHY": str(path), "COLUMNS": "120"}
 
     def start(self, *options: str, **more: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "2", "--checkpoint-seconds", "0"]
+        command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "2", "--checkpoint-minutes", "0"]
         return subprocess.Popen(
             [*command, *options],
             cwd=self.path,
@@ -311,7 +311,7 @@ def test_a_worker_killed_while_idle_is_replaced(
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml", ["train.epochs=1"]), Store(tmp_path / "results"))
     display = Display(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
-    pool = local._Pool(plan.to_do, plan.store, display, fail_fast=False, checkpoint_seconds=30)
+    pool = local._Pool(plan.to_do, plan.store, display, fail_fast=False, checkpoint_minutes=0.5)
     pool.start(slots(1))
     pool.workers[0].process.kill()
     pool.workers[0].process.join()

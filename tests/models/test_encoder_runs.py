@@ -28,7 +28,7 @@ from bench.train import Stopped, train
 from .encoder_files import SENTENCES, write
 
 load_builtins()
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WORDS = sorted(set(" ".join(SENTENCES).split()))
 LABELS = {"rte": ("entailment", "not_entailment"), "mnli": ("entailment", "neutral", "contradiction")}
 
@@ -92,10 +92,10 @@ def make_spec(task: str = "rte", method: dict[str, Any] | None = None, **train: 
     )
 
 
-def do(spec: RunSpec, root: Path, **options: Any) -> dict[str, Any]:
+def do(spec: RunSpec, root: Path, device: torch.device = CPU, **options: Any) -> dict[str, Any]:
     folder = Store(root).run(spec.run_id)
     with folder.claim():
-        return train(spec, folder, CPU, **options)
+        return train(spec, folder, device, **options)
 
 
 TINY = {
@@ -272,3 +272,38 @@ def test_compiled_and_uncompiled_losses_of_texts_are_equal_within_rounding(data:
         run.network.eval()  # dropout of compiled code draws other numbers
         losses.append([run.step(batch, np.random.RandomState(0)).item() for batch in run.batches(0)])
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------------------
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"precision": "bf16"}, marks=gpu),
+        pytest.param({"precision": "bf16", "compile": True}, marks=[*gpu, pytest.mark.slow]),
+    ],
+)
+def test_losses_on_a_gpu_are_those_on_the_host(data: Path, settings: dict[str, Any]) -> None:
+    method = {"rho": 0.05}
+    host, device = set_up(make_spec(method=method), CPU), set_up(make_spec(method=method, **settings), GPU)
+    losses = []
+    for run in (host, device):
+        run.network.eval()  # dropout draws other numbers there
+        losses.append([run.step(batch, np.random.RandomState(0)).item() for batch in run.batches(0)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_stopped_run_goes_on_to_the_same_bits_on_a_gpu(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    spec = make_spec(method={"rho": 0.05}, epochs=3, deterministic=True, precision="bf16")
+    straight = do(spec, tmp_path / "straight", device=GPU)
+    with pytest.raises(Stopped):
+        do(spec, tmp_path / "stopped", device=GPU, stop=lambda: True)
+    assert do(spec, tmp_path / "stopped", device=GPU)["weights_sha256"] == straight["weights_sha256"]
