@@ -93,7 +93,8 @@ def test_channels_last_gives_the_same_outputs_and_reaches_every_convolution(case
         for convolution in of_type(model, nn.Conv2d):
             convolution.register_forward_pre_hook(_refuse_contiguous)
         channels_last = model(case.inputs.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(channels_last, contiguous, rtol=1e-4, atol=1e-5)
+    scale = contiguous.abs().max().item()  # which kernels there are, and how they round, depends on the processor
+    torch.testing.assert_close(channels_last, contiguous, rtol=1e-3, atol=1e-4 * scale)
 
 
 def _refuse_contiguous(module: nn.Module, arguments: tuple[Tensor]) -> None:
