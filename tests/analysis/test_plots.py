@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def test_curves_are_means_over_finished_runs_of_the_chosen_configuration(make_re
     assert axes.lines[0].get_ydata() == pytest.approx(expected.to_numpy())
     assert len(axes.lines) == len(LABELS)
     assert legend(figures(results)["curves"])[0] == "sgd, 4 of 5 seeds"
+
+
+def test_runs_evaluated_once_have_no_course_to_draw(make_results: Make) -> None:
+    results = make_results()
+    last = results.curves.groupby("run_id").tail(1)
+    assert {"curves", "gap"} <= figures(results).keys()
+    assert figures(dataclasses.replace(results, curves=last)).keys() == figures(results).keys() - {"curves", "gap"}
 
 
 def test_a_label_looks_the_same_in_every_figure(make_results: Make) -> None:

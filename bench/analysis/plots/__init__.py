@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def build(results: Results, folder: Path) -> list[Path]:
     """Draw every figure into <folder>/figures/<name>.{png,pdf}, atomically; gives the paths written.
 
-    Figures: "curves" and "gap" over training (mean and 95% t band over the finished seeds of the configuration chosen
-    on validation data), "cost" (test metric against seconds of training), "sweep" where a label sweeps one number, and
+    Figures: "curves" and "gap" over training, of runs evaluated more than once (mean and 95% t band over the finished
+    seeds of the configuration chosen on validation data), "cost" (test metric against seconds of training), "sweep" where a label sweeps one number, and
     "conditions" (test metric against what is varied) where there are several. A figure that does not fit on a page
     goes on in "curves-2" and so on. One seed draws without bands. The same results give the same bytes.
 
@@ -43,9 +43,9 @@ def build(results: Results, folder: Path) -> list[Path]:
 
 def _figures(results: Results, view: View) -> dict[str, Figure]:
     runs = training.chosen_curves(results, view)
+    over_time = {"curves": training.curves(view, runs), "gap": training.gap(view, runs)}
     families: dict[str, Iterator[Figure]] = {
-        "curves": training.curves(view, runs),
-        "gap": training.gap(view, runs),
+        **(over_time if training.evaluated_often(runs) else {}),
         "sweep": sweep.figures(view),
         "cost": cost.figures(view),
         "conditions": conditions.figures(view),

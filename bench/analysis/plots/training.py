@@ -28,6 +28,11 @@ Panel = tuple[str, str, str]
 """Condition, horizontal and vertical column."""
 
 
+def evaluated_often(runs: pd.DataFrame) -> bool:
+    """Whether there is a course to draw: points at the end of training are in the other figures."""
+    return bool((runs.groupby("run_id").size() > 1).any())
+
+
 def curves(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
     """Test and train metric against epochs and, where epochs differ in cost, against passes."""
     titles = {
