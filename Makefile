@@ -6,7 +6,7 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam vit-sam glue-sam \
-  test lint perf tables lock clean
+  slurm-demo test lint perf tables lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ vit-sam: setup ## vision transformers on CIFAR, from scratch and fine-tuned; hou
 
 glue-sam: setup ## BERT fine-tuned on GLUE: AdamW, SAM over AdamW; days on a GPU
 	$(BIN)/bench run glue_sam
+
+slurm-demo: setup ## the quickstart's sweep on a SLURM of this one machine, with a preemption: minutes, as root
+	$(BIN)/python -m tests.slurm.demo
 
 test: setup ## every test
 	$(BIN)/python -m pytest --numprocesses 2

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench import cli_options, cli_run
 from bench.errors import BenchError, nearest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from bench.launch.plan import Plan
-    from bench.launch.run import Launched
-    from bench.records import Results
     from bench.store import Status
 
 
@@ -51,27 +46,8 @@ def main() -> None:
         sys.exit(0)
 
 
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
-)
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key (train.epochs=10). Repeatable."
-)
-
-
-def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
-    """Workers are told in the environment, as they are of everything that is no part of a run."""
-    if folder is not None:
-        os.environ["BENCH_DATA"] = str(folder.resolve())
-
-
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    expose_value=False,
-    callback=_set_data_dir,
-    help="Where data sets and weights are. [default: $BENCH_DATA, else ~/.cache/sam-bench]",
-)
+cli.add_command(cli_run.run)
+cli.add_command(cli_run.cancel)
 
 
 # ---- running -------------------------------------------------------------------------------------------------
@@ -79,76 +55,8 @@ _data_dir = click.option(
 
 @cli.command()
 @click.argument("experiment")
-@_set
-@click.option("--seeds", type=click.IntRange(min=1), help="Run seeds 0..N-1 instead of the file's.")
-@click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: one a GPU, else one a core]")
-@click.option("--jobs-per-gpu", type=click.IntRange(min=1), default=1, help="Runs at once on each GPU. [default: 1]")
-@_out
-@_data_dir
-@click.option("--dry-run", is_flag=True, help="Show every run that would start, and what it costs; start none.")
-@click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
-@click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
-@click.option(
-    "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Time between two."
-)
-def run(
-    experiment: str,
-    overrides: tuple[str, ...],
-    seeds: int | None,
-    only: tuple[str, ...],
-    jobs: int | None,
-    jobs_per_gpu: int,
-    out: Path,
-    dry_run: bool,
-    fail_fast: bool,
-    retry_failed: bool,
-    checkpoint_minutes: float,
-) -> None:
-    """Do the runs that are missing; collect records, tables and figures; print the tables.
-
-    A finished run is never repeated; a half run goes on from its checkpoint; a failed one waits for --retry-failed.
-    """
-    from rich.console import Console
-
-    from bench.experiment import find
-
-    find(experiment)  # a wrong name is told before torch is imported
-    from bench.analysis import render, tables
-    from bench.launch import run as launch
-
-    plan = launch.plan(experiment, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
-    console = Console(stderr=True)
-    _tell_plan(plan, console)
-    if dry_run:
-        _print_runs(plan)
-        launch.estimate(plan, jobs=jobs, jobs_per_gpu=jobs_per_gpu, console=console)
-        return
-    launched = launch.execute(
-        plan,
-        jobs=jobs,
-        jobs_per_gpu=jobs_per_gpu,
-        fail_fast=fail_fast,
-        checkpoint_minutes=checkpoint_minutes,
-        console=console,
-    )
-    built = tables.build(launched.results)
-    if not launched.kept:
-        render.write(built, launched.folder)
-        if launched.results.records["status"].eq("done").any():
-            _write_figures(launched.results, launched.folder)
-    render.show(built, Console())
-    _tell_outcome(launched, console)
-    if launched.outcome.interrupted and not launched.outcome.failed and not launched.outcome.disk:
-        sys.exit(130)
-    if launched.outcome.failed or launched.outcome.disk or (plan.count("failed") and not retry_failed):
-        sys.exit(1)
-
-
-@cli.command()
-@click.argument("experiment")
-@_set
-@_data_dir
+@cli_options.set_
+@cli_options.data_dir
 def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     """Download and check the data and weights that an experiment needs; runs themselves never download.
 
@@ -164,56 +72,14 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     print(f"{experiment}: data and weights are ready in {data.data_folder()}")
 
 
-def _tell_plan(plan: Plan, console: Console) -> None:
-    passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
-    parts = [f"{plan.count('done', 'diverged')} done", f"{len(plan.to_do)} to do ({passes:,} passes)"]
-    if plan.count("partial"):
-        parts.append(f"{plan.count('partial')} of them from a checkpoint")
-    if plan.count("running"):
-        parts.append(f"{plan.count('running')} being done by another launch")
-    if plan.count("failed") and not plan.retry_failed:
-        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
-    console.print(f"{plan.experiment.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
-
-
-def _print_runs(plan: Plan) -> None:
-    for run in plan.to_do:
-        passes = plan.passes[run.spec.run_id]
-        print(f"{run.spec.run_id}  {run.name}: {passes:,} passes")
-
-
-def _tell_outcome(launched: Launched, console: Console) -> None:
-    plan, outcome = launched.plan, launched.outcome
-    for run, reason in outcome.failed:
-        log = plan.store.run(run.spec.run_id).path / "error.txt"
-        console.print(f"[bold red]failed[/] {run.name}: ", end="")
-        console.print(f"{reason}\n       see {log}", highlight=False, markup=False, soft_wrap=True)
-    if outcome.disk:
-        console.print(f"Error: {outcome.disk}", style="bold red", highlight=False, soft_wrap=True)
-    if outcome.elsewhere:
-        console.print(f"{outcome.elsewhere} runs are being done by another launch.", highlight=False)
-    if outcome.interrupted:
-        console.print("Stopped. The same command goes on from here.", style="yellow")
-    if launched.kept:
-        console.print(
-            f"{launched.folder} holds {launched.kept} finished runs of another machine that are not finished here; its "
-            "files were left alone. They are replaced once the same runs are finished here; until then --out DIR "
-            "shows yours apart.",
-            style="yellow",
-            highlight=False,
-        )
-    else:
-        console.print(f"Records, tables and figures are in {launched.folder}", highlight=False, soft_wrap=True)
-
-
 # ---- reading -------------------------------------------------------------------------------------------------
 
 
 @cli.command()
 @click.argument("experiment")
-@_set
+@cli_options.set_
 @click.option("--seeds", type=click.IntRange(min=1))
-@_out
+@cli_options.out
 def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: Path) -> None:
     """Where every run of an experiment stands."""
     from collections import Counter
@@ -237,6 +103,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
         if plan.statuses[run.spec.run_id] == "failed":
             error = reason_in(plan.store.run(run.spec.run_id).error() or "")
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
+    cli_run.show_queue(plan, console)
 
 
 @cli.command()
@@ -244,7 +111,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
 @click.option(
     "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
 )
-@_out
+@cli_options.out
 def table(experiment: str, format_: str, out: Path) -> None:
     """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables."""
     from rich.console import Console
@@ -263,13 +130,13 @@ def table(experiment: str, format_: str, out: Path) -> None:
 
 @cli.command()
 @click.argument("experiment")
-@_out
+@cli_options.out
 def plot(experiment: str, out: Path) -> None:
     """Draw the figures, PNG and PDF, under results/EXPERIMENT/figures."""
     from bench import records
 
     folder = _results_folder(experiment, out)
-    for path in _write_figures(records.read(folder), folder):
+    for path in cli_run.write_figures(records.read(folder), folder):
         print(path)
 
 
@@ -332,9 +199,3 @@ def _results_folder(experiment: str, out: Path) -> Path:
             return folder
     known = [path.parent.name for path in out.glob("*/experiment.json")]
     raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}; `bench run` makes them')
-
-
-def _write_figures(results: Results, folder: Path) -> list[Path]:
-    from bench.analysis import plots  # matplotlib takes a second to import
-
-    return plots.build(results, folder)

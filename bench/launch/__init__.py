@@ -1,1 +1,1 @@
-"""Getting runs done: on this machine's GPUs or cores (local)."""
+"""Getting runs done: on this machine's GPUs or cores (local), or as jobs of a cluster (slurm)."""

@@ -1,0 +1,125 @@
+"""Watching runs that are done elsewhere: what their folders and the queue show, every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.errors import BenchError
+from bench.launch import queue
+from bench.launch.display import Display
+from bench.launch.local import Outcome
+from bench.launch.queue import Standing
+from bench.launch.submission import failed_at
+from bench.spec import PlannedRun
+from bench.store import Store, reason_in
+
+SECONDS = 3.0
+"""Between two looks."""
+
+LOOKS = 3
+"""How many looks must agree that a job is over before its unfinished runs are given up: files may come late."""
+
+
+@dataclass
+class Followed:
+    """What became of runs that were followed.
+
+    Attributes:
+        lost: runs whose jobs ended without finishing them, with what is known of that.
+        detached: Ctrl-C; the jobs go on.
+    """
+
+    outcome: Outcome = field(default_factory=Outcome)
+    lost: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    detached: bool = False
+
+
+def follow(runs: Sequence[PlannedRun], store: Store, display: Display, seconds: float = SECONDS) -> Followed:
+    """Show the progress of submitted runs until each is finished, has failed or has no job any more."""
+    watch = _Watch(runs, store, display)
+    try:
+        while watch.waiting:
+            watch.look()
+            if watch.waiting:
+                time.sleep(seconds)
+    except KeyboardInterrupt:
+        watch.followed.detached = True
+    return watch.followed
+
+
+class _Watch:
+    def __init__(self, runs: Sequence[PlannedRun], store: Store, display: Display) -> None:
+        self.waiting = {run.spec.run_id: run for run in runs}
+        self.store = store
+        self.display = display
+        self.followed = Followed()
+        self.idle: dict[str, int] = {}
+        self.retried: dict[str, dict[str, int]] = {}
+        self.silent = False
+
+    def look(self) -> None:
+        standings = self._standings()
+        for run_id, run in list(self.waiting.items()):
+            if self._look_at(run, standings.get(run_id) if standings is not None else None, standings is None):
+                del self.waiting[run_id]
+
+    def _standings(self) -> dict[str, Standing] | None:
+        try:
+            standings = queue.standings(self.store)
+        except BenchError as error:
+            if not self.silent:
+                self.display.say(f"{str(error).splitlines()[0]} (still looking)")
+            self.silent = True
+            return None
+        self.silent = False
+        return standings
+
+    def _look_at(self, run: PlannedRun, standing: Standing | None, queue_is_silent: bool) -> bool:
+        """Show where a run stands; whether it is over."""
+        folder = self.store.run(run.spec.run_id)
+        if result := folder.result():
+            self.followed.outcome.finished += 1
+            self._show_running(run)
+            self.display.finished(run, result)
+            return True
+        status = folder.status()
+        if status == "failed" and failed_at(folder) != self._retried(run, standing):
+            reason = reason_in(folder.error() or "")
+            self.followed.outcome.failed.append((run, reason))
+            self.display.failed(run, reason)
+            return True
+        if status == "running":
+            self._show_running(run)
+            if curve := folder.curve():
+                point = curve[-1]
+                self.display.progressed(run, point["epoch"], run.spec.train.epochs, point)
+        elif run.spec.run_id in self.display.running:
+            self.display.dropped(run)
+        if queue_is_silent or status == "running" or (standing and standing.live):
+            self.idle.pop(run.spec.run_id, None)
+            return False
+        return self._is_lost(run, standing)
+
+    def _show_running(self, run: PlannedRun) -> None:
+        if run.spec.run_id not in self.display.running:
+            self.display.started(run)
+
+    def _is_lost(self, run: PlannedRun, standing: Standing | None) -> bool:
+        self.idle[run.spec.run_id] = looks = self.idle.get(run.spec.run_id, 0) + 1
+        if looks < LOOKS:
+            return False
+        words = standing.words() if standing else "it was never submitted"
+        self.followed.lost.append((run, words))
+        self.display.failed(run, words)
+        return True
+
+    def _retried(self, run: PlannedRun, standing: Standing | None) -> int | None:
+        """When a run had failed that its job is to do again."""
+        if standing is None or not standing.live:
+            return None
+        key = standing.submission.name
+        if key not in self.retried:
+            self.retried[key] = standing.submission.runs()["retried"]
+        return self.retried[key].get(run.spec.run_id)

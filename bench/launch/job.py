@@ -1,0 +1,168 @@
+"""What SLURM starts: a small process that looks after the launcher of its node, and is there when signals come.
+
+The runs themselves are done by `bench.launch.node`, a process of its own with the same launcher as on any machine. So
+submitit's handler, which runs in the middle of whatever this process does, meets only a wait, and handlers are in place
+a tenth of a second after the start, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.launch import submission as submissions
+from bench.launch.submission import Note, Submission, code_sha256
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
+
+STOPPED = 3
+"""Exit status of a launcher that was stopped before its runs were finished."""
+
+MARGIN = 5.0
+"""Seconds of the grace time that are left for queueing the job again."""
+
+LONGEST_GRACE = 600.0
+"""Seconds for which a job that was told to end waits for SLURM to end it."""
+
+
+class Job:
+    """One job of a submission: does its runs, goes on with them when it is started again.
+
+    Args:
+        folder: of the submission.
+        task: which of its jobs this is.
+        code: hash of the code it was submitted from.
+    """
+
+    def __init__(self, folder: Path, task: int, code: str) -> None:
+        self.folder = folder
+        self.task = task
+        self.code = code
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._stop_asked = False
+
+    def __call__(self) -> str:
+        """Do the runs. Called by submitit, at every start of the job.
+
+        Returns:
+            The state in words.
+
+        Raises:
+            BenchError: the code has changed since, or runs failed; submitit prints it to the job's log.
+        """
+        signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
+        submission = submissions.read(self.folder)
+        note = replace(submission.note(self.task), node=os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
+        note = replace(note, starts=note.starts + 1, state="running", message="")
+        if code_sha256() != self.code:
+            message = (
+                f"bench has changed since this job was submitted ({self.code}, now {code_sha256()}): its runs would "
+                "mix two versions, and were not started. `bench run --on slurm` submits them anew"
+            )
+            submission.write_note(self.task, replace(note, state="refused", message=message))
+            raise BenchError(message)
+        submission.write_note(self.task, note)
+        return self._end(submission, note, self._launch(submission))
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Have all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
+
+        Writes nothing itself; runs save between two steps.
+        """
+        from submitit.core.utils import DelayedSubmission
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would kill the `scontrol requeue` that follows
+        self._ask_to_stop()
+        launcher = self._launcher
+        if launcher is not None and launcher.returncode is None:
+            deadline = time.monotonic() + submissions.read(self.folder).settings.grace_seconds - MARGIN
+            with suppress(ChildProcessError):
+                while not _is_over(launcher.pid) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        return DelayedSubmission(type(self)(self.folder, self.task, self.code))
+
+    def _ask_to_stop(self) -> None:
+        """Tell the launcher, once: a second signal would have it kill its workers while they save."""
+        if self._launcher is None:
+            self._stop_asked = True
+        elif self._launcher.stdin is not None:
+            with suppress(OSError):
+                os.write(self._launcher.stdin.fileno(), b".")
+
+    def _launch(self, submission: Submission) -> int:
+        """Start the launcher and wait for its end: its exit status."""
+        command = [sys.executable, "-m", "bench.launch.node", str(self.folder), str(self.task)]
+        blocked = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}  # SLURM sends them to all; they are for us alone
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            # A byte on its standard input asks it to stop; where that ends it dies, so nothing survives this process.
+            launcher = subprocess.Popen(command, stdin=subprocess.PIPE, env=_environment(submission))
+            self._launcher = launcher
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        if self._stop_asked:
+            self._ask_to_stop()
+        try:
+            os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)  # holds no lock that the handler could want
+            return launcher.wait()
+        finally:
+            if launcher.returncode is None:
+                launcher.kill()
+
+    def _end(self, submission: Submission, note: Note, status: int) -> str:
+        if status == STOPPED:
+            submission.write_note(self.task, replace(note, state="stopped"))
+            _wait_while_running()
+            return "stopped"
+        note = submission.note(self.task)  # the launcher has written what it knows
+        if status == 0:
+            return note.state
+        if note.state != "failed":
+            note = replace(note, state="failed", message=f"its launcher ended with {_in_words(status)}")
+            submission.write_note(self.task, note)
+        raise BenchError(note.message)
+
+
+def _environment(submission: Submission) -> dict[str, str]:
+    """The launcher's variables: the submitter's data folder, and no GPU that was not asked for."""
+    environment = dict(os.environ)
+    if submission.settings.data:
+        environment["BENCH_DATA"] = submission.settings.data
+    if not submission.settings.gpus and not {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"} & environment.keys():
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _is_over(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _wait_while_running() -> None:
+    """Told to end by SIGTERM alone, be there until SLURM ends the job.
+
+    Some sites send it at the beginning of the grace time before a preemption: a job that ended by itself then would
+    count as completed, and not be started again.
+    """
+    job, deadline = os.environ.get("SLURM_JOB_ID"), time.monotonic() + LONGEST_GRACE
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    while job and time.monotonic() < deadline:
+        try:
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return
+        if asked.stdout.strip() != "RUNNING":
+            return
+        time.sleep(2)
+
+
+def _in_words(status: int) -> str:
+    return f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"

@@ -1,0 +1,140 @@
+"""The launcher inside a SLURM job: does the job's runs with the workers of this node, as `bench run` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from multiprocessing import forkserver
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.errors import BenchError
+from bench.launch import submission as submissions
+from bench.launch.display import Display
+from bench.launch.job import STOPPED
+from bench.launch.local import Outcome, run_local, slots
+from bench.launch.submission import Settings, Submission
+from bench.launch.worker import Slot
+from bench.spec import PlannedRun, RunSpec
+from bench.store import FINISHED, Store
+
+PATIENCE = 180.0
+"""Seconds for which a run that another process seems to have is waited for: a killed one may seem alive for a while."""
+
+
+def main() -> int:
+    """`python -m bench.launch.node FOLDER TASK`: the exit status is 0, 1 (failed) or STOPPED."""
+    submission, task = submissions.read(Path(sys.argv[1])), int(sys.argv[2])
+    _start_forkserver()
+    threading.Thread(target=_listen_to_the_job, daemon=True).start()
+    note = submission.note(task)
+    try:
+        outcome = do(submission, task)
+    except BenchError as error:
+        submission.write_note(task, replace(note, state="failed", message=str(error)))
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before or between runs
+        return STOPPED
+    if message := outcome.disk or _failures(outcome):
+        submission.write_note(task, replace(note, state="failed", message=message))
+        return 1
+    if outcome.interrupted:
+        return STOPPED
+    submission.write_note(task, replace(note, state="done"))
+    return 0
+
+
+def do(submission: Submission, task: int) -> Outcome:
+    """Do what is missing of a job's runs."""
+    store = Store(submission.results)
+    content, settings = submission.runs(), submission.settings
+    total = Outcome()
+    deadline = time.monotonic() + PATIENCE
+    with Display(_passes(content, submission.tasks[task]), content["metric"], Console(stderr=True)) as display:
+        while runs := _to_do(store, submission.tasks[task], content):
+            outcome = run_local(
+                runs,
+                store,
+                display,
+                shares=_shares(settings),
+                fail_fast=settings.fail_fast,
+                checkpoint_minutes=settings.checkpoint_minutes,
+            )
+            total.finished += outcome.finished
+            total.failed += outcome.failed
+            total.interrupted, total.disk, total.elsewhere = outcome.interrupted, outcome.disk, outcome.elsewhere
+            if outcome.interrupted or outcome.disk or not outcome.elsewhere or time.monotonic() > deadline:
+                break
+            time.sleep(5)
+    return total
+
+
+def _to_do(store: Store, run_ids: list[str], content: dict[str, object]) -> list[PlannedRun]:
+    """The runs that are neither finished nor have failed since they were submitted."""
+    planned: dict[str, dict[str, object]] = content["runs"]  # type: ignore[assignment]
+    retried: dict[str, int] = content["retried"]  # type: ignore[assignment]
+    runs = []
+    for run_id in run_ids:
+        folder = store.run(run_id)
+        status = folder.status()
+        if status in FINISHED or (status == "failed" and submissions.failed_at(folder) != retried.get(run_id)):
+            continue
+        about = planned[run_id]
+        spec = RunSpec.model_validate_json(str(about["spec"]))
+        runs.append(PlannedRun(about["label"], about["config"], spec, about["condition"]))  # type: ignore[arg-type]
+    return runs
+
+
+def _passes(content: dict[str, object], run_ids: list[str]) -> dict[str, int]:
+    passes: dict[str, int] = content["passes"]  # type: ignore[assignment]
+    return {run_id: passes[run_id] for run_id in run_ids}
+
+
+def _shares(settings: Settings) -> list[Slot]:
+    """What the job was given, in shares. Where nothing confines it to its cores, it takes no more than as many."""
+    shares = slots(settings.jobs or (None if settings.gpus else settings.cpus), settings.jobs_per_gpu)
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if seen <= settings.cpus:
+        return shares
+    return [replace(share, cores=(), threads=max(1, settings.cpus // len(shares))) for share in shares]
+
+
+def _failures(outcome: Outcome) -> str:
+    if not outcome.failed:
+        return ""
+    run, reason = outcome.failed[0]
+    more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
+    return f"{run.name} failed: {reason}{more}"
+
+
+def _start_forkserver() -> None:
+    """Have workers listen to SIGTERM, which is blocked here from the start.
+
+    SLURM sends it to all processes of a job, and perhaps our own signal with it. Workers save and stop by themselves
+    then; the fork server must live on; and this process stops once, when the job says so: a second interruption would
+    have it kill its workers while they save.
+    """
+    forkserver.set_forkserver_preload(["bench.launch.worker"])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _listen_to_the_job() -> None:
+    """A byte on standard input means stop, as Ctrl-C does. Its end: the job's own process is gone, and we go too."""
+    if os.read(0, 1):
+        os.kill(os.getpid(), signal.SIGINT)
+        while os.read(0, 1024):
+            pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

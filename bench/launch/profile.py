@@ -1,0 +1,202 @@
+"""What a SLURM job may take and how runs are put into jobs: a `[slurm]` table in a file, and flags over it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, field_validator
+
+from bench.checking import Checker
+from bench.errors import BadValue, BenchError, nearest
+from bench.registry import STRICT
+
+OURS = ("array", "error", "job-name", "open-mode", "output", "signal")
+"""Parameters of sbatch that `bench` sets itself."""
+
+NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-per-task", "gpus-per-node"}
+"""Parameters of sbatch that have a setting of their own."""
+
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+class Profile(BaseModel):
+    """Settings of the jobs of a site.
+
+    Attributes:
+        time: a job's time limit in minutes; in a file also "HH:MM:SS" or "D-HH:MM:SS". A job that reaches it saves
+            and is queued again.
+        mem_gb: memory of a job; the partition's default if left out.
+        gpus: GPUs a job; with 0 its runs use the CPU, whatever the node has.
+        cpus: cores a job.
+        setup: shell lines before Python starts (`module load ...`).
+        runs_per_job: runs that one job does; by default as many as it does at once.
+        jobs: runs at once in a job; by default one a GPU, else one a core.
+        jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
+        max_array_size: jobs an array; the site's limit by default.
+        max_jobs: jobs at once.
+        grace_seconds: how long before its time limit a job is told to save; by default two minutes, or half of a
+            limit that is shorter than four.
+        sbatch: any other parameter of sbatch.
+    """
+
+    model_config = STRICT
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: int = Field(default=60, ge=1)
+    mem_gb: float | None = Field(default=None, gt=0)
+    gpus: int = Field(default=0, ge=0)
+    cpus: int = Field(default=1, ge=1)
+    setup: list[str] = []
+    runs_per_job: int | None = Field(default=None, ge=1)
+    jobs: int | None = Field(default=None, ge=1)
+    jobs_per_gpu: int = Field(default=1, ge=1)
+    max_array_size: int | None = Field(default=None, ge=1)
+    max_jobs: int = Field(default=256, ge=1)
+    grace_seconds: int | None = Field(default=None, ge=10)
+    sbatch: dict[str, Any] = {}
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _in_minutes(cls, value: Any) -> Any:
+        return minutes(value) if isinstance(value, str) else value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _is_of_sbatch(cls, table: dict[str, Any]) -> dict[str, Any]:
+        given = {key.lstrip("-").replace("_", "-"): value for key, value in table.items()}
+        for key, value in given.items():
+            if key in OURS:
+                raise ValueError(f'"{key}" is set by bench')
+            if key in NAMED:
+                raise ValueError(f'"{key}" has a setting of its own: one of {", ".join(cls.model_fields)}')
+            if not isinstance(value, str | int | float):
+                raise ValueError(f'"{key}" must be a text, a number or true')
+        return given
+
+    @property
+    def grace(self) -> int:
+        """Seconds before its time limit at which a job is told to save."""
+        return self.grace_seconds or min(120, 30 * self.time)
+
+    @property
+    def at_once(self) -> int:
+        """Runs at the same time in one job."""
+        return self.jobs or self.gpus * self.jobs_per_gpu or self.cpus
+
+    @property
+    def pack(self) -> int:
+        """Runs that one job does."""
+        return self.runs_per_job or self.at_once
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings as submitit names them; what is not said is left to the site."""
+        given = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "time": self.time,
+            "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}M",
+            "gpus_per_node": self.gpus or None,
+            "cpus_per_task": self.cpus,
+            "setup": self.setup or None,
+            "signal_delay_s": self.grace,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def minutes(text: str) -> int:
+    """A time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds are rounded up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError('must be minutes, "HH:MM:SS" or "D-HH:MM:SS"')
+    days, *parts = (match[1], *(int(part) for part in match.groups()[1:] if part is not None))
+    if days is not None:
+        hours, minute, second = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minute, second = parts
+    else:
+        hours, (minute, second) = 0, (*parts, 0)[:2]
+    seconds = ((int(days or 0) * 24 + hours) * 60 + minute) * 60 + second
+    if seconds < 60:
+        raise ValueError("must be at least a minute")
+    return -(-seconds // 60)
+
+
+def default_path() -> Path:
+    """Where the user's own profile is looked for."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sam-bench" / "slurm.toml"
+
+
+def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Profile:
+    """The settings of a file, with flags over them.
+
+    Args:
+        path: the file; by default the user's own, if there is one.
+        flags: from the command line, by the settings' names.
+
+    Raises:
+        BadValue: all that is wrong with the file, or with the flags.
+        BenchError: the file cannot be read.
+    """
+    table = _read(path or default_path(), needed=path is not None)
+    checker = Checker(str(path or default_path()))
+    of_file = checker.check(Profile, ("slurm", table))
+    if of_file is None:
+        raise checker.verdict()
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, (), {})}
+    if "sbatch" in given:
+        given["sbatch"] = of_file.sbatch | given["sbatch"]
+    checker = Checker("command line")
+    profile = checker.check(Profile, ("", of_file.model_dump()), ("", given))
+    if profile is not None and profile.grace >= 60 * profile.time:
+        checker.problem(
+            "grace_seconds", f"{profile.grace_seconds} s are not less than the time limit of {profile.time} min"
+        )
+    if profile is None or checker.problems:
+        raise checker.verdict()
+    return profile
+
+
+def _read(path: Path, needed: bool) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if needed:
+            raise BenchError(f"{path}: no such profile; it is a TOML file with a table [slurm]") from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read as TOML: {error}") from error
+    if unknown := [key for key in document if key != "slurm"]:
+        raise BadValue(str(path), [f"{key}: unknown table; {nearest(key, ['slurm'])}" for key in unknown])
+    table = document.get("slurm", {})
+    if not isinstance(table, dict):
+        raise BadValue(str(path), [f"slurm: must be a table, got {table!r}"])
+    return table
+
+
+def assignments(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--sbatch KEY=VALUE` as a table; a KEY alone is a switch.
+
+    Raises:
+        BadValue: there is no KEY.
+    """
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key.strip("- "):
+            raise BadValue(f"--sbatch {pair}", ["must be KEY=VALUE, or KEY for a switch"])
+        table[key.strip()] = value if equals else True
+    return table

@@ -1,0 +1,165 @@
+"""What was submitted, on disk: one folder a submission, which its jobs read and `bench status` looks at.
+
+results/<experiment>/slurm/<name>/
+    submission.json     which runs each job does, job ids, settings, when, the code's hash
+    runs.json           the specs of all its runs
+    job-<n>.json        what became of the n-th job, from inside
+    <job id>_0_log.err  what it printed; submitit's own files beside it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.store import RunFolder, Store, read_json, storage_error, to_json, write_atomic
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a job must know beside its runs.
+
+    Attributes:
+        data: the submitter's BENCH_DATA.
+        time: the job's limit in minutes.
+    """
+
+    jobs: int | None
+    jobs_per_gpu: int
+    gpus: int
+    cpus: int
+    time: int
+    grace_seconds: int
+    checkpoint_minutes: float
+    fail_fast: bool
+    data: str | None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One array of jobs.
+
+    Attributes:
+        name: of its folder, and of its jobs in the queue; there is no other of that name.
+        submitted: when, as ISO 8601.
+        code: hash of the package that the jobs were submitted from.
+        tasks: the run ids of each job.
+        job_ids: of each job, as SLURM writes them; empty while sbatch has not answered.
+    """
+
+    folder: Path
+    name: str
+    submitted: str
+    code: str
+    tasks: list[list[str]]
+    job_ids: list[str]
+    settings: Settings
+
+    @property
+    def results(self) -> Path:
+        """The folder of the experiment's results."""
+        return self.folder.parents[1]
+
+    def write(self) -> None:
+        content = {key: value for key, value in asdict(self).items() if key != "folder"}
+        logs = [str(self.log(task)) for task in range(len(self.job_ids))]
+        write_atomic(self.folder / "submission.json", to_json({**content, "logs": logs}))
+
+    def log(self, task: int) -> Path:
+        """What a job printed."""
+        return self.folder / f"{self.job_ids[task]}_0_log.err"
+
+    def note(self, task: int) -> Note:
+        """What a job said of itself."""
+        path = self.folder / f"job-{task}.json"
+        return Note(**read_json(path)) if path.exists() else Note()
+
+    def write_note(self, task: int, note: Note) -> None:
+        write_atomic(self.folder / f"job-{task}.json", to_json(asdict(note)))
+
+    def runs(self) -> dict[str, Any]:
+        """runs.json: the specs, and what else jobs must know of the runs."""
+        content: dict[str, Any] = read_json(self.folder / "runs.json")
+        return content
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a job says of itself.
+
+    Attributes:
+        starts: how many times it has been started; more than once if it was queued again.
+        state: "" (not started), "running", "done", "stopped" (to be started again), "failed" or "refused".
+        message: the reason of the last two.
+    """
+
+    starts: int = 0
+    state: str = ""
+    node: str = ""
+    message: str = ""
+
+
+def read(folder: Path) -> Submission:
+    """The submission of a folder.
+
+    Raises:
+        BenchError: its file is damaged.
+    """
+    content = read_json(folder / "submission.json")
+    del content["logs"]
+    content["settings"] = Settings(**content["settings"])
+    return Submission(folder=folder.resolve(), **content)
+
+
+def read_all(store: Store) -> list[Submission]:
+    """Every submission of an experiment, in the order of time."""
+    return [read(path.parent) for path in sorted(store.folder.glob("slurm/*/submission.json"))]
+
+
+def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
+    """The submission with its jobs' ids, recorded."""
+    known = replace(submission, job_ids=job_ids)
+    known.write()
+    return known
+
+
+@contextmanager
+def submitting(store: Store) -> Iterator[None]:
+    """Held from the look at the queue to the last sbatch, so that two commands at once submit no run twice.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = store.folder / "slurm" / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
+    except OSError as error:
+        raise storage_error(path, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def code_sha256() -> str:
+    """Hash of all files of this package, names and contents."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".json", ".toml", ".typed") and path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def failed_at(run: RunFolder) -> int | None:
+    """When a run failed, in nanoseconds; None if it did not. Tells a failure before a submission from one after."""
+    try:
+        return (run.path / "error.txt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,250 @@
+"""Profiles, and what is planned from them: no SLURM needed."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import cli
+from bench.errors import BadValue, BenchError
+from bench.experiment import load as load_experiment
+from bench.launch import profile, queue, slurm, submission
+from bench.launch.plan import make_plan
+from bench.launch.profile import Profile, minutes
+from bench.launch.queue import Standing, expanded
+from bench.launch.submission import Note, Settings, Submission
+from bench.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _no_profile_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def write_profile(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "site.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# ---- profiles ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("90", 90), ("1:30", 2), ("10:00", 10), ("1:30:00", 90), ("0:00:61", 2), ("2-12", 3600)),
+        *(("2-12:30", 3630), ("1-00:00:01", 1441)),
+    ],
+)
+def test_time_limits_as_slurm_writes_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1h", "-5", "0", "0:59", "1:2:3:4", "1-"])
+def test_what_is_no_time_limit(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        minutes(text)
+
+
+def test_a_file_and_flags_over_it(write_profile: Callable[[str], Path]) -> None:
+    path = write_profile("""
+        [slurm]
+        partition = "gpu"
+        time = "1-00:00:00"
+        gpus = 2
+        jobs_per_gpu = 3
+        mem_gb = 12
+        setup = ["module load cuda"]
+        sbatch = { mail_type = "END", nice = 5 }
+    """)
+    found = profile.load(path, {"partition": "debug", "sbatch": {"nice": "10"}, "account": None})
+    assert (found.partition, found.time, found.at_once, found.pack) == ("debug", 1440, 6, 6)
+    assert found.sbatch == {"mail-type": "END", "nice": "10"}
+    assert found.parameters() == {
+        "partition": "debug",
+        "time": 1440,
+        "mem": "12288M",
+        "gpus_per_node": 2,
+        "cpus_per_task": 1,
+        "setup": ["module load cuda"],
+        "signal_delay_s": 120,
+    }
+
+
+def test_the_users_own_file_is_found_and_no_file_is_no_fault(tmp_path: Path) -> None:
+    assert profile.load() == Profile()
+    path = tmp_path / "config" / "sam-bench" / "slurm.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text('[slurm]\nqos = "long"\n')
+    assert profile.load().qos == "long"
+
+
+def test_everything_that_is_wrong_is_told_at_once(write_profile: Callable[[str], Path]) -> None:
+    path = write_profile("""
+        [slurm]
+        partitoin = "gpu"
+        time = "soon"
+        gpus = "two"
+        mem_gb = 0
+        runs_per_job = 0
+        setup = "module load cuda"
+        sbatch = { output = "x" }
+    """)
+    with pytest.raises(BadValue) as caught:
+        profile.load(path)
+    assert caught.value.source == str(path)
+    message = str(caught.value)
+    assert "7 problems" in message
+    assert 'slurm.partitoin: unknown key; did you mean "partition"?' in message
+    assert 'slurm.time: must be minutes, "HH:MM:SS" or "D-HH:MM:SS", got \'soon\'' in message
+    assert "slurm.gpus: must be a valid integer, got 'two'" in message
+    assert "slurm.setup: must be a valid list" in message
+    assert 'slurm.sbatch: "output" is set by bench' in message
+
+
+def test_named_parameters_belong_to_their_settings() -> None:
+    with pytest.raises(BadValue, match='sbatch: "partition" has a setting of its own'):
+        profile.load(None, {"sbatch": {"partition": "gpu"}})
+
+
+def test_the_grace_time_fits_into_the_time_limit() -> None:
+    assert [profile.load(None, {"time": time}).grace for time in (1, 2, 60)] == [30, 60, 120]
+    with pytest.raises(BadValue, match="grace_seconds: 120 s are not less than the time limit of 2 min"):
+        profile.load(None, {"time": 2, "grace_seconds": 120})
+
+
+def test_foreign_tables_broken_and_missing_files(write_profile: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match='slrum: unknown table; did you mean "slurm"'):
+        profile.load(write_profile("[slrum]\n"))
+    with pytest.raises(BadValue, match="slurm: must be a table, got 3"):
+        profile.load(write_profile("slurm = 3\n"))
+    with pytest.raises(BenchError, match=r"site\.toml cannot be read as TOML"):
+        profile.load(write_profile("slurm = [\n"))
+    with pytest.raises(BenchError, match="no such profile"):
+        profile.load(tmp_path / "nowhere.toml")
+
+
+# ---- the command line ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpus", "0,x"], "must be whole numbers"),
+        (["--gpus", "1,1"], "the same GPU twice"),
+        (["--gpus", "0", "--on", "slurm"], "SLURM's to say"),
+        (["--partition", "gpu", "--wait"], "--wait --partition: 1 problem\n  only with --on slurm"),
+        (["--on", "slurm", "--time", "soon"], "--time soon: 1 problem"),
+        (["--on", "slurm", "--sbatch", "=3"], "must be KEY=VALUE"),
+        (["--on", "slurm", "--profile", "nowhere.toml"], "nowhere.toml: no such profile"),
+        (["--on", "slurm"], "no sbatch on PATH"),
+    ],
+)
+def test_wrong_flags_are_one_message_before_anything_starts(
+    flags: list[str],
+    message: str,
+    tiny: Any,
+    write_experiment: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = write_experiment(tiny())
+    done = CliRunner().invoke(cli, ["run", str(path), "--out", str(tmp_path / "out"), *flags])
+    assert isinstance(done.exception, BenchError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- planning ------------------------------------------------------------------------------------------------
+
+
+FAKE = """#!/bin/sh
+case "$(basename "$0")" in
+  squeue) cat "{folder}/queue" 2> /dev/null || true ;;
+  scontrol) echo "MaxArraySize            = 3" ;;
+  sbatch) echo "$*" >> "{folder}/calls"; [ -e "{folder}/full" ] && {{ echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; }}
+    n=$(wc -l < "{folder}/calls"); [ "$n" = 2 ] && touch "{folder}/full"; echo "Submitted batch job $n" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A SLURM of shell scripts: arrays of two jobs at most, and full after two of them."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+        script = folder / name
+        script.write_text(FAKE.format(folder=folder))
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_a_site_that_refuses_half_way_has_told_what_it_took_and_keeps_it(
+    fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path
+) -> None:
+    experiment = load_experiment(write_experiment(tiny({"seeds": 3})))
+    store = Store(tmp_path / "out")
+    plan = make_plan(experiment, store)
+    with pytest.raises(BenchError, match=r"QOSMaxSubmit; submitted before that: 1_0 \.\.\. 2_1 \(4 jobs\)"):
+        slurm.submit(plan, Profile())
+    first, second = submission.read_all(store)
+    assert (first.job_ids, second.job_ids) == (["1_0", "1_1"], ["2_0", "2_1"])
+
+    (fake / "full").unlink()
+    (fake / "queue").write_text(
+        f"1_0|RUNNING|n1|{first.name}|None\n1_1|FAILED|n1|{first.name}|None\n2_[0-1%2]|PENDING||another-job|None\n"
+    )
+    assert queue.live_runs(store) == set(first.tasks[0])
+    submitted = slurm.submit(plan, Profile(max_array_size=100, runs_per_job=4))
+    assert len(submitted.new) == 8
+    assert submitted.queued == set(first.tasks[0])
+
+
+def test_a_submission_that_died_before_it_knew_its_ids_finds_them_by_name(
+    fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "out")
+    plan = make_plan(load_experiment(write_experiment(tiny({"seeds": 1}))), store)
+    slurm.submit(plan, Profile(runs_per_job=2))
+    (known,) = submission.read_all(store)
+    submission.with_job_ids(known, [])
+    (fake / "queue").write_text(f"7_[0-1]|PENDING||{known.name}|Priority\n")
+    assert queue.live_runs(store) == {run for runs in known.tasks for run in runs}
+    assert submission.read_all(store)[0].job_ids == ["7_0", "7_1"]
+
+
+def test_ids_of_arrays() -> None:
+    assert expanded("12") == ["12"]
+    assert expanded("12_3") == ["12_3"]
+    assert expanded("12_[0-2,5%4]") == ["12_0", "12_1", "12_2", "12_5"]
+
+
+@pytest.mark.parametrize(
+    ("state", "note", "words"),
+    [
+        ("PENDING", Note(), "pending (job 1_0: Priority)"),
+        ("PENDING", Note(starts=2), "pending, requeued 2 times (job 1_0: Priority)"),
+        ("RUNNING", Note(starts=2, state="running"), "running on n1, requeued 1 time (job 1_0)"),
+        ("FAILED", Note(1, "refused", "", "changed"), "refused: changed (job 1_0); log: "),
+        ("CANCELLED", Note(), "job 1_0 never started: cancelled"),
+        ("OUT_OF_MEMORY", Note(1, "running"), "its job 1_0 ended without finishing it: out of memory; log: "),
+        ("", Note(1, "running"), "ended without finishing it: SLURM does not know it any more; log: "),
+    ],
+)
+def test_a_standing_in_words(state: str, note: Note, words: str, tmp_path: Path) -> None:
+    settings = Settings(None, 1, 0, 1, 60, 120, 5.0, False, None)
+    one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings)
+    assert words in Standing(one, "1_0", state, "n1", "Priority", note, tmp_path / "log").words()
