@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, nearest
-from bench.store import FINISHED, Store, read_json, reason_in, to_json, write_atomic
+from bench.store import FINISHED, RunFolder, Status, Store, read_json, reason_in, to_json, write_atomic
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
@@ -70,7 +70,6 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
     """
     import pandas as pd
 
-    hyperparameters = list(dict.fromkeys(name for run in runs for name in run.spec.hyperparameters()))
     metrics = metric_columns(meta["metric"]["key"])
     about = [
         "run_id",
@@ -85,9 +84,13 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
         "batch_loss",
     ]
     rows, points = [], []
+    hyperparameters: dict[str, None] = {}
     further: dict[str, None] = {}
+    there = store.present()
     for run in runs:
-        row, curve = _collect_run(store, run)
+        settings = run.spec.hyperparameters()
+        hyperparameters |= dict.fromkeys(settings)
+        row, curve = _collect_run(store, run, settings, there)
         rows.append({"experiment": meta["name"], **row})
         points.extend(curve)
         further |= dict.fromkeys(name for point in curve[-1:] for name in point)
@@ -106,15 +109,16 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
     return Results(meta, pd.DataFrame(rows, columns=columns), pd.DataFrame(points, columns=curve_columns))
 
 
-def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _collect_run(
+    store: Store, run: PlannedRun, settings: dict[str, Any], there: set[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     spec = run.spec
     folder = store.run(spec.run_id)
-    status = folder.status()
+    status, result = _standing(folder) if folder.run_id in there else ("missing", None)
     place: dict[str, Any] = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
-    place |= {"seed": spec.seed, "run_id": spec.run_id}
+    place |= {"seed": spec.seed, "run_id": folder.run_id}
     row = {**place, "task": spec.task.name, "model": spec.model.name, "status": status}
-    row |= spec.hyperparameters()
-    result = folder.result()
+    row |= settings
     if result is None:
         if status == "failed":
             row["error"] = reason_in(folder.error() or "")
@@ -124,6 +128,15 @@ def _collect_run(store: Store, run: PlannedRun) -> tuple[dict[str, Any], list[di
     row |= {name: value for name, value in result.items() if name not in ("metrics", "protocol")}
     row |= result["metrics"]
     return row, [{**place, **point} for point in folder.curve()]
+
+
+def _standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
+    """Where a run stands, and its result if it is finished, read once."""
+    result = folder.result()
+    status: Status = folder.status() if result is None else result["status"]
+    if result is None and status in FINISHED:  # at this very moment
+        result = folder.result()
+    return status, result
 
 
 # ---- the committed files -------------------------------------------------------------------------------------

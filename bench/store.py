@@ -15,24 +15,27 @@ import errno
 import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import claims
+from bench.claims import Claim
+from bench.claims import Claimed as Claimed
 from bench.errors import BenchError
 
 Status = Literal["done", "diverged", "failed", "running", "partial", "missing"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
+TAIL = 16_384
+"""Bytes at the end of a curve in which its last line is looked for."""
+
+
+_NOTHING: Any = object()
 
 
 class StorageError(BenchError):
     """The disk refused: full, read-only, not ours. Whatever was there before is untouched."""
-
-
-class Claimed(BenchError):
-    """Another process works on this run right now."""
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -75,14 +78,22 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}; {hint}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, missing: Any = _NOTHING) -> Any:
     """The content of a JSON file that this package wrote.
+
+    Args:
+        missing: what is returned if there is no such file, where that is no fault.
 
     Raises:
         BenchError: the file cannot be read or is not whole.
     """
     try:
-        return json.loads(path.read_text())
+        with open(path, "rb") as file:
+            return json.loads(file.read())
+    except FileNotFoundError as error:
+        if missing is not _NOTHING:
+            return missing
+        raise BenchError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
@@ -129,7 +140,7 @@ class RunFolder:
             return status
         if not self.path.is_dir():
             return "missing"
-        if self._is_claimed():
+        if self.holder() is not None:
             return "running"
         if self._error.exists():
             return "failed"
@@ -137,9 +148,10 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json, None while the run is not finished."""
-        if not self._result.exists():
+        absent: dict[str, Any] = {}
+        result = read_json(self._result, missing=absent)
+        if result is absent:
             return None
-        result = read_json(self._result)
         if not isinstance(result, dict) or result.get("status") not in FINISHED:
             raise BenchError(f"{self._result} is not the result of a run; delete it to run this one again")
         if result.get("run_id") != self.run_id:
@@ -150,16 +162,17 @@ class RunFolder:
         return result
 
     def environments(self) -> list[dict[str, Any]]:
-        path = self.path / "environment.json"
-        return list(read_json(path)) if path.exists() else []
+        return list(read_json(self.path / "environment.json", missing=[]))
 
     def curve(self) -> list[dict[str, Any]]:
         """The evaluated epochs so far; a line cut short by a killed process does not count."""
-        path = self.path / "curve.jsonl"
-        if not path.exists():
+        try:
+            with open(self.path / "curve.jsonl", "rb") as file:
+                lines = file.read().splitlines()
+        except FileNotFoundError:
             return []
         points = []
-        for line in path.read_text().splitlines():
+        for line in lines:
             try:
                 points.append(json.loads(line))
             except ValueError:
@@ -170,43 +183,47 @@ class RunFolder:
         """The traceback of a failed run; its last line says what happened."""
         return self._error.read_text(errors="replace") if self._error.exists() else None
 
+    def holder(self) -> dict[str, Any] | None:
+        """Who works on the run: host, pid, device, slurm_job, started (seconds since 1970); None if nobody does."""
+        return claims.holder(self.path / "lock")
+
+    def last_point(self) -> dict[str, Any]:
+        """The newest evaluated epoch, read from the end of the curve; {} if there is none yet."""
+        try:
+            with open(self.path / "curve.jsonl", "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL))
+                lines = file.read().splitlines()
+        except OSError:
+            return {}
+        for line in reversed(lines):
+            with suppress(ValueError):  # cut short: it is being written, or we began in the middle of it
+                point = json.loads(line)
+                return point if isinstance(point, dict) else {}
+        return {}
+
     # ---- writing ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, device: str | None = None) -> Iterator[Claim]:
         """Hold the run, so that no other process works on it; the system lets go if this process dies.
 
+        Args:
+            device: where the work is done, for those who look.
+
         Raises:
-            Claimed: another process holds it.
+            Claimed: another process holds it, on this machine or on another.
             StorageError: the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "lock", "w")  # noqa: SIM115 - closed by the `with` below
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-        with lock:
-            for attempt in range(5):  # `status` holds the lock for an instant, to see whether it is free
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == 4:
-                        raise Claimed(f"run {self.run_id} is being worked on by another process") from None
-                    time.sleep(0.02)
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                claim = stack.enter_context(claims.held(self.path / "lock", device))
+            except OSError as error:
+                raise storage_error(self.path, error) from error
             for left_over in self.path.glob(".*.tmp"):  # of a process that was killed while writing
                 left_over.unlink(missing_ok=True)
-            yield
-
-    def _is_claimed(self) -> bool:
-        try:
-            with open(self.path / "lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+            yield claim
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
         """Record what is asked and on which machine the work begins, or goes on."""
@@ -218,7 +235,9 @@ class RunFolder:
         self._error.unlink(missing_ok=True)
 
     def write_curve(self, points: list[dict[str, Any]]) -> None:
-        write_atomic(self.path / "curve.jsonl", "".join(json.dumps(point) + "\n" for point in points))
+        path = self.path / "curve.jsonl"
+        if points or path.exists():  # a write to the disk takes milliseconds
+            write_atomic(path, "".join(json.dumps(point) + "\n" for point in points))
 
     def append_curve(self, point: dict[str, Any]) -> None:
         """Add a line for whoever watches; the checkpoint holds the curve that counts."""
@@ -248,6 +267,23 @@ class Store:
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.folder / "runs" / run_id)
 
+    def present(self) -> set[str]:
+        """The run_ids that have a folder: one look, where thousands may have none."""
+        try:
+            return set(os.listdir(self.folder / "runs"))
+        except OSError:
+            return set()
+
+    def statuses(self, run_ids: Iterable[str]) -> Iterator[tuple[RunFolder, Status | BenchError]]:
+        """Where each run stands, or what is wrong with it."""
+        there = self.present()
+        for run_id in run_ids:
+            folder = self.run(run_id)
+            try:
+                yield folder, folder.status() if run_id in there else "missing"
+            except BenchError as error:
+                yield folder, error
+
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Held while records are collected and written, so that of two launches that end together the later one,
@@ -260,7 +296,17 @@ class Store:
             raise storage_error(path, error) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._tidy()
             yield
+
+    def _tidy(self) -> None:
+        """Remove what processes left that were killed between two steps of finishing a run, or of collecting."""
+        for file in ("records.csv", "curves.csv", "experiment.json"):  # written under this lock only
+            for left_over in self.folder.glob(f".{file}.*.tmp"):
+                left_over.unlink(missing_ok=True)
+        for left_over in self.folder.glob("runs/*/checkpoint.pt"):
+            if left_over.with_name("result.json").exists():
+                left_over.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Fail before any work starts if the folder cannot be written.
@@ -271,3 +317,30 @@ class Store:
         probe = self.folder / ".writable"
         write_atomic(probe, "")
         probe.unlink(missing_ok=True)
+
+
+def live(folder: RunFolder, metric: str | None = None) -> dict[str, Any] | None:
+    """What a run is doing now, for whoever watches from outside; None if nobody works on it.
+
+    Args:
+        metric: the key of the task's score ("acc", as in experiment.json).
+
+    Returns:
+        epochs_done: as of the last evaluation.
+        epochs: of how many; None before the run has begun to set up.
+        score: the validation score of that epoch; None before the first one.
+        host, pid, device, slurm_job: who does it; None where unknown.
+        since: when it was begun, or gone on with, in seconds since 1970.
+    """
+    holder = folder.holder()
+    if holder is None:
+        return None
+    point = folder.last_point()
+    spec = read_json(folder.path / "spec.json", missing={})
+    return {
+        "epochs_done": point.get("epoch", 0),
+        "epochs": spec.get("train", {}).get("epochs"),
+        "score": point.get(f"val_{metric}"),
+        **{name: holder.get(name) for name in ("host", "pid", "device", "slurm_job")},
+        "since": holder.get("started"),
+    }

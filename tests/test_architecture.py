@@ -20,12 +20,12 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 LAYERS = (
     {"bench.errors", "bench.checking"},
     {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
-    | {"bench.text"},
+    | {"bench.text", "bench.claims"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {"bench.resolve", "bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment"}
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"},
     {"bench.launch"},
-    {"bench.cli", "bench.__main__", "bench"},
+    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.__main__", "bench"},
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""
 

@@ -37,6 +37,7 @@ class Display:
 
     def __init__(self, runs: Mapping[str, int], metric: Mapping[str, Any], console: Console) -> None:
         self.passes = runs
+        self.total = sum(runs.values())
         self.metric = metric
         self.console = console
         self.started_at = time.monotonic()
@@ -111,19 +112,18 @@ class Display:
         self.console.print(Text(f"{count} {run.name}: ").append_text(what).append(left, "dim"), soft_wrap=True)
 
     def _score(self, value: float) -> str:
-        return f"{value * self.metric['scale']:.1f} {self.metric['unit']}"
+        return f"{value * self.metric['scale']:.1f} {self.metric['unit']}".rstrip()
 
     def _share(self) -> float:
         partly = sum(self.passes[run_id] * state.done / state.epochs for run_id, state in self.running.items())
-        return (self.passes_over + partly) / max(1, sum(self.passes.values()))
+        return (self.passes_over + partly) / max(1, self.total)
 
     def _time_left(self) -> str:
-        total = sum(self.passes.values())
-        done = self._share() * total
+        done = self._share() * self.total
         fresh = done - self.passes_resumed
         if fresh <= 0:
             return "?"
-        seconds = (total - done) / fresh * (time.monotonic() - self.started_at)
+        seconds = (self.total - done) / fresh * (time.monotonic() - self.started_at)
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60}:{rest % 60:02} min"
 

@@ -19,6 +19,9 @@ from bench.step import Run, set_up
 from bench.tasks.base import Split
 from bench.train import synchronize
 
+LONG_STEP = 10.0
+"""Seconds from which on a step is not taken twice to know how long it takes."""
+
 LONG = 86_400.0
 """Seconds from which on an estimate is shown as a warning: a day."""
 
@@ -65,14 +68,10 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     synchronize(device)
     setup = time.perf_counter() - started
 
-    augment = np.random.RandomState(0)
     batch = _usual(run.batches(0))
-    started, steps = time.perf_counter(), 0
-    while steps == 0 or time.perf_counter() - started < seconds:
-        run.step(batch, augment)
-        steps += 1
-        synchronize(device)
-    a_step = (time.perf_counter() - started) / steps
+    a_step = _seconds_a_step(run, batch, 0.0)
+    if a_step < LONG_STEP:  # and it was the first one, which has things to import and state to make
+        a_step = _seconds_a_step(run, batch, seconds)
 
     run.model.eval()
     a_unit = _seconds_a_unit(run, batch.examples)
@@ -80,6 +79,16 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
         a_unit = _seconds_a_unit(run, torch.arange(usual, device=device))  # a batch as large as evaluation takes them
     return Speed(setup, a_step / passes_per_step(spec), a_unit * sum(map(_units, run.data.splits().values())))
+
+
+def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> float:
+    augment = np.random.RandomState(0)
+    started, steps = time.perf_counter(), 0
+    while steps == 0 or time.perf_counter() - started < seconds:
+        run.step(batch, augment)
+        steps += 1
+        synchronize(batch.examples.device)
+    return (time.perf_counter() - started) / steps
 
 
 def _usual(batches: Sequence[Batch]) -> Batch:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from bench.spec import PlannedRun
 from bench.store import Claimed, Store, reason_in
 
 GRACE_SECONDS = 30.0
-"""How long workers may take to reach the end of their epoch and save, once asked to stop."""
+"""How long workers may take to reach the end of their step and save, once asked to stop."""
 
 
 @dataclass
@@ -51,27 +51,47 @@ class _Worker:
     process: ForkServerProcess
     connection: Connection
     run: PlannedRun | None = None
+    alone: bool = False
+    """Its run must have the device for itself."""
 
 
-def slots(jobs: int | None, jobs_per_gpu: int = 1) -> list[Slot]:
+def slots(jobs: int | None, jobs_per_gpu: int = 1, gpus: Sequence[int] | None = None) -> list[Slot]:
     """The machine in equal shares: by default one a GPU, else one a core.
 
     Args:
         jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
         jobs_per_gpu: how many share a GPU, where `jobs` does not say.
+        gpus: the GPUs to use, numbered as torch sees them (CUDA_VISIBLE_DEVICES counts); default all.
 
     Raises:
-        BadValue: several runs a GPU are asked for where there is none.
+        BadValue: a GPU is asked for that is not there, or several runs a GPU where there is none.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core_count = len(cores) or os.cpu_count() or 1
-    gpus = torch.cuda.device_count()
-    if jobs_per_gpu > 1 and not gpus:
+    used = _gpus(gpus)
+    if jobs_per_gpu > 1 and not used:
         raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
-    jobs = jobs or gpus * jobs_per_gpu or core_count
+    jobs = jobs or len(used) * jobs_per_gpu or core_count
     share = max(1, core_count // jobs)
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
-    return [Slot(f"cuda:{i % gpus}" if gpus else "cpu", shares[i], share) for i in range(jobs)]
+    return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
+
+
+def _gpus(asked: Sequence[int] | None) -> list[int]:
+    """The GPUs to use: those asked for, each once, or all."""
+    there = list(range(torch.cuda.device_count()))
+    if asked is None:
+        return there
+    wanted = list(dict.fromkeys(asked))
+    source = f"--gpus {','.join(map(str, asked))}"
+    if not there:
+        raise BadValue(source, ["torch sees no GPU here; without --gpus the runs are done on the cores"])
+    valid = ", ".join(map(str, there))
+    if wrong := [f"there is no GPU {number}; valid: {valid}" for number in wanted if number not in there]:
+        raise BadValue(source, wrong)
+    if not wanted:
+        raise BadValue("--gpus", [f"names no GPU; valid: {valid}"])
+    return wanted
 
 
 def run_local(
@@ -104,7 +124,7 @@ def run_local(
             pool.work_off()
     except KeyboardInterrupt:
         pool.outcome.interrupted = True
-        display.say("Stopping: runs save at the end of their epoch. Ctrl-C again stops them at once.")
+        display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
         pool.drain()
     finally:
         pool.close()
@@ -128,6 +148,8 @@ class _Pool:
         self.checkpoint_minutes = checkpoint_minutes
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
+        self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
+        """By device: runs that memory was short for, to be done once more with nothing else there."""
         self.draining = False
         self.workers: list[_Worker] = []
         # A fork server imports torch once for all workers; without threads or a CUDA context it is safe to fork.
@@ -172,7 +194,7 @@ class _Pool:
 
     def work_off(self) -> None:
         """Hand out runs and listen, until the queue is empty and all is quiet."""
-        while self.queue or any(worker.run for worker in self.workers):
+        while self.queue or any(self.lonely.values()) or any(worker.run for worker in self.workers):
             self._hand_out()
             self._listen(timeout=1.0)
             if self._ended_early():
@@ -182,20 +204,47 @@ class _Pool:
     def _ended_early(self) -> bool:
         if self.outcome.disk is None and not (self.fail_fast and self.outcome.failed):
             return False
-        self.outcome.interrupted = bool(self.queue) or any(worker.run for worker in self.workers)
+        waiting = bool(self.queue) or any(self.lonely.values())
+        self.outcome.interrupted = waiting or any(worker.run for worker in self.workers)
         return True
 
     def _hand_out(self) -> None:
-        for worker in self.workers:
-            if worker.run is None and self.queue:
-                worker.run = self.queue.popleft()
-                spec = worker.run.spec
-                job = Job(spec.model_dump_json(), self.store.run(spec.run_id).path, self.checkpoint_minutes)
-                self.display.started(worker.run)
-                try:
-                    worker.connection.send(job)
-                except OSError:  # it died while it had nothing to do
-                    self._replace(worker)
+        for place in range(len(self.workers)):
+            if self.workers[place].run is None and (run := self._next(self.workers[place].slot.device)):
+                self._give(place, run)
+
+    def _next(self, device: str) -> PlannedRun | None:
+        """What a free worker of a device does now: nothing, while a run there is alone, or waits to be."""
+        busy = [worker for worker in self.workers if worker.run and worker.slot.device == device]
+        if self.lonely[device]:
+            return None if busy else self.lonely[device][0]
+        if any(worker.alone for worker in busy) or not self.queue:
+            return None
+        return self.queue.popleft()
+
+    def _give(self, place: int, run: PlannedRun) -> None:
+        device = self.workers[place].slot.device
+        alone = bool(self.lonely[device])
+        if alone:
+            self.lonely[device].popleft()
+            self._clear(device)
+        worker = self.workers[place]
+        worker.run, worker.alone = run, alone
+        folder = self.store.run(run.spec.run_id).path
+        self.display.started(run)
+        try:
+            worker.connection.send(Job(run.spec.model_dump_json(), folder, self.checkpoint_minutes, alone))
+        except OSError:  # it died while it had nothing to do
+            self._replace(worker)
+
+    def _clear(self, device: str) -> None:
+        """New processes for all of an idle device: the old ones may keep memory that they do not use."""
+        old = [(place, worker) for place, worker in enumerate(self.workers) if worker.slot.device == device]
+        for _, worker in old:
+            _dismiss(worker)
+        for place, worker in old:
+            _see_off(worker)
+            self.workers[place] = self._hire(worker.slot)
 
     def _listen(self, timeout: float) -> None:
         busy = {worker.connection: worker for worker in self.workers if worker.run}
@@ -214,17 +263,19 @@ class _Pool:
         if event.kind == "epoch":
             self.display.progressed(run, event.epochs_done, event.epochs, event.content)
             return
-        worker.run = None
+        worker.run, worker.alone = None, False
         if event.kind == "done":
             self.outcome.finished += 1
             self.display.finished(run, event.content)
         elif event.kind == "failed":
             self._failed(run, event.content)
+        elif event.kind == "memory":
+            self._short_of_memory(worker.slot.device, run, event.content)
         elif event.kind == "claimed":
             self.outcome.elsewhere += 1
             self.display.dropped(run)
         elif event.kind == "disk":
-            self.outcome.disk = event.content
+            self.outcome.disk = self.outcome.disk or event.content  # the first tells most
             self.display.dropped(run)
         elif event.kind == "stopped":
             self.display.dropped(run)
@@ -233,6 +284,15 @@ class _Pool:
         reason = reason_in(text)
         self.outcome.failed.append((run, reason))
         self.display.failed(run, reason)
+
+    def _short_of_memory(self, device: str, run: PlannedRun, reason: str) -> None:
+        """One more try, when nothing else of this launch is on the device. It fails if that is not enough."""
+        self.display.dropped(run)
+        if self.draining:
+            return
+        place = "its GPU" if device.startswith("cuda") else "this machine"
+        self.display.say(f"{run.name}: {reason}; once more, alone on {place}")
+        self.lonely[device].append(run)
 
     def _replace(self, worker: _Worker) -> None:
         """A worker died under its run: one more try from the checkpoint, on a new worker; then the run has failed."""
@@ -249,7 +309,7 @@ class _Pool:
         self.deaths[run.spec.run_id] = deaths = self.deaths.get(run.spec.run_id, 0) + 1
         if deaths == 1:
             self.display.say(f"{run.name}: worker died ({cause}); once more")
-            self.queue.appendleft(run)
+            (self.lonely[worker.slot.device] if worker.alone else self.queue).appendleft(run)
             return
         text = f"the worker process died twice under this run, last by {cause}; was memory short?"
         folder = self.store.run(run.spec.run_id)
@@ -266,9 +326,10 @@ class _Pool:
         """Ask all workers to save and stop, and wait for them, but not for ever. A further Ctrl-C ends the wait."""
         self.draining = True
         self.queue.clear()
+        self.lonely.clear()
         for worker in self.workers:
             if worker.run and worker.process.is_alive():
-                worker.process.terminate()  # SIGTERM: stop at the end of the epoch
+                worker.process.terminate()  # SIGTERM: stop after this step
         deadline = time.monotonic() + GRACE_SECONDS
         try:
             while any(worker.run for worker in self.workers) and time.monotonic() < deadline:
@@ -278,13 +339,23 @@ class _Pool:
 
     def close(self) -> None:
         for worker in self.workers:
-            if worker.run is None:
-                with suppress(OSError):
-                    worker.connection.send(None)
-            else:
-                worker.process.kill()
-            worker.connection.close()
+            _dismiss(worker)
         for worker in self.workers:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
-                worker.process.kill()
+            _see_off(worker)
+
+
+def _dismiss(worker: _Worker) -> None:
+    """Tell a worker that it is not needed any more; one that still has a run is not asked."""
+    if worker.run is None:
+        with suppress(OSError):
+            worker.connection.send(None)
+    else:
+        worker.process.kill()
+    worker.connection.close()
+
+
+def _see_off(worker: _Worker) -> None:
+    worker.process.join(timeout=5)
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()

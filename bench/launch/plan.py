@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from bench.errors import BadValue, BenchError, nearest
 from bench.registry import optimizers
 from bench.spec import Experiment, PlannedRun, RunSpec
 from bench.step import load_task, steps_per_epoch
-from bench.store import FINISHED, Status, Store
+from bench.store import Status, Store
 from bench.tasks.base import check_label_noise, split_sizes
 
 
@@ -23,6 +23,7 @@ class Plan:
     Attributes:
         chosen: the runs that this launch is about (`--only`).
         statuses: by run_id.
+        ids: the run_id of every run of the experiment, in its order: hashes, which take a while where runs are many.
     """
 
     experiment: Experiment
@@ -30,30 +31,41 @@ class Plan:
     chosen: list[PlannedRun]
     statuses: dict[str, Status]
     retry_failed: bool
+    ids: list[str]
 
     @cached_property
     def to_do(self) -> list[PlannedRun]:
         """The chosen runs that would start now, each once, the longest first, so that none is left alone at the end."""
         wanted = ("missing", "partial", "failed") if self.retry_failed else ("missing", "partial")
-        runs = {run.spec.run_id: run for run in reversed(self.chosen)}  # the first label that has it names it
-        waiting = [run for run in reversed(runs.values()) if self.statuses[run.spec.run_id] in wanted]
-        return sorted(waiting, key=lambda run: -self.passes[run.spec.run_id])
+        waiting = [(run_id, run) for run_id, run in self._runs.items() if self.statuses[run_id] in wanted]
+        return [run for _, run in sorted(waiting, key=lambda pair: -self.passes[pair[0]])]
+
+    @cached_property
+    def _runs(self) -> dict[str, PlannedRun]:
+        """The chosen runs by run_id; the first label that has one names it."""
+        chosen = {id(run) for run in self.chosen}
+        runs: dict[str, PlannedRun] = {}
+        for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
+            if id(run) in chosen:
+                runs.setdefault(run_id, run)
+        return runs
 
     @cached_property
     def passes(self) -> dict[str, int]:
         """Forward-backward passes of every run, by run_id."""
         sizes: dict[str, int] = {}
         found = {}
-        for run in self.experiment.runs:
-            if run.condition_text not in sizes:
+        for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
+            condition = run.condition_text
+            if condition not in sizes:
                 examples = load_task(run.spec).train_examples()
-                sizes[run.condition_text], _ = split_sizes(examples, run.spec.data)
-            found[run.spec.run_id] = _passes(run.spec, sizes[run.condition_text])
+                sizes[condition], _ = split_sizes(examples, run.spec.data)
+            found[run_id] = _passes(run.spec, sizes[condition])
         return found
 
     def count(self, *statuses: Status) -> int:
         """How many of the chosen runs stand so."""
-        counts = Counter(self.statuses[run_id] for run_id in {run.spec.run_id for run in self.chosen})
+        counts = Counter(self.statuses[run_id] for run_id in self._runs)
         return sum(counts[status] for status in statuses)
 
 
@@ -74,20 +86,28 @@ def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), 
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
     for spec in {run.condition_text: run.spec for run in experiment.runs}.values():
         check_label_noise(load_task(spec), spec.data.label_noise)
+    ids = [run.spec.run_id for run in experiment.runs]
+    statuses = _statuses(store, dict.fromkeys(ids))
+    chosen = [run for run in experiment.runs if not only or run.label in only]
+    return Plan(experiment, store, chosen, statuses, retry_failed, ids)
+
+
+def _statuses(store: Store, ids: Iterable[str]) -> dict[str, Status]:
+    """Where every run stands; a checkpoint that one would go on from is looked into."""
     statuses: dict[str, Status] = {}
     faults = []
-    for run_id in dict.fromkeys(run.spec.run_id for run in experiment.runs):
-        folder = store.run(run_id)
+    for folder, status in store.statuses(ids):
         try:
-            statuses[run_id] = folder.status()
-            if statuses[run_id] not in (*FINISHED, "running") and folder.checkpoint.exists():
-                checkpoint.load(folder.checkpoint, run_id)
+            if isinstance(status, BenchError):
+                raise status
+            statuses[folder.run_id] = status
+            if status in ("partial", "failed") and folder.checkpoint.exists():
+                checkpoint.load(folder.checkpoint, folder.run_id)
         except BenchError as error:
             faults.append(str(error))
     if faults:
         raise BenchError("\n".join(faults))
-    chosen = [run for run in experiment.runs if not only or run.label in only]
-    return Plan(experiment, store, chosen, statuses, retry_failed)
+    return statuses
 
 
 def _passes(spec: RunSpec, train_size: int) -> int:

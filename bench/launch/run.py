@@ -60,6 +60,7 @@ def run(
     retry_failed: bool = False,
     jobs: int | None = None,
     jobs_per_gpu: int = 1,
+    gpus: Sequence[int] | None = None,
     fail_fast: bool = False,
     checkpoint_minutes: float = 5.0,
     console: Console | None = None,
@@ -75,6 +76,7 @@ def run(
         retry_failed: do failed runs again, from their checkpoints.
         jobs: runs at once; default one a GPU, else one a core.
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
+        gpus: the GPUs to use, numbered as torch sees them; default all.
         fail_fast: stop at the first failure.
         checkpoint_minutes: time between two checkpoints of a run.
         console: where progress is shown; default standard error.
@@ -90,6 +92,7 @@ def run(
         planned,
         jobs=jobs,
         jobs_per_gpu=jobs_per_gpu,
+        gpus=gpus,
         fail_fast=fail_fast,
         checkpoint_minutes=checkpoint_minutes,
         console=console,
@@ -101,12 +104,13 @@ def execute(
     *,
     jobs: int | None = None,
     jobs_per_gpu: int = 1,
+    gpus: Sequence[int] | None = None,
     fail_fast: bool = False,
     checkpoint_minutes: float = 5.0,
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
-    shares = slots(jobs, jobs_per_gpu)
+    shares = slots(jobs, jobs_per_gpu, gpus)
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
     held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
@@ -132,9 +136,16 @@ def execute(
     return Launched(planned, outcome, results, store.folder, len(kept))
 
 
-def estimate(planned: Plan, *, jobs: int | None = None, jobs_per_gpu: int = 1, console: Console) -> None:
+def estimate(
+    planned: Plan,
+    *,
+    jobs: int | None = None,
+    jobs_per_gpu: int = 1,
+    gpus: Sequence[int] | None = None,
+    console: Console,
+) -> None:
     """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
-    shares = slots(jobs, jobs_per_gpu)
+    shares = slots(jobs, jobs_per_gpu, gpus)
     if planned.to_do:
         with Display(planned.passes, planned.experiment.metric, console) as display:
             run_local(planned.to_do, planned.store, display, shares=shares, only_estimate=True)
@@ -155,7 +166,8 @@ def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:
     Their folders are not here to collect them from again. A part of an experiment never replaces them; a whole one
     does, unless it is only a part of what they are (fewer seeds).
     """
-    elsewhere = {run_id for run_id in held if store.run(run_id).result() is None}
+    finished = results.records.status.isin(FINISHED)
+    here = set(results.records.run_id[finished])
+    elsewhere = {run_id for run_id in held - here if store.run(run_id).result() is None}
     planned = set(results.records.run_id)
-    whole = results.records.status.isin(FINISHED).all()
-    return set() if whole and not planned <= held else elsewhere
+    return set() if finished.all() and not planned <= held else elsewhere

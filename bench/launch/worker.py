@@ -16,6 +16,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.launch.estimate import measure
+from bench.launch.memory import out_of_memory
 from bench.spec import RunSpec
 from bench.store import Claimed, RunFolder, StorageError
 from bench.train import Stopped, train
@@ -38,9 +39,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Job:
+    """A run to do.
+
+    Attributes:
+        alone: nothing else of the launch is on the device; if memory is short even so, the run has failed.
+    """
+
     spec_json: str
     folder: Path
     checkpoint_minutes: float
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ class Measure:
 class Event:
     """What a worker tells.
 
-    Kind "epoch", "done", "failed", "claimed", "stopped", or "disk" (which ends a launch); asked to measure, "speed" or
-    "failed".
+    Kind "epoch", "done", "failed", "memory" (was short; not failed yet), "claimed", "stopped", or "disk" (which ends a
+    launch); asked to measure, "speed" or "failed".
     """
 
     kind: str
@@ -80,8 +88,6 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
         os.sched_setaffinity(0, slot.cores)
     torch.set_num_threads(slot.threads)
     device = torch.device(slot.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     while True:
         try:
             job: Job | Measure | None = connection.recv()
@@ -89,6 +95,8 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
             return
         if job is None:
             return
+        if device.type == "cuda":  # not earlier: a worker that waits takes none of the GPU's memory
+            torch.cuda.set_device(device)
         event = _measure(job, device) if isinstance(job, Measure) else _do(job, device, connection, stop_asked)
         connection.send(event)
 
@@ -115,22 +123,35 @@ def _do(job: Job, device: torch.device, connection: Connection, stop_asked: thre
         connection.send(Event("epoch", done, epochs, measured))
 
     try:
-        with folder.claim():
+        with folder.claim(str(device)) as claim:
             result = folder.result()  # another launch may have finished it a moment ago
-            if result is None:
-                try:
-                    spec = RunSpec.model_validate_json(job.spec_json)
-                    result = train(spec, folder, device, report, job.checkpoint_minutes, stop_asked.is_set)
-                except (Stopped, StorageError):
-                    raise
-                except Exception as error:
-                    text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
-                    folder.write_error(text.rstrip() + "\n")
-                    return Event("failed", content=text)
-            return Event("done", content=result)
+            if result is not None:
+                return Event("done", content=result)
+
+            def stop() -> bool:
+                return stop_asked.is_set() or claim.lost
+
+            try:
+                spec = RunSpec.model_validate_json(job.spec_json)
+                return Event("done", content=train(spec, folder, device, report, job.checkpoint_minutes, stop))
+            except Stopped:
+                return Event("claimed" if claim.lost else "stopped")
+            except StorageError:
+                raise
+            except Exception as error:
+                return _failure(error, folder, job.alone)
     except Claimed:
         return Event("claimed")
-    except Stopped:
-        return Event("stopped")
     except StorageError as error:
         return Event("disk", content=str(error))
+
+
+def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:
+    """Record what ended a run, unless it was short memory that others on the device may have had."""
+    text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
+    if short := out_of_memory(error):
+        if not alone:
+            return Event("memory", content=short)
+        text = f"{short}\n\n{text}"
+    folder.write_error(text.rstrip() + "\n")
+    return Event("failed", content=text)

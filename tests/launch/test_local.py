@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pty
 import random
@@ -12,116 +11,26 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from rich.console import Console
 
-from bench import records
+from bench import claims, records
+from bench.errors import BadValue
 from bench.experiment import load
 from bench.launch import local
 from bench.launch.display import Display
 from bench.launch.local import slots
 from bench.launch.plan import make_plan
+from bench.launch.worker import Event, Job, _do
 from bench.store import Store
-
-PLUGIN = '''
-"""An MLP that counts its births, and misbehaves on request."""
-import inspect, os, signal
-from bench import register_model
-from bench.models.mlp import mlp
-
-@register_model("touchy")
-def touchy(task, *, width: int = 16):
-    folder = os.environ["TOUCHY"]
-    if any(frame.function == "measure" for frame in inspect.stack()):
-        if os.path.exists(os.path.join(folder, "die_measured")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return mlp(task, width=width, depth=1, dropout=0.1)
-    with open(os.path.join(folder, "births"), "a") as file:
-        file.write("born\\n")
-    if os.path.exists(os.path.join(folder, "raise")):
-        raise RuntimeError("no good\\nin two lines")
-    if os.path.exists(os.path.join(folder, "die")):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return mlp(task, width=width, depth=1, dropout=0.1)
-'''
-TOML = """
-task = "digits"
-model = "touchy"
-plugins = ["touchy.py"]
-baseline = "sgd"
-seeds = 3
-[data]
-label_noise = 0.2
-[train]
-epochs = 24
-batch_size = 32
-[optimizers.sgd]
-lr = 0.05
-[optimizers.sam]
-base = "sgd"
-lr = 0.05
-rho = 0.1
-"""
-TIMES = {"setup_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "resumes"}
-RUNS = 6
-
-
-class Site:
-    """A folder with an experiment, and the `bench` command in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.results = path / "results" / "touchy"
-        (path / "touchy.py").write_text(PLUGIN)
-        (path / "touchy.toml").write_text(TOML)
-        self.environment = os.environ | {"TOUCHY": str(path), "COLUMNS": "120"}
-
-    def start(self, *options: str, **more: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "2", "--checkpoint-minutes", "0"]
-        return subprocess.Popen(
-            [*command, *options],
-            cwd=self.path,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            **more,
-        )
-
-    def run(self, *options: str, **more: Any) -> tuple[int, str]:
-        process = self.start(*options, **more)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
-
-    def births(self) -> int:
-        path = self.path / "births"
-        return len(path.read_text().splitlines()) if path.exists() else 0
-
-    def numbers(self) -> dict[str, Any]:
-        """What every finished run measured, without what the clock says."""
-        found = {}
-        for path in sorted((self.results / "runs").glob("*/result.json")):
-            result = json.loads(path.read_text())
-            curve = [json.loads(line) for line in (path.parent / "curve.jsonl").read_text().splitlines()]
-            points = [{key: value for key, value in point.items() if key not in TIMES} for point in curve]
-            found[path.parent.name] = ({key: value for key, value in result.items() if key not in TIMES}, points)
-        return found
-
-    def litter(self) -> list[Path]:
-        return [path for path in self.results.rglob("*") if path.name.endswith(".tmp")]
-
-    def wait_for(self, pattern: str, count: int = 1) -> None:
-        deadline = time.monotonic() + 60
-        while len(list(self.results.glob(pattern))) < count:
-            assert time.monotonic() < deadline, f"no {count} of {pattern}"
-            time.sleep(0.01)
+from tests.launch.site import RUNS, Site, alive, workers_of
 
 
 @pytest.fixture
@@ -137,25 +46,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     numbers = site.numbers()
     assert len(numbers) == RUNS
     return numbers
-
-
-def workers_of(launcher: int) -> list[int]:
-    """Process ids of the workers: children of the launcher's fork server."""
-
-    def children(pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    try:
-        return [worker for child in children(launcher) for worker in children(child)]
-    except OSError:
-        return []
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # ---- the ordinary course -------------------------------------------------------------------------------------
@@ -353,7 +243,7 @@ def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[
         process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Stopping: runs save at the end of their epoch" in output
+    assert "Stopping: runs save where they are" in output
     assert "Stopped. The same command goes on from here." in output
     assert "Traceback" not in output
     assert site.litter() == []
@@ -388,6 +278,32 @@ def test_two_launches_at_once_do_no_run_twice(site: Site, undisturbed: dict[str,
     assert site.births() == RUNS
 
 
+def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
+    registries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    monkeypatch.chdir(Site(tmp_path).path)
+    monkeypatch.setenv("TOUCHY", str(tmp_path))
+    plan = make_plan(load(tmp_path / "touchy.toml"), Store(tmp_path / "results"))
+    folder = plan.store.run(plan.to_do[0].spec.run_id)
+
+    class Launcher:
+        told: ClassVar[list[Event]] = []
+
+        def send(self, event: Event) -> None:
+            self.told.append(event)
+            if event.epochs_done == 3:
+                (folder.path / "lock").write_text('{"host": "node7", "boot": "another"}')
+                time.sleep(0.5)
+
+    job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, 5.0)
+    event = _do(job, torch.device("cpu"), Launcher(), threading.Event())  # type: ignore[arg-type]
+    assert event.kind == "claimed"
+    assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]
+    assert folder.checkpoint.exists()
+    assert folder.status() == "running"
+
+
 # ---- sharing the machine -------------------------------------------------------------------------------------
 
 
@@ -413,6 +329,21 @@ def test_one_worker_a_gpu_else_one_a_core_each_with_its_share(machine: Callable[
     ]
     assert [(slot.cores, slot.threads) for slot in slots(1)] == [((0, 1, 2, 3), 4)]
     assert [(slot.cores, slot.threads) for slot in slots(6)] == [((), 1)] * 6
+
+
+def test_only_the_gpus_asked_for_are_used(machine: Callable[[int, int], None]) -> None:
+    machine(8, 4)
+    assert [slot.device for slot in slots(None, gpus=[0, 1, 3])] == ["cuda:0", "cuda:1", "cuda:3"]
+    assert [slot.device for slot in slots(None, 2, gpus=[3, 1])] == ["cuda:3", "cuda:1", "cuda:3", "cuda:1"]
+    assert [slot.device for slot in slots(3, gpus=[2, 2])] == ["cuda:2"] * 3
+    assert [slot.threads for slot in slots(None, gpus=[2])] == [8]
+    with pytest.raises(BadValue, match=r"--gpus 0,4,-1: 2 problems\n.*no GPU 4; valid: 0, 1, 2, 3\n.*no GPU -1"):
+        slots(None, gpus=[0, 4, -1])
+    with pytest.raises(BadValue, match=r"names no GPU; valid: 0, 1, 2, 3"):
+        slots(None, gpus=[])
+    machine(8, 0)
+    with pytest.raises(BadValue, match=r"--gpus 0: 1 problem\n  torch sees no GPU here"):
+        slots(None, gpus=[0])
 
 
 # ---- the estimate before --------------------------------------------------------------------------------------

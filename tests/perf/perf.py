@@ -6,6 +6,7 @@ Machines are shared and noisy, so nothing here is a test: look at the ratios, on
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import statistics
 import subprocess
@@ -16,14 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
 from bench import SAM, environment, experiment, records
+from bench.launch import run as launch
+from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
 from bench.registry import tasks
 from bench.seeding import derive, numpy_stream
-from bench.store import Store
+from bench.spec import Experiment
+from bench.store import Store, to_json
 from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
@@ -43,6 +48,8 @@ def main() -> None:
     texts.on(DEVICE, compare)
     if DEVICE.type == "cuda":
         images.on_gpu()
+    many_runs()
+    launcher()
     commands()
 
 
@@ -152,6 +159,84 @@ def sam_step() -> None:
     compare("A step, ResNet-20 on 32x32, batch 128", "SAM at most 2.05", rivals)
 
 
+# ---- many runs -----------------------------------------------------------------------------------------------
+
+
+def many_runs() -> None:
+    """What 10,000 runs cost beside their training: planned, looked at, collected and written down."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "many"
+        planned = experiment.load(many_file(Path(place)))
+        store, meta = Store(folder), planned.meta()
+
+        def seconds(what: Callable[[], object]) -> float:
+            started = time.perf_counter()
+            what()
+            return time.perf_counter() - started
+
+        rows = {"planning, nothing there": seconds(lambda: make_plan(planned, store).to_do)}
+        write_finished(planned, store)
+        rows["planning and status"] = seconds(lambda: make_plan(planned, store).to_do)
+        found = records.collect(store, meta, planned.runs)
+        rows["collecting"] = seconds(lambda: records.collect(store, meta, planned.runs))
+        rows["writing records and curves"] = seconds(lambda: records.publish(found, folder))
+        assert list(found.records.status.unique()) == ["done"]
+    print(f"{len(planned.runs):,} finished runs   (target: all of it under 10 s)")
+    for name, taken in {**rows, "all of it": sum(rows.values())}.items():
+        print(f"  {name:<28} {taken:9.3f} s")
+    print()
+
+
+def write_finished(planned: Experiment, store: Store) -> None:
+    """Folders as `bench run` leaves them, of runs that took part in no training."""
+    scores = {f"{split}_{what}": 0.5 for split in records.SPLITS for what in ("loss", "acc")}
+    point = {"passes": 90, "train_seconds": 1.0, "lr": 0.05, "batch_loss": 0.5, **scores}
+    curve = "".join(json.dumps({"epoch": epoch, **point}) + "\n" for epoch in range(1, 7))
+    costs = dict.fromkeys(records.COSTS, 1.0)
+    result = {"status": "done", "epochs_done": 6, **costs, "metrics": scores}
+    for run in planned.runs:
+        folder = store.run(run.spec.run_id)
+        folder.path.mkdir(parents=True)
+        (folder.path / "lock").touch()
+        (folder.path / "environment.json").write_text(to_json([environment.describe(DEVICE)]))
+        (folder.path / "curve.jsonl").write_text(curve)
+        (folder.path / "result.json").write_text(to_json({"run_id": folder.run_id, **result}))
+
+
+SWEEP = """
+task = "digits"
+model = {{ name = "mlp", width = 8, depth = 1 }}
+baseline = "sgd"
+seeds = 1
+[train]
+epochs = 1
+batch_size = 256
+[optimizers.sgd]
+sweep.lr = [{values}]
+"""
+
+
+def launcher(runs: int = 300) -> None:
+    """What a run costs a worker beyond its training: a sweep of runs of a few steps, through the real launcher."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "sweep.toml"
+        path.write_text(SWEEP.format(values=", ".join(f"{(number + 1) / 1000:g}" for number in range(runs))))
+        plan = make_plan(experiment.load(path), Store(Path(place) / "sweep"))
+        started = time.perf_counter()
+        launched = launch.execute(plan, jobs=2, console=Console(file=io.StringIO()))
+        wall = time.perf_counter() - started
+        times = [path.stat().st_mtime for path in Path(place).glob("sweep/runs/*/result.json")]
+        found = launched.results.records
+        assert list(found.status) == ["done"] * runs
+    a_run = 2e3 * (max(times) - min(times)) / runs
+    setup, training = 1e3 * found.setup_seconds.mean(), 1e3 * (found.train_seconds + found.eval_seconds).mean()
+    print(f"A sweep of {runs} runs of one epoch, 2 workers   (target: under 50 ms a run beyond its training)")
+    print(f"  {'a run, of a worker':<28} {a_run:9.3f} ms")
+    print(f"  {'beyond training':<28} {a_run - training:9.3f} ms   of these {setup:.1f} ms its own set-up")
+    print(f"  {'the launch as a whole':<28} {wall:9.3f} s")
+    print()
+
+
 # ---- the commands --------------------------------------------------------------------------------------------
 
 
@@ -171,14 +256,19 @@ def commands() -> None:
             print(f"  {title:<28} {statistics.median(seconds):9.3f} s   (target: under {target})")
 
 
-def many_records(folder: Path) -> int:
-    """Results of 10,000 finished runs: 5 seeds of 2,000 configurations, written as `bench run` writes them."""
-    path = folder.parent / "many.toml"
+def many_file(folder: Path) -> Path:
+    """An experiment of 10,000 runs: 5 seeds of 2,000 configurations."""
+    path = folder / "many.toml"
     values = ", ".join(f"{(number + 1) / 1000:g}" for number in range(1999))
     path.write_text(
         TOML.replace("seeds = 1", "seeds = 5") + f'[optimizers.sam]\nbase = "sgd"\nlr = 0.05\nsweep.rho = [{values}]\n'
     )
-    planned = experiment.load(path)
+    return path
+
+
+def many_records(folder: Path) -> int:
+    """Results of 10,000 finished runs, written as `bench run` writes them."""
+    planned = experiment.load(many_file(folder.parent))
     found = records.collect(Store(folder), planned.meta(), planned.runs)
     frame = found.records
     frame["status"] = "done"

@@ -24,9 +24,10 @@ def build(results: Results, folder: Path) -> list[Path]:
     """Draw every figure into <folder>/figures/<name>.{png,pdf}, atomically; gives the paths written.
 
     Figures: "curves" and "gap" over training, of runs evaluated more than once (mean and 95% t band over the finished
-    seeds of the configuration chosen on validation data), "cost" (test metric against seconds of training), "sweep" where a label sweeps one number, and
-    "conditions" (test metric against what is varied) where there are several. A figure that does not fit on a page
-    goes on in "curves-2" and so on. One seed draws without bands. The same results give the same bytes.
+    seeds of the configuration chosen on validation data), "cost" (test metric against seconds of training), "sweep"
+    where a label sweeps one number, and "conditions" (test metric against what is varied) where there are several. A
+    figure that does not fit on a page goes on in "curves-2" and so on. One seed draws without bands. The same results
+    give the same bytes.
 
     Raises:
         BenchError: the experiment has no finished run.

@@ -1,0 +1,250 @@
+"""Who works on a run: a lock that the system holds, and in the lock file who that is, for hosts the lock misses.
+
+On one machine `flock` is the truth: it is held as long as the process lives, and gone with it. Some shared file systems
+do not carry it to other hosts; there the word of the lock file counts as long as its holder refreshes the file's time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import BenchError
+
+BEAT = 20.0
+"""Seconds between two signs of life of a holder."""
+STALE = 120.0
+"""Seconds without one after which a holder on another host is taken for dead."""
+FIRST_BEAT = 2.0
+"""Seconds until a holder looks for the first time whether the claim is still its own."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without `flock` answers."""
+
+
+class Claimed(BenchError):
+    """Another process works on this run right now."""
+
+
+class Claim:
+    """A run that this process holds.
+
+    Attributes:
+        lost: another host took this claim for dead (this machine slept, or was cut off) and works on the run now.
+    """
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path = path
+        self.lost = False
+        self._content = content
+        self._over = threading.Event()
+
+    def beat(self) -> None:
+        """Refresh the lock file's time for as long as the claim lasts and is ours."""
+        pause = min(FIRST_BEAT, BEAT)
+        while not self._over.wait(pause):
+            pause = BEAT
+            with suppress(OSError):  # a file server that is away for a moment, or a folder that was deleted
+                if self.path.read_bytes() != self._content:
+                    self.lost = True
+                    return
+                os.utime(self.path)
+
+    def end(self) -> None:
+        self._over.set()
+
+
+@contextmanager
+def held(path: Path, device: str | None) -> Iterator[Claim]:
+    """Hold a lock file, and have it say who does; the system lets go if this process dies.
+
+    Args:
+        path: the lock file; made if missing.
+        device: where the work is done, for those who look.
+
+    Raises:
+        Claimed: another process holds it, on this machine or on another.
+        OSError: the file cannot be opened or written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _take(descriptor, path)
+        content = json.dumps(_myself(device)).encode() + b"\n"
+        _write(descriptor, content)
+        claim = Claim(path, content)
+        thread = threading.Thread(target=claim.beat, name="claim", daemon=True)
+        thread.start()
+        try:
+            yield claim
+        finally:
+            claim.end()
+            thread.join(timeout=5)  # it may be waiting for a file server
+            if not claim.lost:
+                with suppress(OSError):
+                    _write(descriptor, b"")
+    finally:
+        os.close(descriptor)
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock file: host, pid, device, started (seconds since 1970), slurm_job, and more; None if nobody does.
+
+    A holder that has not written its name yet is `{}`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        lock = _lock(descriptor, fcntl.LOCK_SH)
+        return _content(descriptor) or {} if lock == "taken" else _living(descriptor, path, lock)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+# ---- the lock ------------------------------------------------------------------------------------------------
+
+
+def _take(descriptor: int, path: Path) -> None:
+    for attempt in range(5):  # `holder` has the lock for an instant, to see whether it is free
+        if (lock := _lock(descriptor, fcntl.LOCK_EX)) != "taken":
+            break
+        if attempt == 4:
+            raise _claimed(path, _content(descriptor))
+        time.sleep(0.02)
+    if (other := _living(descriptor, path, lock)) is not None:
+        raise _claimed(path, other)
+
+
+def _lock(descriptor: int, how: int) -> Literal["ours", "taken", "none here"]:
+    """Try to have the lock. On a file system that has none, the word of the lock file is all there is."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "taken"
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return "none here"
+    return "ours"
+
+
+def _claimed(path: Path, who: dict[str, Any] | None) -> Claimed:
+    return Claimed(f"run {path.parent.name} is being worked on by another process{in_words(who)}")
+
+
+def in_words(who: dict[str, Any] | None) -> str:
+    """A holder as the end of a sentence: " (pid 4711 on node7, cuda:0)"."""
+    if not who or "host" not in who:
+        return ""
+    device = f", {who['device']}" if who.get("device") else ""
+    return f" (pid {who.get('pid')} on {who['host']}{device})"
+
+
+# ---- the word of the lock file -------------------------------------------------------------------------------
+
+
+def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
+    """Whom the lock file names although its lock is free for us: a holder on another host that is still alive."""
+    who = _content(descriptor)
+    if who is None:
+        return None
+    if who.get("boot") == _boot():
+        return who if lock == "none here" and _is_alive(who) else None
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and who.get("slurm_job") == job and who.get("slurm_task") == os.environ.get("SLURM_PROCID", "0"):
+        return None  # this very job before it was requeued
+    age = _time_there(path.parent) - os.fstat(descriptor).st_mtime
+    return who if age < STALE else None
+
+
+def _content(descriptor: int) -> dict[str, Any] | None:
+    """What the lock file says: None if nothing, {} if it cannot be understood (it is being written)."""
+    content = os.pread(descriptor, 4096, 0)
+    if not content.strip():
+        return None
+    try:
+        who = json.loads(content)
+    except ValueError:
+        return {}
+    return who if isinstance(who, dict) else {}
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Never empty in between: that would be a free run to another host."""
+    if content:
+        os.pwrite(descriptor, content, 0)
+    os.ftruncate(descriptor, len(content))
+
+
+def _myself(device: str | None) -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "boot": _boot(),
+        "process": _process_start(os.getpid()),
+        "device": device,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_task": os.environ.get("SLURM_PROCID", "0"),
+        "started": round(time.time(), 1),
+    }
+
+
+@functools.cache
+def _boot() -> str:
+    """What tells this kernel from every other, itself before a reboot included; the host's name where it cannot be."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: a later process may have its number, but not this too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_alive(who: dict[str, Any]) -> bool:
+    started = _process_start(who.get("pid", 0))
+    return started is not None and started == who.get("process")
+
+
+# ---- the file server's clock ---------------------------------------------------------------------------------
+
+_offsets: dict[int, tuple[float, float]] = {}
+"""For every file system: when its clock was read, and by how much it is ahead of ours."""
+
+
+def _time_there(folder: Path) -> float:
+    """The time by the clock that stamps files in a folder; by ours, where nothing can be written there."""
+    place = os.stat(folder).st_dev
+    read_at, offset = _offsets.get(place, (float("-inf"), 0.0))
+    if time.monotonic() - read_at > BEAT:
+        with suppress(OSError):
+            offset = _touch(folder) - time.time()
+        _offsets[place] = time.monotonic(), offset
+    return time.time() + offset
+
+
+def _touch(folder: Path) -> float:
+    probe = folder / f".clock.{os.getpid()}.tmp"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,33 @@
+"""Whether an error says that memory was short, of a GPU or of the machine."""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+
+_MESSAGES = (
+    "can't allocate memory",  # torch on a CPU: a RuntimeError of its DefaultCPUAllocator
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """What was short, in one line, if that is what an error, or one that it was raised from, says; else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if _says_so(error):
+            first = str(error).partition("\n")[0].strip()
+            return f"out of memory: {first or type(error).__name__}"
+        error = error.__cause__
+    return None
+
+
+def _says_so(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
