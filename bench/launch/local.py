@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -53,25 +53,56 @@ class _Worker:
     run: PlannedRun | None = None
 
 
-def slots(jobs: int | None, jobs_per_gpu: int = 1) -> list[Slot]:
-    """The machine in equal shares: by default one a GPU, else one a core.
+def slots(jobs: int | None, jobs_per_gpu: int = 1, processes: Collection[int] = (1,)) -> list[Slot]:
+    """The machine in equal shares: by default one a GPU, else one a core; of as many for runs of several processes.
 
     Args:
         jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
         jobs_per_gpu: how many share a GPU, where `jobs` does not say.
+        processes: what runs there are, by how many processes do one.
 
     Raises:
-        BadValue: several runs a GPU are asked for where there is none.
+        BadValue: several runs a GPU are asked for where there is none; or there are not the GPUs, all of a run's own,
+            that runs of several processes need.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core_count = len(cores) or os.cpu_count() or 1
     gpus = torch.cuda.device_count()
     if jobs_per_gpu > 1 and not gpus:
         raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
-    jobs = jobs or gpus * jobs_per_gpu or core_count
+    if gpus and max(processes, default=1) > 1:
+        return _slots_of_several_gpus(jobs, jobs_per_gpu, processes, cores, gpus)
+    jobs = jobs or gpus * jobs_per_gpu or max(1, core_count // max(processes, default=1))
     share = max(1, core_count // jobs)
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
     return [Slot(f"cuda:{i % gpus}" if gpus else "cpu", shares[i], share) for i in range(jobs)]
+
+
+def _slots_of_several_gpus(
+    jobs: int | None, jobs_per_gpu: int, processes: Collection[int], cores: list[int], gpus: int
+) -> list[Slot]:
+    each = max(processes)
+    most = gpus // each
+    if len(set(processes)) > 1:
+        counts = ", ".join(map(str, sorted(set(processes))))
+        raise BadValue(
+            "train.processes", [f"runs of {counts} processes: on GPUs all must have as many; choose some with --only"]
+        )
+    if not most:
+        raise BadValue(f"train.processes = {each}", [f"needs a GPU for each, and torch sees {gpus} here"])
+    if jobs_per_gpu > 1 or (jobs or 1) > most:
+        asked = f"--jobs {jobs}" if jobs else f"--jobs-per-gpu {jobs_per_gpu}"
+        raise BadValue(asked, [f"runs of {each} processes have {each} GPUs each; the {gpus} here do {most} at once"])
+    share = max(1, len(cores) // (jobs or most))
+    return [
+        Slot(
+            f"cuda:{i * each}",
+            tuple(cores[i * share : (i + 1) * share]),
+            share,
+            tuple(f"cuda:{gpu}" for gpu in range(i * each + 1, (i + 1) * each)),
+        )
+        for i in range(jobs or most)
+    ]
 
 
 def run_local(

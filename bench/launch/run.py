@@ -106,7 +106,7 @@ def execute(
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
-    shares = slots(jobs, jobs_per_gpu)
+    shares = slots(jobs, jobs_per_gpu, _processes(planned))
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
     held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
@@ -134,7 +134,7 @@ def execute(
 
 def estimate(planned: Plan, *, jobs: int | None = None, jobs_per_gpu: int = 1, console: Console) -> None:
     """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
-    shares = slots(jobs, jobs_per_gpu)
+    shares = slots(jobs, jobs_per_gpu, _processes(planned))
     if planned.to_do:
         with Display(planned.passes, planned.experiment.metric, console) as display:
             run_local(planned.to_do, planned.store, display, shares=shares, only_estimate=True)
@@ -147,6 +147,11 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
         BenchError: something is missing and cannot be had, or is not what it should be.
     """
     fetch(experiments.load(experiments.find(name), overrides))
+
+
+def _processes(planned: Plan) -> set[int]:
+    """By how many processes the runs are done that would start now."""
+    return {run.spec.train.processes for run in planned.to_do}
 
 
 def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:

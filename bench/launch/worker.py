@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.distributed import run_distributed
 from bench.errors import BenchError
 from bench.launch.estimate import measure
 from bench.spec import RunSpec
@@ -27,6 +28,7 @@ class Slot:
 
     Attributes:
         device: "cuda:1", "cpu".
+        others: further GPUs, for runs of several processes; on a CPU those share the cores.
         cores: the cores it may use; empty leaves them all to it.
         threads: torch's threads.
     """
@@ -34,6 +36,12 @@ class Slot:
     device: str
     cores: tuple[int, ...]
     threads: int
+    others: tuple[str, ...] = ()
+
+    def devices(self, processes: int) -> list[torch.device]:
+        """One for each process of a run."""
+        names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
+        return [torch.device(name) for name in names[:processes]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
             return
         if job is None:
             return
-        event = _measure(job, device) if isinstance(job, Measure) else _do(job, device, connection, stop_asked)
+        event = _measure(job, device) if isinstance(job, Measure) else _do(job, slot, connection, stop_asked)
         connection.send(event)
 
 
@@ -108,7 +116,7 @@ def _measure(job: Measure, device: torch.device) -> Event:
         return Event("failed", content=f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _do(job: Job, device: torch.device, connection: Connection, stop_asked: threading.Event) -> Event:
+def _do(job: Job, slot: Slot, connection: Connection, stop_asked: threading.Event) -> Event:
     folder = RunFolder(job.folder)
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
@@ -120,7 +128,13 @@ def _do(job: Job, device: torch.device, connection: Connection, stop_asked: thre
             if result is None:
                 try:
                     spec = RunSpec.model_validate_json(job.spec_json)
-                    result = train(spec, folder, device, report, job.checkpoint_minutes, stop_asked.is_set)
+                    devices, stop = slot.devices(spec.train.processes), stop_asked.is_set
+                    if spec.train.processes > 1:
+                        if slot.device != "cpu":
+                            torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
+                        result = run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop)
+                    else:
+                        result = train(spec, folder, devices[0], report, job.checkpoint_minutes, stop)
                 except (Stopped, StorageError):
                     raise
                 except Exception as error:
