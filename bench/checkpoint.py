@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.errors import BenchError
 from bench.store import atomic_path
@@ -54,6 +55,19 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[st
     if state.get("format") != FORMAT:
         raise BenchError(f"{path} is of an older version of this package; delete it to run this one from the beginning")
     return state
+
+
+def own(model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """What one process of several has for itself: random numbers and the model's buffers, on the host."""
+    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
+    return {"random": random_state(device), "buffers": buffers}
+
+
+@torch.no_grad()
+def set_own(state: dict[str, Any], model: nn.Module, device: torch.device) -> None:
+    set_random_state(state["random"], device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(state["buffers"][name])
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

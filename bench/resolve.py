@@ -235,13 +235,25 @@ class Resolver(Checker):
             optimizer = self.optimizer(entry, base, values, where)
             settings = self.check(TrainSettings, ("train", train), (f"{where}.train", own_train | swept_train))
             if optimizer and settings:
-                m = optimizer.params.get("m")
-                if m and settings.batch_size % m:
-                    self.problem(f"{where}.m", f"must divide batch_size ({settings.batch_size}), got {m}")
+                self.parts(settings, optimizer.params.get("m"), where)
                 of_base = optimizer.base.params if optimizer.base else {}
                 resolved = of_base | optimizer.params | settings.model_dump()  # 1 is now 1.0 where a float is meant
                 swept = [key.removeprefix("train.") for key in config]
                 yield {key: resolved[key] for key in swept}, optimizer, settings
+
+    def parts(self, settings: TrainSettings, m: int | None, where: str) -> None:
+        """A batch divides into what the processes have of it, and into parts of m that no two processes share."""
+        batch, processes = settings.batch_size, settings.processes
+        if m and batch % m:
+            self.problem(f"{where}.m", f"must divide batch_size ({batch}), got {m}")
+        elif batch % processes:
+            self.problem(f"{where}.train.processes", f"must divide batch_size ({batch}), got {processes}")
+        elif m and m < batch and batch // processes % m:
+            self.problem(
+                f"{where}.m",
+                f"must divide what each of {processes} processes has of a batch ({batch // processes}), or be the "
+                f"whole batch ({batch}), got {m}",
+            )
 
     def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
         plain = [other.name for other in optimizers if not other.wraps_base]

@@ -75,6 +75,8 @@ class TrainSettings(_Frozen):
     """On a GPU, use deterministic kernels only, so that bits repeat (slower). On a CPU they always do."""
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes that share every batch, each on a GPU of its own: batch_size stays that of all of them together."""
 
     @field_validator("warmup_epochs")
     @classmethod

@@ -1,4 +1,11 @@
-"""One run's data, model and optimizer, built from its spec, and the step that all of them take together."""
+"""One run's data, model and optimizer, built from its spec, and the step that all of them take together.
+
+Over several processes each has an equal share of every batch. What is drawn is drawn for the whole batch in each of
+them, so that a run has the same examples, augmented alike, in however many processes: it computes the same, up to the
+rounding of sums. Two kinds of models are the exception: batch norm takes its statistics over a process's share (with m,
+over m examples, as in one process) and is evaluated with those that the first process has gathered, and each process
+draws dropout masks of its own, from a stream of the seed and its rank.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +20,7 @@ from torch import Tensor, nn
 from bench import batching, text
 from bench.batching import Batch
 from bench.errors import BenchError
+from bench.group import ALONE, Group
 from bench.numerics import compilation_errors_told, compiled, set_precision
 from bench.optim.method import Closure, Method, kept_buffers, rewinder
 from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
@@ -28,7 +36,10 @@ class Run:
     Attributes:
         network: what training passes go through: the model, or its compiled twin.
         steps: steps in an epoch.
-        part_size: examples a closure is over: m for a method that has one, else the batch.
+        batch_size: examples a step, in all processes together.
+        part_size: examples a closure is over: m for a method that has one, else this process's share of the batch.
+        together: whether closures leave the mean gradient of all processes, as for one perturbation of the whole batch;
+            if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
     """
 
@@ -43,12 +54,14 @@ class Run:
     steps: int
     part_size: int
     warm_up_passes: int
+    group: Group = ALONE
+    together: bool = True
     closures_done: int = 0
 
     @property
     def passes(self) -> int:
-        """Forward-backward passes over a batch so far."""
-        return round(self.closures_done * self.part_size / self.batch_size)
+        """Forward-backward passes over a batch so far, of all processes together."""
+        return round(self.closures_done * self.part_size * self.group.size / self.batch_size)
 
     def batches(self, epoch: int) -> list[Batch]:
         """What an epoch goes through: the same for every optimizer with this seed."""
@@ -59,9 +72,15 @@ class Run:
         loss: Tensor = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type, assignment]
         return loss.detach()
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _closures(self, batch: Batch, augment: np.random.RandomState) -> Closure | list[Closure]:
-        inputs, targets = self.task.training_batch(*batch.of(self.data.train), augment)
-        if self.part_size == self.batch_size:
+        share = self.batch_size // self.group.size
+        ours = slice(self.group.rank * share, (self.group.rank + 1) * share)
+        inputs, targets = (part[ours] for part in self.task.training_batch(*batch.of(self.data.train), augment))
+        if self.part_size == share:
             return self._closure(inputs, targets)
         parts = zip(torch.split(inputs, self.part_size), torch.split(targets, self.part_size), strict=True)
         return [self._closure(*part) for part in parts]
@@ -74,6 +93,8 @@ class Run:
             loss = self.task.losses(outputs.float(), targets).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             self.closures_done += 1
+            if self.together:
+                (loss,) = self.group.mean_gradients(self.parameters, loss)
             return loss
 
         return closure
@@ -96,12 +117,17 @@ class Run:
         rewind()
 
 
-def set_up(spec: RunSpec, device: torch.device) -> Run:
+def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
     """Data, model and optimizer of a run, the model's weights drawn from the seed's stream.
 
+    Args:
+        group: the processes that do it; each of them calls this.
+
     Raises:
-        BenchError: data or model do not fit the spec.
+        BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
+    if group.size != spec.train.processes:
+        raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
     task = load_task(spec)
     data = prepare(task, spec.data, spec.seed, encoder(spec, task)).to(device)
     autocast = set_precision(spec.train, device)
@@ -110,9 +136,7 @@ def set_up(spec: RunSpec, device: torch.device) -> Run:
     model = model.to(device).to(memory_format=task.memory_format)
     optimizer = build_optimizer(spec, model)
     batch_size = min(spec.train.batch_size, len(data.train))
-    part_size = getattr(optimizer, "m", None) or batch_size
-    if batch_size % part_size:
-        raise BenchError(f"m = {part_size} does not divide the batch of {batch_size}")
+    part_size, together = share_out(optimizer, batch_size, group)
     return Run(
         task=task,
         data=data,
@@ -125,7 +149,32 @@ def set_up(spec: RunSpec, device: torch.device) -> Run:
         steps=steps_per_epoch(len(data.train), spec.train.batch_size),
         part_size=part_size,
         warm_up_passes=3 if spec.train.cuda_graphs else 1,  # CUDA graphs: compiled, then recorded, then replayed
+        group=group,
+        together=together,
     )
+
+
+def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -> tuple[int, bool]:
+    """Examples a closure is over, and whether closures average over all processes (see `Run`).
+
+    Raises:
+        BenchError: the batch does not divide into such parts.
+    """
+    m = getattr(optimizer, "m", None) or batch_size
+    if batch_size % m:
+        raise BenchError(f"m = {m} does not divide the batch of {batch_size}")
+    if batch_size % group.size:
+        raise BenchError(f"train.processes = {group.size} does not divide the batch of {batch_size}")
+    share = batch_size // group.size
+    if m == batch_size:
+        return share, True
+    if share % m:
+        raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
+    if group.size > 1:
+        if not isinstance(optimizer, Method):
+            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.optim.method.Method: one process only")
+        optimizer.group = group
+    return m, False
 
 
 def load_task(spec: RunSpec) -> Task:

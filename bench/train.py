@@ -7,6 +7,7 @@ that is stopped anywhere goes on from its last checkpoint and ends with the same
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import checkpoint
 from bench.environment import PeakMemory, describe
 from bench.evaluate import evaluate
+from bench.group import ALONE, Group
 from bench.optim.schedule import scheduler
 from bench.seeding import StreamState, continued, derive, numpy_stream, state_of
 from bench.spec import PROTOCOL, RunSpec
@@ -29,6 +31,10 @@ from bench.tasks.base import Data, Task
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
+
+
+ASK_EVERY = 4
+"""Steps between two talks of processes on GPUs about stopping: a talk makes them wait for each other's hosts."""
 
 
 class Stopped(Exception):
@@ -79,6 +85,7 @@ def train(
     report: Report = lambda done, epochs, measured: None,
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it.
 
@@ -88,6 +95,8 @@ def train(
         report: called after every epoch.
         checkpoint_minutes: time between two checkpoints, which are written between two steps.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
+        group: the processes that do the run together, all of which call this (see `bench/distributed.py`): the first
+            evaluates and writes; whoever is asked to stop stops all of them, after the same step.
 
     Returns:
         The content of result.json, which is written last.
@@ -100,24 +109,28 @@ def train(
     # ---- set-up: data, model and optimizer, each from its own random stream ----------------------------------
     started = time.perf_counter()
     memory = PeakMemory(device)
-    run = set_up(spec, device)
+    run = set_up(spec, device, group)
     model, optimizer, data = run.model, run.optimizer, run.data
     origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
     origin["initial_weights_sha256"] = weights_sha256(model)  # of a seed, or of a file of pretrained ones
-    folder.write_start(spec.model_dump_json(indent=1) + "\n", {**describe(device), **origin})
+    group.check_alike("initial weights", lambda: origin["initial_weights_sha256"])
+    group.check_alike("data", lambda: data.fingerprint)
+    folder.write_start(spec.model_dump_json(indent=1) + "\n", {**describe(device), "processes": group.size, **origin})
     epochs, steps = spec.train.epochs, run.steps
     warmup = spec.train.warmup_epochs * steps or round(spec.train.warmup_ratio * epochs * steps)
     schedule = scheduler(optimizer, epochs * steps, warmup, spec.train.schedule)
-    torch.manual_seed(derive(spec.seed, "dropout"))
+    torch.manual_seed(derive(spec.seed, "dropout", group.rank))
 
     # ---- resume ----------------------------------------------------------------------------------------------
     clocks, curve, place = Clocks(), [], Place()
-    if folder.checkpoint.exists():
+    if group.from_first(folder.checkpoint.exists()):
         state = checkpoint.load(folder.checkpoint, spec.run_id, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         checkpoint.set_random_state(state["random"], device)
+        if not group.is_first:
+            checkpoint.set_own(state["others"][group.rank - 1], model, device)
         clocks, curve, place = Clocks(**state["clocks"]), state["curve"], Place(**state["place"])
         clocks.resumes += 1
     folder.write_curve(curve)
@@ -125,16 +138,22 @@ def train(
     if device.type == "cuda" or spec.train.compile:
         run.warm_up()
     clocks.setup_seconds += time.perf_counter() - started
-    last_checkpoint, stopping = time.monotonic(), False
+    last_checkpoint, stopping, asked = time.monotonic(), False, itertools.count(1)
 
     def is_due() -> bool:
         nonlocal stopping
-        stopping = stop()
-        return stopping or time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes
+        if group.size > 1 and device.type == "cuda" and next(asked) % ASK_EVERY:
+            return False
+        late = time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes
+        word = group.largest(2 if stop() else int(late and group.is_first))
+        stopping = word == 2
+        return word > 0
 
     def save(place: Place) -> None:
         """Leave everything that the rest of the run hangs on; end the work here if that is asked."""
         nonlocal last_checkpoint
+        group.check_alike("states of the optimizers", lambda: _sha256(_tensors(optimizer)))
+        _, *others = group.gathered(checkpoint.own(model, device))
         state = {
             "run_id": spec.run_id,
             "place": asdict(place),
@@ -142,10 +161,12 @@ def train(
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "random": checkpoint.random_state(device),
+            "others": others,
             "clocks": asdict(clocks),
             "curve": curve,
         }
-        checkpoint.save(folder.checkpoint, state)
+        if group.is_first:
+            checkpoint.save(folder.checkpoint, state)
         last_checkpoint = time.monotonic()
         if stopping:
             raise Stopped
@@ -185,7 +206,7 @@ def train(
         measured: dict[str, float] = {}
         if (epoch + 1) % spec.train.eval_every == 0 or epoch + 1 == epochs:
             with timed(clocks, "eval_seconds", device):
-                measured = evaluate(model, run.task, data, run.autocast)
+                measured = group.from_first(evaluate(model, run.task, data, run.autocast) if group.is_first else {})
             if not math.isfinite(measured["train_loss"]):
                 return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
             point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": place.lr}
@@ -197,6 +218,7 @@ def train(
             save(place)
 
     # ---- the result ------------------------------------------------------------------------------------------
+    group.check_alike("weights", lambda: _sha256(dict(model.named_parameters())))
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}
     return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
 
@@ -230,8 +252,19 @@ def _texts(data: Data) -> dict[str, int]:
 
 def weights_sha256(model: nn.Module) -> str:
     """A fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
+    return _sha256(model.state_dict())
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, by the parameter's number."""
+    state = optimizer.state_dict()["state"]
+    found = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -20,10 +20,11 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 LAYERS = (
     {"bench.errors", "bench.checking"},
     {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
-    | {"bench.text", "bench.claims"},
+    | {"bench.text", "bench.claims", "bench.group"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {"bench.resolve", "bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment"}
-    | {"bench.batching", "bench.numerics", "bench.step", "bench.train"},
+    | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}
+    | {"bench.rank", "bench.distributed"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.__main__", "bench"},
 )

@@ -34,6 +34,7 @@ FULL: dict[str, Any] = {
         "cuda_graphs": False,
         "deterministic": False,
         "eval_every": 1,
+        "processes": 1,
     },
     "seed": 0,
     "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
@@ -103,6 +104,7 @@ def test_defaults_are_what_they_have_always_been() -> None:
         "cuda_graphs": False,
         "deterministic": False,
         "eval_every": 1,
+        "processes": 1,
     }
 
 

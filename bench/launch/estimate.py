@@ -61,7 +61,13 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
 
     Args:
         seconds: about how long to measure; slow steps are measured once.
+
+    A run of several processes is measured in one: on a GPU with the share of one of them, and without what they send
+    each other; on a CPU, whose cores they share, with the whole batch.
     """
+    processes = spec.train.processes
+    share = spec.train.batch_size // (processes if device.type == "cuda" else 1)
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"processes": 1, "batch_size": share})})
     started = time.perf_counter()
     run = set_up(spec, device)
     run.warm_up()

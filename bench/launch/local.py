@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
-import torch
-
-from bench.errors import BadValue
 from bench.launch.display import Display
 from bench.launch.estimate import samples
-from bench.launch.worker import Event, Job, Measure, Slot, work
+from bench.launch.slots import Slot
+from bench.launch.worker import Event, Job, Measure, work
 from bench.numerics import allow_deterministic_kernels
 from bench.spec import PlannedRun
 from bench.store import Claimed, Store, reason_in
@@ -53,45 +51,6 @@ class _Worker:
     run: PlannedRun | None = None
     alone: bool = False
     """Its run must have the device for itself."""
-
-
-def slots(jobs: int | None, jobs_per_gpu: int = 1, gpus: Sequence[int] | None = None) -> list[Slot]:
-    """The machine in equal shares: by default one a GPU, else one a core.
-
-    Args:
-        jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
-        jobs_per_gpu: how many share a GPU, where `jobs` does not say.
-        gpus: the GPUs to use, numbered as torch sees them (CUDA_VISIBLE_DEVICES counts); default all.
-
-    Raises:
-        BadValue: a GPU is asked for that is not there, or several runs a GPU where there is none.
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    core_count = len(cores) or os.cpu_count() or 1
-    used = _gpus(gpus)
-    if jobs_per_gpu > 1 and not used:
-        raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
-    jobs = jobs or len(used) * jobs_per_gpu or core_count
-    share = max(1, core_count // jobs)
-    shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
-    return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
-
-
-def _gpus(asked: Sequence[int] | None) -> list[int]:
-    """The GPUs to use: those asked for, each once, or all."""
-    there = list(range(torch.cuda.device_count()))
-    if asked is None:
-        return there
-    wanted = list(dict.fromkeys(asked))
-    source = f"--gpus {','.join(map(str, asked))}"
-    if not there:
-        raise BadValue(source, ["torch sees no GPU here; without --gpus the runs are done on the cores"])
-    valid = ", ".join(map(str, there))
-    if wrong := [f"there is no GPU {number}; valid: {valid}" for number in wanted if number not in there]:
-        raise BadValue(source, wrong)
-    if not wanted:
-        raise BadValue("--gpus", [f"names no GPU; valid: {valid}"])
-    return wanted
 
 
 def run_local(

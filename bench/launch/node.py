@@ -17,9 +17,9 @@ from bench.errors import BenchError
 from bench.launch import submission as submissions
 from bench.launch.display import Display
 from bench.launch.job import STOPPED
-from bench.launch.local import Outcome, run_local, slots
+from bench.launch.local import Outcome, run_local
+from bench.launch.slots import Slot, slots
 from bench.launch.submission import Settings, Submission
-from bench.launch.worker import Slot
 from bench.spec import PlannedRun, RunSpec
 from bench.store import FINISHED, Store
 
@@ -62,7 +62,7 @@ def do(submission: Submission, task: int) -> Outcome:
                 runs,
                 store,
                 display,
-                shares=_shares(settings),
+                shares=_shares(settings, {run.spec.train.processes for run in runs}),
                 fail_fast=settings.fail_fast,
                 checkpoint_minutes=settings.checkpoint_minutes,
             )
@@ -96,9 +96,10 @@ def _passes(content: dict[str, object], run_ids: list[str]) -> dict[str, int]:
     return {run_id: passes[run_id] for run_id in run_ids}
 
 
-def _shares(settings: Settings) -> list[Slot]:
+def _shares(settings: Settings, processes: set[int]) -> list[Slot]:
     """What the job was given, in shares. Where nothing confines it to its cores, it takes no more than as many."""
-    shares = slots(settings.jobs or (None if settings.gpus else settings.cpus), settings.jobs_per_gpu)
+    on_cores = None if settings.gpus else max(1, settings.cpus // max(processes))
+    shares = slots(settings.jobs or on_cores, settings.jobs_per_gpu, processes=processes)
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if seen <= settings.cpus:
         return shares

@@ -11,9 +11,10 @@ from rich.console import Console
 from bench import experiment as experiments
 from bench import records
 from bench.launch.display import Display
-from bench.launch.local import Outcome, run_local, slots
+from bench.launch.local import Outcome, run_local
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import fetch
+from bench.launch.slots import slots
 from bench.records import Results
 from bench.store import FINISHED, Store
 
@@ -110,7 +111,7 @@ def execute(
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
-    shares = slots(jobs, jobs_per_gpu, gpus)
+    shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
     held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
@@ -145,7 +146,7 @@ def estimate(
     console: Console,
 ) -> None:
     """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
-    shares = slots(jobs, jobs_per_gpu, gpus)
+    shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     if planned.to_do:
         with Display(planned.passes, planned.experiment.metric, console) as display:
             run_local(planned.to_do, planned.store, display, shares=shares, only_estimate=True)
@@ -158,6 +159,11 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
         BenchError: something is missing and cannot be had, or is not what it should be.
     """
     fetch(experiments.load(experiments.find(name), overrides))
+
+
+def _processes(planned: Plan) -> set[int]:
+    """By how many processes the runs are done that would start now."""
+    return {run.spec.train.processes for run in planned.to_do}
 
 
 def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,27 +15,14 @@ from typing import Any
 
 import torch
 
+from bench.distributed import run_distributed
 from bench.errors import BenchError
 from bench.launch.estimate import measure
 from bench.launch.memory import out_of_memory
+from bench.launch.slots import Slot
 from bench.spec import RunSpec
 from bench.store import Claimed, RunFolder, StorageError
-from bench.train import Stopped, train
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A worker's share of the machine.
-
-    Attributes:
-        device: "cuda:1", "cpu".
-        cores: the cores it may use; empty leaves them all to it.
-        threads: torch's threads.
-    """
-
-    device: str
-    cores: tuple[int, ...]
-    threads: int
+from bench.train import Report, Stopped, train
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
             return
         if device.type == "cuda":  # not earlier: a worker that waits takes none of the GPU's memory
             torch.cuda.set_device(device)
-        event = _measure(job, device) if isinstance(job, Measure) else _do(job, device, connection, stop_asked)
+        event = _measure(job, device) if isinstance(job, Measure) else _do(job, slot, connection, stop_asked)
         connection.send(event)
 
 
@@ -116,14 +104,14 @@ def _measure(job: Measure, device: torch.device) -> Event:
         return Event("failed", content=f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _do(job: Job, device: torch.device, connection: Connection, stop_asked: threading.Event) -> Event:
+def _do(job: Job, slot: Slot, connection: Connection, stop_asked: threading.Event) -> Event:
     folder = RunFolder(job.folder)
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
         connection.send(Event("epoch", done, epochs, measured))
 
     try:
-        with folder.claim(str(device)) as claim:
+        with folder.claim(slot.device) as claim:
             result = folder.result()  # another launch may have finished it a moment ago
             if result is not None:
                 return Event("done", content=result)
@@ -132,8 +120,7 @@ def _do(job: Job, device: torch.device, connection: Connection, stop_asked: thre
                 return stop_asked.is_set() or claim.lost
 
             try:
-                spec = RunSpec.model_validate_json(job.spec_json)
-                return Event("done", content=train(spec, folder, device, report, job.checkpoint_minutes, stop))
+                return Event("done", content=_run(job, slot, folder, report, stop))
             except Stopped:
                 return Event("claimed" if claim.lost else "stopped")
             except StorageError:
@@ -144,6 +131,17 @@ def _do(job: Job, device: torch.device, connection: Connection, stop_asked: thre
         return Event("claimed")
     except StorageError as error:
         return Event("disk", content=str(error))
+
+
+def _run(job: Job, slot: Slot, folder: RunFolder, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Do a run here, or in as many processes as it asks for."""
+    spec = RunSpec.model_validate_json(job.spec_json)
+    devices = slot.devices(spec.train.processes)
+    if spec.train.processes == 1:
+        return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop)
+    if slot.device != "cpu":
+        torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
+    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop)
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from bench.group import ALONE
+
 Closure = Callable[[], Tensor]
 
 
@@ -26,6 +28,13 @@ class Method(torch.optim.Optimizer):
         model: the module being trained; given it, a second evaluation leaves its buffers (batch-norm statistics)
             as the first one left them.
         clip_norm: largest norm of the gradient handed to the base; None leaves it alone. Nothing else is clipped.
+
+    Over several processes the gradient is averaged in one of two places. Where closures do it (those of `bench run` for
+    the whole batch, or DistributedDataParallel's backward pass), every method sees what one process with the whole
+    batch would. Where `group` is set to those processes, the method is applied in each of them to its own parts of the
+    batch, and only what comes out is averaged, with the loss; a norm that is not finite in one is so in all.
+    What a method remembers must come out the same in all processes: only the first one's is in a checkpoint (`bench
+    run` checks that). Random numbers are each process's own.
 
     Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
     another base, one value a step is fetched to see whether the gradient is finite.
@@ -49,6 +58,7 @@ class Method(torch.optim.Optimizer):
         self.base: torch.optim.Optimizer
         self.model = model
         self.clip_norm = clip_norm
+        self.group = ALONE
         self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
         for group in self.param_groups:
@@ -87,6 +97,8 @@ class Method(torch.optim.Optimizer):
                 "and returns the loss: optimizer.step(closure)"
             )
         loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
+        everything = (p for group in self.param_groups for p in group["params"])
+        loss, *norms_on_the_way = self.group.mean_gradients(everything, loss, *norms_on_the_way)
         parameters = self.parameters_with_gradient()
         norm = global_norm(gradients(parameters))
         finite = norm.isfinite()

@@ -42,6 +42,12 @@ class SAM(Method):
 
     The ascent follows the gradient of the loss alone: a base's weight decay is not in it. The loss returned is L(w).
     A gradient that is not finite, in either pass, leaves weights and base state alone and counts in `skipped_steps`.
+    In a loop of yours with DistributedDataParallel, a closure that calls the wrapped model averages the gradients of
+    both passes over the processes: one perturbation for the whole batch. For one a process (the paper's m), have the
+    first evaluation of each step go forward *and* backward under `ddp.no_sync()`, and the second one not: weights stay
+    the same in all processes, since they only ever follow the second gradient. A first gradient that is not finite
+    makes NaN of that process's second one, so of everyone's mean, and all of them skip the step.
+
     Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage.
 
     Example:

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from bench.registry import register_task
@@ -35,6 +34,8 @@ class Digits(Task):
         self.augment = augment
 
     def load(self) -> tuple[Split, Split]:
+        from sklearn.datasets import load_digits  # slow to import
+
         raw = load_digits()
         images = torch.from_numpy(raw.images).unsqueeze(1)
         targets = torch.from_numpy(raw.target.astype(np.int64))

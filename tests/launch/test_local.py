@@ -26,8 +26,8 @@ from bench.errors import BadValue
 from bench.experiment import load
 from bench.launch import local
 from bench.launch.display import Display
-from bench.launch.local import slots
 from bench.launch.plan import make_plan
+from bench.launch.slots import slots
 from bench.launch.worker import Event, Job, _do
 from bench.store import Store
 from tests.launch.site import RUNS, Site, alive, workers_of

@@ -1,0 +1,138 @@
+"""The processes of one run: who is which, and what they tell each other.
+
+Every process takes every step; only what differs between them is exchanged: gradients and losses of their parts of a
+batch on the device's own channel, decisions and small things on one of the hosts (gloo), which waits for no GPU.
+
+Gradients are averaged here by hand and not by torch's DistributedDataParallel, because a method decides when: of SAM
+with m only the last of several backward passes is everyone's, after parts were added up. It also takes models whose
+backward pass leaves parameters out, on some processes only. The price: nothing is sent before the backward pass is
+over, where DistributedDataParallel sends and computes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+
+T = TypeVar("T")
+
+BUCKET = 2**23
+"""Numbers that are sent at once: few enough to need little memory beside the gradients, enough to be worth sending."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those of its run; by itself a run of one process, for which all of this does nothing.
+
+    Attributes:
+        rank: this process: 0 writes, evaluates and reports.
+        size: how many there are.
+        control: torch's process group of the hosts; None where there is one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def mean_gradients(self, parameters: Iterable[nn.Parameter], *values: Tensor) -> list[Tensor]:
+        """Replace every gradient by its mean over all processes; all of them call this, with as many values.
+
+        Args:
+            parameters: the same in the same order in every process. A gradient that is missing counts as zero, and
+                stays missing where no process has it.
+            values: scalars of which the means are wanted too.
+
+        Returns:
+            The means of the values: the very same bits in every process.
+        """
+        if self.size == 1:
+            return list(values)
+        parameters = [p for p in parameters if p.requires_grad]
+        missing = [n for n, p in enumerate(parameters) if p.grad is None]
+        for n in missing:
+            parameters[n].grad = torch.zeros_like(parameters[n])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        dtype = gradients[0].dtype if gradients[0].dtype == torch.float64 else torch.float32
+        head = torch.ones(len(values) + len(parameters), dtype=dtype, device=gradients[0].device)  # and who has which
+        if values:
+            head[: len(values)] = torch.stack([value.detach().to(head) for value in values])
+        for n in missing:
+            head[len(values) + n] = 0.0
+        self._mean_([head, *gradients])
+        if missing:
+            nobody = (head[len(values) :] == 0).tolist()
+            for n in missing:
+                parameters[n].grad = None if nobody[n] else parameters[n].grad
+        return [mean.to(value.dtype) for mean, value in zip(head[: len(values)], values, strict=True)]
+
+    def _mean_(self, tensors: Sequence[Tensor]) -> None:
+        """The mean over all processes of every tensor, in its place."""
+        sent = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, on_its_way in sent:
+            on_its_way.wait()
+            flat.mul_(1 / self.size)
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(list(bucket), [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+
+    def largest(self, word: int) -> int:
+        """The largest of what the processes say: a decision that is the same in all of them."""
+        if self.size == 1:
+            return word
+        said = torch.tensor([word])
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=self.control)
+        return int(said)
+
+    def from_first(self, value: T) -> T:
+        """What the first process has; the others wait for it, for as long as it takes."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What each process has, in their order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def check_alike(self, what: str, value: Callable[[], object]) -> None:
+        """Raise BenchError, in all processes, where one has another value than the first; one alone asks for none."""
+        if self.size == 1:
+            return
+        values = self.gathered(value())
+        others = [str(rank) for rank, other in enumerate(values) if other != values[0]]
+        if others:
+            raise BenchError(f"{what} of process {', '.join(others)} differ from those of process 0; they must not")
+
+
+ALONE = Group()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors in their order, some at a time: of one dtype, and of about as many numbers as are sent at once."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not buckets or buckets[-1][0].dtype != tensor.dtype or tensor.numel() > room:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(tensor)
+        room -= tensor.numel()
+    return buckets

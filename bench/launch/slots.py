@@ -1,0 +1,110 @@
+"""A machine in shares: which GPUs or cores each worker has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.errors import BadValue
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A worker's share of the machine.
+
+    Attributes:
+        device: "cuda:1", "cpu".
+        others: further GPUs, for runs of several processes; on a CPU those share the cores.
+        cores: the cores it may use; empty leaves them all to it.
+        threads: torch's threads.
+    """
+
+    device: str
+    cores: tuple[int, ...]
+    threads: int
+    others: tuple[str, ...] = ()
+
+    def devices(self, processes: int) -> list[torch.device]:
+        """One for each process of a run."""
+        names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
+        return [torch.device(name) for name in names[:processes]]
+
+
+def slots(
+    jobs: int | None,
+    jobs_per_gpu: int = 1,
+    gpus: Sequence[int] | None = None,
+    processes: Collection[int] = (1,),
+) -> list[Slot]:
+    """The machine in equal shares: by default one a GPU, else one a core; of as many for runs of several processes.
+
+    Args:
+        jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
+        jobs_per_gpu: how many share a GPU, where `jobs` does not say.
+        gpus: the GPUs to use, numbered as torch sees them (CUDA_VISIBLE_DEVICES counts); default all.
+        processes: what runs there are, by how many processes do one.
+
+    Raises:
+        BadValue: a GPU is asked for that is not there, or several runs a GPU where there is none; or there are not the
+            GPUs, all of a run's own, that runs of several processes need.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    core_count = len(cores) or os.cpu_count() or 1
+    used = _gpus(gpus)
+    if jobs_per_gpu > 1 and not used:
+        raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
+    if used and max(processes, default=1) > 1:
+        return _slots_of_several_gpus(jobs, jobs_per_gpu, processes, cores, used)
+    jobs = jobs or len(used) * jobs_per_gpu or max(1, core_count // max(processes, default=1))
+    share = max(1, core_count // jobs)
+    shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
+    return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
+
+
+def _gpus(asked: Sequence[int] | None) -> list[int]:
+    """The GPUs to use: those asked for, each once, or all."""
+    there = list(range(torch.cuda.device_count()))
+    if asked is None:
+        return there
+    wanted = list(dict.fromkeys(asked))
+    source = f"--gpus {','.join(map(str, asked))}"
+    if not there:
+        raise BadValue(source, ["torch sees no GPU here; without --gpus the runs are done on the cores"])
+    valid = ", ".join(map(str, there))
+    if wrong := [f"there is no GPU {number}; valid: {valid}" for number in wanted if number not in there]:
+        raise BadValue(source, wrong)
+    if not wanted:
+        raise BadValue("--gpus", [f"names no GPU; valid: {valid}"])
+    return wanted
+
+
+def _slots_of_several_gpus(
+    jobs: int | None, jobs_per_gpu: int, processes: Collection[int], cores: list[int], gpus: list[int]
+) -> list[Slot]:
+    each = max(processes)
+    most = len(gpus) // each
+    if len(set(processes)) > 1:
+        counts = ", ".join(map(str, sorted(set(processes))))
+        raise BadValue(
+            "train.processes", [f"runs of {counts} processes: on GPUs all must have as many; choose some with --only"]
+        )
+    if not most:
+        raise BadValue(f"train.processes = {each}", [f"needs a GPU for each, and there are {len(gpus)} to use here"])
+    if jobs_per_gpu > 1 or (jobs or 1) > most:
+        asked = f"--jobs {jobs}" if jobs else f"--jobs-per-gpu {jobs_per_gpu}"
+        raise BadValue(
+            asked, [f"runs of {each} processes have {each} GPUs each; the {len(gpus)} here do {most} at once"]
+        )
+    share = max(1, len(cores) // (jobs or most))
+    return [
+        Slot(
+            f"cuda:{gpus[i * each]}",
+            tuple(cores[i * share : (i + 1) * share]),
+            share,
+            tuple(f"cuda:{gpu}" for gpu in gpus[i * each + 1 : (i + 1) * each]),
+        )
+        for i in range(jobs or most)
+    ]

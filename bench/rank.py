@@ -1,0 +1,233 @@
+"""What each process does of a run that several do: it joins the others, has its part, and tells of the first's news."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bench.errors import BenchError
+from bench.group import Group
+from bench.numerics import allow_deterministic_kernels
+from bench.spec import RunSpec
+from bench.store import RunFolder, StorageError
+from bench.train import Stopped, train
+
+PATIENCE = timedelta(days=1)
+"""How long one process waits for another, which may be evaluating; one that has died is noticed sooner."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Onlooker(RunFolder):
+    """A run's folder for processes that are not the first: to read, and nothing is ever written."""
+
+    def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
+        pass
+
+    def write_curve(self, points: list[dict[str, Any]]) -> None:
+        pass
+
+    def append_curve(self, point: dict[str, Any]) -> None:
+        pass
+
+    def write_result(self, result: dict[str, Any], curve: list[dict[str, Any]]) -> None:
+        pass
+
+
+def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """What torch must know to join a group that srun or torchrun has started; None if none of them has.
+
+    Raises:
+        BenchError: it is not told where to meet.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        return {"LOCAL_RANK": environment["RANK"]} | {name: environment[name] for name in names if name in environment}
+    if int(environment.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in environment:
+        return None
+    host = environment.get("MASTER_ADDR")
+    if host is None and environment.get("SLURM_NNODES", "1") == "1":
+        host = "127.0.0.1"
+    if host is None:
+        raise BenchError(
+            "several nodes, and no MASTER_ADDR that says where their processes meet: before srun, "
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    step = int(environment.get("SLURM_JOB_ID", "0")) * 16 + int(environment.get("SLURM_STEP_ID", "0")) % 16
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": environment.get("MASTER_PORT", str(20_000 + step % 12_000)),  # the same in all of this step
+    }
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Group]:
+    """The group that torch's environment variables tell of; left again where all goes well."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield Group(dist.get_rank(), dist.get_world_size(), control)
+    dist.destroy_process_group()  # never after an error: the others might not come
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Wait until no process of an earlier try works on the run: one may outlive its worker by an instant."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / "processes.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def take_part(
+    spec: RunSpec,
+    path: Path,
+    device: torch.device,
+    tell: Tell,
+    checkpoint_minutes: float,
+    stop: Callable[[], bool],
+    claim: bool,
+) -> None:
+    """Do this process's part of a run.
+
+    Args:
+        tell: takes the first process's news: epochs, and the end.
+        claim: whether the run must still be claimed, as it is where no worker has done so.
+
+    Raises: see `train`; and `Claimed`.
+    """
+    with joined(device) as group:
+        folder = RunFolder(path) if group.is_first else Onlooker(path)
+
+        def report(done: int, epochs: int, measured: dict[str, float]) -> None:
+            if group.is_first:
+                tell({"kind": "epoch", "done": done, "epochs": epochs, "measured": measured})
+
+        with _first_only(group, folder, claim):
+            try:
+                if group.from_first(folder.result() is None):
+                    train(spec, folder, device, report, checkpoint_minutes, stop, group)
+                kind = "done"
+            except Stopped:
+                kind = "stopped"
+            if group.is_first:
+                tell({"kind": kind})
+
+
+@contextmanager
+def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
+    """Hold the folder in the first process; nobody begins before it does."""
+    if not group.is_first:
+        group.from_first(None)
+        yield
+    elif claim:
+        with folder.claim(), _held(folder.path):
+            group.from_first(None)
+            try:
+                yield
+            except StorageError:
+                raise
+            except Exception as error:
+                folder.write_error(str(error) if isinstance(error, BenchError) else traceback.format_exc())
+                raise
+    else:
+        with _held(folder.path):
+            group.from_first(None)
+            yield
+
+
+# ---- a process of its own ------------------------------------------------------------------------------------
+
+
+def be_one(
+    spec: RunSpec,
+    path: Path,
+    place: Mapping[str, str],
+    *,
+    device: str | None,
+    threads: int | None,
+    checkpoint_minutes: float,
+    watched: int | None,
+) -> int:
+    """Take part in a run as the one that the environment makes of this process.
+
+    Args:
+        place: from `place_of`.
+        device: default a GPU for each process, where there are any.
+        threads: torch's; default this process's share of its cores.
+        watched: the pipe on which `bench.distributed.run_distributed` listens; None: srun or torchrun started us.
+
+    Returns:
+        The process's exit status.
+    """
+    os.environ.update(place)
+    if spec.train.deterministic:
+        allow_deterministic_kernels()
+    stop_asked = threading.Event()
+    tell = _print if watched is None else _to_pipe(watched, stop_asked)
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())
+    signal.signal(signal.SIGINT, lambda number, frame: stop_asked.set() if watched is None else None)
+    try:
+        on = torch.device(device or _device(int(place["LOCAL_RANK"])))
+        if on.type == "cuda":
+            torch.cuda.set_device(on)
+        torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
+        take_part(spec, path, on, tell, checkpoint_minutes, stop_asked.is_set, claim=watched is None)
+    except Exception as error:
+        kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
+        text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
+        tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.monotonic()})
+        sys.stdout.flush()
+        os._exit(1)  # and not the long way: the others may wait for us in what that would wait for
+    return 0
+
+
+def _print(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _to_pipe(descriptor: int, stop_asked: threading.Event) -> Tell:
+    """Tell whoever started this process, and listen to it; die with it."""
+    os.set_inheritable(descriptor, False)
+    pipe = open(descriptor, "w")  # noqa: SIM115 - for as long as the process lives
+
+    def listen() -> None:
+        while os.read(0, 4096):
+            stop_asked.set()
+        os._exit(1)
+
+    def tell(message: dict[str, Any]) -> None:
+        pipe.write(json.dumps(message) + "\n")
+        pipe.flush()
+
+    threading.Thread(target=listen, daemon=True).start()
+    return tell
+
+
+def _device(local_rank: int) -> str:
+    """A GPU for each process of this machine; srun may show each process only its own."""
+    gpus = torch.cuda.device_count()
+    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
+
+
+def _threads(processes: int) -> int:
+    """A share of the cores that this process may use, which srun may have shared out already."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if "SLURM_PROCID" in os.environ else processes))
+    return max(1, torch.get_num_threads() // here)
