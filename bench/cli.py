@@ -103,6 +103,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
         if plan.statuses[run.spec.run_id] == "failed":
             error = reason_in(plan.store.run(run.spec.run_id).error() or "")
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
+    cli_run.show_running(plan, console)
     cli_run.show_queue(plan, console)
 
 

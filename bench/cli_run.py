@@ -254,6 +254,30 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> None:
         sys.exit(1)
 
 
+def show_running(plan: Plan, console: Console) -> None:
+    """What is being worked on now, how far it is, and by whom."""
+    import time
+
+    from bench.launch.estimate import duration
+    from bench.store import live
+
+    metric = plan.experiment.metric
+    for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
+        if plan.statuses[run.spec.run_id] != "running":
+            continue
+        now = live(plan.store.run(run.spec.run_id), metric["key"])
+        if now is None:  # over since we looked
+            continue
+        parts = [f"epoch {now['epochs_done']} of {now['epochs']}" if now["epochs"] else "setting up"]
+        if now["score"] is not None:
+            score = f"{metric['name']} {now['score'] * metric['scale']:.1f} {metric['unit']}".rstrip()
+            parts.append(f"{score} (validation)")
+        parts.append(f"on {now['device'] or '?'} of {now['host'] or '?'} (process {now['pid'] or '?'})")
+        if now["since"]:
+            parts.append(f"for {duration(max(0.0, time.time() - now['since']))}")
+        console.print(f"running: {run.name}: {', '.join(parts)}", highlight=False, markup=False, soft_wrap=True)
+
+
 def show_queue(plan: Plan, console: Console) -> None:
     """Where the unfinished runs stand that were submitted to SLURM; nothing if none ever was."""
     from bench.launch import queue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 
 from bench import cli, registry
+from bench.experiment import load
+from bench.store import Store
 
 REPOSITORY = Path(__file__).parents[1]
 Tiny = Callable[..., dict[str, Any]]
@@ -215,6 +219,21 @@ def test_status_of_an_experiment_never_run_is_all_missing_and_creates_nothing(
         ["sam", "·", "·", "·", "4", "·", "·"],
     ]
     assert on_disk(tmp_path / "cwd") == set()
+
+
+def test_status_shows_what_is_done_now_and_by_whom(
+    bench: Bench, write_experiment: Write, tiny: Tiny, tmp_path: Path
+) -> None:
+    path = write_experiment(tiny())
+    run = load(path).runs[1]
+    folder = Store(tmp_path / "cwd" / "results" / "tiny").run(run.spec.run_id)
+    with folder.claim("cuda:3"):
+        who = f"on cuda:3 of {platform.node()} (process {os.getpid()}), for "
+        assert f"running: {run.name}: setting up, {who}" in bench("status", path).out
+        folder.write_start(run.spec.model_dump_json(), {})
+        folder.append_curve({"epoch": 1, "val_acc": 0.8125})
+        assert f"running: {run.name}: epoch 1 of 2, accuracy 81.2 % (validation), {who}" in bench("status", path).out
+    assert "running:" not in bench("status", path).out
 
 
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
