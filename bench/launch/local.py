@@ -62,6 +62,7 @@ def run_local(
     fail_fast: bool = False,
     checkpoint_minutes: float = 5.0,
     only_estimate: bool = False,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> Outcome:
     """Do all the runs, several at once; a failed one is recorded and the others go on.
 
@@ -71,6 +72,7 @@ def run_local(
         fail_fast: end the launch at the first failure.
         checkpoint_minutes: time between two checkpoints of a run.
         only_estimate: measure and say how long they would take, and do none of them.
+        grace_seconds: how long workers may take to save, once asked to stop.
     """
     if any(run.spec.train.deterministic for run in runs):
         allow_deterministic_kernels()
@@ -84,7 +86,7 @@ def run_local(
     except KeyboardInterrupt:
         pool.outcome.interrupted = True
         display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
-        pool.drain()
+        pool.drain(grace_seconds)
     finally:
         pool.close()
         signal.signal(signal.SIGTERM, terminate)
@@ -281,7 +283,7 @@ class _Pool:
             return
         self._failed(run, text)
 
-    def drain(self) -> None:
+    def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Ask all workers to save and stop, and wait for them, but not for ever. A further Ctrl-C ends the wait."""
         self.draining = True
         self.queue.clear()
@@ -289,7 +291,7 @@ class _Pool:
         for worker in self.workers:
             if worker.run and worker.process.is_alive():
                 worker.process.terminate()  # SIGTERM: stop after this step
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + grace_seconds
         try:
             while any(worker.run for worker in self.workers) and time.monotonic() < deadline:
                 self._listen(timeout=0.2)

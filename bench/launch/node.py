@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.launch import submission as submissions
 from bench.launch.display import Display
 from bench.launch.job import STOPPED
-from bench.launch.local import Outcome, run_local
+from bench.launch.local import GRACE_SECONDS, Outcome, run_local
 from bench.launch.slots import Slot, slots
 from bench.launch.submission import Settings, Submission
 from bench.spec import PlannedRun, RunSpec
@@ -65,6 +65,7 @@ def do(submission: Submission, task: int) -> Outcome:
                 shares=_shares(settings, {run.spec.train.processes for run in runs}),
                 fail_fast=settings.fail_fast,
                 checkpoint_minutes=settings.checkpoint_minutes,
+                grace_seconds=max(GRACE_SECONDS, settings.grace_seconds),
             )
             total.finished += outcome.finished
             total.failed += outcome.failed

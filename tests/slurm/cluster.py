@@ -50,12 +50,16 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
 DefMemPerCPU=1000
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} Boards=1 SocketsPerBoard=1 \
-CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=20000 State=UNKNOWN
+{nodes}
 PartitionName=low  Nodes=ALL PriorityTier=1  PreemptMode=REQUEUE GraceTime=20 Default=YES
 PartitionName=hard Nodes=ALL PriorityTier=1  PreemptMode=REQUEUE GraceTime=0
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
+
+NODE = (
+    "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Boards=1 SocketsPerBoard=1 "
+    "CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=20000 State=UNKNOWN"
+)
 
 
 class Cluster:
@@ -63,18 +67,21 @@ class Cluster:
 
     Args:
         folder: for its files; a short path, since sockets lie in it.
-        cpus: that the node claims to have.
+        cpus: that each node claims to have.
+        nodes: how many, all of them on this machine.
     """
 
-    def __init__(self, folder: Path, cpus: int = 2) -> None:
+    def __init__(self, folder: Path, cpus: int = 2, nodes: int = 1) -> None:
         self.folder = folder
+        self.nodes = [f"n{number + 1}" for number in range(nodes)]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "state").mkdir(exist_ok=True)
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
-        conf = CONF.format(folder=folder, cpus=cpus, port=free_port(), node_port=free_port())
+        lines = [NODE.format(name=name, port=free_port(), cpus=cpus) for name in self.nodes]
+        conf = CONF.format(folder=folder, port=free_port(), nodes="\n".join(lines))
         (folder / "slurm.conf").write_text(conf)
 
     @staticmethod
@@ -91,8 +98,10 @@ class Cluster:
         wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
         self.launch("slurmctld", "-D", "-c")
         wait_for(lambda: "is UP" in self.call("scontrol", "ping", check=False), "slurmctld")
-        self.launch("slurmd", "-D", "-N", "n1")
-        wait_for(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T", check=False), "slurmd")
+        for name in self.nodes:
+            self.launch("slurmd", "-D", "-N", name, called=f"slurmd {name}")
+        idle = f"idle {len(self.nodes)}"
+        wait_for(lambda: idle in self.call("sinfo", "--noheader", "--format=%T %D", check=False), "slurmd")
 
     def stop(self) -> None:
         if "slurmctld" in self.daemons:
@@ -103,11 +112,11 @@ class Cluster:
         for name in reversed(list(self.daemons)):
             self.kill(name)
 
-    def launch(self, name: str, *arguments: str) -> None:
+    def launch(self, name: str, *arguments: str, called: str = "") -> None:
         program = find(name)
         assert program is not None, name
         with open(self.folder / f"{name}.out", "ab") as output:
-            self.daemons[name] = subprocess.Popen(
+            self.daemons[called or name] = subprocess.Popen(
                 [program, *arguments], env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
 
