@@ -27,7 +27,7 @@ from bench.experiment import load
 from bench.launch import local
 from bench.launch.display import Display
 from bench.launch.plan import make_plan
-from bench.launch.slots import slots
+from bench.launch.slots import Slot, slots
 from bench.launch.worker import Event, Job, _do
 from bench.store import Store
 from tests.launch.site import RUNS, Site, alive, workers_of
@@ -297,7 +297,7 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 time.sleep(0.5)
 
     job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, 5.0)
-    event = _do(job, torch.device("cpu"), Launcher(), threading.Event())  # type: ignore[arg-type]
+    event = _do(job, Slot("cpu", (), 1), Launcher(), threading.Event())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]
     assert folder.checkpoint.exists()
