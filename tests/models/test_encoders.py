@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +24,6 @@ from bench.optim.sam import SAM
 from bench.text import Texts
 
 from .encoder_files import (
-    KINDS,
     SENTENCES,
     Sentences,
     body,
@@ -40,32 +38,7 @@ from .encoder_files import (
 from .helpers import CIFAR10, build, of_type
 
 TASK = Sentences(3)
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder and an empty hub cache; and no network, however the hub's library is called."""
-    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "data"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    assert isinstance(request.param, str)
-    return request.param
-
-
-@pytest.fixture
-def folder(tmp_path: Path, kind: str) -> Path:
-    """A checkpoint of each kind in turn."""
-    return write(tmp_path / kind, kind)
-
-
-@pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    return write(tmp_path / "bert", "bert")
+pytestmark = pytest.mark.usefixtures("data")
 
 
 # ---- from tokens to logits -----------------------------------------------------------------------------------

@@ -27,15 +27,7 @@ from .helpers import CIFAR10, DIGITS, FASHION, Images, build, count, of_type
 
 WEIGHTS = "test_vit.r160_in1k"
 MODEL = "timm/test_vit"
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data folder and an empty hub cache; and no network, however the hub's library is called."""
-    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data")
 
 
 @pytest.fixture
