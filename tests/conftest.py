@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench import registry
 from bench.data import Dataset
@@ -111,6 +112,17 @@ def registries() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """machine(cores, gpus): from here on the test is on a machine that has so many."""
+
+    def of(cores: int, gpus: int) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+    return of
 
 
 # ---- data sets -----------------------------------------------------------------------------------------------

@@ -197,15 +197,6 @@ def test_where_a_process_belongs_is_what_srun_or_torchrun_says() -> None:
     assert place_of({**slurm, "SLURM_NNODES": "2", "MASTER_ADDR": "n1"})["MASTER_ADDR"] == "n1"  # type: ignore[index]
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    def of(cores: int, gpus: int) -> None:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-
-    return of
-
-
 def test_runs_of_several_processes_get_as_many_gpus_each(machine: Callable[[int, int], None]) -> None:
     machine(8, 5)
     found = slots(None, processes={2})

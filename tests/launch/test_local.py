@@ -307,15 +307,6 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
 # ---- sharing the machine -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    def of(cores: int, gpus: int) -> None:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-
-    return of
-
-
 def test_one_worker_a_gpu_else_one_a_core_each_with_its_share(machine: Callable[[int, int], None]) -> None:
     machine(8, 2)
     assert [(slot.device, slot.cores, slot.threads) for slot in slots(None)] == [
