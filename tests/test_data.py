@@ -379,7 +379,11 @@ def test_without_data_and_network_there_is_one_message(root: Path, capfd: pytest
     assert capfd.readouterr().err.count("\n") == len(QUICK.unreachable)
 
 
-@pytest.mark.parametrize("raw", [ARCHIVE[:-100], b"<html>", packed({"other/one": b"1"})])
+@pytest.mark.parametrize(
+    "raw",
+    [ARCHIVE[:-100], b"<html>", packed({"other/one": b"1"})],
+    ids=["cut short", "a page", "other files"],  # not the bytes, which hold the time: workers must find equal names
+)
 def test_an_archive_that_is_not_the_real_one_is_refused_and_left(root: Path, raw: bytes) -> None:
     archive = root / "numbers.tar.gz"
     archive.write_bytes(raw)
