@@ -121,10 +121,12 @@ def table(experiment: str, format_: str, out: Path) -> None:
     from bench.analysis import render, tables
 
     folder = _results_folder(experiment, out)
-    built = tables.build(records.read(folder))
+    results = records.read(folder)
+    built = tables.build(results)
     render.write(built, folder)
     if format_ == "terminal":
         render.show(built, Console())
+        cli_run.say_answer(results)
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
 

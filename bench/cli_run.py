@@ -312,7 +312,18 @@ def _show(launched: Launched, console: Console) -> None:
         if launched.results.records["status"].eq("done").any():
             write_figures(launched.results, launched.folder)
     render.show(built, Terminal())
+    say_answer(launched.results)
     _tell_outcome(launched, console)
+
+
+def say_answer(results: Results) -> None:
+    """Print what the experiment asks and what its numbers say to that."""
+    from rich.console import Console as Terminal
+
+    from bench.analysis import render
+    from bench.analysis.answer import answer, question
+
+    render.say(question(results), answer(results), Terminal())
 
 
 def _tell_plan(plan: Plan, console: Console) -> None:

@@ -27,6 +27,7 @@ class Table:
     """Text cells for people and the same numbers, unrounded, for machines.
 
     `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
+    `answer` are paragraphs that say what the table shows; the terminal has them at its end instead (`say`).
     `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
     times in seconds. The first `keys` columns name the condition of a row; rows of one condition stand together, as a
     block that every format sets apart in its way.
@@ -41,6 +42,7 @@ class Table:
     footnotes: list[str]
     numbers: pd.DataFrame
     keys: int = 0
+    answer: Sequence[str] = ()
 
     def blocks(self) -> list[tuple[str, list[list[str]]]]:
         """The name of each condition and its rows without the columns in it; one block, "", where nothing is varied."""
@@ -81,6 +83,14 @@ def show(tables: Sequence[Table], console: Console) -> None:
             filled = textwrap.fill(text, console.width - 1, subsequent_indent="  ", break_on_hyphens=False)
             console.print(Text(filled, style="dim"))
         console.print()
+
+
+def say(question: str, answer: Sequence[str], console: Console) -> None:
+    """Print the question of an experiment and its answer, a paragraph each."""
+    console.print(Text(question, style="bold"))
+    for paragraph in answer:
+        console.print(Text(textwrap.fill(paragraph, console.width - 1, subsequent_indent="  ", break_on_hyphens=False)))
+    console.print()
 
 
 def write(tables: Sequence[Table], folder: Path) -> list[Path]:
@@ -157,7 +167,8 @@ def _markdown(table: Table) -> str:
     align = ["left"] * (table.keys + 1) + ["right"] * (len(table.columns) - table.keys - 1)
     grid = tabulate(cells, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in table.footnotes)
-    return f"**{table.title}**\n\n{grid}\n\n{' '.join(table.caption)}\n" + (f"\n{notes}" if notes else "")
+    below = [*table.answer, " ".join(table.caption), notes.rstrip("\n")]
+    return "\n\n".join([f"**{table.title}**", grid, *filter(None, below)]) + "\n"
 
 
 def _latex(table: Table) -> str:
@@ -170,7 +181,7 @@ def _latex(table: Table) -> str:
         )
         lines = [*heading, *(" & ".join(map(_escape, row)) for row in rows)]
         blocks.append("\n".join(rf"    {line} \\" for line in lines))
-    notes = "".join(f"\n    {_escape(note)}\\par" for note in table.footnotes)
+    notes = "".join(f"\n    {_escape(note)}\\par" for note in [*table.answer, *table.footnotes])
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",

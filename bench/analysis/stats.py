@@ -1,4 +1,7 @@
-"""Means with honest intervals, and paired tests between optimizers that share their seeds."""
+"""Means with honest intervals, and paired tests between optimizers that share their seeds.
+
+What statsmodels and scipy.stats have is taken from them, and imported where it is needed: they are slow to import.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats would do as well, at ten times the import time
 
 LEVEL = 0.95
+POWER = 0.8  # the usual one: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4
 MAX_EXACT_N = 20  # 2^19 signed sums, 4 MiB; beyond it the t test is as good
 
 
@@ -88,8 +92,7 @@ def paired_t_p(differences: ArrayLike) -> float:
     n = len(sample)
     if n < 2:
         return np.nan
-    sd = float(sample.std(ddof=1))
-    if sd <= 1e-12 * float(np.abs(sample).max()):
+    if (sd := _spread(sample)) == 0:
         return np.nan
     t = float(sample.mean()) / (sd / np.sqrt(n))
     return float(2 * special.stdtr(n - 1, -abs(t)))
@@ -112,5 +115,96 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def smallest_sign_flip_p(n: int) -> float:
-    """The smallest p that the sign-flip test can reach with n pairs, 2 / 2^n, whatever the data."""
+    """The smallest p that the sign-flip and the Wilcoxon test can reach with n pairs, 2 / 2^n, whatever the data."""
     return 2.0 / 2.0**n
+
+
+def wilcoxon_p(differences: ArrayLike) -> float:
+    """Exact two-sided p of the signed-rank test of differences of shape (n,).
+
+    It is the sign-flip test of the ranks (Wilcoxon, Biometrics Bulletin 1, 1945); differences of 0 are left out as
+    there, tied ones share their mean rank. scipy's is exact without ties only. NaN where none is left or more than 20.
+    """
+    from scipy.stats import rankdata
+
+    sample = np.asarray(differences, dtype=float)
+    sample = sample[sample != 0]
+    # Rounded, so that equal differences of which one was computed another way tie.
+    return sign_flip_p(np.sign(sample) * rankdata(np.round(np.abs(sample), 12)))
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """p values of shape (k,) corrected for their number by Holm's step-down method; NaN ones are not counted.
+
+    Keeps the chance of even one false finding among them at the level (Holm, Scandinavian Journal of Statistics 6,
+    1979).
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.asarray(p, dtype=float)
+    known = ~np.isnan(values)
+    corrected = np.full_like(values, np.nan)
+    if known.any():
+        corrected[known] = multipletests(values[known], method="holm")[1]
+    return corrected
+
+
+def effect_size(differences: ArrayLike) -> float:
+    """Hedges' g of paired differences of shape (n,): d_z, their mean over their deviation, corrected for small n.
+
+    d_z as in Lakens, Frontiers in Psychology 4:863, 2013, eq. 6; the correction, with n - 1 degrees of freedom, is the
+    exact one of Hedges, Journal of Educational Statistics 6, 1981, eq. 6e: 0.80 at n=5. It counts in deviations of the
+    difference between two runs of one seed, so it is not to be compared with a d of independent samples. NaN for n < 3
+    and where there is no spread.
+    """
+    sample = np.asarray(differences, dtype=float)
+    free = len(sample) - 1
+    if free < 2 or (sd := _spread(sample)) == 0:
+        return np.nan
+    correction = np.exp(special.gammaln(free / 2) - special.gammaln((free - 1) / 2)) / np.sqrt(free / 2)
+    return float(correction * sample.mean() / sd)
+
+
+def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """The chance that one run of ours scores higher than one of theirs, whatever their seeds; ties count half.
+
+    Over all pairs of values of shapes (n,) and (m,), NaN ones left out (Agarwal et al. 2021, arXiv:2108.13264, section
+    4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
+    """
+    a, b = (np.asarray(values, dtype=float) for values in (ours, theirs))
+    signs = np.sign(a[~np.isnan(a)][:, None] - b[~np.isnan(b)][None, :])
+    return float(np.mean((signs + 1) / 2)) if signs.size else np.nan
+
+
+def smallest_detectable(differences: ArrayLike, power: float = POWER, level: float = LEVEL) -> float:
+    """The smallest true mean difference that the paired t test finds at this n with this power, two-sided.
+
+    In the unit of the differences, of shape (n,); their observed deviation stands for the true one (Cohen 1988, section
+    2.4, by statsmodels). NaN for n < 2 and where there is no spread.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    sample = np.asarray(differences, dtype=float)
+    if len(sample) < 2 or (sd := _spread(sample)) == 0:
+        return np.nan
+    return float(sd * TTestPower().solve_power(nobs=len(sample), alpha=1 - level, power=power))
+
+
+def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Bounds of a share measured on so many examples: what another test set of this size could have said.
+
+    The score interval of Wilson, JASA 22, 1927 (method 3 of Newcombe, Statistics in Medicine 17, 1998). NaN without
+    any.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not trials:
+        return np.nan, np.nan
+    low, high = proportion_confint(hits, trials, alpha=1 - level, method="wilson")
+    return float(low), float(high)
+
+
+def _spread(sample: NDArray[np.float64]) -> float:
+    """The sample deviation; 0 where it is nothing but rounding."""
+    sd = float(sample.std(ddof=1))
+    return 0.0 if sd <= 1e-12 * float(np.abs(sample).max()) else sd

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from bench.analysis import by_task, footnotes
+from bench.analysis.answer import answer
 from bench.analysis.conditions import names, value_text
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval
@@ -28,7 +30,11 @@ def build(results: Results) -> list[Table]:
     words = Words(results.meta, provenance(results))
     best = [row for row in rows if row.chosen]
     tables = [by_task.table(words, results, best, rows)] if len(words.varied.get("task", [])) > 1 else []
-    tables += [_results(words, best, rows), _losses(words, best, rows), _cost(words, best, rows)]
+    tables += [
+        replace(_results(words, best, rows), answer=answer(results)),
+        _losses(words, best, rows),
+        _cost(words, best, rows),
+    ]
     if results.meta["sweeps"]:
         tables.append(_sweep(words, [row for row in rows if row.label in results.meta["sweeps"]]))
     return tables

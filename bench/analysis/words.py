@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.analysis.conditions import names, value_text, varied
@@ -11,6 +11,7 @@ from bench.analysis.stats import Interval
 from bench.analysis.summary import Provenance, Row, title
 
 NATS = "cross-entropy (nats)"
+NAMED = ("task", "model")  # named wherever the data are, so that conditions need not
 
 
 class Words:
@@ -23,6 +24,7 @@ class Words:
         self.digits = 2 if self.scale > 1 else 4
         self.brackets = f" ({self.unit})" if self.unit else ""
         self.points = {"%": " (points)", "": ""}.get(self.unit, self.brackets)
+        self.differences_in = {"%": " points", "": ""}.get(self.unit, f" {self.unit}")
         self.times = self.brackets or (f" (times {self.scale:g})" if self.scale != 1 else "")
         self.better = "higher" if meta["metric"]["higher_is_better"] else "lower"
         self.varied = varied(meta)
@@ -125,6 +127,16 @@ class Words:
         subject = f"{task} {self.meta['task']}{data and f' with {data}'}, {model} {self.meta['model']}, {seeds}."
         return " ".join(filter(None, (subject, self._conditions(), made)))
 
+    def subject(self) -> str:
+        """Task, data and model, to go into a sentence: "digits with 20% of the training labels replaced (resnet8)"."""
+        tasks = [title(self.meta, task) for task in self.varied.get("task") or [self.meta["task"]]]
+        models = self.varied.get("model") or [self.meta["model"]]
+        data = " and ".join(self._data())
+        others = zip(names(self.varied), self.varied.items(), strict=True)
+        axes = [f"{len(values)} values of {name}" for name, (column, values) in others if column not in NAMED]
+        across = f", over {enumerated(axes)}" if axes else ""
+        return f"{enumerated(tasks)}{data and f' with {data}'} ({enumerated(models)}{across})"
+
     def caution(self) -> str:
         """That the data are not those they are named after, if so."""
         return self.source.caution
@@ -143,7 +155,7 @@ class Words:
     def _conditions(self) -> str:
         """What is varied, as a sentence: "Conditions: label noise 0.2, 0.4, 0.6"; tasks and models are named before."""
         axes = [
-            f"the {column}s" if column in ("task", "model") else f"{name} {', '.join(map(value_text, values))}"
+            f"the {column}s" if column in NAMED else f"{name} {', '.join(map(value_text, values))}"
             for name, (column, values) in zip(names(self.varied), self.varied.items(), strict=True)
         ]
         every = "every combination of " if len(axes) > 1 else ""
@@ -152,3 +164,9 @@ class Words:
 
 def _plural(noun: str, count: int) -> str:
     return noun + "s" * (count > 1)
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """Parts as a sentence lists them: "a", "a and b", "a, b and c"."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,185 @@
+"""The question of an experiment and its answer in plain words, made of the numbers, never saying more than they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from bench.analysis.conditions import conditions, under
+from bench.analysis.contrasts import Contrast, Verdict, contrasts, rivals, wrappers
+from bench.analysis.summary import provenance
+from bench.analysis.words import Words, enumerated
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+FEW = 3  # so many conditions get a sentence each; more are counted
+
+VERDICTS: dict[Verdict, str] = {
+    "better": "better than",
+    "worse": "worse than",
+    "unclear": "not shown to differ from",
+    "untested": "not tested against",
+}
+
+
+def question(results: Results) -> str:
+    """What the experiment asks, in one sentence.
+
+    Example:
+        "Do sam and asam beat sgd on digits with 20% of the training labels replaced (resnet8), and at what price?"
+    """
+    words = Words(results.meta, provenance(results))
+    ours = wrappers(results)
+    rival = enumerated(rivals(results))
+    if not ours:
+        ours = [label for label in results.meta["labels"] if label != words.baseline]
+    if not ours:
+        return f"How well does {words.baseline} do on {words.subject()}?"
+    return (
+        f"{'Do' if len(ours) > 1 else 'Does'} {enumerated(ours)} beat {rival} on {words.subject()}, and at what price?"
+    )
+
+
+def answer(results: Results) -> list[str]:
+    """What the test set says to that, a paragraph of sentences for each optimizer that is asked about.
+
+    Better and worse are said where Holm's corrected p is below 0.05; where no difference could be shown, the smallest
+    one that would be found with 80% power is named. One seed, a single optimizer or no finished run give a sentence
+    that says just that.
+    """
+    return list(_Answer(results).paragraphs())
+
+
+class _Answer:
+    def __init__(self, results: Results) -> None:
+        self.words = Words(results.meta, provenance(results))
+        self.results, self.meta = results, results.meta
+        self.contrasts = contrasts(results)
+        self.among = conditions(results.meta)
+
+    def paragraphs(self) -> Iterator[str]:
+        if not self.results.records["status"].eq("done").any():
+            yield "No run has finished: there is no answer yet."
+            return
+        asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.words.baseline]
+        if not asked:
+            yield f"{self.words.baseline} is compared with nothing: there is no difference to tell."
+        for label in asked:
+            found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
+            yield from self._one_by_one(found) if len(self.among) <= FEW else [" ".join(self._counted(label, found))]
+        if self.words.caution():
+            yield self.words.caution()
+
+    # ---- few conditions: every number ------------------------------------------------------------------------
+
+    def _one_by_one(self, found: Sequence[Contrast]) -> Iterator[str]:
+        for condition in self.among:
+            here = [contrast for contrast in found if contrast.condition == condition]
+            sentences = [self._against_baseline(here[0])]
+            sentences += self._at_equal(here[1:], "passes")
+            sentences += self._at_equal(here[1:], "epochs")
+            sentences += self._at_equal(here[1:], "neither")
+            yield (f"{condition}: " if condition else "") + " ".join(sentences)
+
+    def _against_baseline(self, contrast: Contrast) -> str:
+        ours, theirs, n = contrast.ours, contrast.theirs, contrast.test.difference.n
+        lost = "".join(
+            f" {row.planned - row.done} of {row.planned} runs of {row.label} did not finish and count in no mean."
+            for row in (ours, theirs)
+            if row.done and not row.complete
+        )
+        if n == 0:
+            return f"{ours.name} and {theirs.name} have no seed in common that both finished: nothing to compare.{lost}"
+        unit = f" {self.words.unit}".rstrip()
+        means = [f"{row.name} {self.words.mean(row.test_metric)}{unit}" for row in (ours, theirs)]
+        return (
+            f"{self._verdict(contrast)}: test {self.words.metric} of {' against '.join(means)}, that is "
+            f"{self._difference(contrast)}, n = {n}, {self._price(contrast)}.{lost}"
+        )
+
+    def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
+        """One sentence on all rivals with which a budget is shared; one with both counts as of equal passes."""
+        here = [
+            contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
+        ]
+        if not here:
+            return
+        clauses = []
+        for verdict, words in VERDICTS.items():
+            alike = [one for one in here if one.verdict == verdict]
+            each = [f"{one.theirs.name} ({self._difference(one)}{self._why(one)})" for one in alike]
+            clauses += [f"{words} {enumerated(each)}"] if each else []
+        start = "With neither budget equal" if budget == "neither" else f"At equal {budget}"
+        yield f"{start} it is {'; '.join(clauses)}."
+
+    def _verdict(self, contrast: Contrast) -> str:
+        ours, theirs = contrast.ours.label, contrast.theirs.label
+        if contrast.verdict in ("better", "worse"):
+            return f"{ours} is {VERDICTS[contrast.verdict]} {theirs}"
+        if contrast.verdict == "untested":
+            why = (
+                "one seed gives no test"
+                if contrast.test.difference.n == 1
+                else "differences without spread give no test"
+            )
+            return f"{ours} against {theirs} ({why})"
+        return f"No difference between {ours} and {theirs} could be shown ({self._detail(contrast)})"
+
+    def _detail(self, contrast: Contrast) -> str:
+        """Why nothing was shown: what would have been or, where the correction decided, that it did."""
+        if not contrast.covers_zero:
+            return f"p = {contrast.p:.3f} after Holm's correction for {contrast.among} comparisons"
+        size = f"{contrast.detectable * self.words.scale:.{self.words.digits}f}{self.words.differences_in}"
+        return f"at this n one of {size} would be found with 80% power"
+
+    def _why(self, contrast: Contrast) -> str:
+        return f"; {self._detail(contrast)}" if contrast.verdict == "unclear" else ""
+
+    def _difference(self, contrast: Contrast) -> str:
+        interval = contrast.test.difference
+        bounds = f" {self.words.signed_bounds(interval)}" if interval.n > 1 else ""
+        return f"{self.words.signed_mean(interval)}{self.words.differences_in}{bounds}"
+
+    def _price(self, contrast: Contrast) -> str:
+        """Passes always; time only where it was taken on one machine."""
+        passes = contrast.ours.passes / contrast.theirs.passes
+        seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
+        time = "" if self.words.source.mixed else f" and {seconds:.2f} times the training time"
+        return f"at {passes:.2f} times the passes{time}"
+
+    # ---- many conditions: counts -----------------------------------------------------------------------------
+
+    def _counted(self, label: str, found: Sequence[Contrast]) -> Iterator[str]:
+        for rival, group in groupby(found, lambda contrast: contrast.theirs.label):
+            compared = list(group)
+            budgets = {contrast.equal.rpartition(" ")[2] for contrast in compared if contrast.test.difference.n}
+            same = f" at equal {budgets.pop()}" if len(budgets) == 1 and "neither" not in budgets else ""
+            known = [contrast.test.difference for contrast in compared if contrast.test.difference.n]
+            if not known:
+                yield f"{label} against {rival}: no seed that both finished under any condition."
+                continue
+            lowest, highest = (pick(known, key=lambda interval: interval.mean) for pick in (min, max))
+            span = f"{self.words.signed_mean(lowest)} to {self.words.signed_mean(highest)}{self.words.differences_in}"
+            yield (
+                f"{label} against {rival}{same}, {len(self.among)} conditions: {'; '.join(self._tally(compared))} "
+                f"(differences {span})."
+            )
+
+    def _tally(self, compared: Sequence[Contrast]) -> Iterator[str]:
+        said = {
+            "better": "better",
+            "worse": "worse",
+            "unclear": "no difference could be shown",
+            "untested": "not tested",
+        }
+        for verdict, name in said.items():
+            held = [contrast.condition for contrast in compared if contrast.verdict == verdict]
+            if held or verdict in ("better", "worse"):
+                yield f"{name} {self._where(held)}"
+
+    def _where(self, held: Sequence[str]) -> str:
+        if len(held) in (0, len(self.among)):
+            return "under all" if held else "under none"
+        return under(held, self.among).strip()

@@ -1,0 +1,166 @@
+"""Two optimizers compared seed by seed: SAM and its relatives against what they wrap, and at which equal budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.analysis.conditions import KEY, keyed
+from bench.analysis.stats import LEVEL, PairedTest, holm, paired_test, smallest_detectable
+from bench.analysis.summary import Row, all_rows
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+Budget = Literal["epochs", "passes", "epochs and passes", "neither"]
+Verdict = Literal["better", "worse", "unclear", "untested"]
+EQUAL = 0.01  # budgets that differ by less are equal: the last batch of an epoch may be a part of one
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The chosen configurations of two labels under one condition.
+
+    Attributes:
+        ours, theirs: their rows.
+        a, b: the test metric of the seeds that both finished, in one order, as stored (fractions).
+        test: of a - b.
+        p: the t test's p, corrected by Holm's method over all contrasts with the same rival's label.
+        among: over how many.
+        equal: which budget the two have in common.
+        higher_is_better: of the metric.
+    """
+
+    ours: Row
+    theirs: Row
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    test: PairedTest
+    p: float
+    among: int
+    equal: Budget
+    higher_is_better: bool
+
+    @property
+    def condition(self) -> str:
+        return self.ours.condition
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """Ours minus theirs, seed by seed."""
+        return self.a - self.b
+
+    @property
+    def covers_zero(self) -> bool:
+        """Whether the interval of the difference leaves open which is better."""
+        return not (self.test.difference.low > 0 or self.test.difference.high < 0)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the numbers support: a side only where the corrected p is below 0.05.
+
+        "untested" without a p: one seed, or differences that are all the same, about which t says nothing.
+        """
+        if np.isnan(self.p):
+            return "untested"
+        if self.p > 1 - LEVEL or self.covers_zero:
+            return "unclear"
+        return "better" if (self.test.difference.mean > 0) == self.higher_is_better else "worse"
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that this comparison would find 4 times in 5; NaN where nothing can be said."""
+        return smallest_detectable(self.differences)
+
+
+def contrasts(results: Results) -> list[Contrast]:
+    """Everything that the results table, the table `statistics` and the words compare, rival by rival.
+
+    The rivals are the baseline, with which all other labels are compared, and the optimizers that wrap none, with which
+    SAM and its relatives are. Within a rival they are in the order of the experiment, condition by condition.
+    """
+    best = [row for row in all_rows(results) if row.chosen]
+    values = _test_metric(results)
+    wrapping = wrappers(results)
+    compared: list[Contrast] = []
+    for rival in rivals(results):
+        ours = [
+            row for row in best if row.label != rival and (rival == results.meta["baseline"] or row.label in wrapping)
+        ]
+        compared += _corrected([_contrast(results, values, row, _partner(best, rival, row)) for row in ours])
+    return compared
+
+
+def wrappers(results: Results) -> list[str]:
+    """The labels that wrap another optimizer, as SAM does, in the order of the experiment; not the baseline."""
+    records = results.records
+    found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
+    return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
+
+
+def rivals(results: Results) -> list[str]:
+    """The baseline and, where anything wraps an optimizer, every other label that does not."""
+    baseline, wrapping = results.meta["baseline"], wrappers(results)
+    others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
+    return [baseline, *(others if wrapping else [])]
+
+
+def reported(results: Results) -> pd.DataFrame:
+    """The finished runs that have test numbers, keyed; those that only chose hyperparameters are left out."""
+    records = keyed(results.records)
+    if "phase" in records:
+        records = records[records["phase"].fillna("") != "tune"]
+    return records[records["status"] == "done"]
+
+
+def equal_budget(ours: Row, theirs: Row) -> Budget:
+    """Which budget two rows have in common; passes are unknown before a run has finished."""
+    epochs, passes = _alike(ours.epochs, theirs.epochs), _alike(ours.passes, theirs.passes)
+    if epochs and passes:
+        return "epochs and passes"
+    return "epochs" if epochs else "passes" if passes else "neither"
+
+
+def _alike(a: float, b: float) -> bool:
+    return bool(abs(a - b) <= EQUAL * max(abs(a), abs(b)))
+
+
+def _partner(best: Sequence[Row], label: str, row: Row) -> Row:
+    return next(other for other in best if other.label == label and other.condition == row.condition)
+
+
+def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:
+    """The test metric of every configuration's finished runs, by seed."""
+    column = f"test_{results.meta['metric']['key']}"
+    runs = reported(results).set_index("seed")
+    places: Any = runs.groupby(KEY, sort=False).indices
+    return {key: runs[column].astype(float).iloc[place] for key, place in places.items()}
+
+
+def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], ours: Row, theirs: Row) -> Contrast:
+    none = pd.Series(dtype=float)
+    sides = [values.get((row.condition, row.label, row.config), none) for row in (ours, theirs)]
+    both = pd.concat(sides, axis=1, join="inner").dropna().to_numpy(dtype=float)
+    return Contrast(
+        ours,
+        theirs,
+        both[:, 0],
+        both[:, 1],
+        paired_test(both[:, 0], both[:, 1]),
+        np.nan,
+        0,
+        equal_budget(ours, theirs),
+        bool(results.meta["metric"]["higher_is_better"]),
+    )
+
+
+def _corrected(found: Sequence[Contrast]) -> Iterator[Contrast]:
+    raw = [contrast.test.p_t for contrast in found]
+    tested = int(np.sum(~np.isnan(raw)))
+    for contrast, p in zip(found, holm(raw), strict=True):
+        yield replace(contrast, p=float(p), among=tested)
