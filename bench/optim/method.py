@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from bench.group import ALONE
+from bench.optim.sparse import coalesced
 
 Closure = Callable[[], Tensor]
 
@@ -36,6 +37,10 @@ class Method(torch.optim.Optimizer):
     What a method remembers must come out the same in all processes: only the first one's is in a checkpoint (`bench
     run` checks that). Random numbers are each process's own.
 
+    Attributes:
+        first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
+            logs or counts does so once a step if it asks.
+
     Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
     another base, one value a step is fetched to see whether the gradient is finite.
     """
@@ -59,6 +64,8 @@ class Method(torch.optim.Optimizer):
         self.model = model
         self.clip_norm = clip_norm
         self.group = ALONE
+        self.first_pass = True
+        self._has_gradient = False  # `.grad` is what `backward` left there
         self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
         for group in self.param_groups:
@@ -78,27 +85,44 @@ class Method(torch.optim.Optimizer):
         """Updates left out because a gradient was not finite; weights and base state were not touched."""
         return int(self._skipped)
 
+    @overload  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure]) -> Tensor: ...
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
     @torch.no_grad()
-    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:
         """One update.
 
         Args:
             closure: zeroes the gradients, runs forward and backward on one batch, returns the loss; evaluated as
                 often as the method needs, each time on the same batch with the same random numbers. Or several, each
                 over an equal part of the batch: the method is applied to each part by itself, and the update follows
-                the mean of what they give (m-SAM: one perturbation for every m examples).
+                the mean of what they give (m-SAM: one perturbation for every m examples). None after `backward`.
 
         Returns:
-            The loss at the weights before the update, the mean over the parts.
+            The loss at the weights before the update, the mean over the parts; None after `backward`.
+
+        Raises:
+            TypeError: there is neither a closure nor a gradient from `backward`, or there are both.
         """
-        if closure is None or closure == []:
+        loss, norms_on_the_way = None, list[Tensor]()
+        if self._has_gradient:
+            # Lightning's manual optimization hands one over all the same, which computes nothing (but may clip).
+            if closure is not None and (not callable(closure) or torch.enable_grad()(closure)() is not None):
+                raise TypeError(f"{type(self).__name__}.step takes no closure after backward(closure)")
+        elif closure is None or closure == []:
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that zeroes the gradients, runs forward and backward, "
-                "and returns the loss: optimizer.step(closure)"
+                "and returns the loss: optimizer.step(closure); or optimizer.backward(closure) before it, where a loop "
+                "has loss.backward()"
             )
-        loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
-        everything = (p for group in self.param_groups for p in group["params"])
-        loss, *norms_on_the_way = self.group.mean_gradients(everything, loss, *norms_on_the_way)
+        else:
+            loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
+            everything = (p for group in self.param_groups for p in group["params"])
+            loss, *norms_on_the_way = self.group.mean_gradients(everything, loss, *norms_on_the_way)
+        self._has_gradient = False
         parameters = self.parameters_with_gradient()
         norm = global_norm(gradients(parameters))
         finite = norm.isfinite()
@@ -109,11 +133,58 @@ class Method(torch.optim.Optimizer):
         self._update_if(finite, parameters)
         return loss
 
+    @torch.no_grad()
+    def backward(self, closure: Closure) -> Tensor:
+        """Add the method's gradient to `.grad`, as `loss.backward()` adds the plain one; `step()` then follows it.
+
+        For loops that call backward and step in two places, with whatever they do between the two: accumulate over
+        micro-batches (each with a perturbation of its own), unscale, clip.
+
+        Args:
+            closure: runs forward and backward on one (micro-)batch, returns the loss; it need not zero gradients. A
+                loss may be scaled, by a GradScaler or by 1 / (number of micro-batches): SAM's perturbation does not
+                depend on it, and the gradient is scaled alike. Where a GradScaler is, it unscales, skips and backs off
+                as ever; a gradient that is not finite on the way makes the one that is left not finite too.
+
+        Returns:
+            The loss at the weights, scaled if the closure's is.
+
+        With DistributedDataParallel every micro-batch's gradients have to be averaged (no `no_sync`; accelerate calls
+        it `sync_each_batch`): what earlier ones left in `.grad` is set aside while this one's are computed.
+        """
+        earlier = [(p, p.grad) for p in self.parameters_with_gradient()]
+        for parameter, _ in earlier:
+            parameter.grad = None
+        loss, norm = self._evaluated(closure)
+        parameters = self.parameters_with_gradient()
+        if norm is not None and parameters:
+            # For whoever looks at gradients before `step` does. 1 * g is g to the bit.
+            gradients(parameters)[0].mul_(1 + 0 * norm)
+        for parameter, gradient in earlier:
+            parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad.add_(gradient)
+        self._has_gradient = True
+        return loss.detach()
+
+    def _evaluated(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        """What `gradient` makes of the closure, which can see in `first_pass` which evaluation it is."""
+
+        def evaluation() -> Tensor:
+            try:
+                with torch.enable_grad():
+                    return closure()
+            finally:
+                self.first_pass = False
+
+        try:
+            return self.gradient(evaluation)
+        finally:
+            self.first_pass = True
+
     def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
         """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
         losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
         for closure in closures:
-            loss, norm = self.gradient(torch.enable_grad()(closure))
+            loss, norm = self._evaluated(closure)
             losses.append(loss.detach())
             norms += [] if norm is None else [norm]
             if len(closures) == 1:
@@ -183,15 +254,22 @@ class Method(torch.optim.Optimizer):
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    """Their gradients; a sparse one has each of its entries once from here on."""
+    found = [p.grad for p in parameters if p.grad is not None]
+    if any(gradient.is_sparse for gradient in found):
+        return [coalesced(p) if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    return found
 
 
 def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32."""
+    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
+
+    Sparse ones have to be coalesced, as those of `gradients` are.
+    """
     if not tensors:
         return torch.zeros(())
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    norms = torch._foreach_norm([t._values() if t.is_sparse else t for t in tensors], 2, dtype=dtype)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
 

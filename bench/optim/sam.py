@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
+from bench.optim.sparse import Rows, is_sparse
 from bench.optim.types import AtLeastOne, NonNegative
 from bench.registry import register_optimizer
 
@@ -48,7 +49,11 @@ class SAM(Method):
     the same in all processes, since they only ever follow the second gradient. A first gradient that is not finite
     makes NaN of that process's second one, so of everyone's mean, and all of them skip the step.
 
-    Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage.
+    Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage. Of
+    parameters with sparse gradients (embeddings) only the rows that a batch touches are moved and copied.
+
+    In a loop that is not yours, `backward(closure)` takes the place of `loss.backward()`, and `step()` stays what it is
+    there; that is the way to accumulate, to clip by your own rule, and to use a GradScaler (fp16).
 
     Example:
         >>> optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
@@ -101,6 +106,9 @@ class SAM(Method):
         The gradients are listed anew for each use: a list kept here would keep e alive through the second pass.
         """
         groups = [([p for p in group["params"] if p.grad is not None], group["rho"]) for group in self.param_groups]
+        sparse = {p: Rows(p) for parameters, _ in groups for p in parameters if is_sparse(p)}
+        if sparse:
+            groups = [([sparse[p].copy if p in sparse else p for p in parameters], rho) for parameters, rho in groups]
         groups = [(parameters, rho) for parameters, rho in groups if parameters]
         weights = [p for parameters, _ in groups for p in parameters]
         if not weights:
@@ -123,9 +131,16 @@ class SAM(Method):
                 torch._foreach_mul_(gradients(parameters), rho / (norm + 1e-12))
                 torch._foreach_add_(parameters, gradients(parameters))
             self.base.zero_grad()  # frees e; and g' must not be added to it if the closure forgets to zero
+            for rows in sparse.values():
+                rows.copy.grad = None
+                rows.put_back()
+            torch.clear_autocast_cache()  # an autocast around both passes keeps what it cast w to
             yield norm
         finally:
             torch._foreach_copy_(weights, spare)
+            for rows in sparse.values():
+                rows.put_back()
+            torch.clear_autocast_cache()
 
 
 def two_unless_rho_is_0(params: dict[str, float]) -> int:

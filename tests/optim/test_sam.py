@@ -243,6 +243,26 @@ def test_a_closure_that_forgets_zero_grad_gets_the_right_second_gradient(adaptiv
     assert same_bits(forgetful.gradients[1], right.gradients[1])
 
 
+@pytest.mark.parametrize("where", ["inside", "around"])
+def test_the_second_pass_sees_moved_weights_under_an_autocast_too(where: str) -> None:
+    """An autocast that is around both passes keeps the bf16 copies of weights that it has made."""
+    model, loss = problem()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.5)
+
+    def in_bf16() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss().float()
+
+    if where == "inside":
+        optimizer.step(watch := Watch(optimizer, in_bf16))
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            optimizer.step(watch := Watch(optimizer, in_bf16))
+            after = in_bf16().detach()
+        assert torch.equal(after, in_bf16().detach())
+    assert watch.losses[1] > watch.losses[0] * 1.1
+
+
 def test_the_base_follows_the_second_gradient_from_w() -> None:
     model, loss = problem(torch.float64)
     optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.5)

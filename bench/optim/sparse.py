@@ -1,0 +1,32 @@
+"""Parameters with sparse gradients: embeddings of which a batch touches a few rows."""
+
+from torch import Tensor, nn
+
+
+def is_sparse(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and parameter.grad.is_sparse
+
+
+def coalesced(parameter: nn.Parameter) -> Tensor:
+    """Its sparse gradient, which has each of its entries once from here on."""
+    assert parameter.grad is not None
+    gradient = parameter.grad.coalesce()
+    parameter.grad = gradient
+    return gradient
+
+
+class Rows:
+    """Those entries of a parameter that its sparse gradient (an embedding's) has, which alone SAM moves.
+
+    Attributes:
+        copy: they, with the stored numbers as gradient, to go through a step as any dense parameter.
+    """
+
+    def __init__(self, table: nn.Parameter) -> None:
+        gradient = coalesced(table)
+        self.table, self.where = table, tuple(gradient.indices())
+        self.copy = nn.Parameter(table[self.where])
+        self.copy.grad = gradient.values()
+
+    def put_back(self) -> None:
+        self.table.index_put_(self.where, self.copy)
