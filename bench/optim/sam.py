@@ -103,36 +103,24 @@ class SAM(Method):
     def _at_the_worst_point(self) -> Iterator[Tensor]:
         """Move the weights by e, in place, and put the very same bits back on leaving, come what may.
 
-        The gradients are listed anew for each use: a list kept here would keep e alive through the second pass.
+        Gradients are listed in functions of their own: a list kept here would keep e alive through the second pass.
         """
         groups = [([p for p in group["params"] if p.grad is not None], group["rho"]) for group in self.param_groups]
         sparse = {p: Rows(p) for parameters, _ in groups for p in parameters if is_sparse(p)}
         if sparse:
             groups = [([sparse[p].copy if p in sparse else p for p in parameters], rho) for parameters, rho in groups]
-        groups = [(parameters, rho) for parameters, rho in groups if parameters]
         weights = [p for parameters, _ in groups for p in parameters]
         if not weights:
             yield global_norm([])
             return
         spare = [torch.empty_like(p) for p in weights]
-
-        if self.adaptive:  # `spare` holds T until it is needed for the weights
-            torch._foreach_copy_(spare, weights)
-            torch._foreach_abs_(spare)
-            torch._foreach_add_(spare, self.eta)
-            torch._foreach_mul_(gradients(weights), spare)
-        norm = global_norm(gradients(weights))
-        if self.adaptive:
-            torch._foreach_mul_(gradients(weights), spare)
-
+        norm = self._ascent_norm(weights, spare)
         torch._foreach_copy_(spare, weights)
         try:
             for parameters, rho in groups:
-                torch._foreach_mul_(gradients(parameters), rho / (norm + 1e-12))
-                torch._foreach_add_(parameters, gradients(parameters))
-            self.base.zero_grad()  # frees e; and g' must not be added to it if the closure forgets to zero
-            for rows in sparse.values():
-                rows.copy.grad = None
+                _move(parameters, rho / (norm + 1e-12))
+            for table, rows in sparse.items():
+                table.grad = None
                 rows.put_back()
             torch.clear_autocast_cache()  # an autocast around both passes keeps what it cast w to
             yield norm
@@ -141,6 +129,29 @@ class SAM(Method):
             for rows in sparse.values():
                 rows.put_back()
             torch.clear_autocast_cache()
+
+    def _ascent_norm(self, weights: list[Any], spare: list[Tensor]) -> Tensor:
+        """The norm of g; or, for ASAM, that of T g, with T^2 g left in place of g."""
+        ascent = gradients(weights)
+        if not self.adaptive:
+            return global_norm(ascent)
+        torch._foreach_copy_(spare, weights)  # `spare` holds T until it is needed for the weights
+        torch._foreach_abs_(spare)
+        torch._foreach_add_(spare, self.eta)
+        torch._foreach_mul_(ascent, spare)
+        norm = global_norm(ascent)
+        torch._foreach_mul_(ascent, spare)
+        return norm
+
+
+def _move(parameters: list[Any], scale: Tensor) -> None:
+    """Add the scaled gradients, and let go of them: they must not live through the second pass, nor be added to it."""
+    ascent = gradients(parameters)
+    if ascent:
+        torch._foreach_mul_(ascent, scale)
+        torch._foreach_add_(parameters, ascent)
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def two_unless_rho_is_0(params: dict[str, float]) -> int:
