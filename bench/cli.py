@@ -133,13 +133,24 @@ def table(experiment: str, format_: str, out: Path) -> None:
 
 @cli.command()
 @click.argument("experiment")
+@click.option(
+    "--width",
+    type=click.Choice(["page", "column"]),
+    default="page",
+    show_default=True,
+    help="Of the figures: 6.9 inches (two columns), or 3.3 inches. Type has the same size in both.",
+)
 @cli_options.out
-def plot(experiment: str, out: Path) -> None:
-    """Draw the figures, PNG and PDF, under results/EXPERIMENT/figures."""
+def plot(experiment: str, width: str, out: Path) -> None:
+    """Draw the figures, each as PNG and PDF with its numbers as CSV, under results/EXPERIMENT/figures.
+
+    Those of a column's width go to figures/column.
+    """
     from bench import records
+    from bench.analysis import plots
 
     folder = _results_folder(experiment, out)
-    for path in cli_run.write_figures(records.read(folder), folder):
+    for path in plots.build(records.read(folder), folder, width):
         print(path)
 
 

@@ -20,7 +20,6 @@ from matplotlib.lines import Line2D
 from bench import records
 from bench.analysis import plots
 from bench.analysis.plots.style import RC, label_styles, panel_width, value_axis, wide
-from bench.analysis.plots.view import view_of
 from bench.analysis.summary import all_rows
 from bench.errors import BenchError
 from bench.records import Results
@@ -33,8 +32,8 @@ LABELS = ["sgd", "sgd-2x", "adam", "sam", "asam"]
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def figures(results: Results) -> dict[str, Figure]:
-    return plots._figures(results, view_of(results))
+def figures(results: Results, width: str = "page") -> dict[str, Figure]:
+    return {name: drawing.figure for name, drawing in plots.draw(results, width).items()}
 
 
 def legend(figure: Figure) -> list[str]:
@@ -58,8 +57,9 @@ def test_every_figure_is_written_as_png_and_pdf_alike_whatever_the_users_style(
 ) -> None:
     results = make_results({"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}})
     paths = plots.build(results, tmp_path)
-    names = ["cost", "curves", "gap", "sweep"]
-    assert sorted(path.name for path in paths) == [f"{name}.{form}" for name in names for form in ("pdf", "png")]
+    names = ["cost", "curves", "gap", "paired", "sweep"]
+    forms = ("csv", "pdf", "png")
+    assert sorted(path.name for path in paths) == [f"{name}.{form}" for name in names for form in forms]
     first = {path: path.read_bytes() for path in paths}
     assert all(path.parent == tmp_path / "figures" for path in paths)
     assert first[tmp_path / "figures" / "cost.png"].startswith(b"\x89PNG")
@@ -118,7 +118,7 @@ def test_many_labels_stay_distinct() -> None:
 
 def test_one_seed_and_missing_labels_are_drawn_as_far_as_they_go(make_results: Make, tmp_path: Path) -> None:
     lost = {("adam", "", 0): "failed", ("sam", "rho=0.5", 0): "diverged"}
-    assert len(plots.build(make_results(seeds=(0,), status=lost), tmp_path)) == 8
+    assert len(plots.build(make_results(seeds=(0,), status=lost), tmp_path)) == 5 * 3
 
 
 def test_names_in_the_cost_figure_do_not_overlap(make_results: Make) -> None:

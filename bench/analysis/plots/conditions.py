@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,19 +17,17 @@ from matplotlib.transforms import ScaledTranslation
 from bench.analysis.conditions import names, value_text, varied
 from bench.analysis.plots.style import (
     NEUTRAL,
-    WIDTH,
     Style,
     bounds,
     legend,
-    panel_width,
     text_width,
     value_axis,
     wide,
     with_margin,
 )
-from bench.analysis.plots.view import ROWS, View, name_panels, pages
+from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row
+from bench.analysis.summary import Row, comparison_frame, to_frame
 
 LOGARITHMIC = "train_size"
 STEP = 2.5  # points between the labels at one value, so that their intervals stand side by side
@@ -53,16 +52,16 @@ class Axis:
     def place(self, row: Row) -> float:
         return self.places[value_text(row.varied[self.column])]
 
-    def step(self, labels: int) -> float:
-        """Points between so many labels at one value; less than usual where values are close to each other."""
+    def step(self, labels: int, width: float) -> float:
+        """Points between the labels at one value on a panel of so many inches; fewer where values are close."""
         places = list(self.places.values())
         drawn = np.log(places) if self.log else np.asarray(places)
         span = drawn[-1] - drawn[0] if self.numeric else len(drawn)
         usual = STEP if self.numeric else STEP_IN_CATEGORY
-        return float(min(usual, 0.8 * 72 * panel_width(2) * np.diff(drawn).min() / span / labels))
+        return float(min(usual, 0.8 * 72 * width * np.diff(drawn).min() / span / labels))
 
 
-def figures(view: View) -> Iterator[Figure]:
+def figures(view: View) -> Iterator[Drawing]:
     """The metric beside the paired difference to the baseline, which a common scale of the former would hide.
 
     One varied column is the horizontal axis: the first that is a number, else that with most values, rather not the
@@ -74,8 +73,22 @@ def figures(view: View) -> Iterator[Figure]:
     facets: dict[str, list[Row]] = {}
     for row in view.best:
         facets.setdefault(_facet(row, axis), []).append(row)
-    for page in pages(list(facets.items()), ROWS):
-        yield _page(view, axis, dict(page))
+    compared = any(_difference(row) for row in view.best)
+    against = f"paired difference to {view.meta['baseline']}" if compared else "generalization gap"
+    caption = f"Test {view.metric} and {against} against {axis.name}: mean over seeds with 95% Student-t intervals."
+    picks = (_test, _difference if compared else _gap)
+    if len(facets) == 1:
+        yield Drawing(_page(view, axis, facets, picks), caption, _data(view, view.best))
+        return
+    for shown in view.split(picks):
+        for page in pages(list(facets.items()), ROWS):
+            data = _data(view, [row for _, rows in page for row in rows])
+            yield Drawing(_page(view, axis, dict(page), shown), caption, data)
+
+
+def _data(view: View, rows: Sequence[Row]) -> pd.DataFrame:
+    metric = view.meta["metric"]
+    return to_frame(rows, ["test_metric", "gap_metric"], metric).join(comparison_frame(rows, metric))
 
 
 def _axis(columns: Mapping[str, Sequence[Any]]) -> Axis:
@@ -101,27 +114,33 @@ def _facet(row: Row, axis: Axis) -> str:
     )
 
 
-def _page(view: View, axis: Axis, facets: Mapping[str, list[Row]]) -> Figure:
-    compared = any(_difference(row) for row in view.best)
-    second = f"difference to {view.meta['baseline']}" if compared else f"train − test {view.metric}"
-    titles = [f"test {view.metric}{view.unit}", f"{second}{view.points}"]
-    figure = view.figure(WIDTH, (2.4 if len(facets) == 1 else 1.6) * len(facets) + 0.7)
-    axes = np.asarray(figure.subplots(len(facets), 2, squeeze=False, sharex=True))
-    for rows, panels in zip(facets.values(), axes, strict=True):
-        for ax, pick in zip(panels, (_test, _difference if compared else _gap), strict=True):
-            _scale(ax, axis)
+def _page(view: View, axis: Axis, facets: Mapping[str, list[Row]], picks: Sequence[Pick]) -> Figure:
+    alone = len(facets) == 1
+    grid = [[(rows, pick) for pick in picks] for rows in facets.values()]
+    grid = view.stacked(grid) if alone else grid
+    figure = view.figure(view.width, (2.4 if alone else 1.6) * len(grid) + 0.7)
+    axes = np.asarray(figure.subplots(len(grid), len(grid[0]), squeeze=False, sharex=True))
+    for line, panels in zip(grid, axes, strict=True):
+        for (rows, pick), ax in zip(line, panels, strict=True):
+            _scale(ax, axis, view.panel_width(2))
             _draw(figure, ax, view, axis, rows, pick)
-        if compared:
-            panels[1].axhline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9)
-    if len(facets) == 1:
-        for ax, title in zip(axes[0], titles, strict=True):
-            ax.set_ylabel(title)
-    else:
-        name_panels(axes, list(facets), titles)
+            if pick is _difference:
+                ax.axhline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9)
+            if alone:
+                ax.set_ylabel(_title(view, pick))
+    if not alone:
+        name_panels(axes, list(facets), [_title(view, pick) for pick in picks])
     for ax in axes[-1]:
         ax.set_xlabel(axis.name)
     legend(figure, _handles(view, axis))
     return figure
+
+
+def _title(view: View, pick: Pick) -> str:
+    if pick is _test:
+        return f"test {view.metric}{view.unit}"
+    what = f"difference to {view.meta['baseline']}" if pick is _difference else f"train − test {view.metric}"
+    return f"{what}{view.points}"
 
 
 # ---- values --------------------------------------------------------------------------------------------------
@@ -151,7 +170,7 @@ def _draw(figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row],
             for row in rows
             if row.label == label and (interval := pick(row))
         }
-        aside = (number - (len(labels) - 1) / 2) * axis.step(len(labels)) / 72
+        aside = (number - (len(labels) - 1) / 2) * axis.step(len(labels), view.panel_width(2)) / 72
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         look = {**_look(view, label, axis), "transform": beside}
         x = list(axis.places.values())
@@ -169,28 +188,28 @@ def _look(view: View, label: str, axis: Axis) -> Style:
     return view.styles[label] if axis.numeric else {**view.styles[label], "linestyle": "none"}
 
 
-def _scale(ax: Axes, axis: Axis) -> None:
+def _scale(ax: Axes, axis: Axis, width: float) -> None:
     """Limits and ticks; they cannot be left to the points, which stand beside the values they belong to."""
     places = list(axis.places.values())
     if not axis.numeric:
-        _categories(ax, axis)
+        _categories(ax, axis, width)
     elif axis.log:
-        value_axis(ax, places, panel_width(2), log=True)
+        value_axis(ax, places, width, log=True)
         margin = (places[-1] / places[0]) ** MARGIN
         ax.set_xlim(places[0] / margin, places[-1] * margin)
     else:
-        value_axis(ax, places, panel_width(2), log=False)
+        value_axis(ax, places, width, log=False)
         margin = MARGIN * (places[-1] - places[0])
         ax.set_xlim(places[0] - margin, places[-1] + margin)
 
 
-def _categories(ax: Axes, axis: Axis) -> None:
+def _categories(ax: Axes, axis: Axis, width: float) -> None:
     places = list(axis.places.values())
     ax.grid(visible=False, axis="x")
     for place in places[1::2]:
         ax.axvspan(place - 0.5, place + 0.5, color=STRIPE, linewidth=0, zorder=0)
     ax.set_xlim(-0.5, len(places) - 0.5)
-    crowded = max(map(text_width, axis.places)) > 0.95 * panel_width(2) / len(places)
+    crowded = max(map(text_width, axis.places)) > 0.95 * width / len(places)
     ax.set_xticks(places, list(axis.places))
     if crowded:
         ax.tick_params(axis="x", labelrotation=30)

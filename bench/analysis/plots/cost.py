@@ -1,72 +1,130 @@
-"""Test metric against seconds of training."""
+"""Test metric against what training costs, in seconds and in passes, with the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox, ScaledTranslation
 
-from bench.analysis.plots.style import WIDTH, bounds, legend, panel_width
-from bench.analysis.plots.view import View, folded, pages
+from bench.analysis.pareto import on_front
+from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width
+from bench.analysis.plots.view import Drawing, View, folded, pages
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row
+from bench.analysis.summary import Row, to_frame
 
+COSTS = ("train_seconds", "passes")
 ACROSS = 3
 PER_PAGE = 12
+NAME_SIZE = 7.5
+STEP = 5.0  # points between those of equal cost
+FRONT: Style = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 1}
 
 Point = tuple[Row, Interval, Interval]
-"""A row with its seconds and its test metric."""
+"""A row with what it costs and its test metric."""
 
 
-def figures(view: View) -> Iterator[Figure]:
-    """With 95% t intervals, a named point an optimizer; with several conditions a small panel each, and a legend."""
+def figures(view: View) -> Iterator[Drawing]:
+    """With 95% t intervals, a named point an optimizer, against seconds and against passes.
+
+    With several conditions a small panel each and a legend, first against seconds, then against passes.
+    """
+    caption = (
+        f"Test {view.metric} against {{}}: mean over seeds with 95% Student-t intervals. Dashed: the Pareto front, "
+        "beyond which no optimizer here is better at that cost."
+    )
     if not view.several:
-        figure = view.figure(0.62 * WIDTH, 2.9)
-        ax = figure.add_subplot()
-        points = _draw(ax, view, view.conditions[0])
-        ax.set(xlabel=_seconds(view), ylabel=f"test {view.metric}{view.unit}")
-        _label_points(figure, ax, view, points)
-        yield figure
+        yield Drawing(_single(view), caption.format("training time and passes"), _data(view, view.conditions))
         return
-    for page in pages(view.conditions, PER_PAGE):
-        yield _page(view, page)
+    for cost, words in zip(COSTS, ("training time", "passes"), strict=True):
+        for page in pages(view.conditions, PER_PAGE):
+            yield Drawing(_page(view, page, cost), caption.format(words), _data(view, page))
 
 
-def _page(view: View, conditions: Sequence[str]) -> Figure:
-    across = 2 if len(conditions) in (2, 4) else ACROSS
-    lines = -(-len(conditions) // across)
-    figure = view.figure(WIDTH, 1.75 * lines + 0.6)
-    for place, condition in enumerate(conditions):
-        ax = figure.add_subplot(lines, across, place + 1)
-        _draw(ax, view, condition)
-        ax.set_title(folded(condition, panel_width(across)))
-        if place % across == 0:
-            ax.set_ylabel(f"test {view.metric}{view.unit}")
-        if place + across >= len(conditions):
-            ax.set_xlabel(_seconds(view))
-    legend(figure, [view.handle(label, line=False, marker=True) for label in view.labels()])
+def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
+    """The points, and whether each is on the front of its condition by either cost."""
+    chosen = [(condition, view.chosen(condition)) for condition in conditions]
+    frame = to_frame([row for _, rows in chosen for row in rows], [*COSTS, "test_metric"], view.meta["metric"])
+    fronts = {
+        f"on_front_of_{cost}": [bool(flag) for _, rows in chosen for flag in _on_front(view, _points(view, rows, cost))]
+        for cost in COSTS
+    }
+    return frame.assign(**fronts)
+
+
+def _single(view: View) -> Figure:
+    rows = view.chosen(view.conditions[0])
+    grid = view.stacked([COSTS])
+    figure = view.figure(view.width, 2.8 * len(grid))
+    axes = figure.subplots(len(grid), len(grid[0]), squeeze=False, sharey=True)
+    for ax, cost in zip(axes.flat, COSTS, strict=True):
+        _draw(figure, ax, view, _points(view, rows, cost))
+        ax.set_xlabel(_title(view, cost))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"test {view.metric}{view.unit}")
+    figure.draw_without_rendering()  # fixes the layout, without which no text has a size
+    for ax, cost in zip(axes.flat, COSTS, strict=True):
+        _label_points(figure, ax, view, _points(view, rows, cost))
     return figure
 
 
-def _seconds(view: View) -> str:
-    caution = ", on different hardware or versions" if view.source.mixed else ""
-    return f"training time (s{caution})"
+def _page(view: View, conditions: Sequence[str], cost: str) -> Figure:
+    across = 2 if view.narrow or len(conditions) in (2, 4) else ACROSS
+    lines = -(-len(conditions) // across)
+    figure = view.figure(view.width, 1.75 * lines + 0.6)
+    for place, condition in enumerate(conditions):
+        ax = figure.add_subplot(lines, across, place + 1)
+        _draw(figure, ax, view, _points(view, view.chosen(condition), cost))
+        ax.set_title(folded(condition, panel_width(across, view.width)))
+        if place % across == 0:
+            ax.set_ylabel(f"test {view.metric}{view.unit}")
+        if place + across >= len(conditions):
+            ax.set_xlabel(_title(view, cost))
+    handles = [view.handle(label, line=False, marker=True) for label in view.labels()]
+    legend(figure, [*handles, Line2D([], [], label="Pareto front", **FRONT)])
+    return figure
 
 
-def _draw(ax: Axes, view: View, condition: str) -> list[Point]:
-    points = [(row, row.train_seconds, row.test_metric.scaled(view.scale)) for row in view.chosen(condition)]
-    for row, x, y in points:
-        style = view.styles[row.label]
-        ax.plot(bounds(x), [y.mean, y.mean], color=style["color"], linewidth=0.9)
-        ax.plot([x.mean, x.mean], bounds(y), color=style["color"], linewidth=0.9)
-        ax.plot(x.mean, y.mean, color=style["color"], marker=style["marker"])
-    ax.set_xlim(0, 1.12 * max(bounds(x)[1] for _, x, _ in points))
+def _title(view: View, cost: str) -> str:
+    if cost == "passes":
+        return "forward-backward passes"
+    return f"training time (s{', on different hardware or versions' if view.source.mixed else ''})"
+
+
+def _points(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
+    return [(row, _cost(row, cost), row.test_metric.scaled(view.scale)) for row in rows]
+
+
+def _cost(row: Row, cost: str) -> Interval:
+    """Passes are those of the plan, the same for every seed."""
+    return row.train_seconds if cost == "train_seconds" else Interval(1, row.passes, np.nan, np.nan)
+
+
+def _on_front(view: View, points: Sequence[Point]) -> Sequence[bool]:
+    better = view.meta["metric"]["higher_is_better"]
+    return list(on_front([x.mean for _, x, _ in points], [y.mean for _, _, y in points], higher_is_better=better))
+
+
+def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None:
+    """Points of equal cost stand a little beside each other."""
+    costs = [x.mean for _, x, _ in points]
+    for number, (row, x, y) in enumerate(points):
+        aside = STEP * (costs[:number].count(x.mean) - (costs.count(x.mean) - 1) / 2) / 72
+        beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
+        look: Style = {"color": view.styles[row.label]["color"], "transform": beside}
+        ax.plot(bounds(x), [y.mean, y.mean], linewidth=0.9, **look)
+        ax.plot([x.mean, x.mean], bounds(y), linewidth=0.9, **look)
+        ax.plot(x.mean, y.mean, marker=view.styles[row.label]["marker"], **look)
+    right = 1.15 * max(bounds(x)[1] for _, x, _ in points)
+    front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(view, points), points, strict=True) if on)
+    ax.step([*(x for x, _ in front), right], [*(y for _, y in front), front[-1][1]], where="post", **FRONT)
+    ax.set_xlim(0, right)
     ax.margins(y=0.15)
-    return points
 
 
 # ---- names beside points -------------------------------------------------------------------------------------
@@ -75,7 +133,6 @@ def _draw(ax: Axes, view: View, condition: str) -> list[Point]:
 def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None:
     """Write each name beside its point, at the first place around it that covers nothing, or the least."""
     canvas = FigureCanvasAgg(figure)
-    figure.draw_without_rendering()  # fixes the layout, without which no text has a size
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
     frame = ax.get_window_extent(renderer)
     taken = []
@@ -84,7 +141,7 @@ def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point])
             taken.append(Bbox(ax.transData.transform(np.column_stack([across, up]))).padded(4))
     for row, x, y in points:
         text = ax.annotate(row.name, (x.mean, y.mean), xytext=(0, 0), textcoords="offset points")
-        text.set(color=view.styles[row.label]["color"], fontsize=7.5, verticalalignment="center")
+        text.set(color=view.styles[row.label]["color"], fontsize=NAME_SIZE, verticalalignment="center")
         tried = []
         for *offset, side in _places():
             text.set(position=offset, horizontalalignment=side)

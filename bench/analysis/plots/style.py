@@ -20,6 +20,7 @@ from bench.analysis.stats import Interval
 Style = dict[str, Any]
 
 WIDTH = 6.9  # inches: the text width of two columns
+WIDTHS = {"page": WIDTH, "column": 3.3}  # type has the same size in both: include figures as they are, unscaled
 PANEL_HEIGHT = 2.3
 LEGEND_COLUMNS = 6
 BASELINE_COLOUR = "#000000"
@@ -52,6 +53,7 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,  # TrueType, embedded: editable, and what publishers accept
     "savefig.dpi": 200,
+    "svg.hashsalt": "sam-bench",  # ids that are the same every time
 }
 
 
@@ -129,6 +131,6 @@ def text_width(text: str, size: float = TICK_SIZE) -> float:
     return (0.62 * len(text) - 0.3 * narrow) * size / 72
 
 
-def panel_width(columns: int) -> float:
+def panel_width(columns: int, width: float = WIDTH) -> float:
     """About how wide each of so many panels is, in inches; what is left beside them is for their labels."""
-    return WIDTH / columns - 0.55
+    return width / columns - 0.55

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.analysis.plots.style import NEUTRAL, Style, legend, panel_width, value_axis, wide
-from bench.analysis.plots.view import ROWS, View, name_panels, pages
+from bench.analysis.plots.style import NEUTRAL, Style, legend, value_axis, wide
+from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row
+from bench.analysis.summary import Row, to_frame
 
 FIELDS = ("test_metric", "gap_metric")
 VALIDATION: Style = {"markersize": 3, "markerfacecolor": "white"}
@@ -22,48 +23,65 @@ Line = tuple[str, str]
 """Condition and swept hyperparameter of a row of panels."""
 
 
-def figures(view: View) -> Iterator[Figure]:
+def figures(view: View) -> Iterator[Drawing]:
     """A row of panels for each hyperparameter; with several conditions a figure for each, a row a condition."""
     sweeps = [row for row in view.rows if row.label in view.meta["sweeps"] and row.sweep_point and row.done]
     keys = sorted({row.sweep_point[0] for row in sweeps if row.sweep_point})
+    fields = FIELDS if any(row.test_metric.n for row in sweeps) else FIELDS[:1]
     if not view.several:
         if keys:
-            yield _figure(view, sweeps, [(view.conditions[0], key) for key in keys])
+            figure = _figure(view, sweeps, [(view.conditions[0], key) for key in keys], fields)
+            yield Drawing(figure, _caption(view, keys), _data(view, sweeps))
         return
     for key in keys:
-        conditions = [
-            name for name in view.conditions if any(_of(row, key) and row.condition == name for row in sweeps)
-        ]
-        for page in pages(conditions, ROWS):
-            yield _page(view, sweeps, [(condition, key) for condition in page])
+        of_key = [row for row in sweeps if _of(row, key)]
+        conditions = [name for name in view.conditions if any(row.condition == name for row in of_key)]
+        for shown in view.split(fields):
+            for page in pages(conditions, ROWS):
+                figure = _page(view, of_key, [(condition, key) for condition in page], shown)
+                data = _data(view, [row for row in of_key if row.condition in page])
+                yield Drawing(figure, _caption(view, [key]), data)
 
 
-def _figure(view: View, sweeps: list[Row], lines: Sequence[Line]) -> Figure:
-    figure, axes = view.panels(len(lines), len(FIELDS))
-    for line, row in zip(lines, axes, strict=True):
-        for ax, field, title in zip(row, FIELDS, _titles(view), strict=True):
+def _caption(view: View, keys: Sequence[str]) -> str:
+    return (
+        f"Sensitivity to {' and '.join(keys)}: mean over seeds with 95% Student-t bands; small open markers are "
+        f"validation {view.metric}, a ring is the value chosen by it."
+    )
+
+
+def _data(view: View, sweeps: Sequence[Row]) -> pd.DataFrame:
+    points = [row.sweep_point for row in sweeps if row.sweep_point]
+    frame = to_frame(sweeps, ["val_metric", *FIELDS, "chosen"], view.meta["metric"])
+    return frame.assign(hyperparameter=[key for key, _ in points], value=[value for _, value in points])
+
+
+def _figure(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
+    grid = view.stacked([[(line, field) for field in fields] for line in lines])
+    figure, axes = view.panels(len(grid), len(grid[0]))
+    for panels, row in zip(grid, axes, strict=True):
+        for (line, field), ax in zip(panels, row, strict=True):
             _draw(ax, view, sweeps, line, field)
-            ax.set(xlabel=line[1], ylabel=title)
+            ax.set(xlabel=line[1], ylabel=_title(view, field))
     legend(figure, _handles(view, sweeps))
     return figure
 
 
-def _page(view: View, sweeps: list[Row], lines: Sequence[Line]) -> Figure:
-    sweeps = [row for row in sweeps if _of(row, lines[0][1])]
-    figure, axes = view.panels(len(lines), len(FIELDS), sharex=True)
+def _page(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
+    figure, axes = view.panels(len(lines), len(fields), sharex=True)
     for line, row in zip(lines, axes, strict=True):
-        for ax, field in zip(row, FIELDS, strict=True):
+        for ax, field in zip(row, fields, strict=True):
             _draw(ax, view, sweeps, line, field)
             ax.margins(y=0.15)  # flat panels would cut the rings
     for ax in axes[-1]:
         ax.set_xlabel(lines[0][1])
-    name_panels(axes, [condition for condition, _ in lines], _titles(view))
+    name_panels(axes, [condition for condition, _ in lines], [_title(view, field) for field in fields])
     legend(figure, _handles(view, sweeps))
     return figure
 
 
-def _titles(view: View) -> tuple[str, str]:
-    return f"{view.metric}{view.unit}", f"train − test {view.metric}{view.points}"
+def _title(view: View, field: str) -> str:
+    return f"{view.metric}{view.unit}" if field == "test_metric" else f"train − test {view.metric}{view.points}"
 
 
 def _of(row: Row, key: str) -> bool:
@@ -79,7 +97,7 @@ def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> No
         points = {row.sweep_point[1]: row for row in rows if row.label == label and row.sweep_point}
         _points(ax, view, dict(sorted(points.items())), field)
     values = sorted({row.sweep_point[1] for row in sweeps if _of(row, key) and row.sweep_point})
-    value_axis(ax, values, panel_width(2), log=wide(values))
+    value_axis(ax, values, view.panel_width(2), log=wide(values))
 
 
 def _points(ax: Axes, view: View, points: dict[float, Row], field: str) -> None:

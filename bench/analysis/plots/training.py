@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.style import Style, legend, with_margin
-from bench.analysis.plots.view import ROWS, View, name_panels, pages
+from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
 from bench.analysis.stats import half_width
 from bench.analysis.words import Words
 
@@ -33,29 +33,31 @@ def evaluated_often(runs: pd.DataFrame) -> bool:
     return bool((runs.groupby("run_id").size() > 1).any())
 
 
-def curves(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
+def curves(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
     """Test and train metric against epochs and, where epochs differ in cost, against passes."""
+    what = f"Test and train {view.metric} over training"
     titles = {
         "test_metric": f"test {view.metric}{view.unit}",
         "train_metric": f"train {view.metric}, true labels{view.unit}",
     }
     if not _passes_differ(runs):
-        yield from _figures(view, runs, [(x, y) for y in titles for x in ("epoch",)], titles)
+        yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
     elif view.several:  # three panels are as many as fit beside each other
         columns = [("epoch", "test_metric"), ("passes", "test_metric"), ("epoch", "train_metric")]
-        yield from _figures(view, runs, columns, titles)
+        yield from _figures(view, runs, columns, titles, what)
     else:
-        yield from _figures(view, runs, [(x, y) for x in AXES for y in titles], titles)
+        yield from _figures(view, runs, [(x, y) for x in AXES for y in titles], titles, what)
 
 
-def gap(view: View, runs: pd.DataFrame) -> Iterator[Figure]:
+def gap(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
     """Generalization gap of loss and metric against epochs."""
     unit = "" if Words(view.meta, view.source).losses() else " (nats)"
     titles = {
         "gap_loss": f"test − train loss{unit}",
         "gap_metric": f"train − test {view.metric}{view.points}",
     }
-    yield from _figures(view, runs, [("epoch", y) for y in titles], titles)
+    what = f"Generalization gap of loss and {view.metric} over training"
+    yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
 
 
 def chosen_curves(results: Results, view: View) -> pd.DataFrame:
@@ -79,25 +81,46 @@ def _passes_differ(runs: pd.DataFrame) -> bool:
 
 
 def _figures(
-    view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str]
-) -> Iterator[Figure]:
+    view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str], what: str
+) -> Iterator[Drawing]:
     """All pages of panels: for each pair of columns one, in a row a condition; a grid where there is one condition."""
     if runs.empty:
         return
     means = {y: _mean_curves(runs, y) for _, y in columns}
+    caption = f"{what}: mean over the finished seeds of each chosen configuration, with its 95% Student-t band."
     if not view.several:
         (condition,) = view.conditions
         grid = [[(condition, x, y) for y in titles] for x in dict.fromkeys(x for x, _ in columns)]
-        yield _single(view, means, grid, titles)
+        yield Drawing(_single(view, means, grid, titles), caption, _data(view, means, [condition]))
         return
-    for shown in pages(view.conditions, ROWS):
-        yield _page(view, means, [[(condition, *column) for column in columns] for condition in shown], titles)
+    for beside in view.split(columns):
+        for shown in pages(view.conditions, ROWS):
+            grid = [[(condition, *column) for column in beside] for condition in shown]
+            data = _data(view, {y: means[y] for _, y in beside}, shown)
+            yield Drawing(_page(view, means, grid, titles), caption, data)
+
+
+def _data(view: View, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
+    """The points of these curves, a line for each condition, label and epoch."""
+    key, unit = view.meta["metric"]["key"], view.meta["metric"]["unit"]
+    names = {"test_metric": f"test_{key}", "train_metric": f"train_clean_{key}", "gap_metric": f"gap_{key}"}
+    columns = [*(LINE if view.several else LINE[1:]), "epoch", "passes"]
+    frames = []
+    for y, mean in means.items():
+        suffix = f" [{unit}]" if unit and y in names else ""
+        bounds = {part: f"{names.get(y, y)}_{part}{suffix}" for part in ("mean", "low", "high")}
+        here = mean[mean["condition"].isin(shown)].rename(columns={"count": "n", **bounds})
+        frames.append(here.set_index([*columns, "n"])[list(bounds.values())])
+    places = {name: place for place, name in enumerate([*shown, *view.meta["labels"]])}
+    joined: pd.DataFrame = pd.concat(frames, axis=1).reset_index()
+    return joined.sort_values(columns[:-2], key=lambda names: names.map(places), kind="stable")
 
 
 def _single(
-    view: View, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]], titles: Mapping[str, str]
+    view: View, means: Mapping[str, pd.DataFrame], grid: Sequence[Sequence[Panel]], titles: Mapping[str, str]
 ) -> Figure:
-    figure, axes = view.panels(len(grid), len(titles), sharey="col")
+    grid = view.stacked(grid)
+    figure, axes = view.panels(len(grid), len(grid[0]))
     for line, row in zip(grid, axes, strict=True):
         for panel, ax in zip(line, row, strict=True):
             _draw(ax, view, means, panel)

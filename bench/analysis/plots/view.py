@@ -5,14 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.analysis.conditions import conditions, varied
-from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, Style, label_styles, text_width
+from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, Style, label_styles, panel_width, text_width
 from bench.analysis.summary import Provenance, Row, all_rows, provenance
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ T = TypeVar("T")
 ROWS = 6  # of panels on a page, one a condition
 ROW_HEIGHT = 1.45
 CAUTION_SIZE = 7.0
+
+
+class Drawing(NamedTuple):
+    """A figure, what it shows in a sentence or two, and the numbers drawn, unrounded and in the unit of the figure."""
+
+    figure: Figure
+    caption: str
+    data: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class View:
         several: whether anything is varied, so that panels have to name their condition.
         styles: the look of each label.
         source: where the numbers come from.
+        width: of a figure, in inches.
     """
 
     meta: Mapping[str, Any]
@@ -44,6 +54,12 @@ class View:
     several: bool
     styles: Mapping[str, Style]
     source: Provenance
+    width: float = WIDTH
+
+    @property
+    def narrow(self) -> bool:
+        """Whether there is room for one panel only, so that panels stand below each other."""
+        return self.width < WIDTH
 
     @property
     def metric(self) -> str:
@@ -91,6 +107,18 @@ class View:
         }
         return Line2D([], [], label=(titles.pop() if len(titles) == 1 else label) + lost, **style)
 
+    def panel_width(self, columns: int) -> float:
+        """About how wide each of so many panels is, in inches, where there is room for them beside each other."""
+        return panel_width(1 if self.narrow else columns, self.width)
+
+    def stacked(self, grid: Sequence[Sequence[T]]) -> list[list[T]]:
+        """Panels in lines, or all below each other."""
+        return [[panel] for line in grid for panel in line] if self.narrow else [list(line) for line in grid]
+
+    def split(self, columns: Sequence[T]) -> list[list[T]]:
+        """What stands beside each other on a page, for each page."""
+        return [[column] for column in columns] if self.narrow else [list(columns)]
+
     def figure(self, width: float, height: float) -> Figure:
         """An empty figure, sizes in inches, with what must be said of the data above all panels."""
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -102,12 +130,12 @@ class View:
     def panels(self, rows: int, columns: int, **sharing: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
         """A figure of panels; flat ones where each row is a condition."""
         height = ROW_HEIGHT if self.several else PANEL_HEIGHT
-        figure = self.figure(WIDTH, height * rows + 0.35 * (1 + self.several))
+        figure = self.figure(self.width, height * rows + 0.35 * (1 + self.several))
         return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **sharing))
 
 
-def view_of(results: Results) -> View:
-    """Everything that figures need of the results, beside the curves."""
+def view_of(results: Results, width: str = "page") -> View:
+    """Everything that figures need of the results, beside the curves; `width` is a key of WIDTHS."""
     meta, rows = results.meta, all_rows(results)
     best = [row for row in rows if row.chosen and row.done]
     return View(
@@ -118,6 +146,7 @@ def view_of(results: Results) -> View:
         several=bool(varied(meta)),
         styles=label_styles(meta["labels"], meta["baseline"]),
         source=provenance(results),
+        width=WIDTHS[width],
     )
 
 

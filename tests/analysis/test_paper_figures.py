@@ -1,0 +1,165 @@
+"""What a paper needs of the figures: two widths, numbers beside them, the Pareto front, seed by seed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.analysis import plots
+from bench.analysis.pareto import on_front
+from bench.analysis.plots.style import WIDTHS, label_styles
+from bench.analysis.plots.view import Drawing
+from bench.analysis.summary import all_rows
+from bench.records import Results
+
+Make = Callable[..., Results]
+FEW = {"sgd": {"test": 0.92}, "adam": {"test": 0.91}, "sam": {"test": 0.937, "sweep": ("rho", (0.1, 0.2))}}
+NOISE = {"label_noise": [0.2, 0.4]}
+VARIED = {"alone": {}, "conditions": {"vary": NOISE}}
+
+
+def ys(line: Line2D) -> np.ndarray[Any, Any]:
+    return np.asarray(line.get_ydata(), dtype=float)
+
+
+def drawn(figure: Figure) -> np.ndarray[Any, Any]:
+    """Every height at which something stands in a figure."""
+    return np.concatenate([ys(line) for ax in figure.axes for line in ax.lines])
+
+
+def holds(values: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> bool:
+    """Whether each of the values is among the others, but for rounding."""
+    return bool((np.abs(of[:, None] - values) < 1e-9).any(axis=0).all())
+
+
+@pytest.fixture(params=VARIED)
+def drawings(request: pytest.FixtureRequest, make_results: Make) -> dict[str, Drawing]:
+    return plots.draw(make_results(FEW, **VARIED[request.param]))
+
+
+def test_every_figure_has_its_numbers_beside_it(drawings: dict[str, Drawing]) -> None:
+    columns = {
+        "curves": "test_acc_mean [%]",
+        "gap": "gap_acc_mean [%]",
+        "sweep": "val_acc_mean [%]",
+        "cost": "test_acc_mean [%]",
+        "paired": "difference [%]",
+        "conditions": "test_acc_mean [%]",
+    }
+    for name, drawing in drawings.items():
+        values = drawing.data[columns[name.partition("-")[0]]].to_numpy(float)
+        assert len(values)
+        assert holds(values, drawn(drawing.figure)), name
+        assert drawing.caption.endswith(".")
+
+
+def test_the_numbers_of_a_curve_are_those_drawn(drawings: dict[str, Drawing]) -> None:
+    figure, _, data = drawings["curves"]
+    data = data[data["condition"] == data["condition"].iloc[0]] if "condition" in data else data
+    for label, line in zip(FEW, figure.axes[0].lines, strict=True):
+        assert ys(line) == pytest.approx(data.loc[data["optimizer"] == label, "test_acc_mean [%]"].to_numpy())
+    first = figure.axes[0].collections[0].get_paths()[0].vertices
+    of_first = data[data["optimizer"] == "sgd"]
+    assert np.asarray(first)[:, 1].min() == pytest.approx(of_first["test_acc_low [%]"].min())
+    assert np.asarray(first)[:, 1].max() == pytest.approx(of_first["test_acc_high [%]"].max())
+
+
+def test_files_of_numbers_are_written_beside_the_figures(make_results: Make, tmp_path: Path) -> None:
+    drawings = plots.draw(make_results(FEW))
+    paths = plots.write(drawings, tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".pdf", ".csv"] * len(drawings)
+    found = pd.read_csv(tmp_path / "paired.csv")
+    expected = pd.read_csv(io.StringIO(drawings["paired"].data.to_csv(index=False)))
+    pd.testing.assert_frame_equal(found, expected)
+    assert len(found) == 2 * 5
+
+
+def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_path: Path) -> None:
+    for vary in ({}, NOISE):
+        results = make_results(FEW, vary=vary)
+        page, column = (plots.draw(results, width) for width in ("page", "column"))
+        for name, drawing in column.items():
+            assert drawing.figure.get_figwidth() == WIDTHS["column"]
+            assert (
+                drawing.figure.axes[0].xaxis.label.get_fontsize()
+                == page["curves"].figure.axes[0].xaxis.label.get_fontsize()
+            )
+            specs = [ax.get_subplotspec() for ax in drawing.figure.axes]
+            across = {spec.colspan.start for spec in specs if spec}
+            assert len(across) <= (2 if name.startswith("cost") and vary else 1), name
+        shown = [sum(len(one.figure.axes) for one in drawings.values()) for drawings in (page, column)]
+        assert shown[0] == shown[1], "no panel is lost"
+    paths = plots.build(make_results({"sgd": {}, "sam": {}}, seeds=(0,)), tmp_path, "column")
+    assert {path.parent for path in paths} == {tmp_path / "figures" / "column"}
+
+
+# ---- seed by seed --------------------------------------------------------------------------------------------
+
+
+def test_a_line_for_each_seed_goes_from_the_baseline_to_the_optimizer(make_results: Make) -> None:
+    results = make_results(FEW, status={("adam", "", 3): "diverged"})
+    value, difference = plots.draw(results)["paired"].figure.axes
+    assert [text.get_text() for text in value.get_xticklabels()] == ["adam", "sam"]
+    rows = {row.label: row for row in all_rows(results) if row.chosen}
+    records = results.records[results.records["status"] == "done"].fillna({"config": ""})
+
+    def of(label: str) -> pd.Series:
+        mine = records[(records["optimizer"] == label) & (records["config"] == rows[label].config)]
+        return 100 * mine.set_index("seed")["test_acc"]
+
+    colour = label_styles(list(FEW), "sgd")["adam"]["color"]
+    lines = [ys(line) for line in value.lines if line.get_color() == colour and line.get_marker() == "None"]
+    pairs = np.column_stack([of("sgd"), of("adam").reindex(range(5))])
+    assert np.array(lines) == pytest.approx(pairs[~np.isnan(pairs).any(axis=1)])
+    (mean,) = (line for line in difference.lines if line.get_color() == colour and line.get_markersize() > 5)
+    assert rows["adam"].difference is not None
+    assert ys(mean)[0] == pytest.approx(100 * rows["adam"].difference.difference.mean)
+
+
+def test_nothing_is_paired_without_a_partner(make_results: Make) -> None:
+    assert "paired" not in plots.draw(make_results({"sgd": {}}))
+    lost = {("sgd", "", seed): "failed" for seed in range(5)}
+    assert "paired" not in plots.draw(make_results(FEW, status=lost))
+    apart = {("sgd", "", seed): "failed" for seed in range(3)} | {("adam", "", seed): "failed" for seed in (3, 4)}
+    data = plots.draw(make_results(FEW, status=apart))["paired"].data
+    assert set(data["optimizer"]) == {"sam"}
+
+
+# ---- the Pareto front ----------------------------------------------------------------------------------------
+
+
+def test_what_nothing_beats_at_its_cost_is_on_the_front() -> None:
+    costs, values = [1.0, 2.0, 2.0, 3.0, 4.0, np.nan], [0.5, 0.7, 0.6, 0.7, 0.9, 1.0]
+    assert list(on_front(costs, values, higher_is_better=True)) == [True, True, False, False, True, False]
+    assert list(on_front(costs, values, higher_is_better=False)) == [True, False, False, False, False, False]
+    assert list(on_front([1.0, 1.0], [0.5, 0.5], higher_is_better=True)) == [True, True], (
+        "equals do not beat each other"
+    )
+
+
+def test_the_front_is_drawn_through_its_points(make_results: Make) -> None:
+    figure, _, data = plots.draw(make_results(FEW))["cost"]
+    for ax, cost in zip(figure.axes, ("train_seconds", "passes"), strict=True):
+        (front,) = (line for line in ax.lines if line.get_drawstyle() == "steps-post")
+        flagged = data[data[f"on_front_of_{cost}"]]
+        assert sorted(ys(front)[:-1]) == pytest.approx(sorted(flagged["test_acc_mean [%]"]))
+        assert "sam" in set(flagged["optimizer"])
+
+
+def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> None:
+    figure = plots.draw(make_results(FEW))["cost"].figure
+    figure.draw_without_rendering()
+    marks = {line.get_color(): line for line in figure.axes[1].lines if line.get_marker() not in ("None", "")}
+    looks = label_styles(list(FEW), "sgd")
+    sgd, adam = (marks[looks[label]["color"]] for label in ("sgd", "adam"))
+    assert np.array_equal(sgd.get_xdata(), adam.get_xdata())
+    places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in (sgd, adam)]
+    assert abs(places[0] - places[1]) > 3
