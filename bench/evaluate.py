@@ -18,7 +18,7 @@ def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast)
 
     Training examples with true and with replaced labels are also told apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score>. The task's
-    further scores are those of validation and of the test sets.
+    further scores are those of validation and of the test sets. Of a split that the run does not have nothing is said.
     """
     was_training = model.training
     model.eval()
@@ -38,8 +38,9 @@ def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast)
         if name != "train":
             measured |= {f"{name}_{what}": score for what, score in task.details(logits, split.targets).items()}
     model.train(was_training)
-    measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
-    measured[f"gap_{key}"] = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
+    if len(data.test):
+        measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
+        measured[f"gap_{key}"] = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
     return measured
 
 

@@ -31,7 +31,7 @@ CIRCUMSTANCES = (
 )
 STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
 TEXT_COLUMNS = (
-    *("experiment", "task", "model", "condition", "optimizer", "config", "status", "error", "method", "base"),
+    *("experiment", "task", "model", "condition", "phase", "optimizer", "config", "status", "error", "method", "base"),
     *("schedule", "precision", "device", "torch", "python", "commit", "data_fingerprint", "initial_weights_sha256"),
     "weights_sha256",
     "run_id",
@@ -74,6 +74,7 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
     about = [
         "run_id",
         "condition",
+        "phase",
         "optimizer",
         "config",
         "seed",
@@ -97,7 +98,7 @@ def collect(store: Store, meta: dict[str, Any], runs: Sequence[PlannedRun]) -> R
     # What tasks measure beside their metric: other scores, other test sets.
     more = [name for name in further if name not in {*about, *metrics}]
     columns = [
-        *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error"),
+        *("experiment", "task", "model", "condition", "phase", "optimizer", "config", "seed", "status", "error"),
         *hyperparameters,
         *metrics,
         *more,
@@ -116,7 +117,7 @@ def _collect_run(
     folder = store.run(spec.run_id)
     status, result = _standing(folder) if folder.run_id in there else ("missing", None)
     place: dict[str, Any] = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
-    place |= {"seed": spec.seed, "run_id": folder.run_id}
+    place |= {"phase": run.phase, "seed": spec.seed, "run_id": folder.run_id}
     row = {**place, "task": spec.task.name, "model": spec.model.name, "status": status}
     row |= settings
     if result is None:

@@ -134,6 +134,9 @@ class RunSpec(_Frozen):
     data: DataSettings
     train: TrainSettings
     seed: Annotated[int, Field(ge=0)]
+    phase: Literal["tune", "refit"] | None = None
+    """What it does with the three sets. "tune": it never looks at the test set, since something is chosen by it.
+    "refit": it trains on the validation examples too, and has none to validate on. None: train, validate, test."""
     plugins: tuple[PluginFile, ...] = Field(default=(), strict=False)
 
     @property
@@ -179,17 +182,20 @@ class PlannedRun:
         label: the optimizer's entry in the experiment file.
         config: the swept hyperparameters and this run's values of them, by column name.
         condition: what is varied between conditions and its values here, by column name; empty if nothing is.
+        phase: "tune" if it is for choosing, "final" if it is of what was chosen, "" where there are no phases.
     """
 
     label: str
     config: dict[str, Any]
     spec: RunSpec
     condition: dict[str, Any] = field(default_factory=dict)
+    phase: Literal["", "tune", "final"] = ""
 
     @property
     def name(self) -> str:
-        """The run in words: "label_noise=0.2 sam rho=0.1 seed 3"."""
-        return " ".join(filter(None, (self.condition_text, self.label, self.config_text, f"seed {self.spec.seed}")))
+        """The run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
+        parts = (self.condition_text, self.phase, self.label, self.config_text, f"seed {self.spec.seed}")
+        return " ".join(filter(None, parts))
 
     @property
     def config_text(self) -> str:
@@ -209,6 +215,27 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
+class Phases:
+    """How hyperparameters are chosen before the runs that count: on validation, with the same budget for everyone.
+
+    Attributes:
+        trials: configurations that each tuned label gets; a label that is not here is not tuned.
+        spaces: what these were drawn from: by label and column, a list of values or a table of low, high and log.
+        search: "grid", "random" or "sobol".
+        budget: what is the same for everyone, "trials" or "passes".
+        refit: whether the chosen setting is trained on the validation examples too.
+    """
+
+    tune_seeds: tuple[int, ...]
+    final_seeds: tuple[int, ...]
+    trials: dict[str, int]
+    spaces: dict[str, dict[str, Any]]
+    search: str
+    budget: str
+    refit: bool
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A resolved experiment.
 
@@ -220,7 +247,9 @@ class Experiment:
         metric: the score of its task (the same in every condition).
         tasks: what tables must know of each task, by name.
         notes: sentences that belong under every table.
-        runs: every run, in the order of the file: condition, label, configuration, seed.
+        runs: every run, in the order of the file: condition, label, configuration, seed. With phases, those for
+            choosing first, then those of what is chosen already (`with_final`).
+        phases: None where all runs are of one kind.
     """
 
     name: str
@@ -234,9 +263,10 @@ class Experiment:
     tasks: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
+    phases: Phases | None = None
 
     def meta(self) -> dict[str, Any]:
-        """experiment.json: what tables and plots must know beside the records."""
+        """experiment.json: what tables and plots must know beside the records. "phases" is there if there are any."""
         specs = [run.spec for run in self.runs]
         return {
             "name": self.name,
@@ -254,4 +284,18 @@ class Experiment:
             "metric": self.metric,
             "tasks": self.tasks,
             "notes": list(self.notes),
+            **({"phases": self._phases(self.phases)} if self.phases else {}),
+        }
+
+    def _phases(self, phases: Phases) -> dict[str, Any]:
+        return {
+            "tune": {
+                "seeds": list(phases.tune_seeds),
+                "search": phases.search,
+                "budget": phases.budget,
+                "trials": phases.trials,
+                "spaces": phases.spaces,
+            },
+            "final": {"seeds": list(phases.final_seeds), "refit": phases.refit},
+            "untuned": [label for label in self.labels if label not in phases.trials],
         }

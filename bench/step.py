@@ -129,7 +129,7 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
     if group.size != spec.train.processes:
         raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
     task = load_task(spec)
-    data = prepare(task, spec.data, spec.seed, encoder(spec, task)).to(device)
+    data = prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
     autocast = set_precision(spec.train, device)
     torch.manual_seed(derive(spec.seed, "init"))
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)

@@ -271,12 +271,16 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 
 
 def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
-    """The last epoch's numbers, and beside them the test score of the epoch that validation would have chosen."""
+    """The last epoch's numbers, and beside them the test score of the epoch that validation would have chosen, where
+    the run has both."""
     key, sign = task.metric.key, 1 if task.metric.higher_is_better else -1
-    best = max(curve, key=lambda point: (sign * point[f"val_{key}"], -point["val_loss"]))
     about = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
     final = {name: value for name, value in curve[-1].items() if name not in about}
-    return {**final, "selected_epoch": best["epoch"], f"selected_test_{key}": best[f"test_{key}"]}
+    if "val_loss" not in final:
+        return final
+    best = max(curve, key=lambda point: (sign * point[f"val_{key}"], -point["val_loss"]))
+    selected = {f"selected_test_{key}": best[f"test_{key}"]} if "test_loss" in final else {}
+    return {**final, "selected_epoch": best["epoch"], **selected}
 
 
 def _finish(

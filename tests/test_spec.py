@@ -37,6 +37,7 @@ FULL: dict[str, Any] = {
         "processes": 1,
     },
     "seed": 0,
+    "phase": None,
     "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
 }
 FULL_ID = "460008d6a3c0"
@@ -139,9 +140,19 @@ def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:
     assert RunSpec.model_validate(FULL).model_dump(mode="json") == FULL
 
 
-@pytest.mark.parametrize(("path", "value"), [leaf for leaf in leaves(FULL) if leaf[0] != ("plugins", 0, "path")])
+OF_ANY_VALUE = [leaf for leaf in leaves(FULL) if leaf[0] not in {("plugins", 0, "path"), ("phase",)}]
+
+
+@pytest.mark.parametrize(("path", "value"), OF_ANY_VALUE)
 def test_every_field_changes_the_run_id(path: tuple[str | int, ...], value: Any) -> None:
     assert changed(path, something_else(value)).run_id != RunSpec.model_validate(FULL).run_id
+
+
+def test_what_a_run_does_with_the_three_sets_is_part_of_its_id() -> None:
+    ids = [changed(("phase",), phase).run_id for phase in (None, "tune", "refit")]
+    assert ids[0] == FULL_ID, "runs of experiments without phases, and of files written before there were any"
+    assert len(set(ids)) == 3
+    assert RunSpec.model_validate({key: value for key, value in FULL.items() if key != "phase"}).run_id == FULL_ID
 
 
 def test_the_place_of_a_plugin_is_no_part_of_the_run_id() -> None:

@@ -61,11 +61,7 @@ def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
 def edges(rows: Sequence[Row]) -> Iterator[str]:
     """The choices at an end of their sweep."""
     yield from merged(
-        (
-            (row.condition, row.name, f" is the {row.edge} value of its sweep: the best may lie beyond it.")
-            for row in rows
-            if row.edge
-        ),
+        ((row.condition, row.name, _at_the_edge(row)) for row in rows if row.edges),
         _conditions(rows),
     )
 
@@ -112,6 +108,13 @@ def mixed(source: Provenance) -> Iterator[str]:
 
 def _conditions(rows: Iterable[Row]) -> dict[str, None]:
     return dict.fromkeys(row.condition for row in rows)
+
+
+def _at_the_edge(row: Row) -> str:
+    if len(row.swept) == 1 and row.phase == "":
+        return f" is the {row.edges[next(iter(row.swept))]} value of its sweep: the best may lie beyond it."
+    ends = ", ".join(f"its {key} at the {end} end" for key, end in row.edges.items())
+    return f" lies at the edge of what was tried, {ends}: the best may lie beyond it."
 
 
 def _finished(row: Row) -> str:

@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.analysis import choice
 from bench.analysis.conditions import KEY, conditions, keyed, merged, under, varied
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test
 
 if TYPE_CHECKING:
     from bench.records import Results
 
-UNFINISHED = ["running", "partial", "missing"]
 Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
 NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
 MEANS = ["passes", "peak_memory_mb", "tokens_per_second"]
-MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class Row:
     """One configuration of one optimizer under one condition, over its seeds.
 
     `condition` is its name ("" where nothing is varied), `varied` the same as {column: value}. `config` is the text of
-    the swept values ("" without a sweep), `swept` the same as {key: value}. `edge` is "smallest" or "largest" if the
-    configuration was chosen at that end of a single numeric sweep, else "". Intervals are over the finished (`done`)
-    runs: metrics, losses and gaps as stored (fractions, not percent), seconds of training. `passes` are
-    forward-backward passes, `peak_memory_mb` MB, `tokens_per_second` tokens trained on without padding (NaN where there
-    is no text), all means over the finished runs. Ratios and `difference` (of the test metric) are to the baseline's
-    chosen configuration under the same condition, over the seeds that both have finished; `difference` is None for that
-    configuration itself.
+    the swept values ("" without a sweep), `swept` the same as {key: value}. `edges` are the swept numbers of a chosen
+    configuration that lie at an end of what was tried, as {key: "smallest" or "largest"}. `phase` is that of its runs:
+    "tune" (they have no test numbers), "final" or "". Intervals are over the finished (`done`) runs: metrics, losses
+    and gaps as stored (fractions, not percent), seconds of training. `passes` are forward-backward passes,
+    `peak_memory_mb` MB, `tokens_per_second` tokens trained on without padding (NaN where there is no text), all means
+    over the finished runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration
+    under the same condition, over the seeds that both have finished; `difference` is None for that configuration.
     """
 
     condition: str
@@ -43,7 +42,8 @@ class Row:
     config: str
     swept: Mapping[str, Any]
     chosen: bool
-    edge: str
+    edges: Mapping[str, str]
+    phase: str
     epochs: float
     planned: int
     done: int
@@ -117,30 +117,72 @@ class Provenance:
 def all_rows(results: Results) -> list[Row]:
     """Every (condition, label, configuration) as a row, conditions and labels in the order of the experiment.
 
-    One configuration a label is `chosen` under each condition: that with the best mean validation metric over the
-    seeds, among the configurations whose planned runs all finished; only if there are none, among those with some
-    finished run. Ties go to the lower mean validation loss, then to the first listed. Neither test numbers nor those
-    of other conditions play a part.
+    One configuration a label is `chosen` under each condition, by `choice.choose`. In an experiment with phases that
+    row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
     """
+    tried = tried_rows(results)
+    if not choice.phased(results.meta):
+        return tried
+    final = {(row.condition, row.label): row for row in _final_rows(results, tried)}
+    known = {(row.condition, row.label) for row in tried}
+    rows = [final[row.condition, row.label] if row.chosen else row for row in tried]
+    return _in_order(results.meta, [*rows, *(row for key, row in final.items() if key not in known)])
+
+
+def tried_rows(results: Results) -> list[Row]:
+    """Every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
+    records = choice.tuning(results.records)
+    if records.empty:
+        return []
+    frame = choice.candidates(records, results.meta["metric"])
+    rows = _rows(results, records, frame[[*choice.COUNTS, "chosen"]])
+    return _in_order(results.meta, _with_edges(rows, results.meta))
+
+
+def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
+    """What was chosen, and what was not tuned, over the final runs: those that are planned, whether there or not."""
+    records = choice.reported(results.records)
+    chosen = {(row.condition, row.label, row.config): row for row in tried if row.chosen}
+    untuned = [
+        (condition, label, "")
+        for condition in conditions(results.meta)
+        for label in choice.phased(results.meta)["untuned"]
+    ]
+    index = pd.MultiIndex.from_tuples([*chosen, *untuned], names=KEY)
+    frame = choice.counts(keyed(records).groupby(KEY, sort=False)).reindex(index, fill_value=0)
+    frame["planned"] = len(results.meta["seeds"])
+    frame["unfinished"] = frame["planned"] - frame["done"] - frame["diverged"] - frame["failed"]
+    frame["chosen"] = True
+    rows = _rows(results, records, frame)
+    return [
+        replace(row, phase="final", edges=chosen[key].edges if key in chosen else {})
+        for key, row in zip(frame.index, rows, strict=True)
+    ]
+
+
+def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
+    """A row for every line of a frame of counts, from the finished ones among the records."""
     meta = results.meta
-    records = _with_speed(keyed(results.records))
+    records = _with_speed(keyed(records))
     columns = _interval_columns(meta["metric"]["key"])
-    groups = records.groupby(KEY, sort=False)
-    frame = _counts(groups)
-    frame = frame.join(_moments(records, frame.index, [*columns.values(), *MEANS]))
-    frame["chosen"] = _chosen(frame, meta["metric"])
+    frame = frame.join(choice.moments(records, frame.index, [*columns.values(), *MEANS]))
     swept = {key for keys in meta["sweeps"].values() for key in keys}
-    frame = frame.join(groups[sorted({"epochs", *swept, *varied(meta)})].first().add_prefix("set_"))
+    settings = keyed(results.records).groupby(KEY, sort=False)[sorted({"epochs", *swept, *varied(meta)})].first()
+    frame = frame.join(settings.add_prefix("set_"))
     comparisons = _comparisons(records, frame, meta)
     for field, column in columns.items():
         frame[field] = pd.Series(_intervals(frame, column), index=frame.index, dtype=object)
-    rows = [
-        _row(key, meta, values, comparisons[key])
+    phase = "tune" if choice.phased(meta) else ""
+    return [
+        _row(key, meta, {**values, "phase": phase}, comparisons[key])
         for key, values in zip(frame.index, frame.to_dict("records"), strict=True)
     ]
+
+
+def _in_order(meta: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
     places = {name: place for place, name in enumerate(conditions(meta))}
     labels = {label: place for place, label in enumerate(meta["labels"])}
-    return sorted(_with_edges(rows), key=lambda row: (places[row.condition], labels[row.label]))
+    return sorted(rows, key=lambda row: (places[row.condition], labels[row.label]))
 
 
 def provenance(results: Results) -> Provenance:
@@ -178,9 +220,10 @@ def _caution(results: Results) -> str:
 
 
 def _cut(results: Results) -> str:
-    """Said for each task, and for each condition where they differ. Counted before training, so any run will do."""
+    """Said for each task, and for each condition where they differ. Counted before training, so any run will do that
+    has all splits."""
     columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
-    records = keyed(results.records).reindex(columns=columns).dropna()
+    records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
     among = records.groupby("task")["condition"].unique()
     notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
     for task, condition, texts, cut, limit in records.drop_duplicates().itertuples(index=False):
@@ -257,44 +300,6 @@ def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
 
-def _counts(groups: Any) -> pd.DataFrame:
-    """Per configuration, in order of first appearance: how many runs are planned and how they ended."""
-    planned: pd.Series = groups.size().rename("planned")
-    status: pd.DataFrame = groups["status"].value_counts().unstack(fill_value=0).reindex(planned.index)
-    status = status.reindex(columns=["done", "diverged", "failed", *UNFINISHED], fill_value=0)
-    unfinished = status[UNFINISHED].sum(axis=1).rename("unfinished")
-    counts: pd.DataFrame = pd.concat([planned, status[["done", "diverged", "failed"]], unfinished], axis=1)
-    return counts
-
-
-def _moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.DataFrame:
-    """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
-    done = records[records["status"] == "done"]
-    numbers = done[columns].astype(float)
-    moments: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
-    moments.columns = moments.columns.map(":".join)
-    everywhere: pd.DataFrame = moments.reindex(index).fillna({f"{column}:count": 0 for column in columns})
-    return everywhere
-
-
-def _chosen(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
-    """Flag one configuration a condition and label, by validation numbers only; see `all_rows` for the rule."""
-    # Rounded, so that equal runs tie although their means were summed in another order.
-    value = frame[f"val_{metric['key']}:mean"].round(12)
-    ranking = pd.DataFrame(
-        {
-            "incomplete": frame["done"] < frame["planned"],
-            "empty": frame["done"] == 0,
-            "metric": -value if metric["higher_is_better"] else value,
-            "loss": frame["val_loss:mean"].round(12),
-            "order": np.arange(len(frame)),
-        }
-    )
-    ranking = ranking.sort_values(list(ranking.columns), na_position="last")
-    best = ~ranking.reset_index("config").index.duplicated()
-    return frame.index.to_series().isin(ranking.index[best])
-
-
 def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
     """Each configuration against the baseline's chosen one of its condition, over the seeds that both finished."""
     chosen = frame.index[frame["chosen"]]
@@ -307,7 +312,9 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, 
     ours, theirs = values.to_numpy(), reference.to_numpy()
     compared: dict[Any, Comparison] = {}
     alone = set(baselines)
-    for key, rows in records.groupby(KEY, sort=False).indices.items():
+    places = records.groupby(KEY, sort=False).indices
+    for key in frame.index:
+        rows = places.get(key, [])
         a, b = ours[rows], theirs[rows]
         test = None if key in alone else paired_test(a[:, 0], b[:, 0])
         compared[key] = (test, _ratio_of_means(a[:, 1], b[:, 1]), _ratio_of_means(a[:, 2], b[:, 2]))
@@ -338,7 +345,7 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
         label=label,
         config=config,
         swept={name: values[f"set_{name}"] for name in meta["sweeps"].get(label, [])},
-        edge="",
+        edges={},
         epochs=values["set_epochs"],
         difference=compared[0],
         seconds_ratio=compared[1],
@@ -348,23 +355,18 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
     )
 
 
-def _with_edges(rows: list[Row]) -> list[Row]:
-    """The rows, those chosen at an end of their label's sweep under their condition flagged as such."""
-    swept: dict[tuple[str, str], set[float]] = {}
+def _with_edges(rows: list[Row], meta: Mapping[str, Any]) -> list[Row]:
+    """The rows, those chosen with what of them lies at an end of what was tried under their condition."""
+    spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
+    tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row.sweep_point:
-            swept.setdefault((row.condition, row.label), set()).add(row.sweep_point[1])
+        tried.setdefault((row.condition, row.label), []).append(row.swept)
     return [
-        replace(row, edge=_edge(row, swept.get((row.condition, row.label), set()))) if row.chosen else row
+        replace(row, edges=choice.edges(row.swept, tried[row.condition, row.label], spaces.get(row.label)))
+        if row.chosen and row.done
+        else row
         for row in rows
     ]
-
-
-def _edge(row: Row, values: set[float]) -> str:
-    if row.sweep_point is None or len(values) < MIN_EDGE_VALUES or not row.done:
-        return ""
-    value = row.sweep_point[1]
-    return "smallest" if value == min(values) else "largest" if value == max(values) else ""
 
 
 def _device(device: Any, threads: Any, precision: Any) -> str:

@@ -81,9 +81,8 @@ class Display:
         if result["status"] == "diverged":
             what = Text(f"diverged in epoch {result['epochs_done']}", "yellow")
         else:
-            what = Text(
-                f"{self.metric['name']} {self._score(result['metrics']['val_' + self.metric['key']])} (validation)"
-            )
+            score = result["metrics"].get(f"val_{self.metric['key']}")  # trained on, where a choice is refitted
+            what = Text("done" if score is None else f"{self.metric['name']} {self._score(score)} (validation)")
         seconds = result["setup_seconds"] + result["train_seconds"] + result["eval_seconds"]
         self._line(run, what.append(f", {seconds:.1f} s"))
 

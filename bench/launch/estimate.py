@@ -43,7 +43,7 @@ class Speed:
 def kind(spec: RunSpec) -> str:
     """What runs of the same speed have in common: all but the optimizer, the seed and the lengths of things."""
     train = spec.train.model_dump(exclude={"epochs", "warmup_epochs", "eval_every", "schedule", "clip_norm"})
-    return str((spec.task, spec.model, spec.data, train, spec.optimizer.params.get("m")))
+    return str((spec.task, spec.model, spec.data, spec.phase, train, spec.optimizer.params.get("m")))
 
 
 def samples(runs: Iterable[PlannedRun]) -> dict[str, RunSpec]:

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -78,7 +79,7 @@ def do(submission: Submission, task: int) -> Outcome:
 
 def _to_do(store: Store, run_ids: list[str], content: dict[str, object]) -> list[PlannedRun]:
     """The runs that are neither finished nor have failed since they were submitted."""
-    planned: dict[str, dict[str, object]] = content["runs"]  # type: ignore[assignment]
+    planned: dict[str, dict[str, Any]] = content["runs"]  # type: ignore[assignment]
     retried: dict[str, int] = content["retried"]  # type: ignore[assignment]
     runs = []
     for run_id in run_ids:
@@ -86,9 +87,9 @@ def _to_do(store: Store, run_ids: list[str], content: dict[str, object]) -> list
         status = folder.status()
         if status in FINISHED or (status == "failed" and submissions.failed_at(folder) != retried.get(run_id)):
             continue
-        about = planned[run_id]
-        spec = RunSpec.model_validate_json(str(about["spec"]))
-        runs.append(PlannedRun(about["label"], about["config"], spec, about["condition"]))  # type: ignore[arg-type]
+        about = dict(planned[run_id])
+        spec = RunSpec.model_validate_json(about.pop("spec"))
+        runs.append(PlannedRun(spec=spec, **about))
     return runs
 
 

@@ -13,7 +13,7 @@ from bench.registry import optimizers
 from bench.spec import Experiment, PlannedRun, RunSpec
 from bench.step import load_task, steps_per_epoch
 from bench.store import Status, Store
-from bench.tasks.base import check_label_noise, split_sizes
+from bench.tasks.base import check_label_noise, learned_from
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ class Plan:
         for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
             condition = run.condition_text
             if condition not in sizes:
-                examples = load_task(run.spec).train_examples()
-                sizes[condition], _ = split_sizes(examples, run.spec.data)
-            found[run_id] = _passes(run.spec, sizes[condition])
+                sizes[condition] = load_task(run.spec).train_examples()
+            found[run_id] = _passes(run.spec, learned_from(sizes[condition], run.spec.data, run.spec.phase))
         return found
 
     def count(self, *statuses: Status) -> int:

@@ -157,6 +157,7 @@ def _prepare(
                 "label": run.label,
                 "config": run.config,
                 "condition": run.condition,
+                "phase": run.phase,
                 "spec": run.spec.model_dump_json(),
             }
             for run_id, run in runs.items()

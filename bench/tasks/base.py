@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bench.spec import DataSettings
 from bench.text import Texts
 
 Encode = Callable[[Texts], "text.Tokens"]
+Phase = Literal["tune", "refit"] | None
 
 VALIDATION_SEED = 20210507
 """Seed of the one permutation that decides which training examples are validation, the same for every run."""
@@ -177,6 +178,13 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Data:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        val: empty where it is trained on.
+        test: empty where it must not be looked at, and then there are no `others` either.
+    """
+
     train: Split
     val: Split
     test: Split
@@ -188,8 +196,9 @@ class Data:
     """Further test sets."""
 
     def splits(self) -> dict[str, Split]:
-        """All of them by name, the test sets last."""
-        return {"train": self.train, "val": self.val, "test": self.test, **self.others}
+        """All of them that there are, by name, the test sets last."""
+        named = {"train": self.train, "val": self.val, "test": self.test, **self.others}
+        return {name: split for name, split in named.items() if len(split)}
 
     def to(self, device: torch.device) -> Data:
         others = {name: split.to(device) for name, split in self.others.items()}
@@ -219,7 +228,13 @@ def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
     return settings.train_size or examples - validation, validation
 
 
-def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None = None) -> Data:
+def learned_from(examples: int, settings: DataSettings, phase: Phase) -> int:
+    """How many of a training set of so many examples a run trains on. See `split_sizes` for what is raised."""
+    train, validation = split_sizes(examples, settings)
+    return train + validation if phase == "refit" else train
+
+
+def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None = None, phase: Phase = None) -> Data:
     """Load a task and apply the protocol: hold out validation, replace training labels.
 
     Validation is the same for all seeds; the replaced labels belong to the seed. No test example is ever in the other
@@ -227,6 +242,8 @@ def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None
 
     Args:
         encode: what makes tokens of texts, for tasks of text.
+        phase: of the run (see `RunSpec`): "tune" leaves the test sets out, "refit" trains on validation too, whose
+            labels are then replaced as those of other training examples are.
 
     Raises:
         BenchError: the task's data does not fit the settings.
@@ -240,9 +257,13 @@ def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None
     if encode is not None:
         full, test, *more = (_encoded(split, encode) for split in loaded)
         others = dict(zip(others, more, strict=True))
-    train, val = full[order[:train_size]], full[order[len(order) - val_size :]]
-    train = replace_labels(train, task, settings.label_noise, seed)
-    return Data(train, val, test, digest, task.verified(), others)
+    learned, held_out = order[:train_size], order[len(order) - val_size :]
+    if phase == "refit":
+        learned, held_out = torch.cat([learned, held_out]), held_out[:0]
+    if phase == "tune":
+        test, others = test[torch.arange(0)], {}
+    train = replace_labels(full[learned], task, settings.label_noise, seed)
+    return Data(train, full[held_out], test, digest, task.verified(), others)
 
 
 def _encoded(split: Split, encode: Encode) -> Split:

@@ -183,6 +183,57 @@ def make_results(
     return Results({**described, **meta}, change(frame) if change else frame, pd.concat(curves, ignore_index=True))
 
 
+@pytest.fixture(name="make_phased")
+def _make_phased() -> Callable[..., Results]:
+    return make_phased
+
+
+def make_phased(
+    chosen: Mapping[str, str],
+    labels: Mapping[str, Mapping[str, Any]],
+    tune_seeds: Sequence[int] = (0, 1),
+    final_seeds: Sequence[int] = (2, 3, 4),
+    change: Callable[[pd.DataFrame], pd.DataFrame] = lambda records: records,
+    refit: bool = True,
+    spaces: Mapping[str, Mapping[str, Any]] | None = None,
+    **meta: Any,
+) -> Results:
+    """Results of an experiment that tunes first: as of `make_results`, with test numbers in the final runs alone.
+
+    `chosen` gives the configuration of each label that has final runs; labels without a sweep are not tuned.
+    """
+    results = make_results(labels, (*tune_seeds, *final_seeds), **meta)
+    swept = {label: entry["sweep"] for label, entry in labels.items() if "sweep" in entry}
+
+    def phase(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        tune = frame["seed"].isin(tune_seeds)
+        planned = tune & frame["optimizer"].isin(swept) | ~tune & (
+            frame["optimizer"].map(chosen) == frame["config"].fillna("")
+        )
+        frame = frame.assign(phase=np.where(tune, "tune", "final"))
+        of_test = [column for column in columns if column.startswith(("test", "gap", "selected_test"))]
+        frame.loc[tune, of_test] = np.nan
+        if refit:
+            frame.loc[~tune, [column for column in columns if column.startswith(("val", "selected"))]] = np.nan
+        return frame[planned].reset_index(drop=True)
+
+    phases = {
+        "tune": {
+            "seeds": list(tune_seeds),
+            "search": "grid",
+            "budget": "trials",
+            "trials": {label: len(values) for label, (_, values) in swept.items()},
+            "passes": {label: 1000 * len(values) for label, (_, values) in swept.items()},
+            "spaces": spaces or {label: {key: list(values)} for label, (key, values) in swept.items()},
+        },
+        "final": {"seeds": list(final_seeds), "refit": refit},
+        "untuned": [label for label in labels if label not in swept],
+    }
+    described = {**results.meta, "seeds": list(final_seeds), "phases": phases}
+    records, curves = (phase(frame, list(frame.columns)) for frame in (results.records, results.curves))
+    return Results(described, change(records), curves)
+
+
 def condition_text(point: Mapping[str, Any]) -> str:
     """{"task.augment": "basic", "label_noise": 0.2} as "augment=basic, label_noise=0.2"."""
     return ", ".join(f"{column.rpartition('.')[2]}={value}" for column, value in point.items())

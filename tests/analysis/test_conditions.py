@@ -98,7 +98,7 @@ def test_the_choice_is_made_under_each_condition(make_results: Make) -> None:
     values = {(condition, "sam", config): 0.99 for condition, config in best.items()}
     rows = all_rows(make_results(TWO, vary=NOISE, change=setting("val_acc", values)))
     assert {condition: row(rows, condition, "sam").config for condition in best} == best
-    edges = [row(rows, condition, "sam").edge for condition in best]
+    edges = [row(rows, condition, "sam").edges.get("rho", "") for condition in best]
     assert edges == ["smallest", "", "largest"]
 
 

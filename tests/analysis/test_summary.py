@@ -137,21 +137,21 @@ def test_nothing_finished_keeps_its_rows(make_results: Make) -> None:
     assert sam.name == "sam (no run finished)"
 
 
-@pytest.mark.parametrize(("best", "edge"), [(0.1, "smallest"), (0.2, ""), (0.4, "largest")])
-def test_a_choice_at_the_edge_of_the_sweep_is_flagged(make_results: Make, best: float, edge: str) -> None:
+@pytest.mark.parametrize(("best", "edges"), [(0.1, {"rho": "smallest"}), (0.2, {}), (0.4, {"rho": "largest"})])
+def test_a_choice_at_the_edge_of_the_sweep_is_flagged(make_results: Make, best: float, edges: dict[str, str]) -> None:
     change = setting(val_acc={("sam", f"rho={rho}"): 1.0 - (rho != best) for rho in (0.1, 0.2, 0.4)})
-    assert chosen(all_rows(make_results(TWO, change=change)), "sam").edge == edge
+    assert chosen(all_rows(make_results(TWO, change=change)), "sam").edges == edges
 
 
 def test_two_values_have_no_edge(make_results: Make) -> None:
     labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
-    assert [row.edge for row in all_rows(make_results(labels))] == ["", "", ""]
+    assert [row.edges for row in all_rows(make_results(labels))] == [{}, {}, {}]
 
 
 def test_several_swept_keys_have_no_single_point(make_results: Make) -> None:
     results = make_results(TWO, sweeps={"sam": ["lr", "rho"]})
     row = chosen(all_rows(results), "sam")
-    assert (row.sweep_point, row.edge) == (None, "")
+    assert (row.sweep_point, row.edges) == (None, {"rho": "largest"})
     assert set(row.swept) == {"lr", "rho"}
 
 

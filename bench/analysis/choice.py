@@ -1,0 +1,147 @@
+"""Which configuration of an optimizer is chosen: one rule, on validation numbers alone.
+
+What is run next goes by it (`bench/launch/phases.py`), and so do all tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.conditions import KEY, keyed
+
+UNFINISHED = ["running", "partial", "missing"]
+COUNTS = ["planned", "done", "diverged", "failed", "unfinished"]
+MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
+OUTER = 0.1  # share of a range, at either end, that counts as its edge
+
+
+def phased(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What experiment.json says of the phases: {} where there is only one."""
+    return meta.get("phases") or {}
+
+
+def tuning(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of the runs that are for choosing: those of the phase "tune", or all where there are no phases."""
+    return records[_phase(records) != "final"]
+
+
+def reported(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records, or curves, of the runs that results are told of: all but those of the phase "tune"."""
+    return frame[_phase(frame) != "tune"]
+
+
+def _phase(frame: pd.DataFrame) -> pd.Series:
+    return frame["phase"] if "phase" in frame else pd.Series("", frame.index)
+
+
+def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame:
+    """Every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
+
+    Args:
+        records: of the runs that are for choosing.
+    """
+    records = keyed(records)
+    groups = records.groupby(KEY, sort=False)
+    frame = counts(groups)
+    frame = frame.join(moments(records, frame.index, [f"val_{metric['key']}", "val_loss"]))
+    frame["chosen"] = choose(frame, metric)
+    return frame
+
+
+def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
+    """Flag one configuration a condition and label: that with the best mean validation metric over the seeds.
+
+    It is chosen among the configurations whose planned runs all finished; only if there are none, among those with
+    some finished run. Ties go to the lower mean validation loss, then to the first listed. Neither test numbers nor
+    those of other conditions play a part.
+
+    Args:
+        frame: by `KEY`, with "planned", "done", "val_<metric>:mean" and "val_loss:mean".
+    """
+    # Rounded, so that equal runs tie although their means were summed in another order.
+    value = frame[f"val_{metric['key']}:mean"].round(12)
+    ranking = pd.DataFrame(
+        {
+            "incomplete": frame["done"] < frame["planned"],
+            "empty": frame["done"] == 0,
+            "metric": -value if metric["higher_is_better"] else value,
+            "loss": frame["val_loss:mean"].round(12),
+            "order": np.arange(len(frame)),
+        }
+    )
+    ranking = ranking.sort_values(list(ranking.columns), na_position="last")
+    best = ~ranking.reset_index("config").index.duplicated()
+    return frame.index.to_series().isin(ranking.index[best])
+
+
+def counts(groups: Any) -> pd.DataFrame:
+    """Per configuration, in order of first appearance: how many runs are planned and how they ended."""
+    planned: pd.Series = groups.size().rename("planned")
+    status: pd.DataFrame = groups["status"].value_counts().unstack(fill_value=0).reindex(planned.index)
+    status = status.reindex(columns=["done", "diverged", "failed", *UNFINISHED], fill_value=0)
+    unfinished = status[UNFINISHED].sum(axis=1).rename("unfinished")
+    counted: pd.DataFrame = pd.concat([planned, status, unfinished], axis=1)[COUNTS]
+    return counted
+
+
+def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.DataFrame:
+    """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
+    done = records[records["status"] == "done"]
+    numbers = done[columns].astype(float)
+    found: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
+    found.columns = found.columns.map(":".join)
+    everywhere: pd.DataFrame = found.reindex(index).fillna({f"{column}:count": 0 for column in columns})
+    return everywhere
+
+
+# ---- where in its space a choice lies ------------------------------------------------------------------------
+
+
+def edges(
+    swept: Mapping[str, Any], others: Sequence[Mapping[str, Any]], space: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The swept numbers that lie at an end, as {key: "smallest" or "largest"}.
+
+    Of a list that is its first or last value in order, if it has at least three; of a range, its outer tenth (on a
+    logarithmic scale where it was searched on one).
+
+    Args:
+        swept: what was chosen, by key.
+        others: every configuration that could have been.
+        space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, what was tried.
+    """
+    found = {}
+    for key, value in swept.items():
+        tried = (space or {}).get(key, [other[key] for other in others])
+        if not _number(value):
+            continue
+        if isinstance(tried, Mapping):
+            where = place(value, tried)
+            end = "smallest" if where <= OUTER else "largest" if where >= 1 - OUTER else ""
+        else:
+            end = _end(value, {number for number in tried if _number(number)})
+        if end:
+            found[key] = end
+    return found
+
+
+def place(value: float, space: Mapping[str, Any]) -> float:
+    """Where in its range a value lies: 0 at the low end, 1 at the high one."""
+    scale = np.log if space.get("log") else float
+    low, high = scale(space["low"]), scale(space["high"])
+    return float((scale(value) - low) / (high - low))
+
+
+def _end(value: float, values: Iterable[float]) -> str:
+    among = set(values)
+    if len(among) < MIN_EDGE_VALUES:
+        return ""
+    return "smallest" if value == min(among) else "largest" if value == max(among) else ""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)

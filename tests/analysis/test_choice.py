@@ -1,0 +1,151 @@
+"""Choosing on validation: the one rule, where a choice lies in its space, and what phases make of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.analysis import choice
+from bench.analysis.summary import Row, all_rows, tried_rows
+from bench.records import Results
+
+Make = Callable[..., Results]
+LABELS = {
+    "sgd": {"sweep": ("lr", (0.01, 0.1, 1.0)), "test": 0.92},
+    "sam": {"sweep": ("rho", (0.05, 0.1, 0.2)), "test": 0.94},
+    "plain": {"test": 0.9},
+}
+CHOSEN = {"sgd": "lr=0.1", "sam": "rho=0.2", "plain": ""}
+
+
+def setting(value: dict[tuple[str, str], float], column: str = "val_acc") -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """A change of records that gives configurations of the phase "tune" a value."""
+
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        for (label, config), number in value.items():
+            here = (records["optimizer"] == label) & (records["config"] == config) & (records["phase"] == "tune")
+            records.loc[here, column] = number
+        return records
+
+    return change
+
+
+BEST = setting({("sgd", "lr=0.1"): 0.99, ("sam", "rho=0.2"): 0.99})
+
+
+def row(rows: list[Row], label: str, config: str | None = None) -> Row:
+    (found,) = [row for row in rows if row.label == label and (row.chosen if config is None else row.config == config)]
+    return found
+
+
+# ---- phases --------------------------------------------------------------------------------------------------
+
+
+def test_a_chosen_row_is_over_final_runs_and_all_others_over_those_of_tuning(make_phased: Make) -> None:
+    results = make_phased(CHOSEN, LABELS, change=BEST)
+    rows = all_rows(results)
+    assert [(one.label, one.config, one.chosen, one.phase, one.done) for one in rows] == [
+        ("sgd", "lr=0.01", False, "tune", 2),
+        ("sgd", "lr=0.1", True, "final", 3),
+        ("sgd", "lr=1", False, "tune", 2),
+        ("sam", "rho=0.05", False, "tune", 2),
+        ("sam", "rho=0.1", False, "tune", 2),
+        ("sam", "rho=0.2", True, "final", 3),
+        ("plain", "", True, "final", 3),
+    ]
+    final = results.records[results.records["phase"] == "final"].groupby("optimizer")["test_acc"].mean()
+    for label in LABELS:
+        assert row(rows, label).test_metric.mean == pytest.approx(final[label])
+        assert row(rows, label).val_metric.n == 0, "validation was trained on"
+    compared = row(rows, "sam").difference
+    assert compared is not None
+    assert compared.difference.n == 3
+    assert all(one.test_metric.n == one.gap_metric.n == 0 for one in rows if one.phase == "tune")
+
+
+def test_what_was_tried_has_its_own_rows_with_validation_alone(make_phased: Make) -> None:
+    rows = tried_rows(make_phased(CHOSEN, LABELS, change=BEST))
+    assert [(one.label, one.config) for one in rows if one.chosen] == [("sgd", "lr=0.1"), ("sam", "rho=0.2")]
+    assert {(one.phase, one.done, one.val_metric.n, one.test_metric.n) for one in rows} == {("tune", 2, 2, 0)}
+    assert row(rows, "sgd", "lr=0.1").val_metric.mean == 0.99
+
+
+def test_without_phases_what_was_tried_is_all_there_is(make_results: Make) -> None:
+    results = make_results()
+    assert repr(tried_rows(results)) == repr(all_rows(results))
+
+
+def test_no_number_of_a_final_run_changes_a_choice(make_phased: Make) -> None:
+    def spoil(records: pd.DataFrame) -> pd.DataFrame:
+        records = BEST(records)
+        final = records["phase"] == "final"
+        numbers = [column for column in map(str, records) if column.startswith(("test", "val", "gap", "train", "selected"))]
+        records.loc[final, numbers] = np.random.default_rng(0).random((int(final.sum()), len(numbers)))
+        return records
+
+    chosen = [(one.label, one.config) for one in all_rows(make_phased(CHOSEN, LABELS, change=spoil)) if one.chosen]
+    assert chosen == list(CHOSEN.items())
+
+
+def test_final_runs_that_are_not_there_yet_are_planned_all_the_same(make_phased: Make) -> None:
+    results = make_phased({"plain": ""}, LABELS, change=BEST)
+    sam = row(all_rows(results), "sam")
+    assert (sam.config, sam.planned, sam.done, sam.unfinished, sam.test_metric.n) == ("rho=0.2", 3, 0, 3, 0)
+    assert (sam.swept, sam.epochs) == ({"rho": 0.2}, 6)
+
+
+def test_final_runs_of_an_earlier_choice_are_not_mixed_in(make_phased: Make) -> None:
+    results = make_phased({**CHOSEN, "sam": "rho=0.05"}, LABELS, change=BEST)
+    sam = row(all_rows(results), "sam")
+    assert (sam.config, sam.done) == ("rho=0.2", 0)
+
+
+def test_diverged_final_runs_count(make_phased: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        records = BEST(records)
+        records.loc[(records["optimizer"] == "sam") & (records["seed"] == 3), "status"] = "diverged"
+        return records
+
+    sam = row(all_rows(make_phased(CHOSEN, LABELS, change=change)), "sam")
+    assert (sam.planned, sam.done, sam.diverged, sam.unfinished) == (3, 2, 1, 0)
+
+
+# ---- the rule and where the choice lies ----------------------------------------------------------------------
+
+
+def test_candidates_are_ranked_by_validation_completeness_first(make_phased: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        records = setting({("sgd", "lr=1"): 0.999})(BEST(records))
+        records.loc[(records["config"] == "lr=1") & (records["seed"] == 1), "status"] = "failed"
+        return records
+
+    results = make_phased(CHOSEN, LABELS, change=change)
+    frame = choice.candidates(choice.tuning(results.records), results.meta["metric"])
+    assert frame.index[frame["chosen"]].tolist() == [("", "sgd", "lr=0.1"), ("", "sam", "rho=0.2")]
+    assert frame["done"].to_dict()["", "sgd", "lr=1"] == 1
+
+
+RANGE = {"low": 1e-4, "high": 1.0, "log": True}
+
+
+@pytest.mark.parametrize(
+    ("lr", "end"), [(1e-4, "smallest"), (2e-4, "smallest"), (3e-4, ""), (0.01, ""), (0.35, ""), (0.5, "largest")]
+)
+def test_the_outer_tenth_of_a_range_is_its_edge_on_its_own_scale(lr: float, end: str) -> None:
+    assert choice.edges({"lr": lr}, [{"lr": lr}], {"lr": RANGE}) == ({"lr": end} if end else {})
+
+
+def test_edges_of_several_axes_are_each_their_own() -> None:
+    others = [{"lr": lr, "rho": rho, "base": "sgd"} for lr in (0.1, 0.2, 0.3) for rho in (1, 2, 3)]
+    assert choice.edges({"lr": 0.1, "rho": 3, "base": "sgd"}, others) == {"lr": "smallest", "rho": "largest"}
+    assert choice.edges({"lr": 0.2, "rho": 2, "base": "sgd"}, others) == {}
+    linear = {"low": 0, "high": 10, "log": False}
+    assert choice.edges({"lr": 0.2, "rho": 9.5}, others, {"rho": linear, "lr": [0.1, 0.2]}) == {"rho": "largest"}
+
+
+def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> None:
+    rows = all_rows(make_phased(CHOSEN, LABELS, change=BEST))
+    assert (row(rows, "sam").edges, row(rows, "sgd").edges) == ({"rho": "largest"}, {})
