@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis import footnotes
+from bench.analysis import choice, footnotes
 from bench.analysis.conditions import KEY, keyed, merged, names, value_text
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
@@ -280,7 +280,7 @@ def _blocks(best: Sequence[Row], axes: Sequence[str]) -> Iterable[Block]:
 
 
 def _scores(words: Words, results: Results, best: Sequence[Row]) -> Scores:
-    records = keyed(results.records)
+    records = keyed(choice.reported(results.records))
     done = records[records["status"] == "done"]
     groups = {key: runs.set_index("seed") for key, runs in done.groupby(KEY, sort=False)}
     none = done.iloc[:0].set_index("seed")

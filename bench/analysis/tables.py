@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bench.analysis import by_task, footnotes
+from bench.analysis import by_task, footnotes, tuning
 from bench.analysis.answer import answer
+from bench.analysis.choice import phased
 from bench.analysis.conditions import names, value_text
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row, all_rows, comparison_frame, provenance, to_frame
+from bench.analysis.summary import Row, all_rows, comparison_frame, provenance, to_frame, tried_rows
 from bench.analysis.words import Words
 
 if TYPE_CHECKING:
@@ -22,28 +23,32 @@ if TYPE_CHECKING:
 
 
 def build(results: Results) -> list[Table]:
-    """The tables "tasks" (of several tasks), "results", "losses", "cost" and "sweep" (if anything is), in this order.
+    """The tables "tasks" (of several tasks), "results", "losses", "cost", "tuning" (if that was a phase of its own) and
+    "sweep" (if anything is), in this order.
 
     Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
     """
     rows = all_rows(results)
     words = Words(results.meta, provenance(results))
     best = [row for row in rows if row.chosen]
+    tried = tried_rows(results)
     tables = [by_task.table(words, results, best, rows)] if len(words.varied.get("task", [])) > 1 else []
     tables += [
-        replace(_results(words, best, rows), answer=answer(results)),
+        replace(_results(words, best, rows, list(tuning.notes_on(results.meta, tried))), answer=answer(results)),
         _losses(words, best, rows),
         _cost(words, best, rows),
     ]
+    if phased(results.meta):
+        tables.append(tuning.table(words, results, tried, best))
     if results.meta["sweeps"]:
-        tables.append(_sweep(words, [row for row in rows if row.label in results.meta["sweeps"]]))
+        tables.append(_sweep(words, [row for row in tried if row.label in results.meta["sweeps"]]))
     return tables
 
 
 # ---- one configuration a row ---------------------------------------------------------------------------------
 
 
-def _results(words: Words, best: list[Row], rows: list[Row]) -> Table:
+def _results(words: Words, best: list[Row], rows: list[Row], of_tuning: list[str]) -> Table:
     cells: dict[str, Callable[[Row], str]] = {
         "optimizer": _name,
         f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),
@@ -59,6 +64,7 @@ def _results(words: Words, best: list[Row], rows: list[Row]) -> Table:
     )
     notes = [
         *footnotes.choices(best, rows),
+        *of_tuning,
         *footnotes.significance(best),
         *footnotes.budget(best),
         *words.cut(),
@@ -121,11 +127,16 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
 
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
+    """Of validation alone where tuning is a phase of its own: its runs have no test numbers."""
+    apart = bool(phased(words.meta))
+    of_test: dict[str, Callable[[Row], str]] = {
+        f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),
+        f"gap{words.points}": lambda row: words.mean(row.gap_metric),
+    }
     cells: dict[str, Callable[[Row], str]] = {
         "optimizer": lambda row: row.title if row.complete else row.title + DAGGER,
         f"validation {words.metric}{words.brackets}": lambda row: words.mean(row.val_metric),
-        f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),
-        f"gap{words.points}": lambda row: words.mean(row.gap_metric),
+        **({} if apart else of_test),
         "n": _n,
         "chosen": lambda row: "chosen" if row.chosen and row.done else "",
     }
@@ -135,8 +146,13 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
         *footnotes.mixed(words.source),
     ]
     fields = ["val_metric", "test_metric", "gap_metric", "val_loss", "chosen"]
-    numbers = to_frame(rows, fields, words.meta["metric"]).join(comparison_frame(rows, words.meta["metric"]))
-    return _table(words, "sweep", "all swept configurations", [words.measured()], cells, rows, notes, numbers)
+    if apart:
+        fields = ["val_metric", "train_metric", "val_loss", "chosen"]
+    numbers = to_frame(rows, fields, words.meta["metric"])
+    if not apart:
+        numbers = numbers.join(comparison_frame(rows, words.meta["metric"]))
+    measured = words.measured("Validation" if apart else "Test")
+    return _table(words, "sweep", "all swept configurations", [measured], cells, rows, notes, numbers)
 
 
 def _table(

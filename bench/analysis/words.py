@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.analysis import tuning
+from bench.analysis.choice import phased
 from bench.analysis.conditions import names, value_text, varied
 from bench.analysis.render import EMPTY
 from bench.analysis.stats import Interval
@@ -58,11 +60,11 @@ class Words:
     def _signed(self, value: float) -> str:
         return f"{value * self.scale:+z.{self.digits}f}"
 
-    def measured(self) -> str:
+    def measured(self, split: str = "Test") -> str:
         """What the metric is and how its spread is given."""
         definition = self.meta["metric"]["definition"]
         return (
-            f"Test {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
+            f"{split} {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
             "Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
         )
 
@@ -110,6 +112,8 @@ class Words:
         share = "" if "validation" in self.varied else f"{100 * self.meta['data']['validation']:.3g}% "
         held_out = f"({share}of the training data, held out)" if share else "(training data held out)"
         each = " for each condition by itself," if self.varied else ""
+        if phased(self.meta):
+            return tuning.sentence(self.meta, self.metric, held_out, each)
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
 
     def origin(self) -> str:

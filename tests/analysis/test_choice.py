@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import choice
+from bench.analysis import choice, tables
 from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.records import Results
 
@@ -82,7 +83,9 @@ def test_no_number_of_a_final_run_changes_a_choice(make_phased: Make) -> None:
     def spoil(records: pd.DataFrame) -> pd.DataFrame:
         records = BEST(records)
         final = records["phase"] == "final"
-        numbers = [column for column in map(str, records) if column.startswith(("test", "val", "gap", "train", "selected"))]
+        numbers = [
+            column for column in map(str, records) if column.startswith(("test", "val", "gap", "train", "selected"))
+        ]
         records.loc[final, numbers] = np.random.default_rng(0).random((int(final.sum()), len(numbers)))
         return records
 
@@ -149,3 +152,63 @@ def test_edges_of_several_axes_are_each_their_own() -> None:
 def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> None:
     rows = all_rows(make_phased(CHOSEN, LABELS, change=BEST))
     assert (row(rows, "sam").edges, row(rows, "sgd").edges) == ({"rho": "largest"}, {})
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+def test_tables_say_what_tuning_had_and_where_the_choice_lies(make_phased: Make) -> None:
+    spaces = {"sgd": {"lr": {"low": 0.01, "high": 1.0, "log": True}}, "sam": {"rho": [0.05, 0.1, 0.2]}}
+    results = make_phased(CHOSEN, LABELS, change=BEST, spaces=spaces)
+    table = {one.name: one for one in tables.build(results)}["tuning"]
+    passes = {"sgd": 3 * 2 * 66, "sam": 3 * 2 * 132}  # trials, seeds, passes a run
+    assert table.rows == [
+        ["sgd", "3", f"{passes['sgd']}", "lr=0.1", "99.00 ± 0.00", "lr 50%"],
+        ["sam", "3", f"{passes['sam']}", "rho=0.2", "99.00 ± 0.00", "rho 3 of 3 (edge)"],
+        ["plain", "0", "0", "not tuned", "–", "–"],
+    ]
+    notes = " ".join(table.footnotes)
+    assert "Not tuned, at its fixed setting: plain." in notes
+    assert "sam (rho=0.2) lies at the edge of what was tried, its rho at the largest end" in notes
+    assert "Searched: lr from 0.01 to 1 on a log scale (sgd); rho 0.05, 0.1, 0.2 (sam)." in notes
+
+
+def test_captions_say_how_it_was_chosen_and_of_what_the_numbers_are(make_phased: Make) -> None:
+    (caption,) = [" ".join(one.caption) for one in tables.build(make_phased(CHOSEN, LABELS)) if one.name == "results"]
+    assert (
+        "Hyperparameters were chosen by mean validation accuracy (16.7% of the training data, held out) over 2 seeds "
+        "(grid search, 3 trials for every optimizer), never by the test set; the numbers are of what was chosen, on "
+        "fresh seeds, trained on training and validation data together."
+    ) in caption
+    assert "seeds 2, 3, 4." in caption
+
+
+def test_the_sweep_table_is_of_validation_alone(make_phased: Make) -> None:
+    sweep = {one.name: one for one in tables.build(make_phased(CHOSEN, LABELS, change=BEST))}["sweep"]
+    assert sweep.columns == ["optimizer", "validation accuracy (%)", "n", "chosen"]
+    assert [row[-1] for row in sweep.rows] == ["", "chosen", "", "", "", "chosen"]
+    assert not [column for column in sweep.numbers if "test" in column]
+    assert " ".join(sweep.caption).startswith("Validation accuracy (%)")
+
+
+def test_unfinished_tuning_and_earlier_choices_are_told_under_the_results(make_phased: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        records = BEST(records)
+        records.loc[(records["config"] == "rho=0.05") & (records["seed"] == 1), "status"] = "missing"
+        return records
+
+    results = make_phased({"sgd": "lr=0.1"}, LABELS, change=change)
+    earlier = {"condition": "", "label": "sgd", "config": "lr=1", "finished": 3}
+    results.meta["phases"]["superseded"] = [earlier]
+    (notes,) = [" ".join(one.footnotes) for one in tables.build(results) if one.name == "results"]
+    assert "Tuning is not finished, so nothing is chosen yet: sam (5 of 6 runs)." in notes
+    assert "sgd: lr=1 had been chosen before, from fewer or other runs of tuning; its 3 final runs are not" in notes
+
+
+def test_what_is_chosen_depends_on_nothing_but_validation_in_every_table(make_phased: Make) -> None:
+    def spoil(records: pd.DataFrame) -> pd.DataFrame:
+        return BEST(records).assign(test_acc=0.5, test_loss=1.0, gap_acc=0.0, gap_loss=0.0)
+
+    by_name = [{one.name: one for one in tables.build(make_phased(CHOSEN, LABELS, change=c))} for c in (BEST, spoil)]
+    for name in ("tuning", "sweep"):
+        assert by_name[0][name] == replace(by_name[1][name], numbers=by_name[0][name].numbers)

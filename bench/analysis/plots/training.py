@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from bench.analysis.choice import reported
 from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.style import Style, legend, with_margin
 from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
@@ -64,7 +65,7 @@ def chosen_curves(results: Results, view: View) -> pd.DataFrame:
     """Curves of the finished runs of the chosen configurations, with gaps, metrics in the unit shown."""
     metric = results.meta["metric"]
     done = results.records.loc[results.records["status"] == "done", "run_id"]
-    curves = keyed(results.curves)
+    curves = keyed(reported(results.curves))
     wanted = pd.MultiIndex.from_tuples([(row.condition, row.label, row.config) for row in view.best])
     # By configuration too: one run may stand under several labels, chosen under one of them only.
     curves = curves[pd.MultiIndex.from_frame(curves[KEY]).isin(wanted) & curves["run_id"].isin(done)]
