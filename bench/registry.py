@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -90,6 +90,10 @@ class Entry:
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
                 fields[parameter.name] = (hints.get(parameter.name, Any), default)
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **options: Unpack[a TypedDict that many share]
+                for table in get_args(hints.get(parameter.name)):
+                    shared = get_type_hints(table, include_extras=True)
+                    fields |= {name: (hint, None) for name, hint in shared.items() if name not in fields}
         return create_model(self.name, __config__=STRICT, **fields)
 
     @property

@@ -136,6 +136,10 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
     model = model.to(device).to(memory_format=task.memory_format)
     optimizer = build_optimizer(spec, model)
     batch_size = min(spec.train.batch_size, len(data.train))
+    steps = steps_per_epoch(len(data.train), spec.train.batch_size)
+    if isinstance(optimizer, Method):
+        optimizer.total_steps = spec.train.epochs * steps
+        optimizer.seed = derive(spec.seed, "direction")
     part_size, together = share_out(optimizer, batch_size, group)
     return Run(
         task=task,
@@ -146,7 +150,7 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
         autocast=autocast,
         seed=spec.seed,
         batch_size=batch_size,
-        steps=steps_per_epoch(len(data.train), spec.train.batch_size),
+        steps=steps,
         part_size=part_size,
         warm_up_passes=3 if spec.train.cuda_graphs else 1,  # CUDA graphs: compiled, then recorded, then replayed
         group=group,

@@ -40,6 +40,8 @@ class Method(torch.optim.Optimizer):
     Attributes:
         first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
             logs or counts does so once a step if it asks.
+        total_steps: steps of the whole training, for methods that go by shares of it; None: nobody has said.
+        seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
 
     Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
     another base, one value a step is fetched to see whether the gradient is finite.
@@ -64,8 +66,11 @@ class Method(torch.optim.Optimizer):
         self.model = model
         self.clip_norm = clip_norm
         self.group = ALONE
+        self.total_steps: int | None = None
+        self.seed = 0
         self.first_pass = True
         self._has_gradient = False  # `.grad` is what `backward` left there
+        self._parts = 0  # of this step that `gradient` has been asked for
         self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
         for group in self.param_groups:
@@ -79,6 +84,17 @@ class Method(torch.optim.Optimizer):
             skipped unless it is finite.
         """
         return closure(), None
+
+    def after_update(self, skip: Tensor) -> None:
+        """What is left to do when the base has made its step, or has left it out where `skip` is 1."""
+        for group in self.param_groups:
+            if "steps_done" in group:
+                group["steps_done"] += 1
+
+    @property
+    def steps_done(self) -> int:
+        """Calls of `step` so far, where the method asks for the count ("steps_done" in the groups), else 0."""
+        return int(self.param_groups[0].get("steps_done", 0))
 
     @property
     def skipped_steps(self) -> int:
@@ -129,7 +145,9 @@ class Method(torch.optim.Optimizer):
             norm = global_norm(final)
             clip_grads_with_norm_(parameters, self.clip_norm, norm)
             final = [norm]
-        self._update_unless(found_inf([*final, *norms_on_the_way]), parameters)
+        skip = found_inf([*final, *norms_on_the_way])
+        self._update_unless(skip, parameters)
+        self.after_update(skip)
         return loss
 
     @torch.no_grad()
@@ -152,6 +170,7 @@ class Method(torch.optim.Optimizer):
         it `sync_each_batch`): what earlier ones left in `.grad` is set aside while this one's are computed.
         """
         earlier = [(p, p.grad) for p in self.parameters_with_gradient()]
+        self._parts = self._parts if earlier else 0
         for parameter, _ in earlier:
             parameter.grad = None
         loss, norm = self._evaluated(closure)
@@ -178,10 +197,12 @@ class Method(torch.optim.Optimizer):
             return self.gradient(evaluation)
         finally:
             self.first_pass = True
+            self._parts += 1
 
     def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
         """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
         losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
+        self._parts = 0
         for closure in closures:
             loss, norm = self._evaluated(closure)
             losses.append(loss.detach())
@@ -252,7 +273,7 @@ class Method(torch.optim.Optimizer):
                 self._fill(group)
 
 
-def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Their gradients; a sparse one has each of its entries once from here on."""
     found = [p.grad for p in parameters if p.grad is not None]
     if any(gradient.is_sparse for gradient in found):

@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 
-def is_sparse(parameter: nn.Parameter) -> bool:
+def is_sparse(parameter: Tensor) -> bool:
     return parameter.grad is not None and parameter.grad.is_sparse
 
 
-def coalesced(parameter: nn.Parameter) -> Tensor:
+def coalesced(parameter: Tensor) -> Tensor:
     """Its sparse gradient, which has each of its entries once from here on."""
     assert parameter.grad is not None
     gradient = parameter.grad.coalesce()
@@ -22,7 +22,7 @@ class Rows:
         copy: they, with the stored numbers as gradient, to go through a step as any dense parameter.
     """
 
-    def __init__(self, table: nn.Parameter) -> None:
+    def __init__(self, table: Tensor) -> None:
         gradient = coalesced(table)
         self.table, self.where = table, tuple(gradient.indices())
         self.copy = nn.Parameter(table[self.where])

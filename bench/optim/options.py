@@ -1,0 +1,106 @@
+"""Where and when the family of SAM perturbs: what of it is an option, for experiment files and for loops of one's own.
+
+A factory takes them as `**options: Unpack[...]` of one of these tables; each that is left out, or None, leaves the
+algorithm as its paper has it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from typing_extensions import TypedDict
+
+from bench.errors import nearest
+from bench.optim.types import AtLeastOne, NonNegative
+
+
+def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | None:
+    begin = info.data.get("perturb_from") or 0.0
+    if until is not None and until <= begin:
+        raise ValueError(f"must be above perturb_from ({begin})")
+    return until
+
+
+def _of_a_schedule(end: float | None, info: ValidationInfo) -> float | None:
+    if end is not None and info.data.get("rho_schedule") in (None, "constant"):
+        raise ValueError('needs rho_schedule beside it: "linear", "cosine" or "lr"')
+    return end
+
+
+class Perturbation(TypedDict, total=False):
+    """What every method that perturbs can be told."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+
+    perturb_only: Literal["norm"] | None
+    """"norm": only the scales and shifts of normalisation layers (Mueller et al. 2023, arXiv:2306.04226). None: all."""
+    perturb_from: Annotated[float, Field(ge=0, lt=1)] | None
+    """Share of training after which perturbing begins: 0.5 of 200 epochs is from epoch 100 on. None: at once."""
+    perturb_until: Annotated[Annotated[float, Field(gt=0, le=1)] | None, AfterValidator(_after_its_beginning)]
+    """Share of training after which it ends. None: never."""
+    rho_schedule: Literal["constant", "linear", "cosine", "lr"] | None
+    """How rho goes to rho_end over training: along a line, half a cosine, or as lr does from its largest value to 0
+    (Zhuang et al. 2022, arXiv:2203.08065, section 4.1: equation of rho_t). None: it stays."""
+    rho_end: Annotated[NonNegative | None, AfterValidator(_of_a_schedule)]
+    """Where the schedule of rho ends. None: at 0."""
+
+
+class Every(TypedDict, total=False):
+    perturb_every: AtLeastOne | None
+    """Perturb in every so many steps only, beginning with the first; the others are the base's. None: 1."""
+
+
+class Ascent(Perturbation, total=False):
+    """The same, for directions that are made from the gradient of a batch."""
+
+    m: AtLeastOne | None
+    """Examples that share one perturbation, a divisor of the batch size (m-sharpness). None: the whole batch."""
+    ascent_decay: bool | None
+    """Whether weight_decay * w, with each group's own weight decay, is added to the gradient that is ascended along.
+    None: no, the ascent follows the loss alone."""
+
+
+class PerturbationOptions(Perturbation, Every, total=False):
+    pass
+
+
+class AscentOptions(Ascent, Every, total=False):
+    pass
+
+
+_ALL = TypeAdapter(AscentOptions)
+
+
+def checked(name: str, options: Any) -> AscentOptions:
+    """The options of `name`, all there, None where nothing was said.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: a value is impossible, by itself or beside another.
+    """
+    try:
+        _ALL.validate_python(options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = fault["loc"][0]
+        if fault["type"] == "extra_forbidden":
+            raise TypeError(
+                f"{name} has no option {key!r}; {nearest(str(key), AscentOptions.__annotations__)}"
+            ) from None
+        words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        words = words.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
+        raise ValueError(f"{name}: {key} {words}, got {fault['input']!r}") from None
+    everything: AscentOptions = {**dict.fromkeys(AscentOptions.__annotations__), **options}  # type: ignore[typeddict-item]
+    return everything
+
+
+def share_perturbed(params: dict[str, Any]) -> float:
+    """Of all steps, the share that perturbs, from a method's hyperparameters; planning counts passes with it."""
+    if not params["rho"] and not params.get("rho_end"):
+        return 0.0
+    begin, end = params.get("perturb_from") or 0.0, params.get("perturb_until") or 1.0
+    return float((end - begin) / (params.get("perturb_every") or 1))
+
+
+def one_more_where_perturbed(params: dict[str, Any]) -> float:
+    """Passes a step of a method with a second one in each step that perturbs."""
+    return 1 + share_perturbed(params)

@@ -1,0 +1,237 @@
+"""What the family of SAM has in common: where and when weights are moved, how far, and that they come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
+from bench.optim.options import AscentOptions, checked
+from bench.optim.schedule import lr_factor
+from bench.optim.sparse import Rows, is_sparse
+
+
+@dataclass(frozen=True)
+class Movable:
+    """Parameters of one group that are perturbed, with the group's rho at this step and its weight decay."""
+
+    parameters: list[Tensor]
+    rho: float | Tensor
+    weight_decay: float
+
+
+class Perturbing(Method):
+    """A method that takes its gradient at weights moved by rho along some direction: by itself, the gradient's.
+
+    Subclasses say which direction (`ascent`), and what to make of the two gradients (`combine`).
+
+    Args:
+        base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there.
+        rho: length of the perturbation, in the norm of the weights; 0 is the base optimizer.
+        model: the module being trained. Given it, batch-norm statistics (all buffers) move once a step, as in a
+            plain step; without it they move in every pass. perturb_only needs it.
+        clip_norm: largest norm of the final gradient; the ascent is never clipped.
+        total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
+        options: where and when to perturb: `bench.optim.options.AscentOptions`.
+
+    Raises:
+        TypeError: base is no optimizer, or there is no such option.
+        ValueError: rho or an option is impossible, perturb_only finds nothing to perturb, or, at the first step, an
+            option needs total_steps and there is none.
+
+    Schedules and periods go by the number of steps, which is kept in the param_groups ("steps_done"), so that it is
+    saved and loaded with them; skipped steps count. All of it is arithmetic on the host: nothing waits for the device.
+    """
+
+    needs_steps: ClassVar[bool] = False
+    keeps_first_gradient: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        rho: float,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+        total_steps: int | None = None,
+        **options: Unpack[AscentOptions],
+    ) -> None:
+        name = type(self).__name__
+        given = checked(name, options)
+        self.rho_schedule = given["rho_schedule"] if given["rho_schedule"] != "constant" else None
+        self.rho_end = given["rho_end"] or 0.0
+        self.perturb_from = given["perturb_from"] or 0.0
+        self.perturb_until = given["perturb_until"] or 1.0
+        self.perturb_every = given["perturb_every"] or 1
+        self.ascent_decay = bool(given["ascent_decay"])
+        self.m = given["m"]
+        self.perturbed = None if given["perturb_only"] is None else normalisation_parameters(model, name)
+        scheduled = self.rho_schedule in ("linear", "cosine") or self.perturb_from > 0 or self.perturb_until < 1
+        self._needs_total = scheduled
+        counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
+        super().__init__(base, model=model, clip_norm=clip_norm, rho=rho, **counting)
+        self.total_steps = total_steps
+
+    def _fill(self, group: dict[str, Any]) -> None:
+        super()._fill(group)
+        if not group["rho"] >= 0:
+            raise ValueError(f"{type(self).__name__}: rho must be >= 0, got {group['rho']}")
+
+    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        if not self.is_due():
+            return closure(), None
+        rewind = self.rewinder()
+        loss = closure()
+        first = self._copied_gradients() if self.keeps_first_gradient else {}
+        with self.at_the_worst_point() as norm, kept_buffers(self.model):
+            rewind()
+            closure()
+        self.combine(first)
+        return loss, norm
+
+    # ---- what makes one method another ------------------------------------------------------------------------
+
+    def ascent(self, weights: list[Tensor]) -> Tensor:
+        """Turn the gradients of `weights` into the direction to go, in place, and return what its length is by."""
+        return global_norm(gradients(weights))
+
+    def combine(self, first: dict[nn.Parameter, Tensor]) -> None:
+        """Turn the gradients found at the moved weights into what the base shall follow, in place.
+
+        Args:
+            first: the gradients at w, where `keeps_first_gradient` asks for them.
+        """
+
+    # ---- when -------------------------------------------------------------------------------------------------
+
+    def is_due(self) -> bool:
+        """Whether this step perturbs anything."""
+        since = self.steps_inside()
+        return since is not None and since % self.perturb_every == 0 and self._moves()
+
+    def steps_inside(self) -> int | None:
+        """Steps since perturbing began; None before that and after its end."""
+        if self._needs_total and self.total_steps is None:
+            raise ValueError(
+                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are about shares of training: "
+                "say how long it is, total_steps=..."
+            )
+        total, done = self.total_steps or 1, self.steps_done
+        begin, end = math.ceil(self.perturb_from * total), math.ceil(self.perturb_until * total)
+        return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
+
+    def _moves(self) -> bool:
+        """Whether any rho is not 0, without waiting for one that lies on a device."""
+        return any(isinstance(rho, Tensor) or rho != 0 for rho in map(self.rho_now, self.param_groups))
+
+    def rho_now(self, group: dict[str, Any]) -> float | Tensor:
+        """A group's rho at this step."""
+        rho = group["rho"]
+        if self.rho_schedule is None:
+            return rho  # type: ignore[no-any-return]
+        if self.rho_schedule == "lr":  # as far down as lr is from its peak, which schedulers keep in the group
+            peak = group.get("max_lr", group.get("initial_lr", group["lr"]))
+            factor = group["lr"] / peak if isinstance(peak, Tensor) or peak else 1.0
+        else:
+            factor = lr_factor(self.steps_done, self.total_steps or 1, 0, self.rho_schedule)
+        return self.rho_end + (rho - self.rho_end) * factor  # type: ignore[no-any-return]
+
+    # ---- where ------------------------------------------------------------------------------------------------
+
+    def movable(self, has: Callable[[Tensor], bool] = lambda p: p.grad is not None) -> list[Movable]:
+        """What is perturbed, group by group; by default of the parameters with a gradient."""
+        found = []
+        for group in self.param_groups:
+            here = [p for p in group["params"] if has(p) and (self.perturbed is None or p in self.perturbed)]
+            if here:
+                found.append(Movable(here, self.rho_now(group), group.get("weight_decay", 0.0)))
+        return found
+
+    @contextmanager
+    def at_the_worst_point(self) -> Iterator[Tensor]:
+        """Move the weights along the ascent; the norm that must be finite. e is built in the gradients' storage.
+
+        Gradients are listed in functions of their own: a list kept here would keep e alive through the second pass.
+        """
+        groups = self.movable()
+        sparse = {p: Rows(p) for group in groups for p in group.parameters if is_sparse(p)}
+        if sparse:
+            dense = [[sparse[p].copy if p in sparse else p for p in group.parameters] for group in groups]
+            groups = [replace(group, parameters=parameters) for group, parameters in zip(groups, dense, strict=True)]
+        if self.ascent_decay:
+            for group in groups:
+                torch._foreach_add_(gradients(group.parameters), group.parameters, alpha=group.weight_decay)
+        norm = self.ascent([p for group in groups for p in group.parameters])
+
+        def e(group: Movable) -> list[Tensor]:
+            direction = gradients(group.parameters)
+            torch._foreach_mul_(direction, group.rho / (norm + 1e-12))
+            return direction
+
+        with self.moved(groups, e, sparse.values()):
+            for parameter in self.parameters_with_gradient():
+                parameter.grad = None  # frees e; and g' must not be added to it if the closure forgets to zero
+            for rows in sparse.values():
+                rows.copy.grad = None
+            yield norm
+
+    @contextmanager
+    def moved(
+        self, groups: list[Movable], e: Callable[[Movable], list[Tensor]], sparse: Collection[Rows] = ()
+    ) -> Iterator[None]:
+        """Add e to the weights, in place, and put the very same bits back on leaving, come what may.
+
+        Args:
+            sparse: those of the weights that are rows of tables.
+        """
+        weights = [p for group in groups for p in group.parameters]
+        if not weights:
+            yield
+            return
+        spare = [torch.empty_like(p) for p in weights]
+        torch._foreach_copy_(spare, weights)
+        try:
+            for group in groups:
+                torch._foreach_add_(group.parameters, e(group))
+            for rows in sparse:
+                rows.put_back()
+            torch.clear_autocast_cache()  # an autocast around both passes keeps what it cast w to
+            yield
+        finally:
+            torch._foreach_copy_(weights, spare)
+            for rows in sparse:
+                rows.put_back()
+            torch.clear_autocast_cache()
+
+    def rewinder(self) -> Callable[[], None]:
+        """See `bench.optim.method.rewinder`; on the device of the parameters."""
+        return rewinder(next(p.device for group in self.param_groups for p in group["params"]))
+
+    def _copied_gradients(self) -> dict[nn.Parameter, Tensor]:
+        return {p: g.clone() for p in self.parameters_with_gradient() if (g := p.grad) is not None}
+
+
+def normalisation_parameters(model: nn.Module | None, name: str) -> set[nn.Parameter]:
+    """The scales and shifts of normalisation layers: torch's, and others whose class is called so ("LlamaRMSNorm").
+
+    Raises:
+        ValueError: there is no model, or it has none of them.
+    """
+    found: set[nn.Parameter] = set()
+    for module in [] if model is None else model.modules():
+        if type(module).__name__.rstrip("123d").endswith("Norm"):
+            found |= set(module.parameters(recurse=False))
+    if not found:
+        raise ValueError(
+            f'{name}: perturb_only="norm" needs '
+            + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")
+            + ("" if model is None else f", which {type(model).__name__} has none of")
+        )
+    return found
