@@ -5,6 +5,7 @@ Machines are shared and noisy, so nothing here is a test: look at the ratios, on
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import json
@@ -14,14 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
 from torch.nn import functional as F
 
-from bench import SAM, environment, experiment, records
+from bench import environment, experiment, records
+from bench.errors import nearest
 from bench.launch import run as launch
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
@@ -33,24 +35,38 @@ from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.perf import images, texts
+from tests.perf import images, sam_step, texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
 
 
 def main() -> None:
+    parts: dict[str, Callable[[], None]] = {
+        "loop": loop,
+        **{f"sam/{name}": partial(sam_step.compare, case) for name, case in sam_step.CASES.items()},
+        "images": training_on_images,
+        "texts": lambda: texts.on(DEVICE, compare),
+        "many-runs": many_runs,
+        "launcher": launcher,
+        "commands": commands,
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", metavar="NAME", help=f"one of {', '.join(parts)}; or sam, for all of its models")
+    only = parser.parse_args().only
+    chosen = {name: part for name, part in parts.items() if only in (None, name, name.partition("/")[0])}
+    if not chosen:
+        parser.error(f"--only {only}: {nearest(only, [*parts, 'sam'])}")
     torch.set_num_threads(1)
     print(f"{environment.describe(DEVICE)['device']}, torch {torch.__version__}, 1 thread, {ROUNDS} rounds in turn\n")
-    loop()
-    sam_step()
+    for part in chosen.values():
+        part()
+
+
+def training_on_images() -> None:
     images.on_cpu(compare)
-    texts.on(DEVICE, compare)
     if DEVICE.type == "cuda":
         images.on_gpu()
-    many_runs()
-    launcher()
-    commands()
 
 
 def compare(title: str, target: str, rivals: dict[str, Callable[[], float]]) -> None:
@@ -121,42 +137,6 @@ def loop() -> None:
             "at most 1.03",
             {"minimal loop by hand": by_hand, "bench.train": ours},
         )
-
-
-# ---- the SAM step --------------------------------------------------------------------------------------------
-
-
-def sam_step() -> None:
-    torch.manual_seed(0)
-    model = SmallResNet(20, 16, 3, 10).to(DEVICE)
-    x, y = torch.randn(128, 3, 32, 32, device=DEVICE), torch.randint(0, 10, (128,), device=DEVICE)
-
-    def timed(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-
-        def steps() -> float:
-            synchronize(DEVICE)
-            started = time.perf_counter()
-            for _ in range(3):
-                optimizer.step(closure)  # type: ignore[arg-type]
-            synchronize(DEVICE)
-            return (time.perf_counter() - started) / 3
-
-        return steps
-
-    def sgd(network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
-
-    rivals = {
-        "SGD": timed(sgd(model)),
-        "SAM over SGD": timed(SAM(sgd(model), rho=0.05, model=model)),
-        "ASAM over SGD": timed(SAM(sgd(model), rho=0.5, adaptive=True, model=model)),
-    }
-    compare("A step, ResNet-20 on 32x32, batch 128", "SAM at most 2.05", rivals)
 
 
 # ---- many runs -----------------------------------------------------------------------------------------------
