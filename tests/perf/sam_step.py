@@ -113,9 +113,8 @@ def compare(case: Case) -> None:
 
     size = sum(p.numel() for p in model.parameters())
     print(f"SAM, {case.title}, batch {batch}: {size / 1e6:.2f} M parameters in {len(list(model.parameters()))} tensors")
-    print(
-        f"  {'':<28} {'a step':>10} {'over two passes [quartiles]':>28} {'memory':>7} {'operators':>9} {'host reads':>10}"
-    )
+    titles = f"{'over two passes [quartiles]':>28} {'memory':>7} {'operators':>9} {'host reads':>10}"
+    print(f"  {'':<28} {'a step':>10} {titles}")
     for name in steps:
         low, middle, high = statistics.quantiles(overhead[name], n=4)
         over = "" if name in (TWO, PLAIN) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
