@@ -1,37 +1,34 @@
-"""One run over several processes of this machine: they are started, listened to, and ended together.
+"""One run over several processes, of this machine and of others: started, listened to, and ended together.
 
     run_distributed(...)                           what the worker of a launch calls
     python -m bench.distributed SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
 
-A process that we start hears on its standard input (a line asks it to stop; the end of it means that we have died, and
-so does it, at once, however we did) and tells on a pipe, in lines of JSON. Whatever it prints is kept for the case that
-it dies without a word.
+A process that we start hears and tells through `bench/news.py`, and dies with us. Whatever it prints is kept for the
+case that it dies without a word. On the other nodes of a SLURM job `bench.launch.helper` starts the processes, for us.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from bench.errors import BenchError
+from bench.news import Listener
 from bench.rank import be_one, place_of
 from bench.spec import RunSpec
-from bench.store import RunFolder, StorageError, write_atomic
+from bench.store import RunFolder, StorageError, to_json, write_atomic
 from bench.train import Report, Stopped
 
 SETTLE_SECONDS = 1.0
@@ -44,47 +41,72 @@ LAST_WORDS = 2_000
 """Characters of what a process printed that are told when it died without a word."""
 
 
+STUCK_MINUTES = 30.0
+"""Minutes in which no process has moved at all, after which a run is given up: they wait for each other, or for one
+that is frozen."""
+
+
 class ProcessFailed(Exception):
     """One of the processes met an error that is no message of ours; its traceback is the text."""
 
 
+@dataclass(frozen=True)
+class Team:
+    """The nodes of a job that do each of its runs together, seen from the first of them.
+
+    Attributes:
+        nodes: how many, this one included; every one has as many processes of a run as every other.
+        address: where the others reach this one.
+        calls: the file in which they find what is to do.
+    """
+
+    nodes: int
+    address: str
+    calls: Path
+
+
+@dataclass(frozen=True)
+class Call:
+    """To whoever starts processes of a run: what they must know.
+
+    Attributes:
+        number: unlike that of any other call; "" of none.
+        address, port: where the starter's store is.
+        folder: of the run.
+        here: processes on each node.
+        over: there is nothing to do any more; the rest says nothing.
+    """
+
+    number: str = ""
+    address: str = ""
+    port: int = 0
+    folder: str = ""
+    here: int = 0
+    nodes: int = 0
+    threads: int = 1
+    checkpoint_minutes: float = 5.0
+    over: bool = False
+
+
 @dataclass
-class _Rank:
-    """One of the processes, as we see it."""
+class Rank:
+    """One of the processes that we have started."""
 
     number: int
     process: subprocess.Popen[bytes]
-    news: IO[bytes]
     printed: IO[bytes]
-    unread: bytes = b""
-    messages: list[dict[str, Any]] = field(default_factory=list)
 
-    def read(self) -> list[dict[str, Any]]:
-        """What it has told since the last time."""
-        while chunk := self.news.read(65536):
-            self.unread += chunk
-        *lines, self.unread = self.unread.split(b"\n")
-        new = [json.loads(line) for line in lines]
-        self.messages += new
-        return new
-
-    @property
-    def has_failed(self) -> bool:
-        return bool(self.process.poll()) or any("text" in message for message in self.messages)
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        with suppress(OSError):  # it is gone: that will be seen
-            self.process.stdin.write(b"stop\n")
-            self.process.stdin.flush()
+    def death(self) -> dict[str, Any] | None:
+        """What there is to tell of one that did not end well; None while it lives, and if it did."""
+        if not (code := self.process.poll()):
+            return None
+        self.printed.seek(0)
+        words = self.printed.read().decode(errors="replace").strip()[-LAST_WORDS:]
+        return {"kind": "died", "rank": self.number, "code": code, "words": words}
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()
-        self.news.close()
         self.printed.close()
 
 
@@ -95,26 +117,42 @@ def run_distributed(
     report: Report = lambda done, epochs, measured: None,
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it, in a process for each device. Arguments and errors are those of `train`.
 
     Args:
         folder: where the run lives; claimed by the caller, who holds it for all of them.
-        devices: one for each process; the threads of this process are shared out among them.
+        devices: one for each process of this machine; the threads of this process are shared out among them.
+        team: other machines have as many processes each.
 
     Raises:
         ProcessFailed: a process met an error that is no message of ours.
-        BenchError: a process has died, by a signal or in silence.
+        BenchError: a process has died, by a signal or in silence, or all are stuck.
     """
-    if len(devices) != spec.train.processes:
-        raise BenchError(f"train.processes = {spec.train.processes}, but there are {len(devices)} devices for this run")
+    nodes = team.nodes if team else 1
+    if len(devices) * nodes != spec.train.processes:
+        there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
+        raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it chooses a port that is free
-    ranks: list[_Rank] = []
+    news = Listener(spec.train.processes, nodes)
+    call = Call(
+        number=uuid.uuid4().hex,
+        address=team.address if team else "127.0.0.1",
+        port=news.port,
+        folder=str(folder.path.resolve()),
+        here=len(devices),
+        nodes=nodes,
+        threads=max(1, torch.get_num_threads() // len(devices)),
+        checkpoint_minutes=checkpoint_minutes,
+    )
+    if team:
+        write_atomic(team.calls, to_json(asdict(call)))
+    ranks: list[Rank] = []
     try:
-        for number, device in enumerate(devices):
-            ranks.append(_start(number, device, len(devices), store.port, folder, checkpoint_minutes))
-        last = _listen(ranks, report, stop)
+        for device in devices:
+            ranks.append(start(call, len(ranks), len(ranks), str(device)))
+        last = _listen(news, ranks, report, stop)
     finally:
         for rank in ranks:
             rank.end()
@@ -126,90 +164,94 @@ def run_distributed(
     return result
 
 
-def _start(
-    number: int, device: torch.device, count: int, port: int, folder: RunFolder, checkpoint_minutes: float
-) -> _Rank:
+def start(call: Call, number: int, local: int, device: str) -> Rank:
+    """Start one of a run's processes on this machine.
+
+    Args:
+        number: its number among all of them.
+        local: its number among those of this machine.
+    """
     place = {
         "RANK": str(number),
-        "WORLD_SIZE": str(count),
-        "LOCAL_RANK": str(number),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is ours, not the first process's
+        "WORLD_SIZE": str(call.here * call.nodes),
+        "LOCAL_RANK": str(local),
+        "LOCAL_WORLD_SIZE": str(call.here),
+        "MASTER_ADDR": call.address,
+        "MASTER_PORT": str(call.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the starter's, not the first process's
     }
-    if sys.platform == "linux":
+    if sys.platform == "linux" and call.nodes == 1:
         place["GLOO_SOCKET_IFNAME"] = "lo"  # whatever this machine's own name leads to
-    ours, theirs = os.pipe()
-    command = [sys.executable, "-m", "bench.distributed", str(folder.path / "spec.json"), str(folder.path)]
-    command += ["--device", str(device), "--checkpoint-minutes", str(checkpoint_minutes), "--watched", str(theirs)]
-    command += ["--threads", str(max(1, torch.get_num_threads() // count))]
+    command = [sys.executable, "-m", "bench.distributed", f"{call.folder}/spec.json", call.folder, "--watched"]
+    command += ["--device", device, "--checkpoint-minutes", str(call.checkpoint_minutes)]
+    command += ["--threads", str(call.threads)]
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=printed,
-        stderr=subprocess.STDOUT,
-        env=os.environ | place,
-        pass_fds=[theirs],
+        command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | place
     )
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    return _Rank(number, process, open(ours, "rb", buffering=0), printed)
+    return Rank(number, process, printed)
 
 
-def _listen(ranks: Sequence[_Rank], report: Report, stop: Callable[[], bool]) -> str:
+def _listen(news: Listener, ranks: Sequence[Rank], report: Report, stop: Callable[[], bool]) -> str:
     """Hand on the news until all have ended; how the run has: "done" or "stopped"."""
     told_to_stop, last, deadline = False, "", float("inf")
-    with selectors.DefaultSelector() as selector:
-        for rank in ranks:
-            selector.register(rank.news, selectors.EVENT_READ, rank)
-        while True:
-            ended = [rank.process.poll() is not None for rank in ranks]  # before reading: nothing comes after
-            for rank in ranks:
-                for message in rank.read():
-                    if message["kind"] == "epoch":
-                        report(message["done"], message["epochs"], message["measured"])
-                    elif "text" not in message:
-                        last, deadline = message["kind"], time.monotonic() + FAREWELL_SECONDS
-            if any(rank.has_failed for rank in ranks):
-                raise _cause(ranks)
-            if all(ended) or time.monotonic() > deadline:
-                return last
-            if stop() and not told_to_stop:
-                told_to_stop = True
-                ranks[0].stop()
-            for key, _ in selector.select(timeout=0.1):
-                if key.data.process.poll() is not None:  # the end of its pipe would be news for ever
-                    selector.unregister(key.fileobj)
+    places, moved = news.places(), time.monotonic()
+    while True:
+        ended = [rank.process.poll() is not None for rank in ranks]  # before reading: nothing comes after
+        for message in news.read():
+            if message["kind"] == "epoch":
+                report(message["done"], message["epochs"], message["measured"])
+            elif message["kind"] in ("done", "stopped"):
+                last, deadline = message["kind"], time.monotonic() + FAREWELL_SECONDS
+        if any(map(_is_bad, news.messages)) or any(rank.process.poll() for rank in ranks):
+            raise _cause(news, ranks)
+        if all(ended) or time.monotonic() > deadline:
+            return last
+        if stop() and not told_to_stop:
+            told_to_stop = True
+            news.ask_to_stop()
+        if (now := news.places()) != places:
+            places, moved = now, time.monotonic()
+        if time.monotonic() - moved > 60 * STUCK_MINUTES:
+            raise BenchError(_standstill(places, news.processes))
+        time.sleep(0.05)
 
 
-def _cause(ranks: Sequence[_Rank]) -> Exception:
+def _is_bad(message: dict[str, Any]) -> bool:
+    return "text" in message or message["kind"] == "died"
+
+
+def _standstill(places: dict[int, str], processes: int) -> str:
+    where = [f"process {rank} is at {place.partition(' ')[2]}" for rank, place in sorted(places.items())]
+    silent = [f"process {rank} was never heard of" for rank in range(processes) if rank not in places]
+    return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
+
+
+def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     """What made the run fail: a process that was killed, else the first that told of an error."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
         time.sleep(0.02)
-    for rank in ranks:
-        rank.read()
-    told = [message for rank in ranks for message in rank.messages if "text" in message]
-    dead = [rank for rank in ranks if rank.process.poll() and not any("text" in message for message in rank.messages)]
-    dead.sort(key=lambda rank: rank.process.returncode)  # signals, which are negative, first
-    if dead and (dead[0].process.returncode < 0 or not told):
-        return BenchError(_obituary(dead[0], len(ranks)))
+    news.read()
+    told = [message for message in news.messages if "text" in message]
+    dead = [message for message in news.messages if message["kind"] == "died"]
+    dead += [death for rank in ranks if (death := rank.death())]
+    dead = [death for death in dead if death["rank"] not in {message["rank"] for message in told}]
+    dead.sort(key=lambda death: death["code"])  # signals, which are negative, first
+    if dead and (dead[0]["code"] < 0 or not told):
+        return BenchError(_obituary(dead[0], news.processes))
     first = min(told, key=lambda message: message["time"])
     if first["kind"] == "disk":
         return StorageError(first["text"])
     if first["kind"] == "told":
         return BenchError(first["text"])
-    return ProcessFailed(f"in process {first['rank']} of {len(ranks)}:\n{first['text'].rstrip()}")
+    return ProcessFailed(f"in process {first['rank']} of {news.processes}:\n{first['text'].rstrip()}")
 
 
-def _obituary(rank: _Rank, count: int) -> str:
-    code = rank.process.returncode
+def _obituary(death: dict[str, Any], count: int) -> str:
+    code, words = death["code"], death["words"]
     cause = f"signal {-code} ({signal.Signals(-code).name}); was memory short?" if code < 0 else f"exit status {code}"
-    rank.printed.seek(0)
-    words = rank.printed.read().decode(errors="replace").strip()[-LAST_WORDS:]
-    return f"process {rank.number} of the {count} of this run died by {cause}" + (f"\n{words}" if words else "")
+    return f"process {death['rank']} of the {count} of this run died by {cause}" + (f"\n{words}" if words else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -220,7 +262,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--device", help="default: a GPU for each process, if there are any")
     parser.add_argument("--threads", type=int, help="torch's threads; default: the cores, shared out")
-    parser.add_argument("--watched", type=int, help=argparse.SUPPRESS)  # a pipe: we are one that `_start` started
+    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)  # we are one that `start` started
     options = parser.parse_args(arguments)
     try:
         spec, place = RunSpec.model_validate_json(options.spec.read_text()), place_of(os.environ)

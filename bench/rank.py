@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from bench.errors import BenchError
 from bench.group import Group
+from bench.news import Teller
 from bench.numerics import allow_deterministic_kernels
 from bench.spec import RunSpec
 from bench.store import RunFolder, StorageError
@@ -156,6 +157,18 @@ def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
 # ---- a process of its own ------------------------------------------------------------------------------------
 
 
+class _Stop:
+    """Whether this process is to stop; looked at after every step, which is counted."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.looks = 0
+
+    def __call__(self) -> bool:
+        self.looks += 1
+        return self.asked.is_set()
+
+
 def be_one(
     spec: RunSpec,
     path: Path,
@@ -164,7 +177,7 @@ def be_one(
     device: str | None,
     threads: int | None,
     checkpoint_minutes: float,
-    watched: int | None,
+    watched: bool,
 ) -> int:
     """Take part in a run as the one that the environment makes of this process.
 
@@ -172,7 +185,7 @@ def be_one(
         place: from `place_of`.
         device: default a GPU for each process, where there are any.
         threads: torch's; default this process's share of its cores.
-        watched: the pipe on which `bench.distributed.run_distributed` listens; None: srun or torchrun started us.
+        watched: `bench.distributed` has started us and listens; else srun or torchrun has.
 
     Returns:
         The process's exit status.
@@ -180,45 +193,32 @@ def be_one(
     os.environ.update(place)
     if spec.train.deterministic:
         allow_deterministic_kernels()
-    stop_asked = threading.Event()
-    tell = _print if watched is None else _to_pipe(watched, stop_asked)
-    signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())
-    signal.signal(signal.SIGINT, lambda number, frame: stop_asked.set() if watched is None else None)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.asked.set())
+    signal.signal(signal.SIGINT, lambda number, frame: None if watched else stop.asked.set())
+    teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"]) if watched else None
+    tell = teller.tell if teller else _print
+    if teller:
+        teller.follow(stop.asked, lambda: stop.looks)
     try:
         on = torch.device(device or _device(int(place["LOCAL_RANK"])))
         if on.type == "cuda":
             torch.cuda.set_device(on)
         torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
-        take_part(spec, path, on, tell, checkpoint_minutes, stop_asked.is_set, claim=watched is None)
+        take_part(spec, path, on, tell, checkpoint_minutes, stop, claim=not watched)
     except Exception as error:
         kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
         text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
-        tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.monotonic()})
+        tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.time()})
         sys.stdout.flush()
         os._exit(1)  # and not the long way: the others may wait for us in what that would wait for
+    if teller:
+        teller.end()
     return 0
 
 
 def _print(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
-
-
-def _to_pipe(descriptor: int, stop_asked: threading.Event) -> Tell:
-    """Tell whoever started this process, and listen to it; die with it."""
-    os.set_inheritable(descriptor, False)
-    pipe = open(descriptor, "w")  # noqa: SIM115 - for as long as the process lives
-
-    def listen() -> None:
-        while os.read(0, 4096):
-            stop_asked.set()
-        os._exit(1)
-
-    def tell(message: dict[str, Any]) -> None:
-        pipe.write(json.dumps(message) + "\n")
-        pipe.flush()
-
-    threading.Thread(target=listen, daemon=True).start()
-    return tell
 
 
 def _device(local_rank: int) -> str:

@@ -20,7 +20,7 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 LAYERS = (
     {"bench.errors", "bench.checking"},
     {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
-    | {"bench.text", "bench.claims", "bench.group"},
+    | {"bench.text", "bench.claims", "bench.group", "bench.news"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {"bench.resolve", "bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment"}
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -24,7 +23,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
-from bench import checkpoint
+from bench import checkpoint, distributed
 from bench.distributed import ProcessFailed, _cause, run_distributed
 from bench.errors import BadValue, BenchError
 from bench.experiment import load
@@ -356,37 +355,38 @@ def test_a_users_local_gradient_that_is_not_finite_is_skipped_by_all(both: list[
 # ---- whose error it was --------------------------------------------------------------------------------------
 
 
-class Ended:
-    """A process that ended so, and what it told before."""
+class Heard:
+    """What a starter has heard."""
 
-    def __init__(self, code: int, *messages: dict[str, Any]) -> None:
-        self.number, self.returncode, self.messages = 1, code, list(messages)
-        self.process = self
-        self.printed = io.BytesIO(b"last words")
+    processes = 2
 
-    def poll(self) -> int:
-        return self.returncode
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = list(messages)
 
     def read(self) -> list[dict[str, Any]]:
         return []
 
 
-def told(kind: str, at: float) -> dict[str, Any]:
-    return {"kind": kind, "rank": 1, "text": f"{kind} at {at}", "time": at}
+def told(kind: str, rank: int, at: float) -> dict[str, Any]:
+    return {"kind": kind, "rank": rank, "text": f"{kind} at {at}", "time": at}
+
+
+def died(rank: int, code: int) -> dict[str, Any]:
+    return {"kind": "died", "rank": rank, "code": code, "words": "last words"}
 
 
 @pytest.mark.parametrize(
-    ("ranks", "error", "words"),
+    ("messages", "error", "words"),
     [
-        ([Ended(1, told("bug", 2.0)), Ended(1, told("told", 1.0))], BenchError, "told at 1.0"),
-        ([Ended(1, told("disk", 1.0)), Ended(1, told("bug", 2.0))], StorageError, "disk at 1.0"),
-        ([Ended(1, told("bug", 1.0)), Ended(0)], ProcessFailed, "in process 1 of 2:\nbug at 1.0"),
-        ([Ended(1, told("bug", 1.0)), Ended(-9)], BenchError, r"signal 9 \(SIGKILL\); was memory short\?\nlast words"),
-        ([Ended(0), Ended(7)], BenchError, "died by exit status 7"),
+        ([told("bug", 0, 2.0), died(0, 1), told("told", 1, 1.0), died(1, 1)], BenchError, "told at 1.0"),
+        ([told("disk", 1, 1.0), told("bug", 0, 2.0)], StorageError, "disk at 1.0"),
+        ([told("bug", 1, 1.0), died(1, 1)], ProcessFailed, "in process 1 of 2:\nbug at 1.0"),
+        ([told("bug", 0, 1.0), died(1, -9)], BenchError, r"signal 9 \(SIGKILL\); was memory short\?\nlast words"),
+        ([died(1, 7)], BenchError, "process 1 of the 2 of this run died by exit status 7"),
     ],
 )
-def test_the_error_of_a_run_is_its_cause(ranks: Any, error: type[Exception], words: str) -> None:
-    found = _cause(ranks)
+def test_the_error_of_a_run_is_its_cause(messages: Any, error: type[Exception], words: str) -> None:
+    found = _cause(Heard(*messages), [])  # type: ignore[arg-type]
     assert type(found) is error
     assert re.search(words, str(found))
 
@@ -496,6 +496,23 @@ def test_one_that_dies_ends_both_and_is_named(tmp_path: Path) -> None:
         site.do()
     assert processes_of(site.folder.path) == []
     assert site.folder.result() is None
+
+
+@pytest.mark.slow
+def test_one_that_is_frozen_is_noticed_and_everybody_s_place_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path)
+    site.order(1, 7, "SIGSTOP")
+
+    def stop() -> bool:
+        if not (tmp_path / "order").exists():  # until then, a busy machine may take its time
+            monkeypatch.setattr(distributed, "STUCK_MINUTES", 0.05)
+        return False
+
+    with pytest.raises(BenchError, match=r"moved for 0\.05 minutes; process 0 is at group.py:\d+ in .*process 1 is at"):
+        site.do(stop=stop)
+    assert processes_of(site.folder.path) == []
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.launch import submission as submissions
-from bench.launch.submission import Note, Submission, code_sha256
+from bench.launch.submission import Note, Settings, Submission, code_sha256
+from bench.store import to_json, write_atomic
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -29,6 +30,9 @@ STOPPED = 3
 
 MARGIN = 5.0
 """Seconds of the grace time that are left for queueing the job again."""
+
+IDLE_LIMIT = 3
+"""How often in a row a job may reach its time limit without getting any further before it is not queued again."""
 
 LONGEST_GRACE = 600.0
 """Seconds for which a job that was told to end waits for SLURM to end it."""
@@ -41,12 +45,16 @@ class Job:
         folder: of the submission.
         task: which of its jobs this is.
         code: hash of the code it was submitted from.
+        idle: how often in a row it has reached its time limit without getting any further.
     """
 
-    def __init__(self, folder: Path, task: int, code: str) -> None:
+    def __init__(self, folder: Path, task: int, code: str, idle: int = 0) -> None:
         self.folder = folder
         self.task = task
         self.code = code
+        self.idle = idle
+        self._started = time.monotonic()
+        self._progress: list[int] = []
         self._launcher: subprocess.Popen[bytes] | None = None
         self._stop_asked = False
 
@@ -61,22 +69,59 @@ class Job:
         """
         signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
         submission = submissions.read(self.folder)
+        if int(os.environ.get("SLURM_PROCID", "0")):
+            return self._help(submission)
+        try:
+            return self._lead(submission)
+        finally:
+            if submission.settings.nodes > 1:
+                write_atomic(submissions.calls(self.folder, self.task), to_json({"over": True}))
+
+    def _lead(self, submission: Submission) -> str:
+        """What the first node of the job does, mostly the only one."""
         note = replace(submission.note(self.task), node=os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
         note = replace(note, starts=note.starts + 1, state="running", message="")
-        if code_sha256() != self.code:
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            self._check_code()
+        except BenchError as error:
+            submission.write_note(self.task, replace(note, state="refused", message=str(error)))
+            raise
+        submission.write_note(self.task, note)
+        self._started, self._progress = time.monotonic(), submission.progress(self.task)
+        try:
+            status = self._launch(submission, "bench.launch.node")
+        except UncompletedJobError as error:  # submitit's, out of its handler, when the job is not queued again
             message = (
-                f"bench has changed since this job was submitted ({self.code}, now {code_sha256()}): its runs would "
+                f"reached its time limit of {submission.settings.time} min {IDLE_LIMIT} times without getting any "
+                "further, and was not queued again; give it more with --time"
+            )
+            submission.write_note(self.task, replace(note, state="failed", message=message))
+            raise BenchError(message) from error
+        return self._end(submission, note, status)
+
+    def _help(self, submission: Submission) -> str:
+        """What the other nodes do: start what the first one calls for. One that fails ends the job on all of them."""
+        self._check_code()
+        if status := self._launch(submission, "bench.launch.helper"):
+            raise BenchError(f"the helper of this node ended with {_in_words(status)}")
+        return "helped"
+
+    def _check_code(self) -> None:
+        if (now := code_sha256()) != self.code:
+            raise BenchError(
+                f"bench has changed since this job was submitted ({self.code}, now {now}): its runs would "
                 "mix two versions, and were not started. `bench run --on slurm` submits them anew"
             )
-            submission.write_note(self.task, replace(note, state="refused", message=message))
-            raise BenchError(message)
-        submission.write_note(self.task, note)
-        return self._end(submission, note, self._launch(submission))
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> DelayedSubmission | None:
         """Have all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
 
         Writes nothing itself; runs save between two steps.
+
+        Returns:
+            What the job is to be when it is started again; None, if that has led nowhere `IDLE_LIMIT` times.
         """
         from submitit.core.utils import DelayedSubmission
 
@@ -88,7 +133,20 @@ class Job:
             with suppress(ChildProcessError):
                 while not _is_over(launcher.pid) and time.monotonic() < deadline:
                     time.sleep(0.05)
-        return DelayedSubmission(type(self)(self.folder, self.task, self.code))
+        submission = submissions.read(self.folder)
+        if submission.progress(self.task) != self._progress:
+            self.idle = 0
+        elif self._is_at_its_limit(submission.settings):
+            self.idle += 1
+        if self.idle >= IDLE_LIMIT:
+            return None
+        return DelayedSubmission(type(self)(self.folder, self.task, self.code, self.idle))
+
+    def _is_at_its_limit(self, settings: Settings) -> bool:
+        """Rather than preempted, which may come at any time and says nothing of the runs. SLURM's signal comes up to
+        a minute early."""
+        usable = 60 * settings.time - settings.grace_seconds
+        return time.monotonic() - self._started >= max(usable - 60, usable / 2)
 
     def _ask_to_stop(self) -> None:
         """Tell the launcher, once: a second signal would have it kill its workers while they save."""
@@ -98,9 +156,9 @@ class Job:
             with suppress(OSError):
                 os.write(self._launcher.stdin.fileno(), b".")
 
-    def _launch(self, submission: Submission) -> int:
-        """Start the launcher and wait for its end: its exit status."""
-        command = [sys.executable, "-m", "bench.launch.node", str(self.folder), str(self.task)]
+    def _launch(self, submission: Submission, module: str) -> int:
+        """Start what does this node's work and wait for its end: its exit status."""
+        command = [sys.executable, "-m", module, str(self.folder), str(self.task)]
         blocked = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}  # SLURM sends them to all; they are for us alone
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.distributed import Team
 from bench.errors import BenchError
+from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.display import Display
 from bench.launch.job import STOPPED
@@ -58,12 +61,13 @@ def do(submission: Submission, task: int) -> Outcome:
     total = Outcome()
     deadline = time.monotonic() + PATIENCE
     with Display(_passes(content, submission.tasks[task]), content["metric"], Console(stderr=True)) as display:
+        team = _team(submission, task)
         while runs := _to_do(store, submission.tasks[task], content):
             outcome = run_local(
                 runs,
                 store,
                 display,
-                shares=_shares(settings, {run.spec.train.processes for run in runs}),
+                shares=_shares(settings, {run.spec.train.processes for run in runs}, team),
                 fail_fast=settings.fail_fast,
                 checkpoint_minutes=settings.checkpoint_minutes,
                 grace_seconds=max(GRACE_SECONDS, settings.grace_seconds),
@@ -98,10 +102,22 @@ def _passes(content: dict[str, object], run_ids: list[str]) -> dict[str, int]:
     return {run_id: passes[run_id] for run_id in run_ids}
 
 
-def _shares(settings: Settings, processes: set[int]) -> list[Slot]:
+def _team(submission: Submission, task: int) -> Team | None:
+    """The nodes of this job, if there are several. They reach this one where SLURM does, or at MASTER_ADDR."""
+    if (nodes := submission.settings.nodes) == 1:
+        return None
+    name = os.environ["SLURMD_NODENAME"]
+    found = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
+    address = os.environ.get("MASTER_ADDR") or (found[1] if found else name)
+    return Team(nodes, address, submissions.calls(submission.folder, task))
+
+
+def _shares(settings: Settings, processes: set[int], team: Team | None) -> list[Slot]:
     """What the job was given, in shares. Where nothing confines it to its cores, it takes no more than as many."""
-    on_cores = None if settings.gpus else max(1, settings.cpus // max(processes))
-    shares = slots(settings.jobs or on_cores, settings.jobs_per_gpu, processes=processes)
+    here = {count // settings.nodes for count in processes}
+    on_cores = None if settings.gpus else max(1, settings.cpus // max(here))
+    shares = slots(1 if team else settings.jobs or on_cores, settings.jobs_per_gpu, processes=here)
+    shares = [replace(share, team=team) for share in shares]
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if seen <= settings.cpus:
         return shares

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from bench.checking import Checker
 from bench.errors import BadValue, BenchError, nearest
 from bench.registry import STRICT
 
-OURS = ("array", "error", "job-name", "open-mode", "output", "signal")
+OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "signal")
 """Parameters of sbatch that `bench` sets itself."""
 
-NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-per-task", "gpus-per-node"}
+NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-per-task", "gpus-per-node", "nodes"}
 """Parameters of sbatch that have a setting of their own."""
 
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -30,6 +30,8 @@ class Profile(BaseModel):
     Attributes:
         time: a job's time limit in minutes; in a file also "HH:MM:SS" or "D-HH:MM:SS". A job that reaches it saves
             and is queued again.
+        nodes: nodes a job, each of which has the memory, GPUs and cores below. With several, a job does one run at a
+            time, and `train.processes` of it are shared out equally among the nodes.
         mem_gb: memory of a job; the partition's default if left out.
         gpus: GPUs a job; with 0 its runs use the CPU, whatever the node has.
         cpus: cores a job.
@@ -51,6 +53,7 @@ class Profile(BaseModel):
     qos: str | None = None
     constraint: str | None = None
     time: int = Field(default=60, ge=1)
+    nodes: int = Field(default=1, ge=1)
     mem_gb: float | None = Field(default=None, gt=0)
     gpus: int = Field(default=0, ge=0)
     cpus: int = Field(default=1, ge=1)
@@ -86,15 +89,31 @@ class Profile(BaseModel):
         """Seconds before its time limit at which a job is told to save."""
         return self.grace_seconds or min(120, 30 * self.time)
 
-    @property
-    def at_once(self) -> int:
-        """Runs at the same time in one job."""
-        return self.jobs or self.gpus * self.jobs_per_gpu or self.cpus
+    def at_once(self, processes: int = 1) -> int:
+        """Runs at the same time in one job, if so many processes do each."""
+        if self.nodes > 1:
+            return 1
+        return self.jobs or max(1, (self.gpus * self.jobs_per_gpu or self.cpus) // processes)
 
-    @property
-    def pack(self) -> int:
+    def pack(self, processes: int = 1) -> int:
         """Runs that one job does."""
-        return self.runs_per_job or self.at_once
+        return self.runs_per_job or self.at_once(processes)
+
+    def check(self, processes: Collection[int]) -> None:
+        """Raises BadValue if a job has no room for a run of as many processes, by how many processes runs are done."""
+        problems = []
+        for count in sorted(processes):
+            here = count // self.nodes
+            if count % self.nodes:
+                problems.append(f"train.processes = {count}: must be a multiple of the {self.nodes} nodes of a job")
+            elif 0 < self.gpus < here:
+                problems.append(
+                    f"train.processes = {count}: needs a GPU for each, {here} a node, and a job has {self.gpus} there"
+                )
+        if self.gpus and len(set(processes)) > 1:
+            problems.append("train.processes: on GPUs all must have as many; choose some with --only")
+        if problems:
+            raise BadValue("slurm", problems)
 
     def parameters(self) -> dict[str, Any]:
         """The settings as submitit names them; what is not said is left to the site."""
@@ -103,6 +122,8 @@ class Profile(BaseModel):
             "account": self.account,
             "qos": self.qos,
             "constraint": self.constraint,
+            "nodes": self.nodes if self.nodes > 1 else None,
+            "ntasks_per_node": 1 if self.nodes > 1 else None,
             "time": self.time,
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}M",
             "gpus_per_node": self.gpus or None,
@@ -165,6 +186,10 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Pr
         checker.problem(
             "grace_seconds", f"{profile.grace_seconds} s are not less than the time limit of {profile.time} min"
         )
+    if profile is not None and profile.nodes > 1:
+        for name, value in {"jobs": profile.jobs or 1, "jobs_per_gpu": profile.jobs_per_gpu}.items():
+            if value > 1:
+                checker.problem(name, f"must be 1 with several nodes, which do one run at a time, got {value}")
     if profile is None or checker.problems:
         raise checker.verdict()
     return profile

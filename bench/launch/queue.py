@@ -6,7 +6,7 @@ import getpass
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,11 +107,12 @@ def accounted(job_ids: Sequence[str]) -> dict[str, str]:
     if not job_ids or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]
+    some = [job_ids[start : start + 1000] for start in range(0, len(job_ids), 1000)]  # an argument has a longest length
     try:
-        answer = call([*command, ",".join(job_ids)])
+        answers = [call([*command, ",".join(ids)]) for ids in some]
     except BenchError:
         return {}
-    lines = [line.split("|", 1) for line in answer.splitlines()]
+    lines = [line.split("|", 1) for answer in answers for line in answer.splitlines()]
     return {job: state.split(" ")[0] for jobs, state in lines for job in expanded(jobs)}
 
 
@@ -148,6 +149,31 @@ def live_runs(store: Store) -> set[str]:
             if queued is not None and queued.live:
                 found.update(runs)
     return found
+
+
+def elsewhere(store: Store, run_ids: Collection[str]) -> tuple[set[str], str]:
+    """Of runs that are to be done on this machine, those that a job in the queue will do or is doing.
+
+    Returns:
+        Those; and what is wrong if SLURM cannot be asked although some were submitted whose jobs have not ended as far
+        as is known here.
+    """
+    unended = {
+        run
+        for submission in submissions.read_all(store)
+        for task, runs in enumerate(submission.tasks)
+        if submission.note(task).state in ("", "running", "stopped")
+        for run in runs
+    } & set(run_ids)
+    if not unended:
+        return set(), ""
+    try:
+        return live_runs(store) & unended, ""
+    except BenchError as error:
+        return (
+            set(),
+            f"{len(unended)} of these runs were submitted to SLURM, and may be in its queue: {error}",
+        )
 
 
 def known(store: Store, jobs: dict[str, Queued]) -> list[Submission]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import experiment as experiments
 from bench import records
+from bench.launch import queue
 from bench.launch.display import Display
 from bench.launch.local import Outcome, run_local
 from bench.launch.plan import Plan, make_plan
@@ -111,6 +112,8 @@ def execute(
     console: Console | None = None,
 ) -> Launched:
     """Do a plan. See `run`."""
+    console = console or Console(stderr=True)
+    planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     store, meta = planned.store, planned.experiment.meta()
     store.check_writable()
@@ -120,7 +123,7 @@ def execute(
         fetch(planned.experiment)
         ids = [run.spec.run_id for run in planned.to_do]
         passes = {run_id: planned.passes[run_id] for run_id in ids}
-        with Display(passes, meta["metric"], console or Console(stderr=True)) as display:
+        with Display(passes, meta["metric"], console) as display:
             outcome = run_local(
                 planned.to_do,
                 store,
@@ -146,6 +149,7 @@ def estimate(
     console: Console,
 ) -> None:
     """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
+    planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     if planned.to_do:
         with Display(planned.passes, planned.experiment.metric, console) as display:
@@ -159,6 +163,21 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
         BenchError: something is missing and cannot be had, or is not what it should be.
     """
     fetch(experiments.load(experiments.find(name), overrides))
+
+
+def _without_queued(planned: Plan, console: Console) -> Plan:
+    """The plan without the runs that jobs on SLURM will do."""
+    queued, trouble = queue.elsewhere(planned.store, [run.spec.run_id for run in planned.to_do])
+    if trouble:
+        console.print(trouble, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if not queued:
+        return planned
+    console.print(
+        f"{len(queued)} runs are in SLURM's queue, and left to it (`bench cancel` takes them out).",
+        style="yellow",
+        highlight=False,
+    )
+    return replace(planned, chosen=[run for run in planned.chosen if run.spec.run_id not in queued])
 
 
 def _processes(planned: Plan) -> set[int]:

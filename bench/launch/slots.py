@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.distributed import Team
 from bench.errors import BadValue
 
 
@@ -18,6 +19,7 @@ class Slot:
     Attributes:
         device: "cuda:1", "cpu".
         others: further GPUs, for runs of several processes; on a CPU those share the cores.
+        team: the nodes that have a share each of every run, if there are several.
         cores: the cores it may use; empty leaves them all to it.
         threads: torch's threads.
     """
@@ -26,9 +28,11 @@ class Slot:
     cores: tuple[int, ...]
     threads: int
     others: tuple[str, ...] = ()
+    team: Team | None = None
 
     def devices(self, processes: int) -> list[torch.device]:
-        """One for each process of a run."""
+        """One for each process of a run that is on this machine."""
+        processes //= self.team.nodes if self.team else 1
         names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
         return [torch.device(name) for name in names[:processes]]
 

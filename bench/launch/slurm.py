@@ -55,6 +55,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         BenchError: there is no SLURM here, it refuses, or data cannot be had. What was submitted before that is told.
     """
     check_there_is_slurm()
+    profile.check({run.spec.train.processes for run in plan.to_do})
     store = plan.store
     store.check_writable()
     _check_folder(store.folder)
@@ -84,6 +85,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
         BenchError: there is no SLURM here, or it does not answer.
     """
     check_there_is_slurm()
+    profile.check({run.spec.train.processes for run in plan.to_do})
     queued = queue.live_runs(plan.store)
     arrays = list(_arrays([run for run in plan.to_do if run.spec.run_id not in queued], profile))
     for number, tasks in enumerate(arrays):
@@ -111,7 +113,8 @@ def _check_folder(folder: Path) -> None:
 
 def _arrays(runs: Sequence[PlannedRun], profile: Profile) -> Iterator[list[list[PlannedRun]]]:
     """Runs put into jobs, and jobs into arrays that the site takes; runs of one job are about as long as each other."""
-    jobs = [list(runs[start : start + profile.pack]) for start in range(0, len(runs), profile.pack)]
+    pack = profile.pack(max((run.spec.train.processes for run in runs), default=1))
+    jobs = [list(runs[start : start + pack]) for start in range(0, len(runs), pack)]
     size = profile.max_array_size or _site_limit()
     for start in range(0, len(jobs), size):
         yield jobs[start : start + size]
@@ -137,6 +140,7 @@ def _prepare(
         checkpoint_minutes=checkpoint_minutes,
         fail_fast=fail_fast,
         data=str(data_folder().resolve()) if os.environ.get("BENCH_DATA") else None,
+        nodes=profile.nodes,
     )
     submission = Submission(
         folder=plan.store.folder.resolve() / "slurm" / name,
@@ -193,6 +197,9 @@ def _executor(folder: Path, name: str, profile: Profile, arrays: int) -> submiti
     """
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIME_OUTS)
+        srun_args = [f"--cpus-per-task={profile.cpus}"]  # since 22.05 srun does not take it from the job
+        if profile.nodes > 1:
+            srun_args.append("--kill-on-bad-exit=1")  # a node that is lost would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             executor.update_parameters(
@@ -200,7 +207,7 @@ def _executor(folder: Path, name: str, profile: Profile, arrays: int) -> submiti
                 wckey=None,  # "submitit" by default, which sites that keep such keys refuse
                 array_parallelism=max(1, profile.max_jobs // arrays),
                 additional_parameters={"requeue": True, **profile.sbatch},
-                srun_args=[f"--cpus-per-task={profile.cpus}"],  # since 22.05 srun does not take it from the job
+                srun_args=srun_args,
                 **profile.parameters(),
             )
     except (ValueError, TypeError, RuntimeError) as error:

@@ -4,12 +4,14 @@ results/<experiment>/slurm/<name>/
     submission.json     which runs each job does, job ids, settings, when, the code's hash
     runs.json           the specs of all its runs
     job-<n>.json        what became of the n-th job, from inside
+    calls-<n>-<m>.json  of a job on several nodes, at its m-th restart: what the first node has the others do
     <job id>_0_log.err  what it printed; submitit's own files beside it
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.store import RunFolder, Store, locked, read_json, to_json, write_atomic
+
+ENDS = ("result.json", "error.txt")
+"""What a run leaves that is over."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Settings:
     Attributes:
         data: the submitter's BENCH_DATA.
         time: the job's limit in minutes.
+        nodes: of a job, which has `gpus` and `cpus` on each.
     """
 
     jobs: int | None
@@ -37,6 +43,7 @@ class Settings:
     checkpoint_minutes: float
     fail_fast: bool
     data: str | None
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,12 @@ class Submission:
     def write_note(self, task: int, note: Note) -> None:
         write_atomic(self.folder / f"job-{task}.json", to_json(asdict(note)))
 
+    def progress(self, task: int) -> list[int]:
+        """What tells whether the runs of a job have got further: when each of their files was written."""
+        runs = self.results / "runs"
+        files = [runs / run_id / name for run_id in self.tasks[task] for name in ("checkpoint.pt", *ENDS)]
+        return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+
     def runs(self) -> dict[str, Any]:
         """runs.json: the specs, and what else jobs must know of the runs."""
         content: dict[str, Any] = read_json(self.folder / "runs.json")
@@ -101,6 +114,11 @@ class Note:
     state: str = ""
     node: str = ""
     message: str = ""
+
+
+def calls(folder: Path, task: int) -> Path:
+    """Where the first node of a job tells the others what to do, at this start of it."""
+    return folder / f"calls-{task}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
 def read(folder: Path) -> Submission:

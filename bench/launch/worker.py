@@ -141,7 +141,7 @@ def _run(job: Job, slot: Slot, folder: RunFolder, report: Report, stop: Callable
         return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop)
     if slot.device != "cpu":
         torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
-    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop)
+    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop, slot.team)
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:

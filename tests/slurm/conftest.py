@@ -37,6 +37,8 @@ def touchy(task, *, width: int = 16):
     def wait(module, inputs):
         if (here / "slow").exists():
             time.sleep(0.1)
+        while (here / "stuck").exists():
+            time.sleep(1)
 
     model.register_forward_pre_hook(wait)
     return model
@@ -65,12 +67,12 @@ RUNS = 6
 class Site:
     """A folder with an experiment and a copy of the package, and the `bench` command in it."""
 
-    def __init__(self, path: Path, environment: dict[str, str]) -> None:
+    def __init__(self, path: Path, environment: dict[str, str], toml: str = TOML) -> None:
         self.path = path
         self.results = path / "results" / "touchy"
         path.mkdir(parents=True, exist_ok=True)
         (path / "touchy.py").write_text(PLUGIN)
-        (path / "touchy.toml").write_text(TOML)
+        (path / "touchy.toml").write_text(toml)
         shutil.copytree(ROOT / "bench", path / "bench")
         own = {"PYTHONPATH": str(path), "XDG_CONFIG_HOME": str(path), "COLUMNS": "120"}
         self.environment = environment | own
@@ -151,7 +153,32 @@ class Queue:
 
     def preempt(self) -> None:
         """A job of high priority takes the whole machine for a second."""
-        self.cluster.call("sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null", "--wrap", "sleep 1")
+        all_of_it = ["--exclusive", f"--nodes={len(self.cluster.nodes)}"]
+        self.cluster.call("sbatch", "--partition=high", *all_of_it, "--output=/dev/null", "--wrap", "sleep 1")
+
+
+def pids_of(job: str, module: str) -> list[int]:
+    """Processes of a job that run a module."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().decode().split("\0")
+            environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        array, _, task = job.partition("_")
+        ids = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"} if task else {f"SLURM_JOB_ID={array}"}
+        if module in command and "python" in command[0] and ids <= set(environment):
+            found.append(int(path.name))
+    return found
+
+
+def queue_of(cluster: Cluster) -> Iterator[Queue]:
+    """The queue, for a test; empty again after it."""
+    yield Queue(cluster)
+    cluster.call("scancel", "--user=root")
+    left = ["squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"]
+    Queue(cluster).wait_for(lambda: not cluster.call(*left).strip())
 
 
 @pytest.fixture(scope="session")
@@ -166,10 +193,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def queue(cluster: Cluster) -> Iterator[Queue]:
-    yield Queue(cluster)
-    cluster.call("scancel", "--user=root")
-    left = ["squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"]
-    Queue(cluster).wait_for(lambda: not cluster.call(*left).strip())
+    yield from queue_of(cluster)
 
 
 @pytest.fixture

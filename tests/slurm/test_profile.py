@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from bench.cli import cli
 from bench.errors import BadValue, BenchError
 from bench.experiment import load as load_experiment
 from bench.launch import profile, queue, slurm, submission
+from bench.launch.job import Job
 from bench.launch.plan import make_plan
 from bench.launch.profile import Profile, minutes
 from bench.launch.queue import Standing, expanded
@@ -68,7 +72,7 @@ def test_a_file_and_flags_over_it(write_profile: Callable[[str], Path]) -> None:
         sbatch = { mail_type = "END", nice = 5 }
     """)
     found = profile.load(path, {"partition": "debug", "sbatch": {"nice": "10"}, "account": None})
-    assert (found.partition, found.time, found.at_once, found.pack) == ("debug", 1440, 6, 6)
+    assert (found.partition, found.time, found.at_once(), found.pack()) == ("debug", 1440, 6, 6)
     assert found.sbatch == {"mail-type": "END", "nice": "10"}
     assert found.parameters() == {
         "partition": "debug",
@@ -173,6 +177,7 @@ FAKE = """#!/bin/sh
 case "$(basename "$0")" in
   squeue) cat "{folder}/queue" 2> /dev/null || true ;;
   scontrol) echo "MaxArraySize            = 3" ;;
+  sacct) cat "{folder}/accounts" ;;
   sbatch) echo "$*" >> "{folder}/calls"; [ -e "{folder}/full" ] && {{ echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; }}
     n=$(wc -l < "{folder}/calls"); [ "$n" = 2 ] && touch "{folder}/full"; echo "Submitted batch job $n" ;;
 esac
@@ -184,7 +189,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A SLURM of shell scripts: arrays of two jobs at most, and full after two of them."""
     folder = tmp_path / "fake"
     folder.mkdir()
-    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel", "sacct"):
         script = folder / name
         script.write_text(FAKE.format(folder=folder))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -224,6 +229,136 @@ def test_a_submission_that_died_before_it_knew_its_ids_finds_them_by_name(
     (fake / "queue").write_text(f"7_[0-1]|PENDING||{known.name}|Priority\n")
     assert queue.live_runs(store) == {run for runs in known.tasks for run in runs}
     assert submission.read_all(store)[0].job_ids == ["7_0", "7_1"]
+
+
+def test_a_local_launch_asks_the_queue_about_runs_that_were_submitted(
+    fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "out")
+    plan = make_plan(load_experiment(write_experiment(tiny({"seeds": 1}))), store)
+    every = {run.spec.run_id for run in plan.to_do}
+    assert queue.elsewhere(store, every) == (set(), "")
+    slurm.submit(plan, Profile(runs_per_job=2, max_array_size=1))
+    first, second = submission.read_all(store)
+    (fake / "queue").write_text(f"1|PENDING||{first.name}|Priority\n2|FAILED|n1|{second.name}|None\n")
+    assert queue.elsewhere(store, every) == (set(first.tasks[0]), "")
+    assert queue.elsewhere(store, second.tasks[0]) == (set(), "")
+    second.write_note(0, Note(1, "failed"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    found, trouble = queue.elsewhere(store, every)
+    assert not found
+    assert "2 of these runs were submitted to SLURM, and may be in its queue: no squeue" in trouble
+    first.write_note(0, Note(1, "done"))
+    assert queue.elsewhere(store, every) == (set(), "")
+
+
+def test_a_job_at_its_limit_is_queued_again_as_long_as_it_gets_further(
+    fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "out")
+    plan = make_plan(load_experiment(write_experiment(tiny({"seeds": 1}))), store)
+    slurm.submit(plan, Profile(runs_per_job=9, time=10))
+    (one,) = submission.read_all(store)
+
+    def stopped(job: Job, after_minutes: float) -> Job | None:
+        """What a job is queued again as, when its signal comes so long after its start."""
+        job._started, job._progress = time.monotonic() - 60 * after_minutes, one.progress(0)
+        with restored_sigterm():
+            again = job.checkpoint()
+        return None if again is None else again.function  # type: ignore[return-value]
+
+    job = Job(one.folder, 0, one.code)
+    for after, idle in ((7.1, 1), (0.5, 1), (6.9, 1), (7.1, 2)):  # the limit is at 10 - 2, and up to a minute early
+        job = stopped(job, after)  # type: ignore[assignment]
+        assert job.idle == idle, after
+    assert stopped(job, 7.1) is None
+    job._started, job._progress = time.monotonic() - 600, one.progress(0)
+    checkpoint = store.run(one.tasks[0][1]).checkpoint
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with restored_sigterm():
+        again = job.checkpoint()
+    assert again is not None
+    assert again.function.idle == 0  # type: ignore[attr-defined]
+
+
+def test_what_the_controller_has_forgotten_is_asked_of_the_accounts(
+    fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path
+) -> None:
+    """The answer is one of sacct 22.05 on such jobs, with other numbers."""
+    store = Store(tmp_path / "out")
+    plan = make_plan(load_experiment(write_experiment(tiny({"seeds": 1}))), store)
+    slurm.submit(plan, Profile(runs_per_job=2))
+    (one,) = submission.read_all(store)
+    (fake / "accounts").write_text("1_0|CANCELLED by 0\n1_1|OUT_OF_MEMORY\n")
+    standings = queue.standings(store)
+    assert [standings[runs[0]].state for runs in one.tasks] == ["CANCELLED", "OUT_OF_MEMORY"]
+    assert "never started: out of memory" in standings[one.tasks[1][0]].words()
+    (fake / "sacct").write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2; exit 1\n")
+    assert {standing.state for standing in queue.standings(store).values()} == {""}
+
+
+def test_many_jobs_are_asked_for_a_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch, fake: Path) -> None:
+    asked: list[list[str]] = []
+
+    def call(command: list[str]) -> str:
+        ids = command[-1].split(",")
+        asked.append(ids)
+        return "".join(f"{job}|COMPLETED\n" for job in ids)
+
+    monkeypatch.setattr(queue, "call", call)
+    jobs = [f"7_{number}" for number in range(2500)]
+    assert queue.accounted(jobs) == dict.fromkeys(jobs, "COMPLETED")
+    assert [len(ids) for ids in asked] == [1000, 1000, 500]
+
+
+@contextmanager
+def restored_sigterm() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({"nodes": 2}, {1}, "train.processes = 1: must be a multiple of the 2 nodes"),
+        ({"nodes": 2, "gpus": 1}, {4}, "train.processes = 4: needs a GPU for each, 2 a node, and a job has 1 there"),
+        ({"gpus": 2}, {4}, "train.processes = 4: needs a GPU for each, 4 a node, and a job has 2 there"),
+        ({"gpus": 2}, {1, 2}, "train.processes: on GPUs all must have as many"),
+    ],
+)
+def test_runs_that_a_job_has_no_room_for_are_told_before_anything_is_submitted(
+    settings: dict[str, Any],
+    processes: set[int],
+    message: str,
+    fake: Path,
+    tiny: Any,
+    write_experiment: Any,
+    tmp_path: Path,
+) -> None:
+    document = tiny({"train.processes": min(processes), "optimizers.sam.train.processes": max(processes)})
+    plan = make_plan(load_experiment(write_experiment(document)), Store(tmp_path / "out"))
+    with pytest.raises(BadValue, match=message):
+        slurm.submit(plan, Profile(**settings))
+    with pytest.raises(BadValue, match=message):
+        next(slurm.scripts(plan, Profile(**settings)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nodes_of_a_job(fake: Path, tiny: Any, write_experiment: Any, tmp_path: Path) -> None:
+    found = profile.load(None, {"nodes": 2, "gpus": 2, "cpus": 8})
+    assert (found.at_once(4), found.pack(4)) == (1, 1)
+    assert [Profile(gpus=4, cpus=8).at_once(processes) for processes in (1, 2, 4)] == [4, 2, 1]
+    assert [Profile(cpus=4).pack(processes) for processes in (1, 2, 8)] == [4, 2, 1]
+    plan = make_plan(load_experiment(write_experiment(tiny({"train.processes": 4}))), Store(tmp_path / "out"))
+    script = next(slurm.scripts(plan, found))
+    for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "--cpus-per-task=8 --kill-on-bad-exit=1 "):
+        assert line in script
+    with pytest.raises(BadValue, match="jobs: must be 1 with several nodes, which do one run at a time, got 3"):
+        profile.load(None, {"nodes": 2, "jobs": 3})
+    with pytest.raises(BadValue, match='sbatch: "ntasks" is set by bench'):
+        profile.load(None, {"sbatch": {"ntasks": 4}})
 
 
 def test_ids_of_arrays() -> None:

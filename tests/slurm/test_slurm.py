@@ -10,27 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import RUNS, Queue, Site
+from tests.slurm.conftest import RUNS, Queue, Site, pids_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ONE = ("--seeds", "1", "--only", "sgd")
-
-
-def pids_of(job: str, module: str) -> list[int]:
-    """Processes of a job that run a module."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (path / "cmdline").read_bytes().decode().split("\0")
-            environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        array, _, task = job.partition("_")
-        ids = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={task}"} if task else {f"SLURM_JOB_ID={array}"}
-        if module in command and "python" in command[0] and ids <= set(environment):
-            found.append(int(path.name))
-    return found
 
 
 # ---- the ordinary course -------------------------------------------------------------------------------------
@@ -78,6 +62,11 @@ def test_runs_in_the_queue_are_not_submitted_again_and_can_be_cancelled(
     status, output = site.bench("status")
     assert status == 0
     assert len(re.findall(r"sgd seed \d: pending \(job \d+_\d: JobHeldUser\)", output)) == 3
+
+    status, output = site.bench("run", "--only", "sgd")
+    assert status == 0, output
+    assert "3 runs are in SLURM's queue, and left to it" in output
+    assert site.weights() == {}
 
     output = site.submit("--sbatch", "hold")  # sgd's runs are in the queue
     assert "3 runs are in the queue already" in output
@@ -186,6 +175,19 @@ def test_a_job_out_of_time_is_queued_again(site: Site, queue: Queue, undisturbed
     assert site.notes()[0]["starts"] >= 2
     assert "timed-out" in next(site.results.rglob("*_log.err")).read_text()
     assert len(site.job_ids()) == 1
+
+
+def test_a_job_that_gets_no_further_is_not_queued_for_ever(site: Site, queue: Queue) -> None:
+    """Its first pass would take longer than any start of it."""
+    (site.path / "stuck").touch()
+    site.submit(*ONE, "--time", "1", "--grace-seconds", "50")
+    (job,) = site.job_ids()
+    assert queue.wait_until_over([job]) == ["FAILED"]
+    words = "failed: reached its time limit of 1 min 3 times without getting any further, and was not queued again"
+    assert words in site.bench("status", "--seeds", "1")[1]
+    (site.path / "stuck").unlink()
+    site.submit(*ONE, "--wait")
+    assert len(site.weights()) == 1
 
 
 def test_sigterm_alone_saves_and_the_job_stays_until_slurm_ends_it(

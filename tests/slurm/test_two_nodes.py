@@ -1,10 +1,11 @@
-"""One run in two processes on two nodes, started by srun: the numbers of two processes on one machine."""
+"""Runs of two processes on two nodes, by `bench run` and by hand: the bits of two processes on one machine."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import pytest
 from bench.experiment import load
 from bench.spec import RunSpec
 from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Queue, Site, pids_of, queue_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -25,7 +27,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder), cpus=1, nodes=2) as cluster:
         yield cluster
@@ -67,3 +69,125 @@ def test_two_nodes_give_what_two_processes_of_one_machine_do(
         assert together[name] == alone[name], name
     jobs = two_nodes.call("squeue", "--states=all", "--noheader", "--format=%T %D")
     assert re.search(r"COMPLET(ED|ING) 2", jobs)
+
+
+# ---- bench run ------------------------------------------------------------------------------------------------
+
+TOML = """
+task = "digits"
+model = "touchy"
+plugins = ["touchy.py"]
+baseline = "sam"
+seeds = 2
+[train]
+epochs = 6
+batch_size = 128
+processes = 2
+[optimizers.sam]
+base = "sgd"
+lr = 0.05
+rho = 0.1
+"""
+ON_BOTH = ("--nodes", "2", "--runs-per-job", "2")
+
+
+@pytest.fixture
+def queue(two_nodes: Cluster) -> Iterator[Queue]:
+    yield from queue_of(two_nodes)
+
+
+@pytest.fixture
+def site(two_nodes: Cluster, tmp_path: Path) -> Site:
+    return Site(tmp_path / "site", two_nodes.environment, TOML)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The weights that the runs end with in two processes of this machine."""
+    site = Site(tmp_path_factory.mktemp("local") / "site", dict(os.environ), TOML)
+    status, output = site.bench("run", "--jobs", "1")
+    assert status == 0, output
+    assert len(site.weights()) == 2
+    return site.weights()
+
+
+def ranks(site: Site) -> dict[str, int]:
+    """The processes of runs that are at work, by the node that they are on."""
+    found: dict[str, int] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().decode().split("\0")
+            environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        if "bench.distributed" in command and any(str(site.path) in word for word in command):
+            found |= {word.partition("=")[2]: int(path.name) for word in environment if "SLURMD_NODENAME=" in word}
+    return found
+
+
+def test_runs_over_two_nodes_end_with_the_bits_of_one_machine(
+    site: Site, queue: Queue, undisturbed: dict[str, str]
+) -> None:
+    output = site.submit(*ON_BOTH, "--wait")
+    assert "Submitted 2 runs in 1 jobs" in output
+    assert site.weights() == undisturbed
+    assert ranks(site) == {}
+    (job,) = site.job_ids()
+    assert "JobState=COMPLETED" in (shown := queue.cluster.call("scontrol", "show", "job", job))
+    assert "NodeList=n[1-2]" in shown
+    assert "Job completed successfully" in next(site.results.glob("slurm/*/*_1_log.out")).read_text()
+
+
+@pytest.mark.parametrize("how", ["preempted", "requeued"])
+def test_over_two_nodes_a_job_that_must_go_comes_back_and_goes_on(
+    site: Site, queue: Queue, undisturbed: dict[str, str], how: str
+) -> None:
+    """Preempted, it is told before and saves; requeued by force, it goes on from what was saved before."""
+    site.slow(True)
+    site.submit(*ON_BOTH, *(() if how == "preempted" else ("--checkpoint-minutes", "0")))
+    queue.wait_for(site.working)
+    (job,) = site.job_ids()
+    assert set(ranks(site)) == {"n1", "n2"}
+    if how == "preempted":
+        queue.preempt()
+    else:
+        queue.cluster.call("scontrol", "requeue", job)
+    queue.wait_for(lambda: site.notes()[0]["starts"] == 2)
+    site.slow(False)
+    site.submit(*ON_BOTH, "--wait")
+    assert site.weights() == undisturbed
+    assert site.resumes() == 1
+    assert site.job_ids() == [job]
+
+
+def test_a_process_that_is_killed_on_the_other_node_is_named_and_the_run_can_be_repeated(
+    site: Site, queue: Queue, undisturbed: dict[str, str]
+) -> None:
+    site.slow(True)
+    site.submit(*ON_BOTH, "--seeds", "1")
+    queue.wait_for(site.working)
+    os.kill(ranks(site)["n2"], signal.SIGKILL)
+    assert queue.wait_until_over(site.job_ids()) == ["FAILED"]
+    assert "process 1 of the 2 of this run died by signal 9 (SIGKILL)" in site.bench("status", "--seeds", "1")[1]
+    site.slow(False)
+    site.submit(*ON_BOTH, "--seeds", "1", "--retry-failed", "--wait")
+    assert site.weights().items() <= undisturbed.items()
+    assert len(site.weights()) == 1
+
+
+@pytest.mark.parametrize("module", ["bench.launch.helper", "bench.launch.node"])
+def test_a_node_that_is_lost_ends_the_job_on_both(
+    site: Site, queue: Queue, undisturbed: dict[str, str], module: str
+) -> None:
+    site.slow(True)
+    site.submit(*ON_BOTH, "--seeds", "1")
+    queue.wait_for(site.working)
+    (job,) = site.job_ids()
+    for pid in pids_of(job, module):
+        os.kill(pid, signal.SIGKILL)
+    assert queue.wait_until_over([job]) == ["FAILED"]
+    queue.wait_for(lambda: not ranks(site), seconds=60)
+    site.slow(False)
+    site.submit(*ON_BOTH, "--seeds", "1", "--wait")
+    assert site.weights().items() <= undisturbed.items()
+    assert len(site.weights()) == 1

@@ -1,0 +1,74 @@
+"""On the further nodes of a SLURM job: starts there the processes of the runs that the first node's worker does.
+
+It does what the calls say that `bench.distributed.run_distributed` writes. Everything else, stopping too, is between
+that and the processes; which end by themselves when it does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from bench.distributed import Call, start
+from bench.launch import submission as submissions
+from bench.news import Teller
+from bench.store import read_json
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the calls."""
+
+
+def main() -> int:
+    """`python -m bench.launch.helper FOLDER TASK`: 0 when the first node has said that all is over."""
+    calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
+    threading.Thread(target=_die_with_the_job, daemon=True).start()
+    answered = ""
+    while not (call := Call(**read_json(calls, missing={}))).over:
+        if call.number != answered:
+            answered = call.number
+            try:
+                answer(call, node)
+            except RuntimeError as error:  # of torch's store: the worker has ended, or died, and nobody waits for us
+                print(f"node {node}: {error}", file=sys.stderr, flush=True)
+        time.sleep(LOOK_SECONDS)
+    return 0
+
+
+def answer(call: Call, node: int) -> None:
+    """Start this node's processes of a run, and wait for their end; tell of one that dies.
+
+    Args:
+        node: which of the job's nodes this is; 0 is the first, which calls.
+    """
+    teller = Teller(call.address, call.port, f"node {node}")
+    first, gpus = node * call.here, torch.cuda.device_count()
+    if 0 < gpus < call.here:
+        text = f"{os.uname().nodename} has {gpus} GPUs for {call.here} processes of this run"
+        teller.tell({"kind": "told", "rank": first, "text": text, "time": time.time()})
+        return
+    devices = [f"cuda:{local}" if gpus else "cpu" for local in range(call.here)]
+    ranks = [start(call, first + local, local, device) for local, device in enumerate(devices)]
+    try:
+        while any(rank.process.poll() is None for rank in ranks) and not any(rank.process.poll() for rank in ranks):
+            time.sleep(0.1)
+        for rank in ranks:
+            if death := rank.death():
+                teller.tell(death)
+    finally:
+        for rank in ranks:
+            rank.end()
+
+
+def _die_with_the_job() -> None:
+    while os.read(0, 1024):  # a byte asks to stop: those are asked who take steps
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
