@@ -242,7 +242,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -522,7 +522,7 @@ def test_killed_by_force_it_leaves_nobody_behind_and_goes_on_with_the_same_bits(
     site = Site(tmp_path, m=25)
     site.order(1, 60, "SIGSTOP")  # so that the run is not over before it is killed
     process = site.by_hand()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while (site.path / "order").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -537,7 +537,7 @@ def test_killed_by_force_it_leaves_nobody_behind_and_goes_on_with_the_same_bits(
         assert time.monotonic() < deadline, "processes outlived the one that started them"
         time.sleep(0.05)
     again = site.by_hand()
-    assert again.communicate(timeout=60)[0].count("epoch") >= 1
+    assert again.communicate(timeout=300)[0].count("epoch") >= 1
     assert again.returncode == 0
     assert numbers(site.folder) == _renamed(undisturbed, site.spec.run_id)
 
@@ -550,7 +550,7 @@ def test_started_by_torchrun_it_joins_and_measures_what_one_process_does(tmp_pat
     folder = Store(tmp_path).run(spec.run_id)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "bench.distributed", str(tmp_path / "asked.json"), str(folder.path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"kind": "done"}
     reference = Store(tmp_path).run(alone.run_id)
@@ -575,7 +575,7 @@ def test_a_launch_does_runs_of_two_processes_and_records_it(tmp_path: Path) -> N
     site.order(1, 5, "raise")
     command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     output = done.stdout + done.stderr
     assert output.count("FAILED: ValueError: no good") == 1, output
     assert "Estimated time on this machine" in output

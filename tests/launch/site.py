@@ -88,7 +88,7 @@ class Site:
 
     def run(self, *options: str, **more: Any) -> tuple[int, str]:
         process = self.start(*options, **more)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
     def births(self) -> int:
@@ -109,7 +109,7 @@ class Site:
         return [path for path in self.results.rglob("*") if path.name.endswith(".tmp")]
 
     def wait_for(self, pattern: str, count: int = 1) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(self.results.glob(pattern))) < count:
             assert time.monotonic() < deadline, f"no {count} of {pattern}"
             time.sleep(0.01)

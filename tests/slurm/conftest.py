@@ -140,7 +140,7 @@ class Queue:
         states = {job: state for jobs, state in lines for job in expanded(jobs)}
         return [states.get(job) or states[job.partition("_")[0]] for job in job_ids]
 
-    def wait_for(self, ready: Callable[[], object], seconds: float = 180) -> None:
+    def wait_for(self, ready: Callable[[], object], seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < deadline, self.cluster.call("squeue", "--array", "--states=all")

@@ -72,7 +72,7 @@ def test_runs_in_the_queue_are_not_submitted_again_and_can_be_cancelled(
     assert "3 runs are in the queue already" in output
     assert "Submitted 3 runs in 3 jobs" in output
     both = [site.start("run", "--on", "slurm") for _ in range(2)]
-    assert all("6 runs are in the queue already" in process.communicate(timeout=100)[0] for process in both)
+    assert all("6 runs are in the queue already" in process.communicate(timeout=300)[0] for process in both)
     jobs = site.job_ids()
     assert len(jobs) == RUNS
 
@@ -84,7 +84,7 @@ def test_runs_in_the_queue_are_not_submitted_again_and_can_be_cancelled(
     assert queue.wait_until_over(jobs) == ["CANCELLED"] * RUNS
     assert "never started: cancelled" in site.bench("status")[1]
     assert "touchy: no jobs in the queue" in site.bench("cancel")[1]
-    output, _ = watching.communicate(timeout=100)
+    output, _ = watching.communicate(timeout=300)
     assert watching.returncode == 1
     assert len(re.findall(r"not finished: s\w+ seed \d: job \d+_\d never started: cancelled", output)) == RUNS
 
@@ -219,7 +219,7 @@ def test_a_killed_job_leaves_nobody_behind_and_the_next_launch_completes_it(
     for pid in pids_of(job, module):
         os.kill(pid, signal.SIGKILL)
     assert queue.wait_until_over([job]) == ["FAILED"]
-    queue.wait_for(lambda: not pids_of(job, "bench.launch.node"), seconds=60)
+    queue.wait_for(lambda: not pids_of(job, "bench.launch.node"))
     site.slow(False)
     output = site.bench("status")[1]
     assert f"job {job}" in output
@@ -246,7 +246,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone(site: Site, queue: Queue) ->
     process = site.start("run", *ONE, "--on", "slurm", "--wait")
     queue.wait_for(site.working)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "No longer watching; the jobs go on" in output
     site.slow(False)
