@@ -138,11 +138,11 @@ def test_runs_over_two_nodes_end_with_the_bits_of_one_machine(
     assert "Job completed successfully" in next(site.results.glob("slurm/*/*_1_log.out")).read_text()
 
 
-@pytest.mark.parametrize("how", ["preempted", "requeued"])
+@pytest.mark.parametrize("how", ["preempted", "a node fails"])
 def test_over_two_nodes_a_job_that_must_go_comes_back_and_goes_on(
     site: Site, queue: Queue, undisturbed: dict[str, str], how: str
 ) -> None:
-    """Preempted, it is told before and saves; requeued by force, it goes on from what was saved before."""
+    """Preempted, it is told before and saves; where a node fails, it goes on from what was saved before."""
     site.slow(True)
     site.submit(*ON_BOTH, *(() if how == "preempted" else ("--checkpoint-minutes", "0")))
     queue.wait_for(site.working)
@@ -151,7 +151,9 @@ def test_over_two_nodes_a_job_that_must_go_comes_back_and_goes_on(
     if how == "preempted":
         queue.preempt()
     else:
-        queue.cluster.call("scontrol", "requeue", job)
+        queue.cluster.call("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+        queue.wait_for(lambda: queue.states([job]) == ["PENDING"])
+        queue.cluster.call("scontrol", "update", "nodename=n2", "state=resume")
     queue.wait_for(lambda: site.notes()[0]["starts"] == 2)
     site.slow(False)
     site.submit(*ON_BOTH, "--wait")
