@@ -37,6 +37,10 @@ ASK_EVERY = 4
 """Steps between two talks of processes on GPUs about stopping: a talk makes them wait for each other's hosts."""
 
 
+EPOCH_SHARE = 0.1
+"""Of the time between two checkpoints, how much must be over for one at the end of an epoch, after its evaluation."""
+
+
 class Stopped(Exception):
     """The run was asked to stop; it has a checkpoint and goes on from there."""
 
@@ -93,7 +97,8 @@ def train(
         folder: where the run lives; claimed by the caller.
         device: where data and model live.
         report: called after every epoch.
-        checkpoint_minutes: time between two checkpoints, which are written between two steps.
+        checkpoint_minutes: time between two checkpoints, which are written between two steps; an epoch that ends has
+            one after a tenth of it.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
         group: the processes that do the run together, all of which call this (see `bench/distributed.py`): the first
             evaluates and writes; whoever is asked to stop stops all of them, after the same step.
@@ -140,11 +145,11 @@ def train(
     clocks.setup_seconds += time.perf_counter() - started
     last_checkpoint, stopping, asked = time.monotonic(), False, itertools.count(1)
 
-    def is_due() -> bool:
+    def is_due(*, epoch_over: bool = False) -> bool:
         nonlocal stopping
-        if group.size > 1 and device.type == "cuda" and next(asked) % ASK_EVERY:
+        if group.size > 1 and device.type == "cuda" and not epoch_over and next(asked) % ASK_EVERY:
             return False
-        late = time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes
+        late = time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes * (EPOCH_SHARE if epoch_over else 1.0)
         word = group.largest(2 if stop() else int(late and group.is_first))
         stopping = word == 2
         return word > 0
@@ -214,7 +219,7 @@ def train(
             folder.append_curve(curve[-1])
         report(epoch + 1, epochs, measured)
         place = Place(epoch + 1)
-        if epoch + 1 < epochs and is_due():
+        if epoch + 1 < epochs and is_due(epoch_over=True):
             save(place)
 
     # ---- the result ------------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -318,6 +321,18 @@ def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     saved.clear()
     do(make_spec(epochs=2), tmp_path / "never", checkpoint_minutes=60)
     assert saved == []
+
+
+def test_an_epoch_that_ends_has_a_checkpoint_where_the_last_is_not_quite_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: saved.append((state["place"]["epoch"], 0)))
+    minutes = itertools.count(0, 0.03)  # of a clock that goes when it is looked at: after each step and each epoch
+    clock = SimpleNamespace(monotonic=lambda: 60 * next(minutes), perf_counter=time.perf_counter)
+    monkeypatch.setattr("bench.train.time", clock)
+    do(make_spec(epochs=4), tmp_path, checkpoint_minutes=5)
+    assert saved == [(2, 0)]
 
 
 def test_a_checkpoint_of_an_older_version_is_told(tmp_path: Path) -> None:
