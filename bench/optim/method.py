@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from bench.group import ALONE
-from bench.optim.sparse import coalesced
+from bench.optim.sparse import coalesced, is_sparse
 
 Closure = Callable[[], Tensor]
 
@@ -71,6 +71,7 @@ class Method(torch.optim.Optimizer):
         self.first_pass = True
         self._has_gradient = False  # `.grad` is what `backward` left there
         self._parts = 0  # of this step that `gradient` has been asked for
+        self._zeroed = True
         self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
         for group in self.param_groups:
@@ -122,6 +123,7 @@ class Method(torch.optim.Optimizer):
 
         Raises:
             TypeError: there is neither a closure nor a gradient from `backward`, or there are both.
+            RuntimeError: the closure has added to gradients that it should have zeroed.
         """
         loss, norms_on_the_way = None, list[Tensor]()
         if self._has_gradient:
@@ -199,10 +201,40 @@ class Method(torch.optim.Optimizer):
             self.first_pass = True
             self._parts += 1
 
+    def _checked(self, closure: Closure) -> Closure:
+        """The closure, which must not add to the gradients that are there before a step.
+
+        They are the last step's, or a loop's that accumulates (Lightning's `accumulate_grad_batches`): the ascent would
+        follow a sum of which the second pass has only a part.
+        """
+        old = next((p for p in self.parameters_with_gradient() if not is_sparse(p)), None)
+        if old is None or old.grad is None:
+            return closure
+        mark = old.grad = old.grad.detach()  # the same numbers in another object: whoever zeroes, makes a third
+        self._zeroed = False
+
+        def checked() -> Tensor:
+            loss = closure()
+            if old.grad is mark and not self._zeroed:
+                raise RuntimeError(
+                    f"the closure of {type(self).__name__}.step has added to gradients that were there: it has to zero "
+                    "them by optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) for "
+                    "each, then optimizer.step()"
+                )
+            self._zeroed = True  # once is enough: later evaluations of a step start from none
+            return loss
+
+        return checked
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._zeroed = True
+        super().zero_grad(set_to_none)
+
     def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
         """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
         losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
         self._parts = 0
+        closures = [self._checked(closures[0]), *closures[1:]]
         for closure in closures:
             loss, norm = self._evaluated(closure)
             losses.append(loss.detach())

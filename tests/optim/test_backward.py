@@ -178,6 +178,45 @@ def test_a_closure_can_tell_the_first_pass_to_count_and_log_once_a_step(make: Ca
     assert optimizer.first_pass
 
 
+@pytest.mark.parametrize("method", [SAM, Method])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_closure_that_adds_to_gradients_that_are_there_is_refused(
+    method: Callable[[Optimizer], Method], parts: int
+) -> None:
+    model, loss = problem()
+    optimizer = method(SGD(model.parameters(), lr=0.1))
+    closures = [Watch(optimizer, loss, zero_grad=False) for _ in range(parts)]
+    optimizer.step(closures)  # there are none yet
+    before = snapshot(model.parameters())
+    with pytest.raises(RuntimeError, match=r"it has to zero them by optimizer\.zero_grad\(\).*optimizer\.backward"):
+        optimizer.step(closures)
+    assert same_bits(model.parameters(), before)
+    optimizer.zero_grad()
+    optimizer.step(closures)
+    assert not same_bits(model.parameters(), before)
+
+
+@pytest.mark.parametrize("zero", ["optimizer", "optimizer, in place", "base", "model"])
+def test_whoever_zeroes_the_gradients_is_seen(zero: str) -> None:
+    model, loss = problem()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1))
+    zeroes: dict[str, Callable[[], None]] = {
+        "optimizer": optimizer.zero_grad,
+        "optimizer, in place": lambda: optimizer.zero_grad(set_to_none=False),
+        "base": optimizer.base.zero_grad,
+        "model": model.zero_grad,
+    }
+
+    def closure() -> Tensor:
+        zeroes[zero]()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    for _ in range(3):
+        optimizer.step(closure)
+
+
 # ---- fp16 with a GradScaler --------------------------------------------------------------------------------------
 
 
