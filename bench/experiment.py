@@ -47,7 +47,8 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None) ->
         path: the TOML file; plug-ins in it are relative to its folder.
         overrides: "KEY=VALUE" with a dotted key and a TOML value; they make it another experiment, with results of
             its own.
-        seeds: run seeds 0..seeds-1 instead of those in the file.
+        seeds: run seeds 0..seeds-1 instead of those in the file; with phases, so many final ones, while those of
+            tuning stay: they decide what is chosen.
 
     Raises:
         BadValue: anything in the file or the overrides is wrong; all of it is listed.
@@ -63,7 +64,9 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None) ->
         raise BadValue(str(path), [f"broken TOML: {error}"]) from error
     for override in overrides:
         _override(raw, override)
-    if seeds is not None:
+    if seeds is not None and isinstance(raw.get("final"), dict):
+        raw["final"]["seeds"] = seeds
+    elif seeds is not None:
         raw["seeds"] = seeds
     name = path.stem + "".join(f"+{_file_name(override)}" for override in overrides)
     return Resolver(path, raw).experiment(name)

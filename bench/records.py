@@ -115,7 +115,7 @@ def _collect_run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     spec = run.spec
     folder = store.run(spec.run_id)
-    status, result = _standing(folder) if folder.run_id in there else ("missing", None)
+    status, result = standing(folder) if folder.run_id in there else ("missing", None)
     place: dict[str, Any] = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
     place |= {"phase": run.phase, "seed": spec.seed, "run_id": folder.run_id}
     row = {**place, "task": spec.task.name, "model": spec.model.name, "status": status}
@@ -131,7 +131,7 @@ def _collect_run(
     return row, [{**place, **point} for point in folder.curve()]
 
 
-def _standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
+def standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
     """Where a run stands, and its result if it is finished, read once."""
     result = folder.result()
     status: Status = folder.status() if result is None else result["status"]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from bench.checking import Checker
-from bench.errors import BenchError, nearest
+from bench import search
+from bench.errors import nearest
 from bench.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
+from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.spec import (
     Choice,
     DataSettings,
     Experiment,
     OptimizerChoice,
+    Phases,
     PlannedRun,
     PluginFile,
     RunSpec,
@@ -28,10 +28,9 @@ from bench.spec import (
 if TYPE_CHECKING:
     from bench.tasks.base import Task
 
-RESERVED = ("use", "base", "sweep", "train")
-"""Keys of an optimizer's table that are not hyperparameters."""
 
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+Condition = tuple[dict[str, Any], Choice, Choice, DataSettings]
+"""What is varied, by column name, and the task, the model and the data settings that it makes."""
 
 
 class _Document(BaseModel):
@@ -43,7 +42,9 @@ class _Document(BaseModel):
     task: Any
     model: Any
     baseline: str
-    seeds: Any
+    seeds: Any = None
+    tune: dict[str, Any] | None = None
+    final: dict[str, Any] | None = None
     plugins: list[str] = []
     vary: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -51,7 +52,27 @@ class _Document(BaseModel):
     optimizers: dict[str, Any]
 
 
-class Resolver(Checker):
+class _FinalSettings(BaseModel):
+    """[final]: what was chosen is run on fresh seeds, and these numbers count."""
+
+    model_config = STRICT
+
+    seeds: Any
+    refit: bool = False
+    """Train on the validation examples too."""
+
+
+@dataclass(frozen=True)
+class _Phased:
+    """Tables [tune] and [final], checked."""
+
+    tune: TuneSettings
+    final: _FinalSettings
+    tune_seeds: tuple[int, ...]
+    final_seeds: tuple[int, ...]
+
+
+class Resolver(OptimizerResolver):
     """Resolves one document, and gathers every problem on the way."""
 
     def __init__(self, path: Path, raw: dict[str, Any]) -> None:
@@ -67,6 +88,8 @@ class Resolver(Checker):
             BenchError: a plug-in fails.
         """
         document = self.check(_Document, ("", self.raw))
+        if not self.raw.keys() & {"seeds", "tune", "final"}:
+            self.problem("seeds", "required, but missing")
         if document is None:  # unknown keys are no reason to leave the rest unchecked
             known = {key: value for key, value in self.raw.items() if key in _Document.model_fields}
             document = self.check(_Document, ("", known))
@@ -76,9 +99,10 @@ class Resolver(Checker):
         for plugin in document.plugins:
             load_plugin(self.path.parent / plugin)
 
-        seeds = self.seeds(document.seeds)
+        phased = self.phased(document)
+        seeds = phased.final_seeds if phased else self.seeds(document.seeds, "seeds") if "seeds" in self.raw else ()
         vary = self.vary(document)
-        conditions = [self.condition(document, point) for point in _grid(vary)]
+        conditions = [self.condition(document, point) for point in search.grid(vary)]
         self.check(TrainSettings, ("train", document.train))
         if not document.optimizers:
             self.problem("optimizers", "at least one optimizer is needed")
@@ -86,49 +110,66 @@ class Resolver(Checker):
             self.problem(
                 "baseline", f'no optimizer "{document.baseline}"; {nearest(document.baseline, document.optimizers)}'
             )
-        resolved = {
-            label: list(self.configurations(label, table, document.train))
+        tune = phased.tune if phased else None
+        labels = {
+            label: found
             for label, table in document.optimizers.items()
+            if (found := self.label(label, table, document.train, tune))
         }
+        if tune and not self.problems:
+            labels = self.budgeted(tune, labels)
         if self.problems:
             raise self.verdict()
         found = [condition for condition in conditions if condition]  # all of them, since there are no problems
         about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
         metric = self.metric(about)
         notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
-        runs = []
-        for condition, task, model, data in found:
-            for label, configurations in resolved.items():
-                for config, optimizer, train in configurations:
-                    plugins = _plugin_files(tasks[task.name], models[model.name], *_entries(optimizer))
-                    spec = RunSpec(
-                        task=task, model=model, optimizer=optimizer, data=data, train=train, seed=0, plugins=plugins
-                    )
-                    specs = (spec.model_copy(update={"seed": seed}) for seed in seeds)
-                    runs += [PlannedRun(label, config, seeded, condition) for seeded in specs]
+        phases = phased and _phases(phased, labels)
         return Experiment(
             name=name,
             title=document.title or name,
             baseline=document.baseline,
             seeds=seeds,
-            labels=tuple(resolved),
-            sweeps={
-                label: list(configurations[0][0]) for label, configurations in resolved.items() if configurations[0][0]
-            },
+            labels=tuple(labels),
+            sweeps={label: list(found.space) for label, found in labels.items() if found.space},
             vary={key: list(dict.fromkeys(condition[key] for condition, *_ in found)) for key in found[0][0]},
             metric=metric,
             tasks={name: _about(task) for name, task in about.items()},
             notes=tuple(dict.fromkeys(note for note in notes if note)),
-            runs=tuple(runs),
+            runs=tuple(_runs(found, labels, seeds, phases)),
+            phases=phases,
         )
 
     # ---- the parts -------------------------------------------------------------------------------------------
 
-    def seeds(self, seeds: Any) -> tuple[int, ...]:
-        listed = range(seeds) if type(seeds) is int else seeds
+    def phased(self, document: _Document) -> _Phased | None:
+        """The phases, where there are any; seeds are theirs, then."""
+        if document.tune is None and document.final is None:
+            return None
+        if "seeds" in self.raw:
+            self.problem("seeds", "[tune] and [final] have seeds of their own; take this one out")
+        for table in ("tune", "final"):
+            if getattr(document, table) is None:
+                self.problem(
+                    table, "required, but missing: hyperparameters are chosen in [tune], and [final] runs them"
+                )
+                return None
+        tune = self.check(TuneSettings, ("tune", document.tune or {}))
+        final = self.check(_FinalSettings, ("final", document.final or {}))
+        if tune is None or final is None:
+            return None
+        tune_seeds = self.seeds(tune.seeds, "tune.seeds")
+        final_seeds = self.seeds(final.seeds, "final.seeds", start=max(tune_seeds, default=-1) + 1)
+        if shared := sorted({*tune_seeds} & {*final_seeds}):
+            self.problem("final.seeds", f"must be fresh, but tune.seeds has {', '.join(map(str, shared))} too")
+        return _Phased(tune, final, tune_seeds, final_seeds)
+
+    def seeds(self, seeds: Any, key: str, start: int = 0) -> tuple[int, ...]:
+        """A number of seeds, from `start` on, or a list of them."""
+        listed = range(start, start + seeds) if type(seeds) is int else seeds
         whole = isinstance(listed, range | list) and all(type(seed) is int and seed >= 0 for seed in listed)
         if not whole or not listed or len(set(listed)) < len(listed):
-            self.problem("seeds", f"must be a number >= 1, or a list of different numbers >= 0, got {seeds!r}")
+            self.problem(key, f"must be a number >= 1, or a list of different numbers >= 0, got {seeds!r}")
             return ()
         return tuple(listed)
 
@@ -148,9 +189,7 @@ class Resolver(Checker):
             return {}
         return axes
 
-    def condition(
-        self, document: _Document, point: dict[str, Any]
-    ) -> tuple[dict[str, Any], Choice, Choice, DataSettings] | None:
+    def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
         """One point of what is varied: its values by column name, and the task, the model and the data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():
@@ -204,121 +243,38 @@ class Resolver(Checker):
         checked = self.check(registry[name].schema, (where, settings), (f"vary.{where}", changed))
         return Choice(name=name, params=checked.model_dump()) if checked else None
 
-    def configurations(
-        self, label: str, table: Any, train: dict[str, Any]
-    ) -> Iterator[tuple[dict[str, Any], OptimizerChoice, TrainSettings]]:
-        """Every point of an optimizer's sweep (one, where nothing is swept), resolved."""
-        where = f"optimizers.{label}"
-        if not LABEL.fullmatch(label):
-            self.problem(where, "a label is letters, digits and . _ + - only")
-        if not isinstance(table, dict):
-            self.problem(where, f"must be a table of hyperparameters, got {table!r}")
-            return
-        name = table.get("use", label)
-        if not isinstance(name, str) or name not in optimizers:
-            key = f"{where}.use" if "use" in table else where
-            self.problem(key, f'unknown optimizer "{name}"; {optimizers.nearest(str(name))}')
-            return
-        entry = optimizers[name]
-        base = self.base(entry, table, where)
-        if entry.wraps_base and base is None:
-            return
-        fixed = {key: value for key, value in table.items() if key not in RESERVED}
-        own_train = table.get("train", {})
-        if not isinstance(own_train, dict):
-            self.problem(f"{where}.train", f"must be a table of training settings, got {own_train!r}")
-            return
-        taken = {*fixed, *(f"train.{key}" for key in own_train)}
-        for config in _grid(self.sweep(table.get("sweep", {}), taken, where)):
-            swept_train = {key[6:]: value for key, value in config.items() if key.startswith("train.")}
-            values = fixed | {key: value for key, value in config.items() if not key.startswith("train.")}
-            optimizer = self.optimizer(entry, base, values, where)
-            settings = self.check(TrainSettings, ("train", train), (f"{where}.train", own_train | swept_train))
-            if optimizer and settings:
-                self.parts(settings, optimizer.params.get("m"), where)
-                of_base = optimizer.base.params if optimizer.base else {}
-                resolved = of_base | optimizer.params | settings.model_dump()  # 1 is now 1.0 where a float is meant
-                swept = [key.removeprefix("train.") for key in config]
-                yield {key: resolved[key] for key in swept}, optimizer, settings
 
-    def parts(self, settings: TrainSettings, m: int | None, where: str) -> None:
-        """A batch divides into what the processes have of it, and into parts of m that no two processes share."""
-        batch, processes = settings.batch_size, settings.processes
-        if m and batch % m:
-            self.problem(f"{where}.m", f"must divide batch_size ({batch}), got {m}")
-        elif batch % processes:
-            self.problem(f"{where}.train.processes", f"must divide batch_size ({batch}), got {processes}")
-        elif m and m < batch and batch // processes % m:
-            self.problem(
-                f"{where}.m",
-                f"must divide what each of {processes} processes has of a batch ({batch // processes}), or be the "
-                f"whole batch ({batch}), got {m}",
-            )
+def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
+    tuned = {label: found for label, found in labels.items() if found.tuned}
+    return Phases(
+        tune_seeds=phased.tune_seeds,
+        final_seeds=phased.final_seeds,
+        trials={label: len(found.configurations) for label, found in tuned.items()},
+        spaces={label: found.space for label, found in tuned.items()},
+        search=phased.tune.search,
+        budget=phased.tune.budget,
+        refit=phased.final.refit,
+    )
 
-    def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
-        plain = [other.name for other in optimizers if not other.wraps_base]
-        name = table.get("base")
-        if not entry.wraps_base:
-            if name is not None:
-                self.problem(f"{where}.base", f'"{entry.name}" wraps no other optimizer; leave base out')
-            return None
-        if name is None:
-            self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
-        elif name not in plain:
-            self.problem(f"{where}.base", f"{name!r} is no plain optimizer; {nearest(str(name), plain)}")
-        else:
-            return optimizers[name]
-        return None
 
-    def sweep(self, sweep: Any, fixed: Collection[str], where: str) -> dict[str, list[Any]] | None:
-        """The swept hyperparameters, each with its values; None if something is wrong with them."""
-        if not isinstance(sweep, dict):
-            self.problem(f"{where}.sweep", f"must be a table of lists, got {sweep!r}")
-            return None
-        axes = dict(_flatten(sweep))
-        for key, values in axes.items():
-            if key in RESERVED:
-                self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
-            elif key in fixed:
-                self.problem(f"{where}.{key}", "both fixed and swept; keep one of the two")
-            elif self.is_axis(f"{where}.sweep.{key}", values):
-                continue
-            return None
-        return axes
-
-    def is_axis(self, where: str, values: Any) -> bool:
-        """Whether these are values to go through: a list, none of them twice."""
-        if not isinstance(values, list) or not values:
-            self.problem(where, f"must be a list of at least one value, got {values!r}")
-        elif any(value in values[:index] for index, value in enumerate(values)):
-            self.problem(where, f"the same value twice: {values}")
-        else:
-            return True
-        return False
-
-    def optimizer(self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str) -> OptimizerChoice | None:
-        """Hand each hyperparameter to the method that knows it, the rest to the base."""
-        if base is None:
-            params = self.check(entry.schema, (where, values))
-            return OptimizerChoice(name=entry.name, params=params.model_dump()) if params else None
-        own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
-        if shared := own_names & base_names:
-            raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
-        unknown = [key for key in values if key not in own_names | base_names]
-        for key in unknown:
-            self.problem(
-                f"{where}.{key}",
-                f"unknown hyperparameter of {entry.name} over {base.name}; {nearest(key, own_names | base_names)}",
-            )
-        own = self.check(entry.schema, (where, {key: values[key] for key in values.keys() & own_names}))
-        rest = self.check(base.schema, (where, {key: values[key] for key in values.keys() & base_names}))
-        if unknown or own is None or rest is None:
-            return None
-        return OptimizerChoice(
-            name=entry.name,
-            params=own.model_dump(),
-            base=Choice(name=base.name, params=rest.model_dump()),
-        )
+def _runs(
+    conditions: Sequence[Condition], labels: Mapping[str, Label], seeds: Sequence[int], phases: Phases | None
+) -> Iterator[PlannedRun]:
+    """Every run that is known before anything is chosen: condition, label, configuration, seed."""
+    for condition, task, model, data in conditions:
+        for label, found in labels.items():
+            for config, optimizer, train in found.configurations:
+                plugins = _plugin_files(tasks[task.name], models[model.name], *_entries(optimizer))
+                spec = RunSpec(
+                    task=task, model=model, optimizer=optimizer, data=data, train=train, seed=0, plugins=plugins
+                )
+                run = PlannedRun(label, config, spec, condition)
+                if phases is None:
+                    yield from run.with_seeds(seeds)
+                elif found.tuned:
+                    yield from run.with_seeds(phases.tune_seeds, "tune", "tune")
+                else:
+                    yield from phases.final_runs(run)
 
 
 def _about(task: Task) -> dict[str, Any]:
@@ -338,13 +294,6 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _grid(axes: dict[str, list[Any]] | None) -> Iterator[dict[str, Any]]:
-    """Every combination of the values: one empty one of no axes, none at all where the axes are wrong (None)."""
-    if axes is not None:
-        for point in itertools.product(*axes.values()):
-            yield dict(zip(axes, point, strict=True))
 
 
 def _entries(optimizer: OptimizerChoice) -> list[Entry]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
@@ -174,6 +174,10 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value is not None}
 
 
+Place = tuple[str, str]
+"""Condition, in words, and label: where one configuration is chosen among several."""
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run in its place in an experiment: one spec may stand under several labels, but runs once.
@@ -191,11 +195,26 @@ class PlannedRun:
     condition: dict[str, Any] = field(default_factory=dict)
     phase: Literal["", "tune", "final"] = ""
 
+    def with_seeds(
+        self,
+        seeds: Iterable[int],
+        phase: Literal["", "tune", "final"] = "",
+        sets: Literal["tune", "refit"] | None = None,
+    ) -> Iterator[PlannedRun]:
+        """This run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
+        for seed in seeds:
+            spec = self.spec.model_copy(update={"seed": seed, "phase": sets})
+            yield replace(self, spec=spec, phase=phase)
+
     @property
     def name(self) -> str:
         """The run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
         parts = (self.condition_text, self.phase, self.label, self.config_text, f"seed {self.spec.seed}")
         return " ".join(filter(None, parts))
+
+    @property
+    def place(self) -> Place:
+        return self.condition_text, self.label
 
     @property
     def config_text(self) -> str:
@@ -234,6 +253,10 @@ class Phases:
     budget: str
     refit: bool
 
+    def final_runs(self, run: PlannedRun) -> Iterator[PlannedRun]:
+        """The runs that count, of the configuration of any run."""
+        return run.with_seeds(self.final_seeds, "final", "refit" if self.refit else None)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -264,6 +287,27 @@ class Experiment:
     notes: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     phases: Phases | None = None
+
+    @property
+    def tuning(self) -> list[PlannedRun]:
+        """The runs that something is chosen by in a phase of their own."""
+        return [run for run in self.runs if run.phase == "tune"]
+
+    def with_final(self, chosen: Mapping[Place, str]) -> Experiment:
+        """The experiment with the final runs of what has been chosen, the text of a configuration by its place."""
+        assert self.phases is not None
+        known = [run for run in self.runs if run.phase == "tune" or run.label not in self.phases.trials]
+        candidates = {(*run.place, run.config_text): run for run in known}
+        final = [run for place, config in chosen.items() for run in self.phases.final_runs(candidates[*place, config])]
+        return replace(self, runs=(*known, *final))
+
+    def to_be_chosen(self) -> list[PlannedRun]:
+        """The final runs whose configuration is not chosen yet: each with one it may be, and none in its name."""
+        if self.phases is None:
+            return []
+        final = {run.place for run in self.runs if run.phase == "final"}
+        open_ = {run.place: run for run in self.tuning if run.place not in final}
+        return [run for one in open_.values() for run in self.phases.final_runs(replace(one, config={}))]
 
     def meta(self) -> dict[str, Any]:
         """experiment.json: what tables and plots must know beside the records. "phases" is there if there are any."""

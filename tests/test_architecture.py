@@ -22,7 +22,15 @@ LAYERS = (
     {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
     | {"bench.text", "bench.claims", "bench.group", "bench.news"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
-    {"bench.resolve", "bench.experiment", "bench.evaluate", "bench.checkpoint", "bench.environment"}
+    {
+        "bench.resolve",
+        "bench.resolve_optimizers",
+        "bench.search",
+        "bench.experiment",
+        "bench.evaluate",
+        "bench.checkpoint",
+        "bench.environment",
+    }
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}
     | {"bench.rank", "bench.distributed"},
     {"bench.launch"},

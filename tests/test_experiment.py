@@ -365,7 +365,7 @@ def test_an_empty_file_misses_every_required_key(write_experiment: Write) -> Non
     with pytest.raises(BadValue) as caught:
         experiment.load(write_experiment(""))
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
-        *("task", "model", "baseline", "seeds", "train", "optimizers"),
+        *("task", "model", "baseline", "train", "optimizers", "seeds"),
     ]
 
 

@@ -1,0 +1,316 @@
+"""The optimizers of an experiment: hyperparameters fixed, swept or searched, checked, and handed to who knows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field
+
+from bench import search
+from bench.checking import Checker
+from bench.errors import BenchError, nearest
+from bench.registry import STRICT, Entry, optimizers
+from bench.search import Range, Search
+from bench.spec import Choice, OptimizerChoice, TrainSettings
+
+RESERVED = ("use", "base", "sweep", "train", "tune")
+"""Keys of an optimizer's table that are not hyperparameters."""
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+Configuration = tuple[dict[str, Any], OptimizerChoice, TrainSettings]
+"""The swept values by column name, and what they make of the optimizer and of its training."""
+
+
+class TuneSettings(BaseModel):
+    """[tune]: hyperparameters are chosen here, on validation, with the same budget for every optimizer."""
+
+    model_config = STRICT
+
+    seeds: Any
+    trials: Annotated[int, Field(ge=2)]
+    """Configurations of each optimizer; with equal passes, of the one whose runs take the fewest."""
+    search: Search = "grid"
+    budget: Literal["trials", "passes"] = "trials"
+
+
+@dataclass(frozen=True)
+class Label:
+    """An optimizer's entry, resolved.
+
+    Attributes:
+        configurations: every point of its sweep; one, where nothing is swept.
+        space: what they were drawn from, by column: a list, or a table of low, high and log.
+        tuned: whether the best of them is to be found first.
+    """
+
+    configurations: list[Configuration]
+    space: dict[str, Any]
+    tuned: bool
+
+
+class OptimizerResolver(Checker):
+    """Resolves the optimizers of a document, and gathers every problem on the way."""
+
+    def label(self, label: str, table: Any, train: dict[str, Any], tune: TuneSettings | None) -> Label | None:
+        """An optimizer's entry; None if it is too wrong to say more of it."""
+        where = f"optimizers.{label}"
+        if not LABEL.fullmatch(label):
+            self.problem(where, "a label is letters, digits and . _ + - only")
+        if not isinstance(table, dict):
+            self.problem(where, f"must be a table of hyperparameters, got {table!r}")
+            return None
+        name = table.get("use", label)
+        if not isinstance(name, str) or name not in optimizers:
+            key = f"{where}.use" if "use" in table else where
+            self.problem(key, f'unknown optimizer "{name}"; {optimizers.nearest(str(name))}')
+            return None
+        entry = optimizers[name]
+        base = self.base(entry, table, where)
+        own_train = table.get("train", {})
+        if not isinstance(own_train, dict):
+            self.problem(f"{where}.train", f"must be a table of training settings, got {own_train!r}")
+            return None
+        if entry.wraps_base and base is None:
+            return None
+        fixed = {key: value for key, value in table.items() if key not in RESERVED}
+        axes = self.sweep(table.get("sweep", {}), {*fixed, *(f"train.{key}" for key in own_train)}, where)
+        if axes is None:
+            return None
+        whole = _whole_numbers(entry, base)
+        axes = {
+            key: replace(axis, whole=key in whole) if isinstance(axis, Range) else axis for key, axis in axes.items()
+        }
+        configurations = [
+            configuration
+            for point in self.points(axes, table, tune, where)
+            if (configuration := self.configuration(entry, base, fixed, point, (train, own_train), where))
+        ]
+        space = {key.removeprefix("train."): _described(axis) for key, axis in axes.items()}
+        return Label(configurations, space, tune is not None and bool(axes))
+
+    def points(
+        self, axes: Mapping[str, list[Any] | Range], table: dict[str, Any], tune: TuneSettings | None, where: str
+    ) -> list[dict[str, Any]]:
+        """The values of the swept hyperparameters in every configuration; none where that is a problem."""
+        ranges = [key for key, axis in axes.items() if isinstance(axis, Range)]
+        tuned = table.get("tune", True)
+        if not isinstance(tuned, bool):
+            self.problem(f"{where}.tune", f"must be true or false, got {tuned!r}")
+        elif "tune" in table and tune is None:
+            self.problem(f"{where}.tune", "only in an experiment with a table [tune]; leave it out")
+        elif axes and not tuned:
+            self.problem(f"{where}.tune", "false, but something is swept; keep one of the two")
+        elif tune and tuned and not axes:
+            self.problem(
+                where,
+                "nothing is swept, so there is nothing to tune: give it a sweep (sweep.lr = ...), or say tune = false "
+                "to have it run at this setting, and every table say so",
+            )
+        elif ranges and (tune is None or tune.search == "grid"):
+            need = 'tune.search = "random" or "sobol"' if tune else "a table [tune] with such a search"
+            self.problem(f"{where}.sweep.{ranges[0]}", f"a range needs {need}; or give a list of values")
+        elif axes and tune and tune.search != "grid":
+            try:
+                return search.draw(axes, tune.trials, tune.search)
+            except ValueError as error:
+                self.problem(f"{where}.sweep", str(error))
+        else:
+            return search.grid(axes)
+        return []
+
+    def configuration(
+        self,
+        entry: Entry,
+        base: Entry | None,
+        fixed: dict[str, Any],
+        point: dict[str, Any],
+        train: tuple[dict[str, Any], dict[str, Any]],
+        where: str,
+    ) -> Configuration | None:
+        """One point of a sweep, resolved; `train` are the common settings and the optimizer's own."""
+        swept_train = {key[6:]: value for key, value in point.items() if key.startswith("train.")}
+        values = fixed | {key: value for key, value in point.items() if not key.startswith("train.")}
+        optimizer = self.optimizer(entry, base, values, where)
+        settings = self.check(TrainSettings, ("train", train[0]), (f"{where}.train", train[1] | swept_train))
+        if not optimizer or not settings:
+            return None
+        self.parts(settings, optimizer.params.get("m"), where)
+        of_base = optimizer.base.params if optimizer.base else {}
+        resolved = of_base | optimizer.params | settings.model_dump()  # 1 is now 1.0 where a float is meant
+        swept = [key.removeprefix("train.") for key in point]
+        return {key: resolved[key] for key in swept}, optimizer, settings
+
+    def parts(self, settings: TrainSettings, m: int | None, where: str) -> None:
+        """A batch divides into what the processes have of it, and into parts of m that no two processes share."""
+        batch, processes = settings.batch_size, settings.processes
+        if m and batch % m:
+            self.problem(f"{where}.m", f"must divide batch_size ({batch}), got {m}")
+        elif batch % processes:
+            self.problem(f"{where}.train.processes", f"must divide batch_size ({batch}), got {processes}")
+        elif m and m < batch and batch // processes % m:
+            self.problem(
+                f"{where}.m",
+                f"must divide what each of {processes} processes has of a batch ({batch // processes}), or be the "
+                f"whole batch ({batch}), got {m}",
+            )
+
+    def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
+        plain = [other.name for other in optimizers if not other.wraps_base]
+        name = table.get("base")
+        if not entry.wraps_base:
+            if name is not None:
+                self.problem(f"{where}.base", f'"{entry.name}" wraps no other optimizer; leave base out')
+            return None
+        if name is None:
+            self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
+        elif name not in plain:
+            self.problem(f"{where}.base", f"{name!r} is no plain optimizer; {nearest(str(name), plain)}")
+        else:
+            return optimizers[name]
+        return None
+
+    def sweep(self, sweep: Any, fixed: Collection[str], where: str) -> dict[str, list[Any] | Range] | None:
+        """The swept hyperparameters, each with its values or its range; None if something is wrong with them."""
+        if not isinstance(sweep, dict):
+            self.problem(f"{where}.sweep", f"must be a table of lists, got {sweep!r}")
+            return None
+        axes: dict[str, list[Any] | Range] = {}
+        for key, values in _sweep_keys(sweep):
+            if key in RESERVED:
+                self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
+            elif key in fixed:
+                self.problem(f"{where}.{key}", "both fixed and swept; keep one of the two")
+            elif axis := self.axis(f"{where}.sweep.{key}", values):
+                axes[key] = axis
+                continue
+            return None
+        return axes
+
+    def axis(self, where: str, values: Any) -> list[Any] | Range | None:
+        """What a hyperparameter is swept or searched over."""
+        if not isinstance(values, dict):
+            return values if self.is_axis(where, values) else None
+        low, high, log = values.get("low"), values.get("high"), values.get("log", False)
+        unknown = [key for key in values if key not in ("low", "high", "log")]
+        if unknown:
+            self.problem(
+                f"{where}.{unknown[0]}", f"unknown key of a range; {nearest(unknown[0], ('low', 'high', 'log'))}"
+            )
+        elif not all(type(end) in (int, float) for end in (low, high)) or not isinstance(log, bool):
+            self.problem(where, f"a range is {{ low = NUMBER, high = NUMBER, log = true or false }}, got {values!r}")
+        elif not low < high or high == float("inf") or low == float("-inf"):
+            self.problem(where, f"low must be below high, and both finite, got {low} and {high}")
+        elif log and low <= 0:
+            self.problem(f"{where}.low", f"must be above 0 on a logarithmic scale, got {low}")
+        else:
+            return Range(low, high, log)
+        return None
+
+    def is_axis(self, where: str, values: Any) -> bool:
+        """Whether these are values to go through: a list, none of them twice."""
+        if not isinstance(values, list) or not values:
+            self.problem(where, f"must be a list of at least one value, got {values!r}")
+        elif any(value in values[:index] for index, value in enumerate(values)):
+            self.problem(where, f"the same value twice: {values}")
+        else:
+            return True
+        return False
+
+    def optimizer(self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str) -> OptimizerChoice | None:
+        """Hand each hyperparameter to the method that knows it, the rest to the base."""
+        if base is None:
+            params = self.check(entry.schema, (where, values))
+            return OptimizerChoice(name=entry.name, params=params.model_dump()) if params else None
+        own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
+        if shared := own_names & base_names:
+            raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
+        unknown = [key for key in values if key not in own_names | base_names]
+        for key in unknown:
+            self.problem(
+                f"{where}.{key}",
+                f"unknown hyperparameter of {entry.name} over {base.name}; {nearest(key, own_names | base_names)}",
+            )
+        own = self.check(entry.schema, (where, {key: values[key] for key in values.keys() & own_names}))
+        rest = self.check(base.schema, (where, {key: values[key] for key in values.keys() & base_names}))
+        if unknown or own is None or rest is None:
+            return None
+        return OptimizerChoice(
+            name=entry.name,
+            params=own.model_dump(),
+            base=Choice(name=base.name, params=rest.model_dump()),
+        )
+
+    # ---- the same budget for everyone ------------------------------------------------------------------------
+
+    def budgeted(self, tune: TuneSettings, labels: Mapping[str, Label]) -> dict[str, Label]:
+        """The labels with as many configurations as the budget has for each; a grid of another size is a problem."""
+        tuned = {label: found for label, found in labels.items() if found.tuned}
+        if not tuned:
+            self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
+            return dict(labels)
+        allowed = dict.fromkeys(tuned, tune.trials)
+        if tune.budget == "passes":
+            costs = {label: self.cost(label, found) for label, found in tuned.items()}
+            least = min(costs.values())
+            allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
+        sizes = {label: len(found.configurations) for label, found in tuned.items()}
+        if tune.search == "grid" and sizes != allowed:
+            each = ", ".join(
+                f"{label} {size}" + (f" ({allowed[label]} allowed)" if size != allowed[label] else "")
+                for label, size in sizes.items()
+            )
+            equal = "trials" if tune.budget == "trials" else "gradient passes"
+            self.problem(
+                "tune.trials",
+                f"{tune.trials} trials, and as many {equal} for every optimizer, but the grids have {each}; change "
+                'their lists, or search = "sobol"',
+            )
+        return {
+            label: replace(found, configurations=found.configurations[: allowed[label]]) if found.tuned else found
+            for label, found in labels.items()
+        }
+
+    def cost(self, label: str, found: Label) -> float:
+        """Passes over the training set that a run of a label takes; what changes it cannot be searched."""
+        costs = {
+            train.epochs * optimizers[optimizer.name].passes(optimizer.params)
+            for _, optimizer, train in found.configurations
+        }
+        if len(costs) > 1:
+            self.problem(
+                f"optimizers.{label}.sweep",
+                'changes how many passes a run takes, which budget = "passes" cannot share out',
+            )
+        return max(costs)
+
+
+def _sweep_keys(sweep: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is swept, with its values: {"train": {"batch_size": [...]}} as "train.batch_size"."""
+    for key, values in sweep.items():
+        if key == "train" and isinstance(values, dict):
+            yield from ((f"train.{inner}", listed) for inner, listed in values.items())
+        else:
+            yield key, values
+
+
+def _whole_numbers(entry: Entry, base: Entry | None) -> set[str]:
+    """The hyperparameters, and training settings, that are whole numbers."""
+    fields = {f"train.{key}": field for key, field in TrainSettings.model_fields.items()}
+    for schema in (entry.schema, *([base.schema] if base else [])):
+        fields |= schema.model_fields
+    return {key for key, field in fields.items() if int in _types(field.annotation)}
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """An annotation and all it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
+
+
+def _described(axis: list[Any] | Range) -> Any:
+    return axis.described() if isinstance(axis, Range) else axis

@@ -1,0 +1,97 @@
+"""What hyperparameters are searched in, and the trials drawn from it: the same file gives the same ones everywhere."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Search = Literal["grid", "random", "sobol"]
+
+SEARCH_SEED = 20201003
+"""Seed of every search. Optimizers that search the same axes hence try the same values."""
+
+DIGITS = 3
+"""Significant digits of a drawn number: nobody tunes finer, and the last bit of a logarithm is the machine's own."""
+
+MOST_DRAWN = 2**14
+"""Points to draw at most while looking for trials that differ; whole numbers and lists give some twice."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included, drawn evenly on a linear or a logarithmic scale.
+
+    Attributes:
+        whole: whether only whole numbers are meant.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def at(self, share: float) -> float | int:
+        """The number at a share (0 <= share < 1) of the way from low to high."""
+        # Each whole number has as much room as the others: that of its rounding.
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        if self.log:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            value = low + share * (high - low)
+        rounded = round(value) if self.whole else float(f"{value:.{DIGITS}g}")
+        inside = min(max(rounded, self.low), self.high)  # rounding may have left the range
+        return inside if self.whole else float(inside)
+
+    def described(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "log": self.log}
+
+
+Axes = Mapping[str, Sequence[Any] | Range]
+"""Hyperparameters with the values to go through or, for draws, the range or the list to draw from."""
+
+
+def grid(axes: Axes) -> list[dict[str, Any]]:
+    """Every combination of the values, the last key fastest: one empty one of no axes."""
+    lists = [values for values in axes.values() if not isinstance(values, Range)]
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*lists)]
+
+
+def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
+    """So many different configurations, at random or from a scrambled Sobol sequence (Owen 1998, by scipy).
+
+    The first ones of more trials are those of fewer.
+
+    Raises:
+        ValueError: there are not as many different ones.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    count = 1
+    while len(found) < trials:
+        if count >= MOST_DRAWN:
+            raise ValueError(f"only {len(found)} different configurations were found, for {trials} trials")
+        count *= 2
+        for point in _points(len(axes), count, search)[count // 2 if found else 0 :]:
+            values = tuple(_value(axis, share) for axis, share in zip(axes.values(), point.tolist(), strict=True))
+            found.setdefault(repr(values), values)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.islice(found.values(), trials)]
+
+
+def _points(dimensions: int, count: int, search: Search) -> NDArray[np.float64]:
+    """The first `count` (a power of 2) points of the unit cube, shape (count, dimensions)."""
+    random = np.random.RandomState(SEARCH_SEED)  # whose numbers are promised to stay the same in every numpy
+    if search == "random":
+        return random.random_sample((count, dimensions))
+    from scipy.stats import qmc  # takes half a second to import
+
+    points: NDArray[np.float64] = qmc.Sobol(dimensions, rng=random).random_base2(count.bit_length() - 1)
+    return points
+
+
+def _value(axis: Sequence[Any] | Range, share: float) -> Any:
+    return axis.at(share) if isinstance(axis, Range) else axis[int(share * len(axis))]
