@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options, cli_run
+from bench import cli_options, cli_run, cli_status
 from bench.errors import BenchError, nearest
 
 if TYPE_CHECKING:
@@ -93,18 +93,22 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
     plan = make(experiment, out=out, overrides=overrides, seeds=seeds)
     states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
     table = Table("optimizer", *states, box=None)
-    for label in plan.experiment.labels:
-        runs = {run.spec.run_id for run in plan.experiment.runs if run.label == label}
-        counts = Counter(plan.statuses[run_id] for run_id in runs)
-        table.add_row(label, *(str(counts[state] or "·") for state in states))
+    waiting = Counter(("final", run.label) for run in plan.to_be_chosen)
+    for phase in ("tune", "final") if plan.experiment.phases else ("",):
+        for label in plan.experiment.labels:
+            runs = {run.spec.run_id for run in plan.experiment.runs if (run.phase, run.label) == (phase, label)}
+            counts = Counter(plan.statuses[run_id] for run_id in runs)
+            counts["missing"] += waiting[phase, label]
+            if counts.total():
+                table.add_row(f"{phase} {label}".strip(), *(str(counts[state] or "·") for state in states))
     console = Console()
     console.print(table)
     for run in plan.experiment.runs:
         if plan.statuses[run.spec.run_id] == "failed":
             error = reason_in(plan.store.run(run.spec.run_id).error() or "")
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
-    cli_run.show_running(plan, console)
-    cli_run.show_queue(plan, console)
+    cli_status.show_running(plan, console)
+    cli_status.show_queue(plan, console)
 
 
 @cli.command()

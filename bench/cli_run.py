@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench import cli_options
-from bench.errors import BadValue, BenchError
+from bench.errors import BadValue
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.launch.follow import Followed, Lost
     from bench.launch.plan import Plan
     from bench.launch.profile import Profile
     from bench.launch.run import Launched
@@ -99,7 +100,7 @@ def _slurm_options(command: Any) -> Any:
 @click.command()
 @click.argument("experiment")
 @cli_options.set_
-@click.option("--seeds", type=click.IntRange(min=1), help="Run seeds 0..N-1 instead of the file's.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Run N seeds (of a tuned experiment: N final ones).")
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
 @click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where to.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: one a GPU, else one a core]")
@@ -205,8 +206,11 @@ def _on_slurm(
     checkpoint_minutes: float,
     fail_fast: bool,
     console: Console,
+    lost: Sequence[Lost] = (),
 ) -> None:
+    """Submit what is missing; with `wait` see all phases through. `lost` are the runs of those before."""
     from bench.launch import queue, slurm
+    from bench.launch import run as launch
 
     if dry_run:
         for script in slurm.scripts(plan, profile):
@@ -221,17 +225,28 @@ def _on_slurm(
     if submitted.jobs and not wait:
         console.print(
             "`bench status` shows where they stand, `bench cancel` stops them; the same command again collects what is "
-            f"done in {plan.store.folder}, with --wait it stays until all is.",
+            f"done in {plan.store.folder}, with --wait it stays until all is."
+            + (" It submits the final runs once tuning is over." if plan.to_be_chosen else ""),
             highlight=False,
             soft_wrap=True,
         )
         return
-    _follow(plan, submitted.queued | submitted.new if wait else set(), console)
+    followed = _follow(plan, submitted.queued | submitted.new if wait else set(), console)
+    lost = [*lost, *followed.lost]
+    if wait and (following := launch.next_phase(plan)):
+        _tell_plan(following, console)
+        _on_slurm(following, profile, wait, dry_run, checkpoint_minutes, fail_fast, console, lost)
+        return
+    launched = launch.collect(plan, followed.outcome)
+    _show(launched, console)
+    for run, words in lost:
+        console.print(f"not finished: {run.name}: {words}", highlight=False, markup=False, soft_wrap=True)
+    if lost or launched.results.records["status"].eq("failed").any():
+        sys.exit(1)
 
 
-def _follow(plan: Plan, run_ids: set[str], console: Console) -> None:
-    """Watch runs to their end, then collect and show all there is."""
-    from bench.launch import run as launch
+def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
+    """Watch runs to their end."""
     from bench.launch.display import Display
     from bench.launch.follow import Followed, follow
 
@@ -248,55 +263,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> None:
             highlight=False,
         )
         sys.exit(130)
-    launched = launch.execute(replace(plan, chosen=[]), console=console)  # nothing to do but to collect
-    _show(replace(launched, outcome=followed.outcome), console)
-    for run, words in followed.lost:
-        console.print(f"not finished: {run.name}: {words}", highlight=False, markup=False, soft_wrap=True)
-    if followed.lost or launched.results.records["status"].eq("failed").any():
-        sys.exit(1)
-
-
-def show_running(plan: Plan, console: Console) -> None:
-    """What is being worked on now, how far it is, and by whom."""
-    import time
-
-    from bench.launch.estimate import duration
-    from bench.store import live
-
-    metric = plan.experiment.metric
-    for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
-        if plan.statuses[run.spec.run_id] != "running":
-            continue
-        now = live(plan.store.run(run.spec.run_id), metric["key"])
-        if now is None:  # over since we looked
-            continue
-        parts = [f"epoch {now['epochs_done']} of {now['epochs']}" if now["epochs"] else "setting up"]
-        if now["score"] is not None:
-            score = f"{metric['name']} {now['score'] * metric['scale']:.1f} {metric['unit']}".rstrip()
-            parts.append(f"{score} (validation)")
-        parts.append(f"on {now['device'] or '?'} of {now['host'] or '?'} (process {now['pid'] or '?'})")
-        if now["since"]:
-            parts.append(f"for {duration(max(0.0, time.time() - now['since']))}")
-        console.print(f"running: {run.name}: {', '.join(parts)}", highlight=False, markup=False, soft_wrap=True)
-
-
-def show_queue(plan: Plan, console: Console) -> None:
-    """Where the unfinished runs stand that were submitted to SLURM; nothing if none ever was."""
-    from bench.launch import queue
-    from bench.store import FINISHED
-
-    if not (plan.store.folder / "slurm").is_dir():
-        return
-    try:
-        standings = queue.standings(plan.store)
-    except BenchError as error:
-        console.print(f"SLURM: {error}", highlight=False, markup=False, soft_wrap=True)
-        return
-    for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
-        standing = standings.get(run.spec.run_id)
-        if standing and plan.statuses[run.spec.run_id] not in FINISHED:
-            line = f"{run.name}: {standing.words()}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return followed
 
 
 # ---- telling -------------------------------------------------------------------------------------------------
@@ -338,12 +305,20 @@ def _tell_plan(plan: Plan, console: Console) -> None:
     if plan.count("failed") and not plan.retry_failed:
         parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
     console.print(f"{plan.experiment.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+    if plan.to_be_chosen:
+        passes = sum(plan.passes[run.spec.run_id] for run in plan.to_be_chosen)
+        waiting = f"then {len(plan.to_be_chosen)} final runs ({passes:,} passes) of what tuning chooses"
+        console.print(f"{plan.experiment.name}: {waiting}", highlight=False, soft_wrap=True)
+    for change in plan.choices.changed():
+        console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_runs(plan: Plan) -> None:
     for run in plan.to_do:
         passes = plan.passes[run.spec.run_id]
         print(f"{run.spec.run_id}  {run.name}: {passes:,} passes")
+    for run in plan.to_be_chosen:
+        print(f"{'-' * 12}  {run.name}, setting to be chosen: {plan.passes[run.spec.run_id]:,} passes")
 
 
 def _tell_outcome(launched: Launched, console: Console) -> None:
@@ -356,6 +331,15 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
         console.print(f"Error: {outcome.disk}", style="bold red", highlight=False, soft_wrap=True)
     if outcome.elsewhere:
         console.print(f"{outcome.elsewhere} runs are being done by another launch.", highlight=False)
+    if plan.to_be_chosen and not outcome.interrupted:
+        waiting = ", ".join(dict.fromkeys(" ".join(filter(None, run.place)) for run in plan.to_be_chosen))
+        console.print(
+            f"No final runs yet of {waiting}: runs of tuning are not finished, or none could be. The same command "
+            "goes on once they are.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     if outcome.interrupted:
         console.print("Stopped. The same command goes on from here.", style="yellow")
     if launched.kept:

@@ -84,12 +84,11 @@ def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
 
 def _points(dimensions: int, count: int, search: Search) -> NDArray[np.float64]:
     """The first `count` (a power of 2) points of the unit cube, shape (count, dimensions)."""
-    random = np.random.RandomState(SEARCH_SEED)  # whose numbers are promised to stay the same in every numpy
-    if search == "random":
-        return random.random_sample((count, dimensions))
+    if search == "random":  # by RandomState, whose numbers are promised to stay the same in every numpy
+        return np.random.RandomState(SEARCH_SEED).random_sample((count, dimensions))
     from scipy.stats import qmc  # takes half a second to import
 
-    points: NDArray[np.float64] = qmc.Sobol(dimensions, rng=random).random_base2(count.bit_length() - 1)
+    points: NDArray[np.float64] = qmc.Sobol(dimensions, rng=SEARCH_SEED).random_base2(count.bit_length() - 1)
     return points
 
 

@@ -34,7 +34,7 @@ LAYERS = (
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}
     | {"bench.rank", "bench.distributed"},
     {"bench.launch"},
-    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.__main__", "bench"},
+    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.__main__", "bench"},
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""
 

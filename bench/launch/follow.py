@@ -22,17 +22,21 @@ LOOKS = 3
 """How many looks must agree that a job is over before its unfinished runs are given up: files may come late."""
 
 
+Lost = tuple[PlannedRun, str]
+"""A run whose job ended without finishing it, with what is known of that."""
+
+
 @dataclass
 class Followed:
     """What became of runs that were followed.
 
     Attributes:
-        lost: runs whose jobs ended without finishing them, with what is known of that.
+        lost: runs that will not be finished without another launch.
         detached: Ctrl-C; the jobs go on.
     """
 
     outcome: Outcome = field(default_factory=Outcome)
-    lost: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
     detached: bool = False
 
 

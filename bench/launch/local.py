@@ -42,6 +42,16 @@ class Outcome:
     interrupted: bool = False
     disk: str | None = None
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """Of two phases of a launch, one after the other."""
+        return Outcome(
+            self.finished + other.finished,
+            self.failed + other.failed,
+            self.elsewhere + other.elsewhere,
+            self.interrupted or other.interrupted,
+            self.disk or other.disk,
+        )
+
 
 @dataclass
 class _Worker:

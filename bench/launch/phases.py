@@ -5,7 +5,7 @@ results/<experiment>/chosen.json    every candidate with its validation numbers,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,17 @@ class Choices:
                 named = {key: earlier[key] for key in ("condition", "label", "config")}
                 found.append({**named, "finished": finished})
         return found
+
+    def changed(self) -> Iterator[str]:
+        """What has to be said of choices that are not those for which final runs were planned before."""
+        for (condition, label), config in self.chosen.items():
+            before = [one["config"] for one in self.history if (one["condition"], one["label"]) == (condition, label)]
+            if before and config not in before:
+                where = f"{condition} {label}".strip()
+                yield (
+                    f"{where}: {config} is chosen now, {before[-1]} was before: more or other runs of tuning are "
+                    "there. Final runs of the earlier choice stay in runs/ and count nowhere."
+                )
 
 
 def choose(experiment: Experiment, store: Store) -> Choices:
@@ -109,18 +120,6 @@ def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
         "history": list(history.values()),
     }
     write_atomic(store.folder / FILE, to_json(content))
-
-
-def changed(choices: Choices) -> Iterable[str]:
-    """What has to be said of choices that are not those for which final runs were planned before."""
-    for (condition, label), config in choices.chosen.items():
-        before = [one["config"] for one in choices.history if (one["condition"], one["label"]) == (condition, label)]
-        if before and config not in before:
-            where = f"{condition} {label}".strip()
-            yield (
-                f"{where}: {config} is chosen now, {before[-1]} was before: more or other runs of tuning are there. "
-                "Final runs of the earlier choice stay in runs/ and count nowhere."
-            )
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from bench import checkpoint
 from bench.errors import BadValue, BenchError, nearest
+from bench.launch.phases import Choices, choose
 from bench.registry import optimizers
 from bench.spec import Experiment, PlannedRun, RunSpec
 from bench.step import load_task, steps_per_epoch
@@ -24,6 +26,8 @@ class Plan:
         chosen: the runs that this launch is about (`--only`).
         statuses: by run_id.
         ids: the run_id of every run of the experiment, in its order: hashes, which take a while where runs are many.
+        only: the labels that this launch is about; all if empty.
+        choices: what tuning has led to, in an experiment with phases.
     """
 
     experiment: Experiment
@@ -32,6 +36,25 @@ class Plan:
     statuses: dict[str, Status]
     retry_failed: bool
     ids: list[str]
+    only: Collection[str] = ()
+    choices: Choices = field(default_factory=Choices)
+
+    def meta(self) -> dict[str, Any]:
+        """experiment.json, with what only a look at the data and at the results tells of the phases."""
+        meta = self.experiment.meta()
+        if self.experiment.phases:
+            passes = dict.fromkeys(self.experiment.phases.trials, 0)
+            for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
+                if run.phase == "tune":
+                    passes[run.label] += self.passes[run_id]
+            meta["phases"]["tune"]["passes"] = passes
+            meta["phases"]["superseded"] = self.choices.superseded(self.store)
+        return meta
+
+    @cached_property
+    def to_be_chosen(self) -> list[PlannedRun]:
+        """The final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
+        return [run for run in self.experiment.to_be_chosen() if not self.only or run.label in self.only]
 
     @cached_property
     def to_do(self) -> list[PlannedRun]:
@@ -52,10 +75,11 @@ class Plan:
 
     @cached_property
     def passes(self) -> dict[str, int]:
-        """Forward-backward passes of every run, by run_id."""
+        """Forward-backward passes of every run, by run_id; of those whose settings are to be chosen too."""
         sizes: dict[str, int] = {}
         found = {}
-        for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
+        planned = zip(self.ids, self.experiment.runs, strict=True)
+        for run_id, run in (*planned, *((run.spec.run_id, run) for run in self.to_be_chosen)):
             condition = run.condition_text
             if condition not in sizes:
                 sizes[condition] = load_task(run.spec).train_examples()
@@ -69,7 +93,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), retry_failed: bool = False) -> Plan:
-    """Look at every run's folder.
+    """Look at every run's folder; in an experiment with phases, plan the final runs of what tuning has led to.
 
     Args:
         only: labels to run; all if empty.
@@ -80,6 +104,10 @@ def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), 
         BenchError: the task cannot have its labels replaced, or results or checkpoints on disk are damaged or
             foreign: all of those are told.
     """
+    choices = Choices()
+    if experiment.phases:
+        choices = choose(experiment, store)
+        experiment = experiment.with_final(choices.chosen)
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
@@ -88,7 +116,7 @@ def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), 
     ids = [run.spec.run_id for run in experiment.runs]
     statuses = _statuses(store, dict.fromkeys(ids))
     chosen = [run for run in experiment.runs if not only or run.label in only]
-    return Plan(experiment, store, chosen, statuses, retry_failed, ids)
+    return Plan(experiment, store, chosen, statuses, retry_failed, ids, only, choices)
 
 
 def _statuses(store: Store, ids: Iterable[str]) -> dict[str, Status]:

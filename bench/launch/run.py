@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench import experiment as experiments
 from bench import records
-from bench.launch import queue
+from bench.launch import phases, queue
 from bench.launch.display import Display
 from bench.launch.local import Outcome, run_local
 from bench.launch.plan import Plan, make_plan
@@ -73,7 +73,7 @@ def run(
         name: an experiment under experiments/, or the path of a TOML file.
         out: the folder of all results; this experiment's are in `out/<experiment>`.
         overrides: "KEY=VALUE" each, over the file ("train.epochs=10"); the results go to a folder of their own.
-        seeds: seeds 0..seeds-1 instead of the file's.
+        seeds: seeds 0..seeds-1 instead of the file's; in an experiment with phases so many final ones.
         only: labels of the optimizers to run; all if empty.
         retry_failed: do failed runs again, from their checkpoints.
         jobs: runs at once; default one a GPU, else one a core.
@@ -111,30 +111,52 @@ def execute(
     checkpoint_minutes: float = 5.0,
     console: Console | None = None,
 ) -> Launched:
-    """Do a plan. See `run`."""
+    """Do a plan, the runs of tuning first, then the final ones of what is chosen by them. See `run`."""
     console = console or Console(stderr=True)
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
-    store, meta = planned.store, planned.experiment.meta()
-    store.check_writable()
-    held = records.finished(store.folder)  # an unreadable records.csv stops us now, not after hours
+    planned.store.check_writable()
+    records.finished(planned.store.folder)  # an unreadable records.csv stops us now, not after hours
     outcome = Outcome()
-    if planned.to_do:
-        fetch(planned.experiment)
-        ids = [run.spec.run_id for run in planned.to_do]
-        passes = {run_id: planned.passes[run_id] for run_id in ids}
-        with Display(passes, meta["metric"], console) as display:
-            outcome = run_local(
-                planned.to_do,
-                store,
-                display,
-                shares=shares,
-                fail_fast=fail_fast,
-                checkpoint_minutes=checkpoint_minutes,
-            )
+    following: Plan | None = planned
+    while following is not None:
+        planned = following
+        phases.write_down(planned.choices, planned.experiment, planned.store)
+        if planned.to_do:
+            fetch(planned.experiment)
+            passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
+            with Display(passes, planned.experiment.metric, console) as display:
+                outcome += run_local(
+                    planned.to_do,
+                    planned.store,
+                    display,
+                    shares=shares,
+                    fail_fast=fail_fast,
+                    checkpoint_minutes=checkpoint_minutes,
+                )
+        over = outcome.interrupted or outcome.disk or (fail_fast and outcome.failed)
+        following = None if over else next_phase(planned)
+        following = following and _without_queued(following, console)
+    return collect(planned, outcome)
+
+
+def next_phase(planned: Plan) -> Plan | None:
+    """The final runs of what could not be chosen when a plan was made, and now can; None if there are none."""
+    if not planned.to_be_chosen:
+        return None
+    known = set(planned.ids)
+    following = make_plan(planned.experiment, planned.store, planned.only, planned.retry_failed)
+    fresh = [run for run in following.chosen if run.phase == "final" and run.spec.run_id not in known]
+    return replace(following, chosen=fresh) if fresh else None
+
+
+def collect(planned: Plan, outcome: Outcome) -> Launched:
+    """Collect all there is of an experiment, whoever did it, and write it down."""
+    store = planned.store
+    held = records.finished(store.folder)
     with store.collecting():
-        results = records.collect(store, meta, planned.experiment.runs)
-        kept = _to_be_kept(held, results, store)
+        results = records.collect(store, planned.meta(), planned.experiment.runs)
+        kept = _to_be_kept(held, results, store, whole=not planned.experiment.to_be_chosen())
         if not kept:
             records.publish(results, store.folder)
     return Launched(planned, outcome, results, store.folder, len(kept))
@@ -151,9 +173,10 @@ def estimate(
     """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
-    if planned.to_do:
+    runs = [*planned.to_do, *planned.to_be_chosen]
+    if runs:
         with Display(planned.passes, planned.experiment.metric, console) as display:
-            run_local(planned.to_do, planned.store, display, shares=shares, only_estimate=True)
+            run_local(runs, planned.store, display, shares=shares, only_estimate=True)
 
 
 def prepare(name: str, overrides: Sequence[str] = ()) -> None:
@@ -182,17 +205,20 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
 
 def _processes(planned: Plan) -> set[int]:
     """By how many processes the runs are done that would start now."""
-    return {run.spec.train.processes for run in planned.to_do}
+    return {run.spec.train.processes for run in (*planned.to_do, *planned.to_be_chosen)}
 
 
-def _to_be_kept(held: set[str], results: Results, store: Store) -> set[str]:
+def _to_be_kept(held: set[str], results: Results, store: Store, whole: bool = True) -> set[str]:
     """Finished runs of another machine in records.csv that these results must not replace.
 
     Their folders are not here to collect them from again. A part of an experiment never replaces them; a whole one
     does, unless it is only a part of what they are (fewer seeds).
+
+    Args:
+        whole: False while final runs are not even planned, since nothing is chosen yet.
     """
     finished = results.records.status.isin(FINISHED)
     here = set(results.records.run_id[finished])
     elsewhere = {run_id for run_id in held - here if store.run(run_id).result() is None}
     planned = set(results.records.run_id)
-    return set() if finished.all() and not planned <= held else elsewhere
+    return set() if whole and finished.all() and not planned <= held else elsewhere

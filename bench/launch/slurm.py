@@ -15,7 +15,7 @@ import submitit
 
 from bench.data import data_folder
 from bench.errors import BenchError
-from bench.launch import queue
+from bench.launch import phases, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job
 from bench.launch.plan import Plan
@@ -59,6 +59,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
     store = plan.store
     store.check_writable()
     _check_folder(store.folder)
+    phases.write_down(plan.choices, plan.experiment, store)
     with submissions.submitting(store):
         queued = queue.live_runs(store)
         runs = [run for run in plan.to_do if run.spec.run_id not in queued]
