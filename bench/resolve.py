@@ -112,9 +112,9 @@ class Resolver(OptimizerResolver):
             )
         tune = phased.tune if phased else None
         labels = {
-            label: found
+            label: resolved
             for label, table in document.optimizers.items()
-            if (found := self.label(label, table, document.train, tune))
+            if (resolved := self.label(label, table, document.train, tune))
         }
         if tune and not self.problems:
             labels = self.budgeted(tune, labels)
@@ -124,7 +124,7 @@ class Resolver(OptimizerResolver):
         about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
         metric = self.metric(about)
         notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
-        phases = phased and _phases(phased, labels)
+        phases = _phases(phased, labels) if phased else None
         return Experiment(
             name=name,
             title=document.title or name,

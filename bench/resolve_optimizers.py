@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, Field
 
@@ -20,6 +21,8 @@ RESERVED = ("use", "base", "sweep", "train", "tune")
 """Keys of an optimizer's table that are not hyperparameters."""
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+RANGE_KEYS = ("low", "high", "log")
 
 Configuration = tuple[dict[str, Any], OptimizerChoice, TrainSettings]
 """The swept values by column name, and what they make of the optimizer and of its training."""
@@ -195,15 +198,13 @@ class OptimizerResolver(Checker):
         if not isinstance(values, dict):
             return values if self.is_axis(where, values) else None
         low, high, log = values.get("low"), values.get("high"), values.get("log", False)
-        unknown = [key for key in values if key not in ("low", "high", "log")]
+        unknown = [key for key in values if key not in RANGE_KEYS]
         if unknown:
-            self.problem(
-                f"{where}.{unknown[0]}", f"unknown key of a range; {nearest(unknown[0], ('low', 'high', 'log'))}"
-            )
-        elif not all(type(end) in (int, float) for end in (low, high)) or not isinstance(log, bool):
+            self.problem(f"{where}.{unknown[0]}", f"unknown key of a range; {nearest(unknown[0], RANGE_KEYS)}")
+        elif not (_is_number(low) and _is_number(high) and isinstance(log, bool)):
             self.problem(where, f"a range is {{ low = NUMBER, high = NUMBER, log = true or false }}, got {values!r}")
-        elif not low < high or high == float("inf") or low == float("-inf"):
-            self.problem(where, f"low must be below high, and both finite, got {low} and {high}")
+        elif not low < high:
+            self.problem(where, f"low must be below high, got {low} and {high}")
         elif log and low <= 0:
             self.problem(f"{where}.low", f"must be above 0 on a logarithmic scale, got {low}")
         else:
@@ -310,6 +311,10 @@ def _types(annotation: Any) -> Iterator[Any]:
     yield annotation
     for part in get_args(annotation):
         yield from _types(part)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _described(axis: list[Any] | Range) -> Any:

@@ -74,12 +74,11 @@ def choose(experiment: Experiment, store: Store) -> Choices:
     frame = choice.candidates(_validation(runs, store, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
-    for place, group in frame.groupby(level=["condition", "optimizer"], sort=False):
+    for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):
+        ((condition, label, config),) = group.index[group["chosen"]]
         best = group[group["chosen"]].iloc[0]
         if group["unfinished"].any() or not best["done"]:
             continue
-        condition, label = place
-        config = best.name[-1]
         chosen[condition, label] = config
         candidates = [
             _candidate(settings[key], row, experiment.metric["key"])
