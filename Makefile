@@ -66,9 +66,9 @@ lint: setup ## ruff and mypy
 perf: setup ## measure what the suite itself costs, side by side, and print ratios
 	$(BIN)/python tests/perf/perf.py
 
-tables: setup ## make tables and figures of every result set again, from its records
+tables: setup ## make tables, figures and the report of every result set again, from its records
 	@for set in results/*/experiment.json; do \
-	  $(BIN)/bench table "$$(dirname "$$set")" --format md > /dev/null && $(BIN)/bench plot "$$(dirname "$$set")" || exit 1; \
+	  $(BIN)/bench report "$$(dirname "$$set")" || exit 1; \
 	done
 
 lock: setup ## pin the dependencies of pyproject.toml anew

@@ -158,6 +158,20 @@ def plot(experiment: str, width: str, out: Path) -> None:
         print(path)
 
 
+@cli.command()
+@click.argument("experiment")
+@cli_options.out
+def report(experiment: str, out: Path) -> None:
+    """Write tables, figures and results/EXPERIMENT/report.html, one file with all of it and every run in it."""
+    from bench import records
+    from bench.analysis import report as page
+    from bench.analysis import tables
+
+    folder = _results_folder(experiment, out)
+    results = records.read(folder)
+    print(page.build(results, tables.build(results), folder)[-1])
+
+
 @cli.command("list")
 @click.argument("what", type=click.Choice(["tasks", "models", "optimizers", "experiments"]), required=False)
 def list_(what: str | None) -> None:

@@ -270,16 +270,14 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
 
 
 def _show(launched: Launched, console: Console) -> None:
-    """Write and print tables and figures, and say what became of the launch."""
+    """Write tables, figures and the report, print the tables, and say what became of the launch."""
     from rich.console import Console as Terminal
 
-    from bench.analysis import render, tables
+    from bench.analysis import render, report, tables
 
     built = tables.build(launched.results)
     if not launched.kept:
-        render.write(built, launched.folder)
-        if launched.results.records["status"].eq("done").any():
-            write_figures(launched.results, launched.folder)
+        report.build(launched.results, built, launched.folder)
     render.show(built, Terminal())
     say_answer(launched.results)
     _tell_outcome(launched, console)
@@ -351,10 +349,9 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
             highlight=False,
         )
     else:
-        console.print(f"Records, tables and figures are in {launched.folder}", highlight=False, soft_wrap=True)
-
-
-def write_figures(results: Results, folder: Path) -> list[Path]:
-    from bench.analysis import plots  # matplotlib takes a second to import
-
-    return plots.build(results, folder)
+        page = launched.folder / "report.html"
+        console.print(
+            f"Records, tables and figures are in {launched.folder}, all of it in {page}",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -35,7 +35,7 @@ from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.perf import images, sam_step, texts
+from tests.perf import images, pages, sam_step, texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
@@ -50,6 +50,7 @@ def main() -> None:
         "many-runs": many_runs,
         "launcher": launcher,
         "commands": commands,
+        "report": pages.opened,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help=f"one of {', '.join(parts)}; or sam, for all of its models")

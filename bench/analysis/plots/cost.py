@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from bench.analysis.pareto import on_front
-from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width
+from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width, with_margin
 from bench.analysis.plots.view import Drawing, View, folded, pages
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
@@ -124,7 +124,8 @@ def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None
     front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(view, points), points, strict=True) if on)
     ax.step([*(x for x, _ in front), right], [*(y for _, y in front), front[-1][1]], where="post", **FRONT)
     ax.set_xlim(0, right)
-    ax.margins(y=0.15)
+    heights = [bound for _, _, y in points for bound in bounds(y)]
+    ax.set_ylim(with_margin(heights))  # drawn beside their places, the points set no limits
 
 
 # ---- names beside points -------------------------------------------------------------------------------------

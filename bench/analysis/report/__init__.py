@@ -1,0 +1,146 @@
+"""The report of an experiment: one HTML file with the question, the answer, tables, figures and every run in it.
+
+It loads nothing: style sheet, script, figures and data are inside, and its content security policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+
+from bench.analysis import plots, render
+from bench.analysis.answer import answer, question
+from bench.analysis.conditions import conditions
+from bench.analysis.plots.view import Drawing
+from bench.analysis.render import Table
+from bench.analysis.report.runs import data
+from bench.analysis.summary import provenance
+from bench.store import write_atomic
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+HERE = Path(__file__).parent
+SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
+NAMED = 5  # so many runs of one failure are named
+ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
+STATES = ("done", "diverged", "failed", "running", "partial", "missing")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs that ended in the same way for the same reason; of `names` only the first few."""
+
+    status: str
+    reason: str
+    count: int
+    names: list[str]
+
+
+def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write all that is made from the records: tables, figures and, last of the paths given, <folder>/report.html.
+
+    Without a finished run there are no figures. The same results give the same bytes.
+    """
+    drawings = plots.draw(results) if results.records["status"].eq("done").any() else {}
+    paths = [*render.write(tables, folder), *plots.write(drawings, folder / "figures"), folder / "report.html"]
+    write_atomic(paths[-1], page(results, tables, drawings))
+    return paths
+
+
+def page(results: Results, tables: Sequence[Table], drawings: Mapping[str, Drawing]) -> str:
+    """The report as HTML.
+
+    Args:
+        tables: what `bench.analysis.tables.build` gives.
+        drawings: what `bench.analysis.plots.draw` gives; none where no run has finished.
+    """
+    css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        meta=results.meta,
+        question=question(results),
+        answers=answer(results),
+        source=provenance(results),
+        counts=_counts(results),
+        conditions=[name for name in conditions(results.meta) if name],
+        tables=tables,
+        figures=[{"name": name, "caption": one.caption, **_image(one)} for name, one in drawings.items()],
+        failures=list(_failures(results.records)),
+        setups=list(_setups(results.records)),
+        policy=_policy(css, script),
+        css=css,
+        script=script,
+        data=_script_safe(data(results)),
+    )
+
+
+def _counts(results: Results) -> dict[str, int]:
+    """How many planned runs stand where; states that no run is in are left out."""
+    found = results.records["status"].value_counts()
+    return {state: int(found[state]) for state in STATES if state in found}
+
+
+def _image(drawing: Drawing) -> dict[str, str]:
+    content = base64.b64encode(plots.rendered(drawing.figure, "svg")).decode()
+    width, height = drawing.figure.get_size_inches()
+    return {
+        "source": f"data:image/svg+xml;base64,{content}",
+        "width": f"{96 * width:.0f}",
+        "height": f"{96 * height:.0f}",
+    }
+
+
+def _failures(records: pd.DataFrame) -> Iterator[Failure]:
+    lost = records[records["status"].isin(list(ENDED))]
+    reasons = lost["error"].astype(object).where(lost["error"].notna(), lost["status"].map(ENDED))
+    for (status, reason), runs in lost.groupby(["status", reasons], sort=True):
+        columns = runs.reindex(columns=["optimizer", "config", "condition", "seed"]).head(NAMED)
+        names = [
+            ", ".join([*(str(part) for part in parts if not pd.isna(part) and part != ""), f"seed {seed}"])
+            for *parts, seed in columns.itertuples(index=False, name=None)
+        ]
+        yield Failure(str(status), str(reason), len(runs), names)
+
+
+def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Every combination of hardware and versions among the finished runs, with how many they made."""
+    done = records[records["status"].isin(["done", "diverged"])]
+    dirty = done["dirty"].astype(str).str.lower() == "true"
+    marked = done.assign(commit=done["commit"].where(~dirty, done["commit"] + " + uncommitted changes"))
+    values: Any
+    for values, runs in marked.groupby(SETUP, sort=True, dropna=False):
+        shown = (
+            "unknown" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else value for value in values
+        )
+        yield {**dict(zip(SETUP, shown, strict=True)), "runs": len(runs)}
+
+
+def _policy(css: str, script: str) -> str:
+    """A content security policy under which nothing is loaded and only our own style sheet and script count."""
+    style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _script_safe(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

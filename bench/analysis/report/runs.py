@@ -1,0 +1,144 @@
+"""Every run of an experiment in a form that is small in a page: columns once, texts once, curves as short strings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.conditions import keyed
+from bench.analysis.plots.style import BASELINE_COLOUR, label_styles
+from bench.records import CIRCUMSTANCES, COSTS, metric_columns
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+POINTS = 24  # of a curve that are kept; the figures have all of them
+DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+LEVELS = len(DIGITS) ** 2  # heights of a curve that can be told apart
+MISSING = "~~"
+IDENTITY = ("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error", "phase")
+
+
+def data(results: Results) -> dict[str, Any]:
+    """What the page's script works on.
+
+    Keys:
+        name, metric, labels (with the colour of each in the figures; "" for the baseline, which has that of the text).
+        count: of runs, in the order of the records.
+        groups: hyperparameters, measured, cost and circumstances, each a list of columns.
+        columns: by name; {"all": value} where all runs have the same, {"texts": [...], "of": [index, ...]} for text,
+            {"values": [...]} for numbers. Numbers have six significant digits; null where there is none.
+        curves: see `_curves`.
+    """
+    meta, records = results.meta, keyed(results.records)
+    key = meta["metric"]["key"]
+    styles = label_styles(meta["labels"], meta["baseline"])
+    colours = {label: styles[label]["color"] for label in meta["labels"]}
+    return {
+        "name": meta["name"],
+        "metric": {**meta["metric"], "test": f"test_{key}", "val": f"val_{key}", "gap": f"gap_{key}"},
+        "labels": {label: "" if colour == BASELINE_COLOUR else colour for label, colour in colours.items()},
+        "count": len(records),
+        "groups": _groups(records, key),
+        "columns": {str(name): _column(records[name]) for name in records if name != "experiment"},
+        "curves": _curves(records, results.curves, key),
+    }
+
+
+def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
+    """Which columns are what; those between identity and metrics are hyperparameters, as `collect` orders them."""
+    names = [str(name) for name in records if name not in (*IDENTITY, "run_id")]
+    costs, circumstances = ([name for name in names if name in known] for known in (COSTS, CIRCUMSTANCES))
+    others = [name for name in names if name not in (*costs, *circumstances)]
+    first = min((others.index(name) for name in metric_columns(key) if name in others), default=len(others))
+    return {
+        "hyperparameters": others[:first],
+        "measured": others[first:],
+        "cost": costs,
+        "circumstances": circumstances,
+    }
+
+
+def _column(column: pd.Series) -> dict[str, Any]:
+    values = [_plain(value) for value in column]
+    if len(set(values)) == 1:
+        return {"all": values[0]}
+    if any(isinstance(value, str) for value in values):
+        texts = list(dict.fromkeys(values))
+        places = {text: place for place, text in enumerate(texts)}
+        return {"texts": texts, "of": [places[value] for value in values]}
+    return {"values": values}
+
+
+def _plain(value: Any) -> str | float | int | None:
+    """A value of the records as JSON has it, at six significant digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if pd.isna(value):
+        return None
+    number = float(f"{value:.6g}") if isinstance(value, float | np.floating) else int(value)
+    if math.isinf(number):
+        return "∞" if number > 0 else "-∞"
+    return int(number) if float(number).is_integer() and abs(number) < 1e15 else number
+
+
+# ---- curves --------------------------------------------------------------------------------------------------
+
+
+def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, Any]:
+    """The metric of every run over its epochs, in at most `POINTS` points.
+
+    Returns:
+        series: what there is of train (true labels), val and test.
+        low, high: of all values, in the metric's own unit.
+        epochs: the distinct lists of epochs; `of` says which one a run has, null for a run without a curve.
+        drawn: a list a series of a text a run: two of `DIGITS` a point, its height between low and high in `LEVELS`
+            steps; "~~" where nothing was measured.
+    """
+    curves = curves.drop_duplicates(["run_id", "epoch"]).sort_values("epoch", kind="stable")
+    columns = {"train": f"train_clean_{key}", "val": f"val_{key}", "test": f"test_{key}"}
+    numbers = {name: curves[column].to_numpy(float) for name, column in columns.items() if column in curves}
+    numbers = {name: values for name, values in numbers.items() if np.isfinite(values).any()}
+    if not numbers:
+        return {"series": [], "low": 0, "high": 1, "epochs": [], "of": [None] * len(records), "drawn": []}
+    measured = np.concatenate([values[np.isfinite(values)] for values in numbers.values()])
+    low, high = float(measured.min()), float(measured.max())
+    texts = {name: _coded(values, low, high) for name, values in numbers.items()}
+    epochs = curves["epoch"].to_numpy(int)
+    rows_of: Mapping[Any, Any] = curves.groupby("run_id", sort=False).indices
+    grids: dict[tuple[int, ...], int] = {}
+    of: list[int | None] = []
+    drawn: dict[str, list[str]] = {name: [] for name in numbers}
+    for run_id in records["run_id"]:
+        rows = _thinned(rows_of[run_id]) if run_id in rows_of else []
+        of.append(grids.setdefault(tuple(epochs[rows].tolist()), len(grids)) if len(rows) else None)
+        for name, coded in texts.items():
+            drawn[name].append("".join(coded[row] for row in rows))
+    return {
+        "series": list(numbers),
+        "low": float(f"{low:.6g}"),
+        "high": float(f"{high:.6g}"),
+        "epochs": [list(grid) for grid in grids],
+        "of": of,
+        "drawn": list(drawn.values()),
+    }
+
+
+def _thinned(rows: Any) -> Any:
+    """At most `POINTS` of the rows, as even as they can be, the first and the last among them."""
+    return rows if len(rows) <= POINTS else rows[np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
+
+
+def _coded(values: np.ndarray[Any, Any], low: float, high: float) -> list[str]:
+    found = np.isfinite(values)
+    levels = np.where(found, (values - low) / ((high - low) or 1.0) * (LEVELS - 1), 0).round().astype(int)
+    return [
+        DIGITS[level // len(DIGITS)] + DIGITS[level % len(DIGITS)] if known else MISSING
+        for level, known in zip(levels.tolist(), found.tolist(), strict=True)
+    ]
