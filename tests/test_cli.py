@@ -71,7 +71,7 @@ def on_disk(folder: Path) -> set[str]:
     ("command", "said"),
     [
         (["runn"], 'no command "runn"; did you mean "run"?'),
-        (["zzz"], 'no command "zzz"; valid: cancel, list, plot, prepare, run, status, table'),
+        (["zzz"], 'no command "zzz"; valid: cancel, list, plot, prepare, report, run, status, table'),
         (["run", "digits_noise", "--dryrun"], "--dry-run"),
         (["run", "digits_noise", "--jobs", "0"], "'--jobs': 0 is not in the range x>=1"),
         (["run", "digits_noise", "--seeds", "0"], "'--seeds': 0 is not in the range x>=1"),
