@@ -25,7 +25,7 @@ from bench.download import PATIENCE, Download, DownloadError, Patience, download
 from bench.errors import BenchError
 
 T = TypeVar("T")
-_Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
+Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
 
 ANOTHER_FOLDER = "another data folder with --data-dir DIR or the environment variable BENCH_DATA"
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
@@ -207,11 +207,11 @@ class Dataset:
 
 def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
     """`read(paths)`, not done again until a file changes or something else is read."""
-    return cast(T, _read(read, tuple(map(_stamp, paths))))
+    return cast(T, _read(read, tuple(map(stamp, paths))))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(read: Callable[[list[Path]], Any], stamps: tuple[_Stamp, ...]) -> Any:
+def _read(read: Callable[[list[Path]], Any], stamps: tuple[Stamp, ...]) -> Any:
     return read([path for path, _, _ in stamps])
 
 
@@ -231,16 +231,43 @@ def content_md5(path: Path) -> str:
     Raises:
         BenchError: it cannot be read, or is damaged.
     """
-    return _content_digest("md5", _stamp(path))
+    return _content_digest("md5", stamp(path))
 
 
 def content_sha256(path: Path) -> str:
     """sha256 of `content(path)`, as `content_md5`."""
-    return _content_digest("sha256", _stamp(path))
+    return _content_digest("sha256", stamp(path))
+
+
+def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) -> str | None:
+    """sha256 over the user's own files that a task reads (see `Task`), None if it reads none.
+
+    It is over their contents and their names below `path`, and computed once in a process unless one of them changes.
+
+    Args:
+        factory: the task's class.
+        params: its settings.
+
+    Raises:
+        BenchError: there is nothing at `path`, or a file cannot be read.
+    """
+    files = getattr(factory, "files", None)
+    if files is None:
+        return None
+    root = Path(params["path"])
+    return _files_digest(root, tuple(map(stamp, files(root))))
+
+
+@functools.lru_cache(maxsize=8)
+def _files_digest(root: Path, stamps: tuple[Stamp, ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in stamps:
+        digest.update(f"{path.relative_to(root).as_posix()}\n{_digest('sha256', path, open)}\n".encode())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=256)
-def _content_digest(algorithm: str, stamp: _Stamp) -> str:
+def _content_digest(algorithm: str, stamp: Stamp) -> str:
     return _digest(algorithm, stamp[0], _opener(stamp[0]))
 
 
@@ -253,7 +280,8 @@ def _opener(path: Path) -> Callable[..., Any]:
     return gzip.open if path.suffix == ".gz" else open
 
 
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp:
+    """By what a file that has changed is known, without reading it."""
     with _reading(path):
         status = path.stat()
     return path, status.st_size, status.st_mtime_ns

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from bench import search
-from bench.errors import nearest
+from bench.data import user_files_sha256
+from bench.errors import BenchError, nearest
 from bench.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.spec import (
@@ -182,6 +183,8 @@ class Resolver(OptimizerResolver):
             taken = fixed.get(table)
             if table not in fixed or not setting:
                 self.problem(f"vary.{key}", "only keys of task, model and data can be varied: data.label_noise, ...")
+            elif key == "task.path":
+                self.problem(f"vary.{key}", "other data are another question; make an experiment of each")
             elif isinstance(taken, dict) and setting in taken and setting != "name":
                 self.problem(f"{table}.{setting}", "both fixed and varied; keep one of the two")
             elif self.is_axis(f"vary.{key}", values):
@@ -241,7 +244,17 @@ class Resolver(OptimizerResolver):
             self.problem(place, f'unknown {registry.kind} "{name}"; {registry.nearest(str(name))}')
             return None
         checked = self.check(registry[name].schema, (where, settings), (f"vary.{where}", changed))
-        return Choice(name=name, params=checked.model_dump()) if checked else None
+        if checked is None:
+            return None
+        params = checked.model_dump()
+        if hasattr(registry[name].factory, "files"):  # a task of the user's own
+            params["path"] = str(self.path.parent.joinpath(Path(params["path"]).expanduser()).resolve())
+        try:
+            user_files_sha256(registry[name].factory, params)
+        except BenchError as error:
+            self.problem(f"{where}.path", str(error))
+            return None
+        return Choice(name=name, params=params)
 
 
 def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
@@ -262,11 +275,19 @@ def _runs(
 ) -> Iterator[PlannedRun]:
     """Every run that is known before anything is chosen: condition, label, configuration, seed."""
     for condition, task, model, data in conditions:
+        files = user_files_sha256(tasks[task.name].factory, task.params)
         for label, found in labels.items():
             for config, optimizer, train in found.configurations:
                 plugins = _plugin_files(tasks[task.name], models[model.name], *_entries(optimizer))
                 spec = RunSpec(
-                    task=task, model=model, optimizer=optimizer, data=data, train=train, seed=0, plugins=plugins
+                    task=task,
+                    model=model,
+                    optimizer=optimizer,
+                    data=data,
+                    train=train,
+                    seed=0,
+                    files_sha256=files,
+                    plugins=plugins,
                 )
                 run = PlannedRun(label, config, spec, condition)
                 if phases is None:

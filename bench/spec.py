@@ -137,6 +137,9 @@ class RunSpec(_Frozen):
     phase: Literal["tune", "refit"] | None = None
     """What it does with the three sets. "tune": it never looks at the test set, since something is chosen by it.
     "refit": it trains on the validation examples too, and has none to validate on. None: train, validate, test."""
+    files_sha256: str | None = None
+    """Of the user's own files, where the task has them at its `path`: like a plug-in's, their content and not their
+    place is part of the run's identity."""
     plugins: tuple[PluginFile, ...] = Field(default=(), strict=False)
 
     @property
@@ -148,6 +151,7 @@ class RunSpec(_Frozen):
         ever changes without a new PROTOCOL.
         """
         content = _without_none(self.model_dump(mode="json"))
+        content["task"]["params"] = _without_none(self._task_settings())
         content["data"] = self.data.model_dump(mode="json", exclude_defaults=True)
         content["train"] = self.train.model_dump(mode="json", exclude_defaults=True)
         content["plugins"] = sorted(plugin.sha256 for plugin in self.plugins)
@@ -164,9 +168,18 @@ class RunSpec(_Frozen):
             **self.optimizer.params,
             **self.train.model_dump(),
             **self.data.model_dump(),
-            **{f"task.{key}": value for key, value in self.task.params.items()},
+            **{f"task.{key}": _cell(value) for key, value in self._task_settings().items()},
             **{f"model.{key}": value for key, value in self.model.params.items()},
         }
+
+    def _task_settings(self) -> dict[str, Any]:
+        """Those of its settings that are part of the run's identity."""
+        return {key: value for key, value in self.task.params.items() if key != "path" or self.files_sha256 is None}
+
+
+def _cell(value: Any) -> Any:
+    """A setting as it stands in a table: a list of words as one."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench import batching, text
 from bench.batching import Batch
+from bench.data import user_files_sha256
 from bench.errors import BenchError
 from bench.group import ALONE, Group
 from bench.numerics import compilation_errors_told, compiled, set_precision
@@ -185,13 +186,16 @@ def load_task(spec: RunSpec) -> Task:
     """The task, with the registries filled and the plug-ins that the spec uses loaded and found unchanged.
 
     Raises:
-        BenchError: a plug-in is missing or not the file that the run was planned with.
+        BenchError: a plug-in, or a file of the user's data, is missing or not what the run was planned with.
     """
     load_builtins()
     for planned in spec.plugins:
         if load_plugin(Path(planned.path)).sha256 != planned.sha256:
             raise BenchError(f"plug-in {planned.path} has changed since this run was planned; plan it again")
-    task: Task = tasks[spec.task.name].build(**spec.task.params)
+    entry = tasks[spec.task.name]
+    if user_files_sha256(entry.factory, spec.task.params) != spec.files_sha256:
+        raise BenchError(f"{spec.task.params['path']} has changed since this run was planned; plan it again")
+    task: Task = entry.build(**spec.task.params)
     return task
 
 

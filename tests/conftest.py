@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench import registry
 from bench.data import Dataset
@@ -157,6 +158,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(folder / "cifar-10-batches-py", [f"data_batch_{n}" for n in range(1, 6)], "test_batch", 20, 10, random)
     write_cifar(folder / "cifar-100-python", ["train"], "test", 200, 100, random)
     write_idx(folder / "FashionMNIST" / "raw", {"train": 60, "t10k": 20}, random)
+    write_images(folder / "images", ("cat", "dog", "owl"), 20, random)
+    write_table(folder / "table.csv", 60, random)
     return folder
 
 
@@ -176,7 +179,11 @@ def build_task(tiny_data: Path) -> Iterator[Callable[[str], Any]]:
     def build(name: str) -> Any:
         entry = registry.tasks[name]
         unverified = {"allow_unverified_data": True} if "allow_unverified_data" in entry.schema.model_fields else {}
-        return entry.build(**unverified)
+        own = {
+            "image_folder": {"path": str(tiny_data / "images")},
+            "csv": {"path": str(tiny_data / "table.csv"), "target": "kind"},
+        }
+        return entry.build(**unverified, **own.get(name, {}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_DATA", str(tiny_data))
@@ -214,6 +221,22 @@ def python2_pickle(value: Any) -> bytes:
     shape = b"(" + b"".join(map(python2_pickle, value.shape)) + b"t"
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     return empty + b"(K\x01" + shape + dtype + b"\x89" + python2_pickle(value.tobytes()) + b"tb"
+
+
+def write_images(folder: Path, classes: tuple[str, ...], count: int, random: np.random.RandomState) -> None:
+    """Folders of `count` colour images of 12x12 for each class."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(random.randint(256, size=(12, 12, 3)).astype(np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
+
+
+def write_table(path: Path, rows: int, random: np.random.RandomState) -> None:
+    """Two columns of numbers, one of words, and a kind that is one of three."""
+    lines = [f"{random.randn():.3f},{random.randint(90)},{('red', 'blue')[n % 2]},{'abc'[n % 3]}" for n in range(rows)]
+    path.write_text("\n".join(["size,age,colour,kind", *lines]) + "\n")
 
 
 def write_idx(folder: Path, counts: dict[str, int], random: np.random.RandomState) -> None:

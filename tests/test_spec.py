@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
     },
     "seed": 0,
     "phase": None,
+    "files_sha256": None,
     "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
 }
 FULL_ID = "460008d6a3c0"
@@ -140,7 +141,7 @@ def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:
     assert RunSpec.model_validate(FULL).model_dump(mode="json") == FULL
 
 
-OF_ANY_VALUE = [leaf for leaf in leaves(FULL) if leaf[0] not in {("plugins", 0, "path"), ("phase",)}]
+OF_ANY_VALUE = [leaf for leaf in leaves(FULL) if leaf[0] not in {("plugins", 0, "path"), ("phase",), ("files_sha256",)}]
 
 
 @pytest.mark.parametrize(("path", "value"), OF_ANY_VALUE)
@@ -153,6 +154,15 @@ def test_what_a_run_does_with_the_three_sets_is_part_of_its_id() -> None:
     assert ids[0] == FULL_ID, "runs of experiments without phases, and of files written before there were any"
     assert len(set(ids)) == 3
     assert RunSpec.model_validate({key: value for key, value in FULL.items() if key != "phase"}).run_id == FULL_ID
+
+
+def test_of_a_users_own_files_the_content_and_not_the_place_is_part_of_the_run_id() -> None:
+    def of(path: str, sha256: str | None) -> str:
+        own = {"name": "csv", "params": {"path": path, "target": "y"}}
+        return RunSpec.model_validate({**FULL, "task": own, "files_sha256": sha256}).run_id
+
+    assert of("/a.csv", "ab") == of("/b.csv", "ab") != of("/a.csv", "cd")
+    assert of("/a.csv", None) != of("/b.csv", None), "a plug-in's setting of that name"
 
 
 def test_the_place_of_a_plugin_is_no_part_of_the_run_id() -> None:

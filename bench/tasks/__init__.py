@@ -1,6 +1,8 @@
 """The tasks: what is learned, from which data, and how it is scored. One file a family."""
 
 from bench.tasks import cifar as cifar
+from bench.tasks import csv_table as csv_table
 from bench.tasks import digits as digits
 from bench.tasks import fashion_mnist as fashion_mnist
 from bench.tasks import glue as glue
+from bench.tasks import image_folder as image_folder

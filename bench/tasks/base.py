@@ -96,6 +96,9 @@ class Task(ABC):
 
     Keyword-only arguments of `__init__` are the task's settings in an experiment file.
 
+    A task of a user's own files has a setting `path`, relative to the experiment file, and a class method `files(path)`
+    that lists what it reads from there: their content, and not where they are, is then part of a run's identity.
+
     Attributes:
         num_outputs: size of the model's output (classes; 1 for regression).
         input_shape: shape of one example as the model sees it; () for texts.

@@ -1,0 +1,180 @@
+"""Images of your own, in a folder for each class."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from bench.data import Stamp, stamp
+from bench.errors import BenchError
+from bench.registry import register_task
+from bench.tasks.base import Split
+from bench.tasks.images import Augment, ImageTask, MixupAlpha
+from bench.tasks.own import TestShare, hold_out
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Item = tuple[Path, int]  # an image and its class
+
+
+@register_task("image_folder")
+class ImageFolder(ImageTask):
+    """Images of your own: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
+
+    They are kept in memory, as bytes of one size. Classes are numbered in the order of their names. Mean and deviation
+    are those of the training images. Files that are no images by their ending are left alone.
+
+    Args:
+        path: the folder, relative to the experiment file. Not it but what is in it is part of a run's identity.
+        size: side in pixels: images are scaled until their shorter side fits, and their middle is cut out. None: they
+            all have one size already.
+        channels: 3 for colour, 1 for grey; images are converted.
+        test: share of each class that is the test set, the same in every run; not used where there is a folder test/.
+        augment: "none", "basic" (mirrored, moved by up to 4 pixels), "cutout" or "autoaugment", see
+            `bench.tasks.images`. Mirroring is not for letters and digits: take "none" there.
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+
+    Raises:
+        BenchError: a folder or an image is not as it should be; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        size: Annotated[int, Field(ge=4)] | None = None,
+        channels: Literal[1, 3] = 3,
+        test: TestShare = 0.2,
+        augment: Augment = "basic",
+        mixup: MixupAlpha = 0.0,
+    ) -> None:
+        self.root, self.size, self.channels = Path(path), size, channels
+        self.class_names, self.train, self.test = _listed(self.root, test)
+        self.num_outputs = len(self.class_names)
+        height, width = (size, size) if size else _size(self.train[0][0])
+        self.input_shape = (channels, height, width)
+        super().__init__(augment=augment, mixup=mixup)
+
+    @classmethod
+    def files(cls, path: Path) -> list[Path]:
+        """The images below a folder, in the order of their names."""
+        if not path.is_dir():
+            raise BenchError(f"{path} is not a folder")
+        return sorted(file for file in path.rglob("*") if _is_image(file))
+
+    def fetch(self) -> None:
+        """Read all of them once, so that one that cannot be read is told before any run starts."""
+        self.load()
+
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
+
+        The tensors are shared by all runs of a process: not to be written to.
+        """
+        items = [*self.train, *self.test]
+        pixels = _read(tuple(stamp(path) for path, _ in items), self.input_shape, self.size is not None)
+        targets = torch.tensor([number for _, number in items])
+        count = len(self.train)
+        self.mean, self.std = _statistics(pixels[:count])
+        return Split(pixels[:count], targets[:count]), Split(pixels[count:], targets[count:])
+
+    def train_examples(self) -> int:
+        return len(self.train)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]]:
+    """Class names, training images and test images."""
+    if not root.is_dir():
+        raise BenchError(f"{root} is not a folder")
+    folders = _folders(root)
+    if "test" in folders or "train" in folders:
+        if folders != ["test", "train"]:
+            raise BenchError(
+                f"{root} has the folders {', '.join(folders)}; where there is train/ or test/ there are these two and "
+                "no other: what runs are validated on is held out of train/ (data.validation)"
+            )
+        names = _folders(root / "train")
+        if names != _folders(root / "test"):
+            odd = sorted({*names} ^ {*_folders(root / "test")})
+            raise BenchError(f"{root}: train/ and test/ have different classes: {', '.join(odd)} in only one of them")
+        return names, _items(root / "train", names), _items(root / "test", names)
+    items = _items(root, folders)
+    train, test = hold_out(np.array([number for _, number in items]), share, str(root), folders)
+    return folders, [items[index] for index in train], [items[index] for index in test]
+
+
+def _items(root: Path, names: list[str]) -> list[Item]:
+    if len(names) < 2:
+        raise BenchError(
+            f"{root} has {len(names)} folders of images; a folder for each of at least two classes is needed"
+        )
+    found = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
+    for name, items in zip(names, found, strict=True):
+        if not items:
+            raise BenchError(f"{root / name} has no images in it ({', '.join(ENDINGS)})")
+    return [item for items in found for item in items]
+
+
+@functools.lru_cache(maxsize=2)
+def _read(stamps: tuple[Stamp, ...], shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
+    """(N, H, W, C) uint8."""
+    pixels = torch.empty((len(stamps), *shape[1:], shape[0]), dtype=torch.uint8)
+    for number, (path, _, _) in enumerate(stamps):
+        pixels[number] = torch.from_numpy(_pixels(path, shape, fit))
+    return pixels
+
+
+def _pixels(path: Path, shape: tuple[int, int, int], fit: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB" if channels == 3 else "L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BenchError(f"{path} cannot be read as an image: {error}") from error
+    if fit:
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    elif image.size != (width, height):
+        raise BenchError(
+            f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; say to which size all of them "
+            "are brought: task.size = 32, or 64, 224, ..."
+        )
+    return np.array(image, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as it is looked at."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            width, height = ImageOps.exif_transpose(image).size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BenchError(f"{path} cannot be read as an image: {error}") from error
+    return height, width
+
+
+def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, in pixels of 0..1: of whole numbers, so the same on every machine."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in pixels.unbind(-1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean.item())
+        deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
+    return tuple(means), tuple(deviations)

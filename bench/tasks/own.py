@@ -1,0 +1,43 @@
+"""What the tasks of a user's own files share: files by their content, and a test set held out of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from bench.errors import BenchError
+
+TestShare = Annotated[float, Field(gt=0, lt=1)]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+TEST_SEED = 20201003  # the day the paper on SAM was put on arXiv; the split is the same in every run
+MISSING = ("", "?", "n/a", "na", "nan", "null")
+"""What stands in a table where there is no value, in lower case."""
+
+
+def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tuple[Indices, Indices]:
+    """Which examples are for training (and validation) and which the test set, each in their order.
+
+    Every class gives the same share, at least one example, so that a small one is not left out.
+
+    Args:
+        classes: (N,) class numbers; all 0 where there are none.
+        where: the file or folder, for the message.
+        names: the classes' names.
+
+    Raises:
+        BenchError: a class has fewer than three examples: one each to train on, to validate on and to test on.
+    """
+    random = np.random.RandomState(TEST_SEED)
+    test = np.zeros(len(classes), dtype=bool)
+    for number, name in enumerate(names):
+        members = np.flatnonzero(classes == number)
+        if len(members) < 3:
+            raise BenchError(
+                f'{where}: {len(members)} of class "{name}"; at least 3 are needed, to train, to validate and to test'
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 2)
+        test[random.permutation(members)[:count]] = True
+    return np.flatnonzero(~test), np.flatnonzero(test)

@@ -1,0 +1,170 @@
+"""Tables of a user's own: what becomes of each column, and which line is at fault where something is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.errors import BenchError
+from bench.tasks.csv_table import CsvTable
+
+ROWS = [f"{n},{n % 5}.5,{'red' if n % 3 else 'blue'},{'yes' if n % 2 else 'no'}" for n in range(30)]
+HEADER = "number,size,colour,bought"
+
+Make = Callable[..., CsvTable]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """make(header, rows, target="bought", ...): the task of a file of these lines."""
+
+    def build(header: str = HEADER, rows: list[str] = ROWS, target: str = "bought", **settings: Any) -> CsvTable:
+        path = tmp_path / "own.csv"
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return CsvTable(path=str(path), target=target, **settings)
+
+    return build
+
+
+def everything(task: CsvTable) -> tuple[torch.Tensor, torch.Tensor]:
+    splits = task.load()
+    return torch.cat([split.inputs for split in splits]), torch.cat([split.targets for split in splits])
+
+
+def test_numbers_are_standardised_by_the_training_rows_and_words_are_0_or_1(make: Make) -> None:
+    task = make()
+    train, test = task.load()
+    assert task.class_names == ["no", "yes"]
+    assert (task.input_shape, task.num_outputs, len(train), len(test)) == ((4,), 2, 24, 6)
+    assert train.inputs.dtype == torch.float32
+    numbers = train.inputs[:, :2].double()
+    assert numbers.mean(0).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert numbers.std(0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-6)
+    x, y = everything(task)
+    row = ((x[:, 0] - x[:, 0].min()) / (x[:, 0].max() - x[:, 0].min()) * 29).round().int()  # which of ROWS it is
+    assert sorted(row.tolist()) == list(range(30))
+    assert torch.equal(x[:, 2], (row % 3 == 0).float()), "blue"
+    assert torch.equal(x[:, 3], (row % 3 != 0).float()), "red"
+    assert torch.equal(y, (row % 2).long())
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(make: Make) -> None:
+    assert make("x,y", [f"{n},{(2, 10, 1)[n % 3]}" for n in range(30)], "y").class_names == ["1", "2", "10"]
+
+
+def test_a_value_that_only_test_rows_have_is_all_0(make: Make) -> None:
+    _, test = make().load()
+    row = int(test.inputs[0, 0] * 0) + _rows_of_test(make)[0]
+    rows = list(ROWS)
+    rows[row] = rows[row].replace("red", "violet").replace("blue", "violet")
+    task = make(rows=rows)
+    assert task.input_shape == (4,)
+    assert task.load()[1].inputs[0, 2:].tolist() == [0, 0]
+
+
+def _rows_of_test(make: Make) -> list[int]:
+    task = make("id,bought", [f"{n},{'yes' if n % 2 else 'no'}" for n in range(30)])
+    x = torch.cat([split.inputs for split in task.load()])[:, 0]
+    order = x.argsort()
+    position = torch.empty_like(order)
+    position[order] = torch.arange(30)
+    return position[24:].tolist()
+
+
+def test_numbers_that_stand_for_categories_and_columns_left_out(make: Make) -> None:
+    task = make(categorical=["size"], drop=["number", "colour"])
+    assert task.input_shape == (5,)
+    assert set(everything(task)[0].flatten().tolist()) == {0.0, 1.0}
+
+
+def test_empty_cells_are_filled_only_if_that_is_said(make: Make) -> None:
+    rows = [*ROWS, "NA,1.5,red,yes", "3,2.5,,no", "4,?,red,yes"]
+    with pytest.raises(BenchError, match=r'own.csv, line 32, column "number": empty; .* task.missing = "fill"'):
+        make(rows=rows)
+    task = make(rows=rows, missing="fill")
+    x, _ = everything(task)
+    assert task.input_shape == (5,)  # one more category: none
+    assert x.isfinite().all()
+    assert x[:, 2].sum() == 1
+    assert (x[:, :2] == 0).sum(0).tolist() == [1, 1], "the mean"
+
+
+def test_regression_standardises_the_target_and_scores_r2(make: Make) -> None:
+    task = make("x,y", [f"{n},{3 * n + 100}" for n in range(30)], "y", regression=True)
+    train, test = task.load()
+    assert (task.num_outputs, task.metric.key, train.targets.dtype) == (1, "r2", torch.float32)
+    assert train.targets.mean().item() == pytest.approx(0, abs=1e-6)
+    outputs = test.targets[:, None]
+    assert task.score(outputs, test.targets) == 1
+    assert task.score(torch.zeros_like(outputs) + test.targets.mean(), test.targets) == pytest.approx(0, abs=1e-6)
+    assert task.losses(outputs + 2, test.targets).tolist() == pytest.approx([4.0] * len(test))
+
+
+def test_other_separators_quotes_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    lines = [f'{n}\t"a ""word"""\t{"yes" if n % 2 else "no"}' for n in range(12)]
+    path.write_text("\ufeffx\tw\ty\r\n" + "\r\n\r\n".join(lines), encoding="utf-8")
+    task = CsvTable(path=str(path), target="y", separator="\t")
+    assert task.input_shape == (2,)
+    assert task.class_names == ["no", "yes"]
+
+
+def test_a_file_that_changes_is_read_again(make: Make) -> None:
+    assert make().num_outputs == 2
+    assert make(rows=[*ROWS, *["1,2,red,maybe"] * 3]).num_outputs == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([*ROWS, "1,2"], {}, r"own.csv, line 32: 2 cells, but the header has 4"),
+        ([*ROWS, "1,2,red,"], {}, r'line 32, column "bought": the target is missing'),
+        ([*ROWS, "1O,2,red,yes"], {}, r'line 32, column "number": "1O" is no number, as most of the column are'),
+        ([*ROWS, "inf,2,red,yes"], {}, r'line 32, column "number": "inf" is no number'),
+        (ROWS, {"target": "bougt"}, r'no column "bougt"; did you mean "bought"\?'),
+        (ROWS, {"drop": ["colr"]}, r'no column "colr"; did you mean "colour"\?'),
+        (ROWS, {"target": "number"}, r'"number" has 30 different values in 30 rows, .* task.regression = true'),
+        (ROWS, {"regression": True}, r'line 2, column "bought": "no" is no number, which regression = true asks for'),
+        ([*ROWS, "1,2,red,maybe"], {}, r'1 of class "maybe"; at least 3 are needed'),
+        ([row.replace(",no", ",yes") for row in ROWS], {}, r'column "bought" has one class only, "yes"'),
+        (ROWS, {"drop": ["number", "size", "colour"]}, r"no column beside the target to learn from"),
+        ([], {}, r"own.csv has no rows under its header"),
+        ([*ROWS, '1,2,"red,yes'], {}, r"own.csv, line 32: unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(
+    make: Make, rows: list[str], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BenchError, match=message):
+        make(rows=rows, **settings)
+
+
+def test_a_column_of_names_is_no_category(make: Make) -> None:
+    rows = [f"{row.rpartition(',')[0]},name {n},{row.rpartition(',')[2]}" for n, row in enumerate(ROWS * 3)]
+    with pytest.raises(BenchError, match=r'"name" has \d\d different words .* task.drop = \["name"\]'):
+        make("number,size,colour,name,bought", rows)
+
+
+def test_names_of_columns_are_there_and_different(make: Make) -> None:
+    with pytest.raises(BenchError, match=r"a name of its own in the first line; \['size'\]"):
+        make("size,size,colour,bought")
+    with pytest.raises(BenchError, match="one has none"):
+        make("size,,colour,bought")
+
+
+def test_no_file_names_those_beside_it(make: Make, tmp_path: Path) -> None:
+    make()
+    with pytest.raises(BenchError, match=r'owm.csv is not a file; did you mean "own.csv"\?'):
+        CsvTable.files(tmp_path / "owm.csv")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes(np.arange(256, dtype=np.uint8).tobytes())
+    with pytest.raises(BenchError, match=r"own.csv cannot be read"):
+        CsvTable(path=str(path), target="y")

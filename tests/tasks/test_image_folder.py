@@ -1,0 +1,178 @@
+"""Images of a user's own: which class and which set they are in, what is made of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.errors import BenchError
+from bench.spec import DataSettings
+from bench.tasks.base import prepare
+from bench.tasks.image_folder import ImageFolder
+
+
+@pytest.fixture
+def folder(data_folder: Path) -> Path:
+    """cat/, dog/ and owl/, 20 images of 12x12 each."""
+    return data_folder / "images"
+
+
+def task(folder: Path, **settings: Any) -> ImageFolder:
+    return ImageFolder(path=str(folder), **settings)
+
+
+def test_classes_are_the_folders_by_name_and_pixels_those_of_the_files(folder: Path) -> None:
+    images = task(folder)
+    train, test = images.load()
+    assert images.class_names == ["cat", "dog", "owl"]
+    assert (images.num_outputs, images.input_shape, images.train_examples()) == (3, (3, 12, 12), 48)
+    assert (len(train), len(test)) == (48, 12)
+    assert test.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for split, items in ((train, images.train), (test, images.test)):
+        for pixels, target, (path, number) in zip(split.inputs, split.targets, items, strict=True):
+            assert target == number == images.class_names.index(path.parent.name)
+            assert np.array_equal(pixels.numpy(), np.array(Image.open(path)))
+
+
+def test_the_test_set_is_the_same_wherever_the_folder_is(folder: Path) -> None:
+    before = [path.relative_to(folder) for path, _ in task(folder).test]
+    moved = folder.rename(folder.with_name("elsewhere"))
+    assert [path.relative_to(moved) for path, _ in task(moved).test] == before
+
+
+def test_a_share_of_each_class_is_held_out_and_never_all_of_it(folder: Path) -> None:
+    for path in sorted((folder / "owl").iterdir())[3:]:
+        path.unlink()
+    for share, counts in ((0.01, [1, 1, 1]), (0.5, [10, 10, 1]), (0.99, [18, 18, 1])):
+        targets = task(folder, test=share).load()[1].targets
+        assert torch.bincount(targets).tolist() == counts
+
+
+def test_train_and_test_folders_are_taken_as_they_are(folder: Path) -> None:
+    for part, names in (("train", ("cat", "dog")), ("test", ("cat", "dog"))):
+        (folder / part).mkdir()
+        for name in names:
+            source = folder / ("owl" if part == "test" else name)
+            (folder / part / name).mkdir()
+            for path in sorted(source.iterdir())[:4]:
+                (folder / part / name / path.name).write_bytes(path.read_bytes())
+    for name in ("cat", "dog", "owl"):
+        (folder / name).rename(folder.with_name(name))
+    images = task(folder)
+    assert {path.parts[-3] for path, _ in images.train} == {"train"}
+    assert {path.parts[-3] for path, _ in images.test} == {"test"}
+    assert [len(split) for split in images.load()] == [8, 8]
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(folder: Path) -> None:
+    images = task(folder)
+    train, _ = images.load()
+    seen = images.model_inputs(train.inputs).double()
+    assert seen.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert seen.std(dim=(0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+def test_images_are_brought_to_a_size_and_to_grey(folder: Path) -> None:
+    Image.new("RGBA", (40, 20), (255, 0, 0, 128)).save(folder / "cat" / "wide.png")
+    images = task(folder, size=8, channels=1)
+    train, test = images.load()
+    assert images.input_shape == (1, 8, 8)
+    assert {split.inputs.shape[1:] for split in (train, test)} == {(8, 8, 1)}
+    place = [path.name for path, _ in images.train].index("wide.png")
+    assert train.inputs[place].unique().tolist() == [76]  # red as grey: 0.299 of 255
+
+
+def test_a_photograph_taken_upright_is_upright(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for name in ("cat", "dog", "owl"):
+        for number in range(3):
+            Image.new("RGB", (20, 10)).save(folder / name / f"{number}.jpg", exif=exif)
+    assert task(folder).input_shape == (3, 20, 10)
+    assert task(folder).load()[0].inputs.shape == (6, 20, 10, 3)
+
+
+def test_files_that_are_no_images_and_hidden_ones_are_left_alone(folder: Path) -> None:
+    (folder / "cat" / "notes.txt").write_text("x")
+    (folder / "cat" / ".hidden.png").write_bytes(b"x")
+    (folder / ".thumbnails").mkdir()
+    assert task(folder).train_examples() == 48
+    assert len(ImageFolder.files(folder)) == 60
+
+
+def test_every_image_is_in_the_fingerprint_of_the_data(folder: Path) -> None:
+    def fingerprint() -> str:
+        return prepare(task(folder), DataSettings(), 0).fingerprint
+
+    before = fingerprint()
+    Image.new("RGB", (12, 12)).save(folder / "owl" / "3.png")
+    assert fingerprint() != before
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="nowhere is not a folder"):
+        task(tmp_path / "nowhere")
+    with pytest.raises(BenchError, match="nowhere is not a folder"):
+        ImageFolder.files(tmp_path / "nowhere")
+
+
+def test_a_folder_without_classes(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(BenchError, match="has 1 folders of images; a folder for each of at least two classes"):
+        task(tmp_path)
+
+
+def test_a_class_without_images(folder: Path) -> None:
+    (folder / "emu").mkdir()
+    with pytest.raises(BenchError, match="emu has no images in it"):
+        task(folder)
+
+
+def test_a_class_too_small_to_be_shared_out(folder: Path) -> None:
+    for path in sorted((folder / "owl").iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(BenchError, match='images: 2 of class "owl"; at least 3 are needed'):
+        task(folder)
+
+
+def test_a_validation_folder_is_not_silently_a_class(folder: Path) -> None:
+    for name in ("train", "val", "test"):
+        (folder / name).mkdir()
+    with pytest.raises(BenchError, match=r"held out of train/ \(data.validation\)"):
+        task(folder)
+
+
+def test_train_and_test_of_different_classes(folder: Path, tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/c"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+    with pytest.raises(BenchError, match="different classes: b, c in only one of them"):
+        task(tmp_path / "own")
+
+
+def test_an_image_that_cannot_be_read_is_named_before_any_run(folder: Path) -> None:
+    broken = folder / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(BenchError, match=r"dog/3\.png cannot be read as an image"):
+        task(folder).fetch()
+
+
+def test_images_of_different_sizes_ask_for_one(folder: Path) -> None:
+    Image.new("RGB", (13, 12)).save(folder / "owl" / "9.png")
+    with pytest.raises(BenchError, match=r"owl/9\.png has 13x12 pixels, others 12x12; .* task.size = 32"):
+        task(folder).load()
+    assert task(folder, size=12).load()[0].inputs.shape == (48, 12, 12, 3)
+
+
+def test_autoaugment_needs_colour(folder: Path) -> None:
+    with pytest.raises(BenchError, match="needs images in colour"):
+        task(folder, channels=1, augment="autoaugment")
