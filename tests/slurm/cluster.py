@@ -96,12 +96,16 @@ class Cluster:
         own = {name: f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "log", "pid", "seed")}
         self.launch("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *own.values())
         wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
+        self.before_the_controller()
         self.launch("slurmctld", "-D", "-c")
         wait_for(lambda: "is UP" in self.call("scontrol", "ping", check=False), "slurmctld")
         for name in self.nodes:
             self.launch("slurmd", "-D", "-N", name, called=f"slurmd {name}")
         idle = f"idle {len(self.nodes)}"
         wait_for(lambda: idle in self.call("sinfo", "--noheader", "--format=%T %D", check=False), "slurmd")
+
+    def before_the_controller(self) -> None:
+        """Start what it needs beside munged: nothing."""
 
     def stop(self) -> None:
         if "slurmctld" in self.daemons:
@@ -172,7 +176,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
