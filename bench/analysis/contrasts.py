@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.analysis import choice
 from bench.analysis.conditions import KEY, keyed
 from bench.analysis.stats import LEVEL, PairedTest, holm, paired_test, smallest_detectable
 from bench.analysis.summary import Row, all_rows
@@ -110,11 +111,9 @@ def rivals(results: Results) -> list[str]:
     return [baseline, *(others if wrapping else [])]
 
 
-def reported(results: Results) -> pd.DataFrame:
-    """The finished runs that have test numbers, keyed; those that only chose hyperparameters are left out."""
-    records = keyed(results.records)
-    if "phase" in records:
-        records = records[records["phase"].fillna("") != "tune"]
+def finished(results: Results) -> pd.DataFrame:
+    """The records of the finished runs that have test numbers, with text in all of `KEY`."""
+    records = keyed(choice.reported(results.records))
     return records[records["status"] == "done"]
 
 
@@ -137,7 +136,7 @@ def _partner(best: Sequence[Row], label: str, row: Row) -> Row:
 def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:
     """The test metric of every configuration's finished runs, by seed."""
     column = f"test_{results.meta['metric']['key']}"
-    runs = reported(results).set_index("seed")
+    runs = finished(results).set_index("seed")
     places: Any = runs.groupby(KEY, sort=False).indices
     return {key: runs[column].astype(float).iloc[place] for key, place in places.items()}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from bench.analysis.conditions import merged, under
 from bench.analysis.render import DAGGER
 from bench.analysis.stats import smallest_sign_flip_p
@@ -67,7 +69,7 @@ def edges(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def significance(rows: Sequence[Row]) -> Iterator[str]:
-    """What the p values cannot say: few seeds, and several comparisons at once."""
+    """What the p values cannot say: few seeds; and over how many comparisons they are corrected."""
     sizes = [row.difference.difference.n for row in rows if row.difference]
     n = max(sizes, default=0)
     if n == 1:
@@ -75,8 +77,9 @@ def significance(rows: Sequence[Row]) -> Iterator[str]:
     elif 1 < n <= FEW_SEEDS:
         floor = f"p={smallest_sign_flip_p(n):g}"
         yield f"With n={n} pairs an exact sign-flip test cannot get below {floor} on any data: no stars."
-    if sum(size > 1 for size in sizes) > 1:
-        yield "p values are not corrected for the number of comparisons."
+    compared = sum(row.difference is not None and not np.isnan(row.difference.p_t) for row in rows)
+    if compared > 1:
+        yield f"p values are corrected for {compared} comparisons; the table of statistics has the others."
 
 
 def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from tabulate import tabulate
 
+from bench.analysis.latex import latex
 from bench.store import write_atomic
 
 FORMATS = ("md", "tex", "csv")
@@ -54,13 +54,15 @@ class Table:
 
 
 def render(table: Table, form: str) -> str:
-    """The table as text: "md" (GitHub), "tex" (needs booktabs) or "csv" (unrounded, one header line).
+    """The table as text: "md" (GitHub), "tex" (line 1 names its packages) or "csv" (unrounded, one header line).
 
     Raises ValueError for any other `form`. The same table gives the same bytes.
     """
     if form not in FORMATS:
         raise ValueError(f"unknown table format {form!r}, expected one of {', '.join(FORMATS)}")
-    return {"md": _markdown, "tex": _latex, "csv": _csv}[form](table)
+    if form == "tex":
+        return latex(table, _stacked(table)[table.keys :])
+    return {"md": _markdown, "csv": _csv}[form](table)
 
 
 def show(tables: Sequence[Table], console: Console) -> None:
@@ -171,40 +173,6 @@ def _markdown(table: Table) -> str:
     return "\n\n".join([f"**{table.title}**", grid, *filter(None, below)]) + "\n"
 
 
-def _latex(table: Table) -> str:
-    heads = [r" \\ ".join(map(_escape, lines)) for lines in _stacked(table)[table.keys :]]
-    heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
-    blocks = []
-    for condition, rows in table.blocks():  # as headings: a further column would be too much for a page
-        heading = (
-            [rf"\multicolumn{{{len(heads)}}}{{@{{}}l@{{}}}}{{\emph{{{_escape(condition)}}}}}"] if condition else []
-        )
-        lines = [*heading, *(" & ".join(map(_escape, row)) for row in rows)]
-        blocks.append("\n".join(rf"    {line} \\" for line in lines))
-    notes = "".join(f"\n    {_escape(note)}\\par" for note in [*table.answer, *table.footnotes])
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}[htbp]",
-            r"  \centering\small\setlength{\tabcolsep}{4pt}",
-            rf"  \caption{{\textbf{{{_escape(table.title)}.}} {_escape(' '.join(table.caption))}}}",
-            rf"  \label{{tab:{table.experiment}-{table.name}}}",
-            rf"  \begin{{tabular}}{{@{{}}l{'r' * (len(heads) - 1)}@{{}}}}",
-            r"    \toprule",
-            rf"    {' & '.join(heads)} \\",
-            r"    \midrule",
-            "\n    \\addlinespace\n".join(blocks),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"  \par\smallskip",
-            rf"  \begin{{minipage}}{{\linewidth}}\footnotesize{notes}",
-            r"  \end{minipage}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 def _csv(table: Table) -> str:
     return table.numbers.to_csv(index=False, lineterminator="\n")
 
@@ -218,23 +186,6 @@ def _named_once(table: Table) -> Iterator[list[str]]:
         before = condition
 
 
-TEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "_%&#${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "|": r"\textbar{}",
-        "<": "$<$",
-        ">": "$>$",
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        DAGGER: r"$^\dagger$",
-        EMPTY: "--",
-    }
-)
-
-
 def _stacked(table: Table) -> list[list[str]]:
     """Every header broken into lines no wider than its column's cells need, to keep the table narrow."""
     stacked = []
@@ -242,8 +193,3 @@ def _stacked(table: Table) -> list[list[str]]:
         widest = max(map(len, [*header.split(), *cells]))
         stacked.append(textwrap.wrap(header, widest, break_on_hyphens=False))
     return stacked
-
-
-def _escape(text: str) -> str:
-    """Text for LaTeX: special characters escaped, symbols in math mode, minus signs not hyphens."""
-    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))

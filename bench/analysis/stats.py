@@ -5,7 +5,9 @@ What statsmodels and scipy.stats have is taken from them, and imported where it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +15,7 @@ from scipy import special  # scipy.stats would do as well, at ten times the impo
 
 LEVEL = 0.95
 POWER = 0.8  # the usual one: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4
+MOST_EXAMPLES = 1_000_000  # of a test set
 MAX_EXACT_N = 20  # 2^19 signed sums, 4 MiB; beyond it the t test is as good
 
 
@@ -202,6 +205,19 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = proportion_confint(hits, trials, alpha=1 - level, method="wilson")
     return float(low), float(high)
+
+
+def examples(shares: ArrayLike) -> int | None:
+    """Of how many examples these are shares: the fewest of which each is a whole number; None if over a million.
+
+    Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
+    is never overstated.
+    """
+    values = np.unique(np.asarray(shares, dtype=float))
+    fractions = [Fraction(float(value)).limit_denominator(MOST_EXAMPLES) for value in values[~np.isnan(values)]]
+    count = math.lcm(*(fraction.denominator for fraction in fractions))
+    exact = all(abs(float(fraction) - value) < 1e-12 for fraction, value in zip(fractions, values, strict=False))
+    return count if exact and 1 < count <= MOST_EXAMPLES else None
 
 
 def _spread(sample: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""The tables of an experiment: by task, results, losses, cost and, where values are swept, every configuration."""
+"""The tables of an experiment: by task, results, losses, cost, budgets, statistics and every configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bench.analysis import by_task, footnotes, tuning
+from bench.analysis import budgets, by_task, footnotes, statistics, target, tuning
 from bench.analysis.answer import answer
+from bench.analysis.cells import counted, named, number, p_value, plain
 from bench.analysis.choice import phased
 from bench.analysis.conditions import names, value_text
-from bench.analysis.render import DAGGER, EMPTY, Table
-from bench.analysis.stats import Interval
+from bench.analysis.contrasts import Contrast, contrasts
+from bench.analysis.render import DAGGER, Table
 from bench.analysis.summary import Row, all_rows, comparison_frame, provenance, to_frame, tried_rows
 from bench.analysis.words import Words
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 
 def build(results: Results) -> list[Table]:
-    """The tables "tasks" (of several tasks), "results", "losses", "cost", "tuning" (if that was a phase of its own) and
-    "sweep" (if anything is), in this order.
+    """The tables of an experiment, in this order.
+
+    "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
+    "target" (where there is one), "tuning" (if that was a phase of its own) and "sweep" (if anything is).
 
     Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
     """
@@ -33,11 +36,17 @@ def build(results: Results) -> list[Table]:
     best = [row for row in rows if row.chosen]
     tried = tried_rows(results)
     tables = [by_task.table(words, results, best, rows)] if len(words.varied.get("task", [])) > 1 else []
+    compared = contrasts(results)
     tables += [
-        replace(_results(words, best, rows, list(tuning.notes_on(results.meta, tried))), answer=answer(results)),
+        replace(
+            _results(words, best, rows, compared, list(tuning.notes_on(results.meta, tried))), answer=answer(results)
+        ),
         _losses(words, best, rows),
         _cost(words, best, rows),
     ]
+    if compared and any(row.done for row in best):
+        tables += [budgets.table(words, results, best, rows), statistics.table(words, results, compared, best, rows)]
+        tables += filter(None, [target.table(words, results, best, rows)])
     if phased(results.meta):
         tables.append(tuning.table(words, results, tried, best))
     if results.meta["sweeps"]:
@@ -48,19 +57,21 @@ def build(results: Results) -> list[Table]:
 # ---- one configuration a row ---------------------------------------------------------------------------------
 
 
-def _results(words: Words, best: list[Row], rows: list[Row], of_tuning: list[str]) -> Table:
+def _results(words: Words, best: list[Row], rows: list[Row], compared: list[Contrast], of_tuning: list[str]) -> Table:
+    holm = {(one.condition, one.ours.label): one.p for one in compared if one.theirs.label == words.baseline}
+    p = [holm.get((row.condition, row.label), np.nan) for row in best]
     cells: dict[str, Callable[[Row], str]] = {
-        "optimizer": _name,
+        "optimizer": named,
         f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),
         f"difference to {words.baseline}{words.points}": words.difference,
-        "p": lambda row: EMPTY if row.difference is None else _p(row.difference.p_t),
+        "p (Holm)": lambda row: p_value(holm.get((row.condition, row.label), np.nan)),
         f"gap{words.points}": lambda row: words.mean(row.gap_metric),
-        "n": _n,
+        "n": counted,
     }
-    compared = (
+    paired = (
         f"Difference: test {words.metric} minus that of {words.baseline}{words.within()}, paired by seed, with its "
-        f"95% t interval; p: two-sided paired t test. Gap: train {words.metric} (true labels, no augmentation) "
-        "minus test."
+        f"95% t interval; p: two-sided paired t test, corrected by Holm's method over the rows. Gap: train "
+        f"{words.metric} (true labels, no augmentation) minus test."
     )
     notes = [
         *footnotes.choices(best, rows),
@@ -72,7 +83,8 @@ def _results(words: Words, best: list[Row], rows: list[Row], of_tuning: list[str
     ]
     fields = ["test_metric", "selected_metric", "val_metric", "train_metric", "noisy_metric", "gap_metric"]
     numbers = to_frame(best, fields, words.meta["metric"]).join(comparison_frame(best, words.meta["metric"]))
-    return _table(words, "results", "results", [words.measured(), compared], cells, best, notes, numbers)
+    numbers["p_holm"] = p
+    return _table(words, "results", "results", [words.measured(), paired], cells, best, notes, numbers)
 
 
 def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
@@ -83,11 +95,11 @@ def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
         f"loss after the last epoch: {each}. Train loss" if kinds else "cross-entropy after the last epoch, train loss"
     )
     cells: dict[str, Callable[[Row], str]] = {
-        "optimizer": _name,
-        f"train loss{unit}": lambda row: _plain(row.train_loss, ".3f"),
-        f"test loss{unit}": lambda row: _plain(row.test_loss, ".3f"),
-        f"gap{unit}": lambda row: _plain(row.gap_loss, ".3f"),
-        "n": _n,
+        "optimizer": named,
+        f"train loss{unit}": lambda row: plain(row.train_loss, ".3f"),
+        f"test loss{unit}": lambda row: plain(row.test_loss, ".3f"),
+        f"gap{unit}": lambda row: plain(row.gap_loss, ".3f"),
+        "n": counted,
     }
     about = (
         f"Mean {what} on true labels without augmentation; gap: test minus train. "
@@ -103,13 +115,13 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
     digits = 2 if longest < 10 else 1 if longest < 1000 else 0
     texts = any(row.tokens_per_second > 0 for row in best)
     cells: dict[str, Callable[[Row], str]] = {
-        "optimizer": _name,
-        "time (s)": lambda row: _plain(row.train_seconds, f",.{digits}f"),
-        "time ratio": lambda row: _number(row.seconds_ratio, ".2f", "×"),
-        "passes": lambda row: _number(row.passes, ",.0f"),
-        "passes ratio": lambda row: _number(row.passes_ratio, ".2f", "×"),
-        "peak (MB)": lambda row: _number(row.peak_memory_mb, ",.0f"),
-        **({"tokens/s": lambda row: _number(row.tokens_per_second, ",.0f")} if texts else {}),
+        "optimizer": named,
+        "time (s)": lambda row: plain(row.train_seconds, f",.{digits}f"),
+        "time ratio": lambda row: number(row.seconds_ratio, ".2f", "×"),
+        "passes": lambda row: number(row.passes, ",.0f"),
+        "passes ratio": lambda row: number(row.passes_ratio, ".2f", "×"),
+        "peak (MB)": lambda row: number(row.peak_memory_mb, ",.0f"),
+        **({"tokens/s": lambda row: number(row.tokens_per_second, ",.0f")} if texts else {}),
         "diverged, failed": lambda row: f"{row.diverged}, {row.failed}",
     }
     about = (
@@ -137,7 +149,7 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
         "optimizer": lambda row: row.title if row.complete else row.title + DAGGER,
         f"validation {words.metric}{words.brackets}": lambda row: words.mean(row.val_metric),
         **({} if apart else of_test),
-        "n": _n,
+        "n": counted,
         "chosen": lambda row: "chosen" if row.chosen and row.done else "",
     }
     notes = [
@@ -171,28 +183,3 @@ def _table(
     return Table(
         words.meta["name"], name, title, [*caption, *words.closing()], columns, text, notes, numbers, len(words.varied)
     )
-
-
-# ---- cells ---------------------------------------------------------------------------------------------------
-
-
-def _name(row: Row) -> str:
-    return row.name if row.complete else row.name + DAGGER
-
-
-def _n(row: Row) -> str:
-    return str(row.done) if row.complete else f"{row.done}/{row.planned}"
-
-
-def _plain(interval: Interval, form: str) -> str:
-    """An interval in its own unit, as mean ± half-width; the mean alone where there is no interval."""
-    mean = _number(interval.mean, form)
-    return mean if interval.n < 2 else f"{mean} ± {interval.half_width:{form}}"
-
-
-def _number(value: float, form: str, unit: str = "") -> str:
-    return EMPTY if np.isnan(value) else f"{value:z{form}}{unit}"
-
-
-def _p(value: float) -> str:
-    return EMPTY if np.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

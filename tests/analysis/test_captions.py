@@ -42,7 +42,9 @@ def notes(found: Table) -> str:
 def test_every_caption_carries_the_notes_once(make_glue: Make) -> None:
     other = "The weights are someone's."
     built = tables.build(make_glue(TWO, LABELS, notes=[NOTE, other, NOTE]))
-    assert [found.name for found in built] == ["tasks", "results", "losses", "cost", "sweep"]
+    assert [found.name for found in built] == [
+        *("tasks", "results", "losses", "cost", "budgets", "statistics", "target", "sweep"),
+    ]
     for found in built:
         assert found.caption.count(NOTE) == found.caption.count(other) == 1
         chosen, origin = (next(i for i, said in enumerate(found.caption) if key in said) for key in ("chosen", "Hardw"))
@@ -71,7 +73,7 @@ def test_the_caption_says_what_is_shown(make_glue: Make) -> None:
 
 def test_a_metric_without_unit_is_shown_times_100(make_glue: Make) -> None:
     found = table(make_glue(TWO, LABELS, seeds=(0, 1, 2)), "results")
-    assert found.columns == ["task", "optimizer", "test score", "difference to adamw", "p", "gap", "n"]
+    assert found.columns == ["task", "optimizer", "test score", "difference to adamw", "p (Holm)", "gap", "n"]
     assert "Test score after the last epoch: the task's official metric times 100; higher" in caption(found)
     shown = found.rows[0][2].split(" ± ")
     assert [len(number.partition(".")[2]) for number in shown] == [2, 2]

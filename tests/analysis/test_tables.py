@@ -15,10 +15,12 @@ import pytest
 from rich.console import Console
 
 from bench.analysis import render, tables
+from bench.analysis.latex import TEX
 from bench.analysis.render import Table
 from bench.records import Results
 
 Make = Callable[..., Results]
+NAMES = ["budgets", "cost", "losses", "results", "statistics", "sweep", "target"]
 LABELS = ["sgd", "sgd-2x", "adam", "sam", "asam"]
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -50,7 +52,7 @@ def set_test_accuracy(records: pd.DataFrame) -> pd.DataFrame:
 
 def test_results_cells_by_hand(make_results: Make) -> None:
     found = table(make_results({"sgd": {}, "adam": {}}, seeds=(0, 1, 2), change=set_test_accuracy), "results")
-    assert found.columns[1:] == ["test accuracy (%)", "difference to sgd (points)", "p", "gap (points)", "n"]
+    assert found.columns[1:] == ["test accuracy (%)", "difference to sgd (points)", "p (Holm)", "gap (points)", "n"]
     # sd 2 and 1 points at n=3: half-widths 4.302653 * sd / sqrt(3) = 4.97 and 2.48; p as in test_summary.
     assert found.rows[0] == ["sgd", "92.00 ± 4.97", "–", "–", "2.00 ± 2.48", "3"]
     assert found.rows[1] == ["adam", "94.00 ± 4.30", "+2.00 [-0.48, +4.48]", "0.074", "2.00 ± 2.48", "3"]
@@ -72,7 +74,7 @@ def test_sweep_table_marks_one_choice_a_label_and_goes_without_a_sweep(make_resu
     found = table(make_results(), "sweep")
     assert [cells[0].split()[0] for cells in found.rows if cells[-1] == "chosen"] == ["sam", "asam"]
     names = [found.name for found in tables.build(make_results({"sgd": {}, "adam": {}}))]
-    assert names == ["results", "losses", "cost"]
+    assert names == ["results", "losses", "cost", "budgets", "statistics", "target"]
 
 
 def test_incomplete_rows_are_marked_and_told(make_results: Make) -> None:
@@ -146,11 +148,14 @@ def test_captions_carry_definition_choice_and_origin(make_results: Make) -> None
 def test_formats_give_the_same_numbers(make_results: Make) -> None:
     for found in tables.build(make_results(status=LOST)):
         markdown = re.sub(r"[|\s†:-]+", " ", render.render(found, "md").split("\n\n")[1])
-        latex = render.render(found, "tex")
+        latex = render.render(found, "tex").replace("$-$", "-").replace(r"\pm", r"$\pm$").replace("< ", "$<$")
+        latex = latex.replace(r" {$^\dagger$}", r"$^\dagger$")  # what siunitx reads is text again
         for cells in found.rows:
             for cell in cells:
                 assert re.sub(r"[|\s†:-]+", " ", cell).strip() in markdown
-                assert cell.translate(render.TEX) in latex.replace("$-$", "-")
+                assert cell.translate(TEX) in latex.replace("$-$", "-").replace(r"\pm", r"$\pm$").replace(
+                    "< ", "$<$"
+                ).replace(" {$^\\dagger$}", "$^\\dagger$")
     found = table(make_results(status=LOST), "results")
     numbers = pd.read_csv(io.StringIO(render.render(found, "csv")))
     for cells, mean in zip(found.rows, numbers["test_acc_mean [%]"], strict=True):
@@ -169,17 +174,20 @@ def test_latex_is_balanced_and_escaped(make_results: Make) -> None:
     results = make_results(title="50% & more: a_b #1 {x} $y$ ~z^2 \\o <1>", status=LOST)
     for found in tables.build(results):
         text = render.render(found, "tex")
-        for environment in ("table", "tabular", "minipage"):
+        for environment in re.findall(r"\\begin\{(\w+)\}", text):
             assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 1
         bare = re.sub(r"\\[_%&#${}]", "", text)
         assert bare.count("{") == bare.count("}")
         assert bare.count("$") % 2 == 0
         assert r"50\% \& more: a\_b \#1 \{x\} \$y\$" in text
-        body = bare.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
-        lines = [line for line in body.splitlines() if line.strip()]
-        assert {line.count("&") for line in lines} == {len(found.columns) - 1}
+        start = r"\endfoot" if r"\endfoot" in bare else r"\toprule"
+        body = bare.split(start)[1].split(r"\bottomrule")[0].split(r"\end{longtable}")[0].replace(r"\midrule", "")
+        lines = [line for line in body.splitlines() if line.strip() and line.strip() != r"\addlinespace"]
+        headings = [line for line in lines if line.lstrip().startswith(r"\multicolumn")]
+        assert len(headings) == (len(found.blocks()) if found.keys else 0)
+        assert {line.count("&") for line in lines if line not in headings} == {len(found.columns) - found.keys - 1}
         assert all(line.endswith(r" \\") for line in lines)
-        caption = re.search(r"\\caption\{(.*)\}\n", bare)
+        caption = re.search(r"\\caption\{(.*)\}(?=\\label|\n)", bare)
         assert caption is not None
         assert not re.search(r"[_%&#^~±×†]", caption[1])
         assert text.isascii()
@@ -199,8 +207,11 @@ def test_the_terminal_is_wide_enough(make_results: Make, width: int) -> None:
         lines = console.file.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert "…" not in console.file.getvalue()
+        side_by_side = found.name != "statistics"  # whose columns go on below
         for cells in found.rows:
-            assert any(all(cell in line for cell in cells) for line in lines)
+            shown = cells[found.keys :]
+            assert not side_by_side or any(all(cell in line for cell in shown) for line in lines)
+            assert all(any(cell in line for line in lines) for cell in shown)
 
 
 def test_unknown_formats_are_refused(make_results: Make) -> None:
@@ -211,7 +222,7 @@ def test_unknown_formats_are_refused(make_results: Make) -> None:
 def test_written_twice_gives_the_same_bytes(make_results: Make, tmp_path: Path) -> None:
     first = {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
     assert sorted(path.name for path in first if path.parent == tmp_path / "tables") == [
-        f"{name}.{form}" for name in ("cost", "losses", "results", "sweep") for form in ("csv", "md", "tex")
+        f"{name}.{form}" for name in NAMES for form in ("csv", "md", "tex")
     ]
     assert first == {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
 
@@ -225,16 +236,68 @@ def test_analysis_leaves_torch_and_pyplot_unimported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-@pytest.mark.parametrize("vary", [{}, {"task.augment": ["basic", "cutout"], "task": ["cifar10", "cifar100"]}])
-def test_latex_compiles(make_results: Make, tmp_path: Path, vary: dict[str, list[str]]) -> None:
-    render.write(tables.build(make_results(status=LOST, vary=vary)), tmp_path)
-    inputs = "".join(rf"\input{{tables/{name}}}" for name in ("results", "losses", "cost", "sweep"))
-    (tmp_path / "paper.tex").write_text(
-        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
+PACKAGES = {"booktabs", "siunitx", "adjustbox", "rotating", "longtable", "pdflscape"}
+needs_tex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-science)")
+
+
+def compile_tables(built: list[Table], folder: Path) -> str:
+    """What pdflatex says of the tables in an article, on the narrowest page there is; it must not fail."""
+    render.write(built, folder)
+    inputs = "\n".join(rf"\input{{tables/{found.name}}}" for found in built)
+    packages = ",".join(sorted(PACKAGES))
+    (folder / "paper.tex").write_text(
+        rf"\documentclass{{article}}\usepackage{{{packages}}}\begin{{document}}{inputs}\end{{document}}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \((\S+)pt", done.stdout)]
-    assert max(too_wide, default=0) < 5, "on the narrowest page there is, that of the class article"
+    return done.stdout
+
+
+@needs_tex
+def test_latex_compiles_and_fits_the_page(make_results: Make, make_glue: Make, tmp_path: Path) -> None:
+    labels = {"adamw": {}, "sgd": {}, "adam": {}, "adamw-2x": {"epochs": 12}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
+    vary = {"task.augment": ["basic", "cutout"], "task": ["cifar10", "cifar100"]}
+    small, several = make_results(status=LOST, title="50% & a_b"), make_results(status=LOST, vary=vary)
+    wide = make_glue(labels={**labels, "asam": {}}, seeds=(0, 1, 2))
+    for name, results in {"small": small, "several": several, "wide": wide}.items():
+        (tmp_path / name).mkdir()
+        said = compile_tables(tables.build(results), tmp_path / name)
+        too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \((\S+)pt", said)]
+        assert max(too_wide, default=0) < 5, name
+        assert "Float too large" not in said, name
+        assert "Package siunitx Warning" not in said
+
+
+def test_long_tables_break_and_wide_ones_are_turned(make_results: Make, make_glue: Make) -> None:
+    noise = {"label_noise": [round(0.05 * step, 2) for step in range(12)]}
+    sweep = render.render(table(make_results(vary=noise), "sweep"), "tex")
+    assert r"\begin{longtable}" in sweep
+    assert r"\endhead" in sweep
+    assert r"\begin{table}" not in sweep
+    labels = {label: {} for label in ("adamw", "sgd", "adam", "sam", "asam", "lion", "lars")}
+    by_task = render.render(table(make_glue(labels=labels, seeds=(0, 1, 2)), "tasks"), "tex")
+    assert r"\begin{sidewaystable}" in by_task or r"\begin{landscape}" in by_task
+    assert "table}" in render.render(table(make_results(), "losses"), "tex")
+
+
+def test_the_first_line_names_the_packages_that_are_used(make_results: Make) -> None:
+    uses = {
+        "adjustbox": "{adjustbox}",
+        "rotating": "{sidewaystable}",
+        "longtable": "{longtable}",
+        "pdflscape": "{landscape}",
+    }
+    for found in tables.build(make_results()):
+        first, *others = render.render(found, "tex").splitlines()
+        named = set(first.partition("{")[2].rstrip("}").split(","))
+        assert named == {"booktabs", "siunitx"} | {
+            name for name, use in uses.items() if any(use in line for line in others)
+        }
+
+
+def test_numbers_are_aligned_and_everything_else_is_text(make_results: Make) -> None:
+    latex = render.render(table(make_results(status=LOST), "results"), "tex")
+    assert "S[table-format=2.2(" in latex
+    assert re.search(r"^ +sgd\$\^\\dagger\$ & \d\d\.\d\d \\pm \d\.\d\d & -- & \{--\} & ", latex, flags=re.M)
+    assert "{4/5}" not in latex, "a column of mixed cells is one of text"

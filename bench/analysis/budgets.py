@@ -1,0 +1,273 @@
+"""The table of three budgets: the same optimizers at equal epochs, at equal gradient passes and at equal wall-clock.
+
+They are three questions with three answers. Epochs count how often the data is seen; passes count the work, whatever it
+takes; wall-clock is what one waits, on this hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis import footnotes
+from bench.analysis.cells import named, seconds
+from bench.analysis.conditions import KEY, conditions, keyed, merged, names, value_text
+from bench.analysis.contrasts import finished, wrappers
+from bench.analysis.render import EMPTY, Table
+from bench.analysis.stats import Interval, mean_interval
+from bench.analysis.summary import Row
+from bench.analysis.words import Words
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+CUT = "‡"
+EPOCHS, PASSES, TIME = "epochs", "passes", "time"
+COSTS = {PASSES: "passes", TIME: "train_seconds"}
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one optimizer reaches within a budget.
+
+    Attributes:
+        equal: which budget: "epochs", "passes" or "time".
+        budget: of a run: epochs, passes or seconds; the mean over seeds.
+        used: the share of it that was used where the metric was measured, the mean over seeds.
+        epoch: after which it was measured, the mean over seeds.
+        values: the metric (a fraction) by seed, of the runs that had an evaluation within the budget.
+        cut: how many of those were measured before their schedule had ended.
+        without: how many finished runs had no evaluation within the budget.
+        reference: the label that the difference is to; "" for that label itself.
+        difference: paired by seed.
+    """
+
+    row: Row
+    equal: str
+    budget: float
+    used: float
+    epoch: float
+    values: pd.Series
+    cut: int
+    without: int
+    reference: str = ""
+    difference: Interval = field(default_factory=lambda: mean_interval([]))
+
+
+def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
+    """Every chosen row within every budget: condition by condition, epochs, then passes, then time.
+
+    Equal epochs: the rows with as many as the baseline. Equal passes and equal time: for each seed what the dearest of
+    the optimizers that wrap another (SAM and its relatives, with the baseline's epochs if there are such) used on that
+    seed; where nothing wraps, the dearest of all. A run that needs more is measured at its last evaluation within the
+    budget; nothing is interpolated.
+
+    Differences at equal epochs are to the baseline; at equal passes and time to that entry of the baseline's optimizer
+    which uses most of the budget (the one with twice the epochs, usually). Neither looks at any score.
+    """
+    points = _points(results, best)
+    found: list[Spent] = []
+    for condition in conditions(results.meta):
+        rows = [row for row in best if row.condition == condition]
+        here = {row.label: points[condition, row.label] for row in rows}
+        found += _at_equal_epochs(rows, here, results.meta["baseline"])
+        for equal, column in COSTS.items():
+            found += _within(results, rows, here, equal, column)
+    return found
+
+
+def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.DataFrame]:
+    """Every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
+
+    Columns: seed, epoch, passes, train_seconds, value (the test metric) and last.
+    """
+    metric = f"test_{results.meta['metric']['key']}"
+    columns = ["run_id", "epoch", "passes", "train_seconds", "value"]
+    runs = finished(results).rename(columns={metric: "value", "epochs": "epoch"})
+    curves = keyed(results.curves).rename(columns={metric: "value"})
+    before = curves[columns].merge(runs[["run_id", "epoch"]], on="run_id", suffixes=("", "_last"))
+    before = before[before["epoch"] < before["epoch_last"]].assign(last=False)
+    every = pd.concat([before[[*columns, "last"]], runs[columns].assign(last=True)], ignore_index=True)
+    every = every.merge(runs[["run_id", "seed", "condition", "optimizer", "config"]], on="run_id").dropna(
+        subset="value"
+    )
+    wanted = {(row.condition, row.label): row.config for row in best}
+    every = every.sort_values(["seed", "epoch"], kind="stable")
+    places: Any = every.groupby(KEY, sort=False).indices
+    return {key: every.iloc[places.get((*key, config), [])] for key, config in wanted.items()}
+
+
+def _at_equal_epochs(rows: Sequence[Row], points: dict[str, pd.DataFrame], baseline: str) -> Iterator[Spent]:
+    epochs = next(row.epochs for row in rows if row.label == baseline)
+    reached = []
+    for row in rows:
+        if row.epochs == epochs:
+            last = points[row.label][points[row.label]["last"]]
+            values = last.set_index("seed")["value"]
+            reached.append(Spent(row, EPOCHS, epochs, 1.0, epochs, values, 0, 0))
+    return _compared(reached, baseline)
+
+
+def _within(
+    results: Results, rows: Sequence[Row], points: dict[str, pd.DataFrame], equal: str, column: str
+) -> Iterator[Spent]:
+    budget = _budget(_spenders(results, rows), points, column)
+    reached = []
+    for row in rows:
+        every = points[row.label]
+        limit = every["seed"].map(budget)
+        inside = every[every[column] <= limit * (1 + ROUNDING)].groupby("seed").tail(1).set_index("seed")
+        runs = every.loc[limit.notna(), "seed"].nunique()
+        used = float((inside[column] / budget).mean())
+        cut, epoch = int((~inside["last"].astype(bool)).sum()), float(inside["epoch"].mean())
+        amount = float(budget.mean())
+        reached.append(Spent(row, equal, amount, used, epoch, inside["value"], cut, runs - len(inside)))
+    kin = [one for one in reached if one.row.label in _kin(results)]
+    reference = max(kin, key=lambda one: -1.0 if np.isnan(one.used) else one.used)
+    return _compared(reached, reference.row.label)
+
+
+def _budget(spenders: Sequence[str], points: dict[str, pd.DataFrame], column: str) -> pd.Series:
+    """What the dearest of these labels used, by seed."""
+    last = pd.concat([points[label][points[label]["last"]] for label in spenders])
+    budget: pd.Series = last.groupby("seed")[column].max()
+    return budget
+
+
+def _spenders(results: Results, rows: Sequence[Row]) -> list[str]:
+    epochs = {row.label: row.epochs for row in rows}
+    wrapping = wrappers(results)
+    same = [label for label in wrapping if epochs[label] == epochs[results.meta["baseline"]]]
+    return same or wrapping or list(epochs)
+
+
+def _kin(results: Results) -> list[str]:
+    """The baseline and the other labels of its optimizer."""
+    records = results.records
+    about = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).astype(str)
+    mine = tuple(about.loc[results.meta["baseline"]])
+    return [label for label in results.meta["labels"] if tuple(about.loc[label]) == mine]
+
+
+def _compared(reached: Sequence[Spent], reference: str) -> Iterator[Spent]:
+    theirs = next(one.values for one in reached if one.row.label == reference)
+    for one in reached:
+        if one.row.label == reference:
+            yield one
+        else:
+            yield replace(one, reference=reference, difference=mean_interval(one.values - theirs))
+
+
+# ---- the table -----------------------------------------------------------------------------------------------
+
+
+def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
+    """The table "budgets".
+
+    Args:
+        best: the chosen row of every condition and label.
+        rows: all of them.
+    """
+    found = spent(results, best)
+    columns = [*names(words.varied), "equal", "optimizer", "epochs", "budget used"]
+    columns += [f"test {words.metric}{words.brackets}", f"difference{words.points}", "n"]
+    text = [
+        [
+            *map(value_text, one.row.varied.values()),
+            _budget_text(one),
+            named(one.row),
+            f"{one.epoch:.4g} of {one.row.epochs:g}{CUT}" if one.cut else f"{one.row.epochs:g}",
+            EMPTY if np.isnan(one.used) else f"{100 * one.used:.0f}%",
+            words.mean(mean_interval(one.values)),
+            _difference(words, one),
+            str(len(one.values)),
+        ]
+        for one in found
+    ]
+    caption = [
+        f"Test {words.metric}{words.brackets} that each optimizer reaches within three budgets{words.within()}; "
+        f"{words.better} is better. Mean over seeds ± half-width of the 95% Student-t interval.",
+        "Equal epochs: after the last epoch, of the rows with the baseline's number of epochs. Equal passes and equal "
+        "time (of training): for each seed as much as the dearest "
+        f"{'optimizer that wraps another' if wrappers(results) else 'optimizer'} used on it; a run that needs more is "
+        "measured at its last evaluation within the budget. Nothing is interpolated.",
+        "Difference: paired by seed, with its 95% t interval.",
+    ]
+    notes = [*footnotes.choices(best, rows), *_notes(found, conditions(results.meta)), *footnotes.mixed(words.source)]
+    title = f"{words.meta['title']}: three budgets"
+    numbers = _numbers(words, found)
+    keys = len(words.varied) + 1
+    name = words.meta["name"]
+    return Table(name, "budgets", title, [*caption, *words.closing()], columns, text, notes, numbers, keys)
+
+
+def _budget_text(one: Spent) -> str:
+    if np.isnan(one.budget):
+        return one.equal
+    amounts = {EPOCHS: f"{one.budget:g}", PASSES: f"{one.budget:,.0f}", TIME: seconds(one.budget)}
+    return f"{one.equal} ({amounts[one.equal]})"
+
+
+def _difference(words: Words, one: Spent) -> str:
+    if one.difference.n == 0:
+        return EMPTY
+    bounds = f" {words.signed_bounds(one.difference)}" if one.difference.n > 1 else ""
+    return words.signed_mean(one.difference) + bounds
+
+
+def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
+    references: dict[tuple[str, str], dict[str, None]] = {}
+    for one in found:
+        if one.reference:
+            references.setdefault((one.row.condition, one.reference), {})[one.equal] = None
+    told = [
+        (condition, f"Differences at equal {' and '.join(kinds)} are to {label}", "")
+        for (condition, label), kinds in references.items()
+    ]
+    yield from (f"{note}." for note in merged(told, among))
+    if any(one.cut for one in found):
+        yield (
+            f"{CUT} measured before its schedule had ended, with the learning rate not yet down: a schedule made for "
+            "this budget might do better."
+        )
+    lost = [
+        (
+            one.row.condition,
+            f"{one.row.label} at equal {one.equal}",
+            f": {one.without} runs had no evaluation within it.",
+        )
+        for one in found
+        if one.without
+    ]
+    yield from merged(lost, among)
+
+
+def _numbers(words: Words, found: Sequence[Spent]) -> pd.DataFrame:
+    unit = f" [{words.unit}]" if words.unit else ""
+    data: list[dict[str, Any]] = []
+    for one in found:
+        metric, difference = mean_interval(one.values).scaled(words.scale), one.difference.scaled(words.scale)
+        data.append(
+            {
+                **({"condition": one.row.condition, **one.row.varied} if one.row.varied else {}),
+                "equal": one.equal,
+                "budget": one.budget,
+                "optimizer": one.row.label,
+                "config": one.row.config,
+                "epochs": one.row.epochs,
+                "measured_after_epoch": one.epoch,
+                "used": one.used,
+                "cut": one.cut,
+                "without": one.without,
+                "n": metric.n,
+                **{f"test_{part}{unit}": getattr(metric, part) for part in ("mean", "low", "high")},
+                "reference": one.reference,
+                **{f"difference_{part}{unit}": getattr(difference, part) for part in ("mean", "low", "high")},
+            }
+        )
+    return pd.DataFrame(data)

@@ -1,0 +1,183 @@
+"""A table in LaTeX: booktabs, numbers aligned by siunitx; turned where it is wide, over several pages where long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.analysis.render import Table
+
+WIDTH, HEIGHT = 345.0, 550.0  # points of the text on a page of the class article, the narrowest there is
+WIDEST = 1.25  # times that width: so far a table is made smaller, beyond it is turned
+LETTER, GAP, LINE = 4.6, 8.0, 11.5  # points, in \small
+NUMBER = re.compile(
+    r"(?P<less><?)(?P<sign>[+-]?)(?P<whole>[\d,]+)(?:\.(?P<part>\d+))?(?: ± (?P<error>[\d.,]+))?(?P<mark>[†‡]*)"
+)
+BLANK = ("", "–")
+
+TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "†": r"$^\dagger$",
+        "‡": r"$^\ddagger$",
+        "–": "--",
+        "“": "``",
+        "”": "''",
+        "≥": r"$\geq$",
+    }
+)
+
+
+def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
+    """The table as a float of LaTeX, or as a longtable if that would not fit on a page.
+
+    It fits the text of the class article: up to a quarter wider it is made smaller, beyond that turned on its side. The
+    first line names the packages it needs.
+
+    Args:
+        heads: the lines of each column's header, those of the condition left out.
+    """
+    blocks = list(_blocks(table, len(heads)))
+    columns = [list(column) for column in zip(*(row for _, rows in table.blocks() for row in rows), strict=True)]
+    kinds = [_kind(column) if place else "l" for place, column in enumerate(columns)]
+    width = sum(max(map(len, [*head, *cells])) * LETTER + GAP for head, cells in zip(heads, columns, strict=True))
+    shown = [_head(head, kind) for head, kind in zip(heads, kinds, strict=True)]
+    body = "\n    \\addlinespace\n".join(
+        "\n".join([*heading, *(rf"    {_row(row, kinds)} \\" for row in rows)]) for heading, rows in blocks
+    )
+    caption = rf"\caption{{\textbf{{{escape(table.title)}.}} {escape(' '.join(table.caption))}}}"
+    label = rf"\label{{tab:{table.experiment}-{table.name}}}"
+    notes = [rf"    {escape(note)}\par" for note in [*table.answer, *table.footnotes]]
+    turned = width > WIDEST * WIDTH
+    head = rf"    {' & '.join(shown)} \\"
+    across, down = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
+    texts = [table.title + " ".join(table.caption), *table.answer, *table.footnotes]
+    lines = sum(-(-len(text) * LETTER // across) for text in texts) + len(table.rows) + 2 * len(blocks) + 5
+    if lines * LINE > down:
+        return _long(caption, label, kinds, head, body, notes, turned=turned)
+    return _float(caption, label, kinds, head, body, notes, turned=turned)
+
+
+SETUP = (
+    r"  \sisetup{separate-uncertainty, table-align-uncertainty=false, input-decimal-markers={.}, input-ignore={,}, group-separator={,}, "
+    r"group-minimum-digits=4, retain-explicit-plus}"
+)
+
+
+def _float(
+    caption: str, label: str, kinds: Sequence[str], head: str, body: str, notes: Sequence[str], *, turned: bool
+) -> str:
+    environment = "sidewaystable" if turned else "table"
+    return "\n".join(
+        [
+            rf"% needs \usepackage{{booktabs,siunitx,adjustbox{',rotating' if turned else ''}}}",
+            rf"\begin{{{environment}}}{'' if turned else '[htbp]'}",
+            r"  \centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
+            SETUP,
+            f"  {caption}",
+            f"  {label}",
+            r"  \begin{adjustbox}{max width=\linewidth}",
+            rf"  \begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
+            r"    \toprule",
+            head,
+            r"    \midrule",
+            body,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"  \end{adjustbox}",
+            *([r"  \par\smallskip", r"  \begin{minipage}{\linewidth}\footnotesize"] if notes else []),
+            *([*notes, r"  \end{minipage}"] if notes else []),
+            rf"\end{{{environment}}}",
+            "",
+        ]
+    )
+
+
+def _long(
+    caption: str, label: str, kinds: Sequence[str], head: str, body: str, notes: Sequence[str], *, turned: bool
+) -> str:
+    return "\n".join(
+        [
+            rf"% needs \usepackage{{booktabs,siunitx,longtable{',pdflscape' if turned else ''}}}",
+            *([r"\begin{landscape}"] if turned else []),
+            rf"\begingroup\{'footnotesize' if turned else 'small'}\setlength{{\tabcolsep}}{{4pt}}"
+            r"\setlength{\LTcapwidth}{\linewidth}\setlength{\parindent}{0pt}",
+            SETUP,
+            rf"  \begin{{longtable}}{{@{{}}{''.join(kinds)}@{{}}}}",
+            f"  {caption}{label}" + r" \\",
+            r"    \toprule",
+            head,
+            r"    \midrule",
+            r"  \endfirsthead",
+            r"    \toprule",
+            head,
+            r"    \midrule",
+            r"  \endhead",
+            r"    \bottomrule",
+            r"  \endfoot",
+            body,
+            r"  \end{longtable}",
+            *([r"  \footnotesize", *notes] if notes else []),
+            r"\endgroup",
+            *([r"\end{landscape}"] if turned else []),
+            "",
+        ]
+    )
+
+
+def _blocks(table: Table, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Every block with its condition as a heading: a further column would be too much for a page."""
+    for condition, rows in table.blocks():
+        named = rf"    \multicolumn{{{columns}}}{{@{{}}l@{{}}}}{{\emph{{{escape(condition)}}}}} \\"
+        yield ([named] if condition else []), rows
+
+
+def _kind(cells: Sequence[str]) -> str:
+    """The column: S where all cells that are not empty are numbers, with room for the widest; else text."""
+    numbers = [NUMBER.fullmatch(cell) for cell in cells if cell not in BLANK]
+    found = [number for number in numbers if number]
+    if not found or len(found) < len(numbers):
+        return "r"
+    less, sign = (max((number[part] for number in found), key=len) for part in ("less", "sign"))
+    whole = max(len(number["whole"].replace(",", "")) for number in found)
+    part = max(len(number["part"] or "") for number in found)
+    error = max(len((number["error"] or "").replace(",", "").replace(".", "")) for number in found)
+    digits = f"{whole}{f'.{part}' * bool(part)}{f'({error})' * bool(error)}"
+    return f"S[table-format={less}{sign and '+'}{digits}]"
+
+
+def _row(cells: Sequence[str], kinds: Sequence[str]) -> str:
+    return " & ".join(_cell(cell, kind) for cell, kind in zip(cells, kinds, strict=True))
+
+
+def _cell(cell: str, kind: str) -> str:
+    """A number as siunitx reads it, anything else as text, in braces where the column is of numbers."""
+    number = NUMBER.fullmatch(cell)
+    if not kind.startswith("S"):
+        return escape(cell)
+    if number is None:
+        return f"{{{escape(cell)}}}"
+    plain = cell.removesuffix(number["mark"]) if number["mark"] else cell
+    mark = f" {{{escape(number['mark'])}}}" if number["mark"] else ""
+    return plain.replace(" ± ", r" \pm ").replace("<", "< ") + mark
+
+
+def _head(lines: Sequence[str], kind: str) -> str:
+    text = r" \\ ".join(map(escape, lines))
+    text = rf"\shortstack[r]{{{text}}}" if len(lines) > 1 else text
+    return f"{{{text}}}" if kind.startswith("S") else text
+
+
+def escape(text: str) -> str:
+    """Text for LaTeX: special characters escaped, symbols in math mode, minus signs not hyphens."""
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))
