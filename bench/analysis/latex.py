@@ -69,8 +69,8 @@ def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
 
 
 SETUP = (
-    r"  \sisetup{separate-uncertainty, table-align-uncertainty=false, input-decimal-markers={.}, input-ignore={,}, group-separator={,}, "
-    r"group-minimum-digits=4, retain-explicit-plus}"
+    r"  \sisetup{separate-uncertainty, table-align-uncertainty=false, input-decimal-markers={.}, input-ignore={,}, "
+    r"group-separator={,}, group-minimum-digits=4, retain-explicit-plus}"
 )
 
 

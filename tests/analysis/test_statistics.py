@@ -82,7 +82,7 @@ def test_the_test_sets_own_error_is_said(make_results: Make) -> None:
     (note,) = (note for note in found(results).footnotes if note.startswith("The test set"))
     # 563 of 597; Wilson by hand: centre (563 + 1.9207) / (597 + 3.8415) = 94.02 %, half-width 1.88 %
     assert "has 597 examples" in note
-    assert "[92.14, 95.90]" in note
+    assert "[92.15, 95.90]" in note
     assert not [note for note in found(make_results(TWO)).footnotes if note.startswith("The test set")], (
         "no such shares"
     )

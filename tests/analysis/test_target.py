@@ -112,7 +112,7 @@ def test_cells_and_numbers(make_results: Make) -> None:
 
 def test_after_a_phase_of_tuning_the_target_is_that_of_the_runs_that_chose(make_phased: Make) -> None:
     results = make_phased(
-        {"sgd": "lr=0.1", "sam": "rho=0.1"}, {"sgd": {"sweep": ("lr", (0.1,))}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
+        {"sgd": "lr=0.1", "sam": "rho=0.2"}, {"sgd": {"sweep": ("lr", (0.1,))}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
     )
     chosen = results.records["phase"].eq("tune") & results.records["optimizer"].eq("sgd")
     expected = results.records.loc[chosen, "val_acc"].mean()
