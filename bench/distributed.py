@@ -194,7 +194,7 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
 
 def _listen(news: Listener, ranks: Sequence[Rank], report: Report, stop: Callable[[], bool]) -> str:
     """Hand on the news until all have ended; how the run has: "done" or "stopped"."""
-    told_to_stop, last, deadline = False, "", float("inf")
+    told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
     while True:
         ended = [rank.process.poll() is not None for rank in ranks]  # before reading: nothing comes after
@@ -203,9 +203,11 @@ def _listen(news: Listener, ranks: Sequence[Rank], report: Report, stop: Callabl
                 report(message["done"], message["epochs"], message["measured"])
             elif message["kind"] in ("done", "stopped"):
                 last, deadline = message["kind"], time.monotonic() + FAREWELL_SECONDS
+            elif message["kind"] == "left":  # a further node: its processes would be cut off in their last moments
+                away -= 1
         if any(map(_is_bad, news.messages)) or any(rank.process.poll() for rank in ranks):
             raise _cause(news, ranks)
-        if all(ended) or time.monotonic() > deadline:
+        if (all(ended) and not away) or time.monotonic() > deadline:
             return last
         if stop() and not told_to_stop:
             told_to_stop = True

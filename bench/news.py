@@ -46,6 +46,7 @@ class Listener:
     def __init__(self, processes: int, nodes: int = 1) -> None:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it chooses a port that is free
         self.processes = processes
+        self.nodes = nodes
         self._senders = [*map(str, range(processes)), *(f"node {node}" for node in range(1, nodes))]
         self._read: Counter[str] = Counter()
         self.port: int = self._store.port

@@ -56,9 +56,9 @@ def answer(call: Call, node: int) -> None:
     try:
         while any(rank.process.poll() is None for rank in ranks) and not any(rank.process.poll() for rank in ranks):
             time.sleep(0.1)
-        for rank in ranks:
-            if death := rank.death():
-                teller.tell(death)
+        deaths = [death for rank in ranks if (death := rank.death())]
+        for message in deaths or [{"kind": "left"}]:
+            teller.tell(message)
     finally:
         for rank in ranks:
             rank.end()

@@ -177,19 +177,19 @@ def test_a_process_that_is_killed_on_the_other_node_is_named_and_the_run_can_be_
     assert len(site.weights()) == 1
 
 
-@pytest.mark.parametrize("module", ["bench.launch.helper", "bench.launch.node"])
-def test_a_node_that_is_lost_ends_the_job_on_both(
-    site: Site, queue: Queue, undisturbed: dict[str, str], module: str
+def test_a_node_that_is_lost_ends_the_job_on_both_and_the_next_launch_completes_it(
+    site: Site, queue: Queue, undisturbed: dict[str, str]
 ) -> None:
     site.slow(True)
-    site.submit(*ON_BOTH, "--seeds", "1")
-    queue.wait_for(site.working)
-    (job,) = site.job_ids()
-    for pid in pids_of(job, module):
-        os.kill(pid, signal.SIGKILL)
-    assert queue.wait_until_over([job]) == ["FAILED"]
-    queue.wait_for(lambda: not ranks(site))
+    for module in ("bench.launch.node", "bench.launch.helper"):  # of the first node, and of the other one
+        site.submit(*ON_BOTH, "--seeds", "1", "--checkpoint-minutes", "0")
+        queue.wait_for(lambda: len(ranks(site)) == 2 and site.working())
+        job = site.job_ids()[-1]
+        for pid in pids_of(job, module):
+            os.kill(pid, signal.SIGKILL)
+        assert queue.wait_until_over([job]) == ["FAILED"]
+        queue.wait_for(lambda: not ranks(site))
     site.slow(False)
     site.submit(*ON_BOTH, "--seeds", "1", "--wait")
     assert site.weights().items() <= undisturbed.items()
-    assert len(site.weights()) == 1
+    assert (len(site.weights()), site.resumes()) == (1, 1)
