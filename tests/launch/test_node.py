@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.distributed import Call, Team
+from bench.distributed import Call, Rank, Team
 from bench.errors import BenchError
 from bench.experiment import load
 from bench.launch import helper, job, node, queue
@@ -81,9 +82,7 @@ def test_a_job_sees_the_gpus_that_slurm_shows_it_and_no_others(
 def test_where_the_first_node_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setattr(
-        node.queue, "call", lambda command: f"{command[-1]} Port=1\n   NodeAddr=10.0.0.7 NodeHostName=x"
-    )
+    monkeypatch.setattr(queue, "call", lambda command: f"{command[-1]} Port=1\n   NodeAddr=10.0.0.7 NodeHostName=x")
     one = Submission(tmp_path, "name", "now", "code", [], [], settings(nodes=3))
     assert node._team(one, 4) == Team(3, "10.0.0.7", tmp_path / "calls-4-2.json")
     monkeypatch.setenv("MASTER_ADDR", "ib7")
@@ -120,6 +119,17 @@ def test_a_process_that_dies_on_a_further_node_is_told_with_its_last_words(machi
     message = heard(news)
     assert (message["kind"], message["rank"], message["code"]) == ("died", 1, 1)
     assert "No such file or directory" in message["words"]
+
+
+def test_a_node_says_when_all_of_its_processes_have_left(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(call: Call, number: int, local: int, device: str) -> Rank:
+        return Rank(number, subprocess.Popen(["true"]), tempfile.TemporaryFile())
+
+    machine(8, 0)
+    monkeypatch.setattr(helper, "start", start)
+    news = Listener(4, 2)
+    helper.answer(Call("1", "127.0.0.1", news.port, "nowhere", here=2, nodes=2), node=1)
+    assert heard(news) == {"kind": "left"}
 
 
 def test_a_helper_waits_until_the_first_node_says_that_all_is_over(tmp_path: Path) -> None:
