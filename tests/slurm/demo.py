@@ -16,12 +16,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench import records
+from bench.analysis import tables
+from bench.records import Results
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "slurm-demo"
 RESULTS = OUT / "digits_noise"
 LOCAL = ROOT / "results" / "digits_noise" / "records.csv"
+OF_TIME = ("cost", "budgets")
+"""Tables with seconds in them."""
 SEEDS = 2
 COMMAND = ["run", "digits_noise", "--seeds", str(SEEDS), "--out", str(OUT), "--on", "slurm", "--runs-per-job", "5"]
 
@@ -46,6 +51,8 @@ def main() -> int:
     if status == 0:
         print(told())
         print(compared())
+        if LOCAL.exists():
+            print(same_tables(records.read(RESULTS), records.read(LOCAL.parent)))
     return status
 
 
@@ -83,6 +90,20 @@ def compared() -> str:
         if local.loc[both[0], column] != ours.loc[both[0], column]
     ]
     return f"{text} ({'; '.join(differing)})" if differing else text
+
+
+def same_tables(ours: Results, local: Results) -> str:
+    """Whether the tables say what those of the local run do, of the same runs; what things cost is another matter."""
+    runs = set(ours.records.run_id)
+    of_local = (frame[frame.run_id.isin(runs)].reset_index(drop=True) for frame in (local.records, local.curves))
+    theirs = {table.name: table for table in tables.build(Results(ours.meta, *of_local))}
+    equal, differing = [], []
+    for table in tables.build(ours):
+        if table.name not in OF_TIME:
+            same = (table.columns, table.rows) == (theirs[table.name].columns, theirs[table.name].rows)
+            (equal if same else differing).append(table.name)
+    text = f"Equal, cell by cell, to tables of the same runs in {LOCAL.parent.relative_to(ROOT)}: {', '.join(equal)}."
+    return f"{text} Different: {', '.join(differing)}." if differing else text
 
 
 if __name__ == "__main__":
