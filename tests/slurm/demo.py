@@ -97,7 +97,8 @@ def same_tables(ours: Results, local: Results) -> str:
     runs = set(ours.records.run_id)
     of_local = (frame[frame.run_id.isin(runs)].reset_index(drop=True) for frame in (local.records, local.curves))
     theirs = {table.name: table for table in tables.build(Results(ours.meta, *of_local))}
-    equal, differing = [], []
+    equal: list[str] = []
+    differing: list[str] = []
     for table in tables.build(ours):
         if table.name not in OF_TIME:
             same = (table.columns, table.rows) == (theirs[table.name].columns, theirs[table.name].rows)
