@@ -13,7 +13,7 @@ from torch import nn
 from bench.errors import BenchError
 from bench.store import atomic_path
 
-FORMAT = 2
+FORMAT = 3
 """Of the state; one that an older version of the package wrote is not gone on from."""
 
 

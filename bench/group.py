@@ -69,15 +69,17 @@ class Group:
             head[: len(values)] = torch.stack([value.detach().to(head) for value in values])
         for n in missing:
             head[len(values) + n] = 0.0
-        self._mean_([head, *gradients])
+        self.mean_([head, *gradients])
         if missing:
             nobody = (head[len(values) :] == 0).tolist()
             for n in missing:
                 parameters[n].grad = None if nobody[n] else parameters[n].grad
         return [mean.to(value.dtype) for mean, value in zip(head[: len(values)], values, strict=True)]
 
-    def _mean_(self, tensors: Sequence[Tensor]) -> None:
-        """The mean over all processes of every tensor, in its place."""
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """The mean over all processes of every tensor, in its place; all of them call this, with as many."""
+        if self.size == 1:
+            return
         sent = []
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])

@@ -9,6 +9,8 @@ draws dropout masks of its own, from a stream of the seed and its rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from bench.data import user_files_sha256
 from bench.errors import BenchError
 from bench.group import ALONE, Group
 from bench.numerics import compilation_errors_told, compiled, set_precision
+from bench.optim.averaging import Averaging
 from bench.optim.method import Closure, Method, kept_buffers, rewinder
 from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.seeding import derive, numpy_stream
@@ -42,6 +45,7 @@ class Run:
         together: whether closures leave the mean gradient of all processes, as for one perturbation of the whole batch;
             if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
+        work: passes over a batch that this process has done its share of; a forward pass alone counts as a third.
     """
 
     task: Task
@@ -57,12 +61,12 @@ class Run:
     warm_up_passes: int
     group: Group = ALONE
     together: bool = True
-    closures_done: int = 0
+    work: float = 0.0
 
     @property
     def passes(self) -> int:
         """Forward-backward passes over a batch so far, of all processes together."""
-        return round(self.closures_done * self.part_size * self.group.size / self.batch_size)
+        return round(self.work * self.group.size)
 
     def batches(self, epoch: int) -> list[Batch]:
         """What an epoch goes through: the same for every optimizer with this seed."""
@@ -81,24 +85,49 @@ class Run:
         share = self.batch_size // self.group.size
         ours = slice(self.group.rank * share, (self.group.rank + 1) * share)
         inputs, targets = (part[ours] for part in self.task.training_batch(*batch.of(self.data.train), augment))
+        make = self._losses if getattr(self.optimizer, "takes_losses", False) else self._closure
         if self.part_size == share:
-            return self._closure(inputs, targets)
+            return make(inputs, targets)
         parts = zip(torch.split(inputs, self.part_size), torch.split(targets, self.part_size), strict=True)
-        return [self._closure(*part) for part in parts]
+        return [make(*part) for part in parts]
 
     def _closure(self, inputs: Tensor, targets: Tensor) -> Closure:
+        losses = self._losses(inputs, targets)
+
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            with self.autocast:
-                outputs = self.network(inputs)
-            loss = self.task.losses(outputs.float(), targets).mean()
+            loss = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            self.closures_done += 1
             if self.together:
                 (loss,) = self.group.mean_gradients(self.parameters, loss)
             return loss
 
         return closure
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> Closure:
+        """The losses of single examples, of those whose numbers are told or of all, for who runs backward itself."""
+
+        def losses(examples: Tensor | None = None) -> Tensor:
+            x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+            with self.autocast:
+                outputs = self.network(x)
+            self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
+            return self.task.losses(outputs.float(), y)
+
+        return losses
+
+    @contextmanager
+    def measured_weights(self) -> Iterator[None]:
+        """The model as it is to be measured: with averaged weights where the optimizer keeps some."""
+        if not isinstance(self.optimizer, Averaging):
+            yield
+            return
+        batches = batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size)
+        inputs = (self.task.model_inputs(batch.of(self.data.train)[0]) for batch in batches)
+        with ExitStack() as averaged:
+            with self.autocast:  # only where batch norm's statistics are taken
+                averaged.enter_context(self.optimizer.averaged(inputs))
+            yield
 
     def warm_up(self) -> None:
         """Have everything compiled and every kernel chosen before a clock runs; nothing else of it stays.
@@ -106,15 +135,15 @@ class Run:
         Raises:
             BenchError: the model cannot be compiled on this machine.
         """
-        rewind = rewinder(self.data.train.targets.device)
-        closures = self._closures(self.batches(0)[0], np.random.RandomState(0))
-        closure = closures if callable(closures) else closures[0]
+        rewind, work = rewinder(self.data.train.targets.device), self.work
+        inputs, targets = self.task.training_batch(*self.batches(0)[0].of(self.data.train), np.random.RandomState(0))
+        closure = self._closure(inputs[: self.part_size], targets[: self.part_size])
         self.network.train()
         with kept_buffers(self.model), compilation_errors_told():
             for _ in range(self.warm_up_passes):
                 closure()
         self.optimizer.zero_grad()
-        self.closures_done = 0
+        self.work = work
         rewind()
 
 
@@ -171,6 +200,11 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -
     if batch_size % group.size:
         raise BenchError(f"train.processes = {group.size} does not divide the batch of {batch_size}")
     share = batch_size // group.size
+    if m == batch_size and group.size > 1 and getattr(optimizer, "takes_losses", False):
+        raise BenchError(
+            f"{type(optimizer).__name__} chooses among the examples that a perturbation is for; over {group.size} "
+            f"processes each needs its own: give it an m that divides {share}"
+        )
     if m == batch_size:
         return share, True
     if share % m:
@@ -209,7 +243,11 @@ def encoder(spec: RunSpec, task: Task) -> Encode | None:
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a spec over the model's parameters, a method around its base where it has one."""
+    """The optimizer of a spec over the model's parameters, a method around its base where it has one.
+
+    Raises:
+        BenchError: the method can do nothing with this base or this model.
+    """
     choice, parameters = spec.optimizer, parameter_groups(model, spec.train.weight_decay_on)
     factory = optimizers[choice.name].factory
     optimizer: torch.optim.Optimizer
@@ -217,7 +255,10 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = factory(parameters, **choice.params)
     else:
         base = optimizers[choice.base.name].factory(parameters, **choice.base.params)
-        optimizer = factory(base, model, **choice.params)
+        try:
+            optimizer = factory(base, model, **choice.params)
+        except ValueError as error:  # no momentum to follow, no normalisation to perturb: that depends on the two
+            raise BenchError(str(error)) from error
     if spec.train.clip_norm is not None:
         optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
         optimizer.clip_norm = spec.train.clip_norm

@@ -137,9 +137,10 @@ def train(
         if not group.is_first:
             checkpoint.set_own(state["others"][group.rank - 1], model, device)
         clocks, curve, place = Clocks(**state["clocks"]), state["curve"], Place(**state["place"])
+        run.work = state["work"]
         clocks.resumes += 1
     folder.write_curve(curve)
-    skipped_before, passes_before = clocks.skipped_steps, clocks.passes
+    skipped_before = clocks.skipped_steps
     if device.type == "cuda" or spec.train.compile:
         run.warm_up()
     clocks.setup_seconds += time.perf_counter() - started
@@ -168,6 +169,7 @@ def train(
             "random": checkpoint.random_state(device),
             "others": others,
             "clocks": asdict(clocks),
+            "work": run.work,
             "curve": curve,
         }
         if group.is_first:
@@ -196,7 +198,7 @@ def train(
                         break
             clocks.examples += (step - first) * run.batch_size
             clocks.tokens += sum(batch.tokens for batch in batches[first:step])
-            clocks.passes = passes_before + run.passes
+            clocks.passes = run.passes
             clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
             clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
             if step < steps:
@@ -210,7 +212,7 @@ def train(
         # ---- measure, in eval mode on un-augmented data ------------------------------------------------------
         measured: dict[str, float] = {}
         if (epoch + 1) % spec.train.eval_every == 0 or epoch + 1 == epochs:
-            with timed(clocks, "eval_seconds", device):
+            with timed(clocks, "eval_seconds", device), run.measured_weights():
                 measured = group.from_first(evaluate(model, run.task, data, run.autocast) if group.is_first else {})
             if not math.isfinite(measured["train_loss"]):
                 return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})

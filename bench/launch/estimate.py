@@ -75,26 +75,28 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     setup = time.perf_counter() - started
 
     batch = _usual(run.batches(0))
-    a_step = _seconds_a_step(run, batch, 0.0)
+    a_step, a_pass = _seconds_a_step(run, batch, 0.0)
     if a_step < LONG_STEP:  # and it was the first one, which has things to import and state to make
-        a_step = _seconds_a_step(run, batch, seconds)
+        _, a_pass = _seconds_a_step(run, batch, seconds)
 
     run.model.eval()
     a_unit = _seconds_a_unit(run, batch.examples)
     usual = min(BATCH[device.type], len(run.data.train))
     if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
         a_unit = _seconds_a_unit(run, torch.arange(usual, device=device))  # a batch as large as evaluation takes them
-    return Speed(setup, a_step / passes_per_step(spec), a_unit * sum(map(_units, run.data.splits().values())))
+    return Speed(setup, a_pass, a_unit * sum(map(_units, run.data.splits().values())))
 
 
-def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> float:
+def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> tuple[float, float]:
+    """And a pass: how many a step has may change from one to the next."""
     augment = np.random.RandomState(0)
-    started, steps = time.perf_counter(), 0
+    started, steps, before = time.perf_counter(), 0, run.work
     while steps == 0 or time.perf_counter() - started < seconds:
         run.step(batch, augment)
         steps += 1
         synchronize(batch.examples.device)
-    return (time.perf_counter() - started) / steps
+    elapsed = time.perf_counter() - started
+    return elapsed / steps, elapsed / (run.work - before)
 
 
 def _usual(batches: Sequence[Batch]) -> Batch:

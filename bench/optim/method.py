@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from bench.group import ALONE
 from bench.optim.sparse import coalesced, is_sparse
 
-Closure = Callable[[], Tensor]
+Closure = Callable[..., Tensor]
 
 
 class Method(torch.optim.Optimizer):
@@ -38,6 +38,9 @@ class Method(torch.optim.Optimizer):
     run` checks that). Random numbers are each process's own.
 
     Attributes:
+        takes_losses: whether closures are to return the losses of single examples, and leave backward to the method:
+            those of the examples they are told, by default of all (see `bench.optim.esam.ESAM`).
+        loss_is_at_w: whether the loss that `step` returns is that of the weights themselves.
         first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
             logs or counts does so once a step if it asks.
         total_steps: steps of the whole training, for methods that go by shares of it; None: nobody has said.
@@ -46,6 +49,9 @@ class Method(torch.optim.Optimizer):
     Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
     another base, one value a step is fetched to see whether the gradient is finite.
     """
+
+    takes_losses: ClassVar[bool] = False
+    loss_is_at_w: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -188,10 +194,10 @@ class Method(torch.optim.Optimizer):
     def _evaluated(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
         """What `gradient` makes of the closure, which can see in `first_pass` which evaluation it is."""
 
-        def evaluation() -> Tensor:
+        def evaluation(*examples: Tensor, grad: bool = True) -> Tensor:
             try:
-                with torch.enable_grad():
-                    return closure()
+                with torch.set_grad_enabled(grad):
+                    return closure(*examples)
             finally:
                 self.first_pass = False
 

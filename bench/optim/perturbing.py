@@ -16,6 +16,10 @@ from bench.optim.method import Closure, Method, global_norm, gradients, kept_buf
 from bench.optim.options import AscentOptions, checked
 from bench.optim.schedule import lr_factor
 from bench.optim.sparse import Rows, is_sparse
+from bench.seeding import derive
+
+TINY = 1e-24
+"""Beside squared norms, where 1e-12 is beside norms: of a gradient that is 0, no part is along anything."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Perturbing(Method):
 
     needs_steps: ClassVar[bool] = False
     keeps_first_gradient: ClassVar[bool] = False
+    takes_sparse: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class Perturbing(Method):
         """Turn the gradients of `weights` into the direction to go, in place, and return what its length is by."""
         return global_norm(gradients(weights))
 
-    def combine(self, first: dict[nn.Parameter, Tensor]) -> None:
+    def combine(self, first: dict[Tensor, Tensor]) -> None:
         """Turn the gradients found at the moved weights into what the base shall follow, in place.
 
         Args:
@@ -162,6 +167,8 @@ class Perturbing(Method):
         """
         groups = self.movable()
         sparse = {p: Rows(p) for group in groups for p in group.parameters if is_sparse(p)}
+        if sparse and not self.takes_sparse:
+            raise ValueError(f"{type(self).__name__} takes no sparse gradients; SAM does")
         if sparse:
             dense = [[sparse[p].copy if p in sparse else p for p in group.parameters] for group in groups]
             groups = [replace(group, parameters=parameters) for group, parameters in zip(groups, dense, strict=True)]
@@ -214,8 +221,31 @@ class Perturbing(Method):
         """See `bench.optim.method.rewinder`; on the device of the parameters."""
         return rewinder(next(p.device for group in self.param_groups for p in group["params"]))
 
-    def _copied_gradients(self) -> dict[nn.Parameter, Tensor]:
+    def generator(self) -> torch.Generator:
+        """Random numbers of this part of this step, alike in all processes that are to do alike."""
+        place = (self.steps_done << 32) + (self.group.rank << 16) + self._parts
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
+
+    def with_first(self, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters with a gradient in either pass, and their gradients at w; one that is missing is 0."""
+        everything = [p for group in self.param_groups for p in group["params"]]
+        parameters = [p for p in everything if p.grad is not None or p in first]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return parameters, [first[p] if p in first else torch.zeros_like(p) for p in parameters]
+
+    def _copied_gradients(self) -> dict[Tensor, Tensor]:
         return {p: g.clone() for p in self.parameters_with_gradient() if (g := p.grad) is not None}
+
+
+def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """The scalar product over all tensors together, a scalar on their device; half precision is summed in fp32."""
+    if not left:
+        return torch.zeros(())
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in left) else torch.float32
+    return torch.stack([product.sum(dtype=dtype) for product in torch._foreach_mul(left, right)]).sum()
 
 
 def normalisation_parameters(model: nn.Module | None, name: str) -> set[nn.Parameter]:

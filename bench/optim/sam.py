@@ -66,6 +66,8 @@ class SAM(Perturbing):
         >>> loss = optimizer.step(closure)
     """
 
+    takes_sparse = True
+
     def __init__(
         self,
         base: torch.optim.Optimizer,

@@ -54,6 +54,7 @@ class Watch:
         self.weights: list[list[Tensor]] = []
         self.gradients: list[list[Tensor]] = []
         self.losses: list[Tensor] = []
+        self.work = 0.0  # passes over the batch
 
     def __call__(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -64,6 +65,7 @@ class Watch:
         loss.backward()  # type: ignore[no-untyped-call]
         self.gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
         self.losses.append(loss.detach().clone())
+        self.work += 1
         self.mischief(len(self.weights))
         return loss
 
@@ -75,6 +77,25 @@ class Watch:
     def e(self) -> list[Tensor]:
         """Where the second call found the weights, from where the first did."""
         return [there - here for here, there in zip(self.weights[0], self.weights[1], strict=True)]
+
+
+class WatchLosses(Watch):
+    """The same for methods that take the losses of single examples and run backward themselves.
+
+    Args:
+        losses: of the examples whose numbers are told, or of all.
+    """
+
+    def __init__(self, optimizer: Optimizer, losses: Callable[..., Tensor], number: int) -> None:
+        super().__init__(optimizer, losses)
+        self.number = number
+
+    def __call__(self, *examples: Tensor) -> Tensor:
+        self.weights.append(snapshot(p for group in self.optimizer.param_groups for p in group["params"]))
+        losses: Tensor = self.loss(*examples)
+        self.losses.append(losses.detach().mean())
+        self.work += len(losses) / self.number * (1 if torch.is_grad_enabled() else 1 / 3)
+        return losses
 
 
 def spec(optimizer: Choice, base: Choice | None = None, clip_norm: float | None = None) -> RunSpec:

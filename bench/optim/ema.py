@@ -1,0 +1,45 @@
+"""A control for SAM: an exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bench.optim.averaging import Averaging
+from bench.optim.types import Momentum
+from bench.registry import register_optimizer
+
+
+class EMA(Averaging):
+    """The base optimizer, evaluated at a_t = decay * a_{t-1} + (1 - decay) * w_t, with a_1 = w_1.
+
+    Args:
+        base: a constructed torch optimizer.
+        decay: 1 / (1 - decay) is about how many steps it averages over.
+        model: the module being trained: its batch norms are given statistics of the averaged weights.
+        clip_norm: as of `bench.optim.method.Method`.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        decay: float = 0.999,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA: decay must be in [0, 1), got {decay}")
+        super().__init__(base, model=model, clip_norm=clip_norm)
+        self.decay = decay
+
+    def weight(self) -> float:
+        return 1 - self.decay
+
+
+@register_optimizer("ema", wraps_base=True)
+def ema(base: torch.optim.Optimizer, model: nn.Module, *, ema_decay: Momentum = 0.999) -> EMA:
+    """Control: the base, evaluated at an exponential moving average of its weights (Polyak & Juditsky 1992).
+
+    ema_decay: 1 / (1 - ema_decay) is about how many steps it averages over. Batch norm as in swa.
+    """
+    return EMA(base, decay=ema_decay, model=model)

@@ -1,0 +1,94 @@
+"""LookSAM (Liu et al. 2022, arXiv:2203.02714, algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from bench.optim.memory import Remembering
+from bench.optim.method import Closure, global_norm, gradients
+from bench.optim.options import Ascent, share_perturbed
+from bench.optim.perturbing import TINY, Perturbing, dot
+from bench.optim.types import AtLeastOne, NonNegative
+from bench.registry import register_optimizer
+
+
+class LookSAM(Perturbing, Remembering):
+    """A step of SAM every k steps; the others reuse what it added to the gradient.
+
+        every k-th step:  g' = grad L(w + e),  g_v = g' - (g' . g / ||g||^2) g,  w <- base.step(w, g')
+        the others:       w <- base.step(w, g + alpha * ||g|| / ||g_v|| * g_v)
+
+    with g = grad L(w): g_v, the part of g' that is orthogonal to g, changes slowly.
+
+    Args:
+        k: period; 1 is SAM. The paper's 5 costs 1.2 passes a step.
+        alpha: weight of what is reused. The paper takes 0.5 to 1.0.
+        others: as of `bench.optim.perturbing.Perturbing`, without perturb_every.
+
+    Traps: norms and the scalar product are over all parameters. What is remembered is g_v, in the state_dict as
+    "reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.
+    Memory: g_v between steps, and in every k-th one a copy of g.
+    """
+
+    needs_steps = True
+    keeps_first_gradient = True
+    remembers = "reused"
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        rho: float = 0.05,
+        k: int = 5,
+        alpha: float = 0.7,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+        total_steps: int | None = None,
+        **options: Unpack[Ascent],
+    ) -> None:
+        if k < 1 or not alpha >= 0:
+            raise ValueError(f"LookSAM: k must be >= 1 and alpha >= 0, got {k} and {alpha}")
+        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, **options)
+        self.perturb_every = k
+        self.alpha = alpha
+
+    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        if self.is_due() or self.steps_inside() is None:
+            return super().gradient(closure)
+        loss = closure()
+        g, reused = gradients(self.parameters_with_gradient()), list(self.memory.values())
+        factor = self.alpha * global_norm(g) / (global_norm(reused) + 1e-12)
+        known = [p for p in self.memory if p.grad is not None]
+        if known:
+            torch._foreach_add_(gradients(known), torch._foreach_mul(self.remembered(known), factor))
+        return loss, None
+
+    def combine(self, first: dict[Tensor, Tensor]) -> None:
+        parameters, at_w = self.with_first(first)
+        moved = gradients(parameters)
+        along = dot(moved, at_w) / (dot(at_w, at_w) + TINY)
+        self.note(parameters, torch._foreach_sub(moved, torch._foreach_mul(at_w, along)))
+
+
+def _passes(params: dict[str, Any]) -> float:
+    return 1 + share_perturbed(params) / float(params["k"])
+
+
+@register_optimizer("looksam", wraps_base=True, passes=_passes)
+def looksam(
+    base: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    rho: NonNegative = 0.05,
+    k: AtLeastOne = 5,
+    alpha: NonNegative = 0.7,
+    **options: Unpack[Ascent],
+) -> LookSAM:
+    """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes a step (Liu et al. 2022).
+
+    Options as in sam, without perturb_every, which k is.
+    """
+    return LookSAM(base, rho=rho, k=k, alpha=alpha, model=model, **options)

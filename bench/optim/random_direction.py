@@ -1,0 +1,79 @@
+"""A control for SAM: weights moved as far, but anywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from bench.optim.method import Closure, global_norm
+from bench.optim.options import PerturbationOptions
+from bench.optim.perturbing import Movable, Perturbing
+from bench.optim.types import AtLeastOne, NonNegative
+from bench.registry import register_optimizer
+
+
+class RandomDirection(Perturbing):
+    """Descend along the gradient found at a random point at distance rho.
+
+        e  = rho * z / ||z||,  z ~ N(0, 1)               one norm over all parameters
+        w  <- base.step(w, grad L(w + e))
+
+    What SAM owes to where it goes is what it has above this. (Smoothing by noise: Wen et al. 2018, arXiv:1805.07898.)
+
+    Args:
+        m: examples that share one direction; None: the whole batch.
+        others: as of `bench.optim.perturbing.Perturbing`, without ascent_decay.
+
+    Traps: one pass, at w + e: the loss that is returned and batch-norm statistics are those of w + e. In many
+    dimensions a random direction is orthogonal to every gradient: rho has to be far above SAM's to be felt. Directions
+    come from `seed` and the number of the step, so they are the same after a restart and alike in all processes, and
+    dropout masks are the base's.
+    """
+
+    needs_steps = True
+    loss_is_at_w = False
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        rho: float = 0.05,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+        m: int | None = None,
+        total_steps: int | None = None,
+        **options: Unpack[PerturbationOptions],
+    ) -> None:
+        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, m=m, **options)
+
+    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+        if not self.is_due():
+            return closure(), None
+        generator = self.generator()
+        groups = self.movable(lambda p: p.requires_grad)
+        noise = [[torch.empty_like(p).normal_(generator=generator) for p in group.parameters] for group in groups]
+        norm = global_norm([z for some in noise for z in some])
+
+        def e(group: Movable) -> list[Tensor]:
+            direction = noise.pop(0)  # groups come in their order; none of it shall live through the pass
+            torch._foreach_mul_(direction, group.rho / norm)
+            return direction
+
+        with self.moved(groups, e):
+            return closure(), None
+
+
+@register_optimizer("random-direction", wraps_base=True)
+def random_direction(
+    base: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    rho: NonNegative = 0.05,
+    m: AtLeastOne | None = None,
+    **options: Unpack[PerturbationOptions],
+) -> RandomDirection:
+    """Control: the gradient at a random point at distance rho; one pass a step (noise as in Wen et al. 2018).
+
+    m: examples that share one direction. Options as in sam, without ascent_decay.
+    """
+    return RandomDirection(base, rho=rho, model=model, m=m, **options)

@@ -1,0 +1,59 @@
+"""A control for SAM: the mean of the weights over the end of training (Izmailov et al. 2018, arXiv:1803.05407)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from bench.optim.averaging import Averaging
+from bench.registry import register_optimizer
+
+
+class SWA(Averaging):
+    """The base optimizer, evaluated at the mean of the weights after every step from `begin` on.
+
+    Args:
+        base: a constructed torch optimizer.
+        begin: share of training after which averaging begins; until then the weights themselves are evaluated.
+        total_steps: steps of the whole training; `bench run` knows it.
+        model: the module being trained: its batch norms are given statistics of the averaged weights.
+        clip_norm: as of `bench.optim.method.Method`.
+
+    Raises:
+        ValueError: begin is no share; or, at the first step, total_steps is not known.
+
+    Traps: the paper averages once an epoch and holds lr constant or cycles it while it does; the mean over every step
+    differs little, but with a schedule that goes to 0 the weights hardly move at the end, and so does the mean.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        begin: float = 0.75,
+        total_steps: int | None = None,
+        model: nn.Module | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        if not 0 <= begin < 1:
+            raise ValueError(f"SWA: begin must be in [0, 1), got {begin}")
+        super().__init__(base, model=model, clip_norm=clip_norm, steps_done=0)
+        self.begin = begin
+        self.total_steps = total_steps
+
+    def weight(self) -> float | None:
+        if self.total_steps is None:
+            raise ValueError("SWA: begin is a share of training: say how long it is, total_steps=...")
+        since = self.steps_done - int(self.begin * self.total_steps)
+        return 1 / (since + 1) if since >= 0 else None
+
+
+@register_optimizer("swa", wraps_base=True)
+def swa(base: torch.optim.Optimizer, model: nn.Module, *, swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75) -> SWA:
+    """Control: the base, evaluated at the mean of its weights from swa_from of training on (Izmailov et al. 2018).
+
+    Before each evaluation batch norm's statistics are taken anew over the training set, with the averaged weights.
+    """
+    return SWA(base, begin=swa_from, model=model)
