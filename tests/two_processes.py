@@ -42,6 +42,17 @@ CASES: dict[str, dict[str, Any]] = {
     "sam, clipped": {"method": "sam", "clip_norm": 0.05},
     "asam": {"method": "asam"},
     "asam, m = B / N": {"method": "asam", "m": 32},
+    "gsam, m = B / N": {"method": "gsam", "m": 32},
+    "looksam": {"method": "looksam", "k": 3},
+    "looksam, m = B / 2N": {"method": "looksam", "k": 3, "m": 16},
+    "friendly-sam": {"method": "friendly-sam"},
+    "friendly-sam, m = B / 2N": {"method": "friendly-sam", "m": 16},
+    "esam, m = B / 2N": {"method": "esam", "m": 16},
+    "momentum-sam": {"method": "momentum-sam"},
+    "random-direction": {"method": "random-direction"},
+    "random-direction, m = B / 2N": {"method": "random-direction", "m": 16},
+    "sam every 2nd step, m = B / N": {"method": "sam", "perturb_every": 2, "rho_schedule": "cosine", "m": 32},
+    "ema": {"method": "ema"},
     "sam on an MLP, m = B / N": {"method": "sam", "m": 32, "model": "double_mlp"},
 }
 """Names, and what of a run is said."""
@@ -80,7 +91,9 @@ def spec_of(case: dict[str, Any], processes: int) -> RunSpec:
     base = Choice(name=base_name, params=optimizers[base_name].schema.model_validate({"lr": lr}).model_dump())
     choice = OptimizerChoice(name=base.name, params=base.params)
     if name := case["method"]:
-        params = optimizers[name].schema.model_validate({"rho": 0.3, "m": case.get("m")}).model_dump()
+        known = optimizers[name].schema.model_fields
+        given = {key: value for key, value in ({"rho": 0.3} | case).items() if key in known}
+        params = optimizers[name].schema.model_validate(given).model_dump()
         choice = OptimizerChoice(name=name, params=params, base=base)
     return RunSpec(
         task=Choice(name="digits", params={"augment": "shift"}),

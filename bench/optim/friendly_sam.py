@@ -27,10 +27,10 @@ class FriendlySAM(Perturbing, Remembering):
         others: as of `bench.optim.perturbing.Perturbing`.
 
     Traps: m_t has this batch in it before it is taken away, with weight 1 - lmbda: of a gradient that never changes it
-    comes to be that gradient, and e vanishes. m_0 is 0 and is not corrected, as in the paper. Parts of a batch (m)
-    share m_{t-1}, add each its own gradient, and leave the mean. The average is in the state_dict as
-    "average_gradient"; it moves only in steps that perturb, and with a GradScaler it is scaled as gradients are: a
-    change of scale mixes scales, so prefer bf16. Memory: the average, and a copy of g during the step.
+    comes to be that gradient, and what is left to ascend along is rounding. m_0 is 0 and is not corrected, as in the
+    paper. Parts of a batch (m) share m_{t-1}, add each its own gradient, and leave the mean. The average is in the
+    state_dict as "average_gradient"; it moves only in steps that perturb. With a GradScaler it is scaled as gradients
+    are, and a change of scale mixes scales: prefer bf16. Memory: the average, and a copy of g during the step.
     """
 
     remembers = "average_gradient"

@@ -76,7 +76,8 @@ class Method(torch.optim.Optimizer):
         self.seed = 0
         self.first_pass = True
         self._has_gradient = False  # `.grad` is what `backward` left there
-        self._parts = 0  # of this step that `gradient` has been asked for
+        self._parts = 0  # of this step that `gradient` has been asked for,
+        self._parts_before = 0  # and those that are other processes'
         self._zeroed = True
         self._skipped: int | Tensor = 0
         self._group_defaults = group_defaults
@@ -239,8 +240,9 @@ class Method(torch.optim.Optimizer):
     def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
         """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
         losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
-        self._parts = 0
-        closures = [self._checked(closures[0]), *closures[1:]]
+        self._parts, self._parts_before = 0, self.group.rank * len(closures)
+        if not self.takes_losses:
+            closures = [self._checked(closures[0]), *closures[1:]]
         for closure in closures:
             loss, norm = self._evaluated(closure)
             losses.append(loss.detach())

@@ -222,8 +222,8 @@ class Perturbing(Method):
         return rewinder(next(p.device for group in self.param_groups for p in group["params"]))
 
     def generator(self) -> torch.Generator:
-        """Random numbers of this part of this step, alike in all processes that are to do alike."""
-        place = (self.steps_done << 32) + (self.group.rank << 16) + self._parts
+        """Random numbers of this part of this step's batch, in whichever process it is."""
+        place = (self.steps_done << 32) + self._parts_before + self._parts
         device = next(p.device for group in self.param_groups for p in group["params"])
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
 
