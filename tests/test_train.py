@@ -32,7 +32,7 @@ from bench.train import Stopped, train, weights_sha256
 load_builtins()
 CPU = torch.device("cpu")
 PLAIN = [entry.name for entry in optimizers if not entry.wraps_base]
-METHODS = [(entry.name, base) for entry in optimizers if entry.wraps_base for base in PLAIN]
+METHODS = [*((entry.name, "sgd") for entry in optimizers if entry.wraps_base), ("sam", "adam"), ("sam", "adamw")]
 TIMES = {"setup_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "resumes"}
 
 
