@@ -27,6 +27,7 @@ NORMS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "BatchNorm1d": (1, lambda: nn.BatchNorm1d(4)),
     "BatchNorm2d": (2, lambda: nn.BatchNorm2d(4)),
     "BatchNorm3d": (3, lambda: nn.BatchNorm3d(4)),
+    "SyncBatchNorm": (2, lambda: nn.SyncBatchNorm(4)),  # of one process: over several it takes GPUs only
     "momentum=None": (2, lambda: nn.BatchNorm2d(4, momentum=None)),
     "momentum=0": (2, lambda: nn.BatchNorm2d(4, momentum=0.0)),
     "eval mode": (2, lambda: nn.BatchNorm2d(4).eval()),
