@@ -116,21 +116,33 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
 @click.option(
     "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
 )
+@click.option("--style", metavar="NAME", help="A paper's table, its numbers beside ours: foret-table1, ...")
+@click.option("--target", type=float, help="Cost to this test metric, in the unit shown (95 for 95 %).")
 @cli_options.out
-def table(experiment: str, format_: str, out: Path) -> None:
-    """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables."""
+def table(experiment: str, format_: str, style: str | None, target: float | None, out: Path) -> None:
+    """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables.
+
+    With --style or --target that one table is printed, and nothing is written.
+    """
     from rich.console import Console
 
     from bench import records
-    from bench.analysis import render, tables
+    from bench.analysis import paper, render, tables
 
+    if style is not None:
+        paper.check_style(style)
     folder = _results_folder(experiment, out)
     results = records.read(folder)
-    built = tables.build(results)
-    render.write(built, folder)
+    whole = style is None and target is None
+    built = tables.build(results) if whole else []
+    built += [paper.table(results, style)] if style is not None else []
+    built += [tables.to_target(results, target)] if target is not None else []
+    if whole:
+        render.write(built, folder)
     if format_ == "terminal":
         render.show(built, Console())
-        cli_run.say_answer(results)
+        if whole:
+            cli_run.say_answer(results)
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
 

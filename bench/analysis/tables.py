@@ -46,12 +46,19 @@ def build(results: Results) -> list[Table]:
     ]
     if compared and any(row.done for row in best):
         tables += [budgets.table(words, results, best, rows), statistics.table(words, results, compared, best, rows)]
-        tables += filter(None, [target.table(words, results, best, rows)])
+        tables += [one for one in [target.table(words, results, best, rows)] if one.rows]
     if phased(results.meta):
         tables.append(tuning.table(words, results, tried, best))
     if results.meta["sweeps"]:
         tables.append(_sweep(words, [row for row in tried if row.label in results.meta["sweeps"]]))
     return tables
+
+
+def to_target(results: Results, shown: float) -> Table:
+    """The table "target" for a score of one's own, in the unit that tables show."""
+    rows = all_rows(results)
+    words = Words(results.meta, provenance(results))
+    return target.table(words, results, [row for row in rows if row.chosen], rows, shown / words.scale)
 
 
 # ---- one configuration a row ---------------------------------------------------------------------------------

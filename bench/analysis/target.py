@@ -112,11 +112,9 @@ def _curves(results: Results, metric: str) -> pd.DataFrame:
 
 def table(
     words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row], target: float | None = None
-) -> Table | None:
-    """The table "target", None where there is none to reach: see `costs_to_target` for `target`."""
+) -> Table:
+    """The table "target", without rows where there is none to reach: see `costs_to_target` for `target`."""
     found = costs_to_target(results, best, target)
-    if not found:
-        return None
     columns = [*names(words.varied), "optimizer", f"target{words.brackets}", "reached"]
     columns += ["passes, median", "quartiles", "time, median", "quartiles"]
     text = [[*map(value_text, one.row.varied.values()), *_cells(words, one)] for one in found]

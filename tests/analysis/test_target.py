@@ -85,7 +85,6 @@ def test_without_validation_there_is_no_table_unless_a_target_is_named(make_resu
     rows = all_rows(results)
     best = [row for row in rows if row.chosen]
     named = target.table(Words(results.meta, provenance(results)), results, best, rows, 0.9)
-    assert named is not None
     assert "Target: as it was asked for." in " ".join(named.caption)
     assert {cells[1] for cells in named.rows} == {"90.00"}
 

@@ -1,0 +1,249 @@
+"""Tables laid out as a paper's are, its published numbers beside ours and a verdict on each.
+
+The numbers are in published.csv, each with its source and how it was checked: "full text", "repository", or "secondary
+note" where only others' accounts of it were seen. Its columns our_* name the same setting in the words of this suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.conditions import KEY, keyed, value_text
+from bench.analysis.render import DAGGER, EMPTY, Table
+from bench.analysis.stats import Interval
+from bench.analysis.summary import Row, all_rows, provenance, tried_rows
+from bench.analysis.words import Words, enumerated
+from bench.errors import BadValue, nearest
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+REPRODUCED, DIFFERS, NOT_RUN, ONE, OTHER = "reproduced", "differs", "not run", "one seed", "other quantity"
+PLACE = ["dataset", "model", "setting", "epochs"]
+BETTER_OF_TWO = "better of 1x and 2x epochs, mean"
+BEST_EPOCH = "best epoch on the test set"
+PLAIN = {"label_noise": 0.0, "train_share": 1.0, "task.mixup": 0.0}  # unless a cell asks for something else
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One published number and ours.
+
+    Attributes:
+        published: its line of published.csv.
+        row: our row of the same setting, None if there is none.
+        ours: its interval, in the unit of the published number.
+        verdict: "reproduced" if the intervals overlap, "differs" if they do not; "not run"; "one seed", which has no
+            interval; "other quantity" where they report what we do not, such as the best epoch on the test set.
+    """
+
+    published: Mapping[str, Any]
+    row: Row | None
+    ours: Interval
+    verdict: str
+
+
+@cache
+def published() -> pd.DataFrame:
+    """Every published number, text as text."""
+    found = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    return found.assign(**{name: pd.to_numeric(found[name]) for name in ("epochs", "value", "n")})
+
+
+def styles() -> list[str]:
+    """The names that `bench table --style` knows."""
+    return list(dict.fromkeys(published()["style"]))
+
+
+def check_style(name: str) -> None:
+    """Raises BadValue, with the nearest name, for a style there is none of."""
+    if name not in styles():
+        raise BadValue(f"--style {name}", [f"no such style; {nearest(name, styles())}"])
+
+
+def cells(results: Results, style: str) -> list[Cell]:
+    """Every number that is published under a style, with our row of the same data, model, setting and length.
+
+    Ours is a chosen configuration, trained on all of the training data that is not held out. Where theirs is the better
+    of a schedule and one of twice the length, so is ours, by validation. Raises BadValue for an unknown style.
+    """
+    check_style(style)
+    best = [row for row in all_rows(results) if row.chosen and row.done]
+    held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *tried_rows(results)] if row.chosen}
+    settings = _settings(results)
+    lines: list[Any] = published()[published()["style"] == style].to_dict("records")
+    found = []
+    for line in lines:
+        candidates = [row for row in best if _same(line, row, settings[row.condition, row.label, row.config])]
+        row = max(candidates, key=lambda one: _rank(results, held_out, one), default=None)
+        ours = _measured(results, line, row)
+        found.append(Cell(line, row, ours, _verdict(line, ours)))
+    return found
+
+
+def _settings(results: Results) -> dict[Any, dict[str, Any]]:
+    """What every configuration was run with, by (condition, label, config)."""
+    return {key: dict(line) for key, line in keyed(results.records).groupby(KEY, sort=False).first().iterrows()}
+
+
+def _same(line: Mapping[str, Any], row: Row, settings: Mapping[str, Any]) -> bool:
+    """Whether a row is of the setting of a published number."""
+    asked = dict(part.split("=") for part in line["our_settings"].split("; ") if part)
+    named = {"task": "our_task", "model": "our_model", "method": "our_method", "base": "our_base"}
+    lengths = {line["epochs"], (2 if line["reported"] == BETTER_OF_TWO else 1) * line["epochs"]}
+    return (
+        bool(line["our_task"])
+        and all(_text(settings.get(column)) == line[ours] for column, ours in named.items())
+        and all(_equal(settings.get(key, PLAIN.get(key)), value) for key, value in asked.items())
+        and all(_equal(settings.get(key), str(value)) for key, value in PLAIN.items() if key not in asked)
+        and _text(settings.get("train_size")) == ""
+        and (pd.isna(line["epochs"]) or row.epochs in lengths)
+    )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else value_text(value)
+
+
+def _equal(value: Any, asked: str) -> bool:
+    """Numbers by value, all else as text; nothing recorded is the plain setting."""
+    if _text(value) == "":
+        return asked in {str(plain) for plain in PLAIN.values()}
+    try:
+        return float(value) == float(asked)
+    except ValueError:
+        return str(value) == asked
+
+
+def _rank(results: Results, held_out: Mapping[tuple[str, str], float], row: Row) -> float:
+    value = held_out.get((row.condition, row.label), np.nan)
+    better = value if results.meta["metric"]["higher_is_better"] else -value
+    return -np.inf if np.isnan(better) else better
+
+
+def _measured(results: Results, line: Mapping[str, Any], row: Row | None) -> Interval:
+    """Our number in theirs' unit: errors and accuracies in %, differences of scores times 100."""
+    if row is None:
+        return Interval(0, np.nan, np.nan, np.nan)
+    if "difference" in line["metric"]:
+        difference = row.difference.difference if row.difference else Interval(0, np.nan, np.nan, np.nan)
+        return difference.scaled(results.meta["metric"]["scale"])
+    ours = row.test_metric.scaled(100)
+    return Interval(ours.n, 100 - ours.mean, 100 - ours.high, 100 - ours.low) if "error" in line["metric"] else ours
+
+
+def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
+    if ours.n == 0:
+        return NOT_RUN
+    if line["reported"] == BEST_EPOCH:
+        return OTHER
+    if ours.n == 1:
+        return ONE
+    half = float(line["ci95"].removeprefix("<")) if line["ci95"] else 0.0
+    overlap = ours.low <= line["value"] + half and ours.high >= line["value"] - half
+    return REPRODUCED if overlap else DIFFERS
+
+
+# ---- the table -----------------------------------------------------------------------------------------------
+
+
+def table(results: Results, style: str) -> Table:
+    """The published table with ours beside it: a row a data set, model and setting, three columns an optimizer.
+
+    Raises BadValue for an unknown style.
+    """
+    found = cells(results, style)
+    words = Words(results.meta, provenance(results))
+    optimizers = list(dict.fromkeys(cell.published["optimizer"] for cell in found))
+    places = [name for name in PLACE[1:] if any(_text(cell.published[name]) for cell in found)]
+    rows: dict[tuple[str, ...], dict[str, Cell]] = {}
+    for cell in found:
+        place = tuple(_text(cell.published[name]) or EMPTY for name in ("dataset", *places))
+        rows.setdefault(place, {})[cell.published["optimizer"]] = cell
+    order = {dataset: number for number, dataset in enumerate(dict.fromkeys(place[0] for place in rows))}
+    text = [
+        [*place, *(part for optimizer in optimizers for part in _three(rows[place].get(optimizer)))]
+        for place in sorted(rows, key=lambda place: order[place[0]])
+    ]
+    columns = ["data", *places]
+    columns += [name for optimizer in optimizers for name in (f"{optimizer}, here", "published", "verdict")]
+    first = found[0].published
+    title = f"{first['source']}, {first['table']}, beside {words.meta['title']}"
+    caption = [*_caption(found), *words.closing()]
+    return Table(words.meta["name"], style, title, caption, columns, text, list(_notes(found)), _numbers(found), keys=1)
+
+
+def _three(cell: Cell | None) -> list[str]:
+    if cell is None:
+        return [EMPTY] * 3
+    line, ours, decimals = cell.published, cell.ours, _decimals(cell.published)
+    mark = DAGGER * bool(cell.row and not cell.row.complete)
+    here = EMPTY if ours.n == 0 else f"{ours.mean:.{decimals}f}"
+    here += f" ± {ours.half_width:.{decimals}f}" if ours.n > 1 else ""
+    width = f" ± {line['ci95']}" if line["ci95"] else ""
+    return [here + mark, f"{line['value']:.{decimals - 1}f}{width}", cell.verdict]
+
+
+def _decimals(line: Mapping[str, Any]) -> int:
+    """One more than they give, at least two."""
+    exact = f"{line['value']:g}"
+    given = max(len(exact.partition(".")[2]), len(line["ci95"].partition(".")[2]), 1)
+    return given + 1
+
+
+def _caption(found: Sequence[Cell]) -> Iterator[str]:
+    metrics = enumerated(list(dict.fromkeys(cell.published["metric"] for cell in found)))
+    reported: dict[str, dict[str, None]] = {}
+    for cell in found:
+        if cell.published["reported"]:
+            reported.setdefault(cell.published["reported"], {})[cell.published["optimizer"]] = None
+    what = "; ".join(f"{enumerated(list(labels))}: {how}" for how, labels in reported.items())
+    yield f"{metrics.capitalize()}, mean ± half-width of the 95% interval; here after the last epoch, over seeds."
+    if what:
+        yield f"As published: {what}."
+    yield (
+        f"Verdict: {REPRODUCED} if the two intervals overlap (or ours holds a number published without one), {DIFFERS} "
+        "if not. Data, model, augmentation, label noise and, where they are published, epochs agree; the card that "
+        "opens the experiment's file says what else does."
+    )
+
+
+def _notes(found: Sequence[Cell]) -> Iterator[str]:
+    verdicts = (REPRODUCED, DIFFERS, NOT_RUN, ONE, OTHER)
+    tally = {verdict: sum(cell.verdict == verdict for cell in found) for verdict in verdicts}
+    yield f"Of {len(found)} numbers: {', '.join(f'{count} {verdict}' for verdict, count in tally.items() if count)}."
+    if any(cell.published["ci95"].startswith("<") for cell in found):
+        yield "Of an interval published as below a bound, the bound is taken."
+    if any(cell.verdict == OTHER for cell in found):
+        yield f"Other quantity: they report the {BEST_EPOCH}, which is a choice made on it; ours are of the last epoch."
+    if any(cell.published["verified"] == "secondary note" for cell in found):
+        yield "The published numbers are as others tell them; the paper itself was not seen."
+    short = [cell.row for cell in found if cell.row and not cell.row.complete]
+    if short:
+        each = dict.fromkeys(f"{row.name} ({row.done} of {row.planned} runs)" for row in short)
+        yield f"{DAGGER} not all runs finished: {', '.join(each)}."
+
+
+def _numbers(found: Sequence[Cell]) -> pd.DataFrame:
+    data = [
+        {
+            **{name: cell.published[name] for name in ("style", *PLACE, "optimizer", "metric", "value", "ci95")},
+            "published_n": cell.published["n"],
+            "our_optimizer": cell.row.label if cell.row else "",
+            "our_config": cell.row.config if cell.row else "",
+            "our_n": cell.ours.n,
+            **{f"our_{part}": getattr(cell.ours, part) for part in ("mean", "low", "high")},
+            "verdict": cell.verdict,
+            **{name: cell.published[name] for name in ("source", "table", "verified")},
+        }
+        for cell in found
+    ]
+    return pd.DataFrame(data)

@@ -1,0 +1,206 @@
+"""Published tables beside ours: which run stands beside which number, and what verdict it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from bench import records, registry
+from bench.analysis import paper, render
+from bench.analysis.paper import Cell, cells, published, styles, table
+from bench.cli import cli
+from bench.errors import BadValue
+from bench.experiment import load
+from bench.records import Results
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Results]
+PLAN: dict[str, Any] = {
+    "sgd": {"epochs": 200},
+    "sgd-2x": {"epochs": 400},
+    "sam": {"epochs": 200, "sweep": ("rho", (0.05, 0.1))},
+}
+SPREAD = np.array([-0.001, -0.0005, 0.0, 0.0005, 0.001])
+
+
+@pytest.fixture(scope="module")
+def table1(request: pytest.FixtureRequest) -> Callable[..., Results]:
+    """Made-up results of the very plan of paper_foret_table1: SAM as published, SGD at 5 and at 3.5 % error."""
+    experiment = load(ROOT / "experiments/paper_foret_table1.toml")
+    cell = published()[(published()["style"] == "foret-table1") & (published()["optimizer"] == "SAM")]
+    cell = cell[(cell["model"] == "WRN-28-10") & (cell["epochs"] == 200)]
+    sam = {(line["our_task"], line["setting"]): 1 - line["value"] / 100 for line in cell.to_dict("records")}
+
+    def make(change: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame, **meta: Any) -> Results:
+        rows = []
+        for run in experiment.runs:
+            settings = run.spec.hyperparameters()
+            good = sam[run.spec.task.name, settings["task.augment"]] if run.label == "sam" else 0.95
+            good = 0.965 if run.label == "sgd-2x" else good
+            value = good + SPREAD[run.spec.seed] - (0.01 if settings.get("rho") == 0.1 else 0.0)
+            row: dict[str, Any] = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
+            row |= {"task": run.spec.task.name, "model": run.spec.model.name, "seed": run.spec.seed}
+            row |= {"run_id": run.spec.run_id, "status": "done", "passes": settings["epochs"], "train_seconds": 1.0}
+            rows.append({**row, **settings, "test_acc": value, "val_acc": value, "val_loss": 1 - value})
+        columns = [*records.metric_columns("acc"), *records.COSTS, *records.CIRCUMSTANCES]
+        frame = pd.DataFrame(rows)
+        frame = frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
+        return Results({**experiment.meta(), **meta}, change(frame), frame.iloc[:0])
+
+    return make
+
+
+def of(found: list[Cell], **wanted: Any) -> Cell:
+    (cell,) = (one for one in found if all(one.published[name] == value for name, value in wanted.items()))
+    return cell
+
+
+WIDE: dict[str, Any] = {"model": "WRN-28-10", "epochs": 200}
+
+
+def test_each_number_meets_the_run_of_its_setting(table1: Make) -> None:
+    found = cells(table1(), "foret-table1")
+    for dataset, task in (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100")):
+        for setting in ("basic", "cutout", "autoaugment"):
+            cell = of(found, dataset=dataset, setting=setting, optimizer="SAM", **WIDE)
+            assert cell.row is not None
+            assert cell.row.varied == {"task": task, "task.augment": setting}
+            assert cell.row.config == "rho=0.05"
+            assert cell.verdict == "reproduced"
+            assert cell.ours.mean == pytest.approx(cell.published["value"])
+
+
+def test_what_was_not_run_is_said(table1: Make) -> None:
+    found = cells(table1(), "foret-table1")
+    missing = [cell for cell in found if cell.verdict == "not run"]
+    assert len(missing) == len(found) - 12
+    assert {cell.published["model"] for cell in missing} == set(published()["model"][:60])
+    assert of(found, dataset="CIFAR-10", setting="basic", optimizer="SAM", model="WRN-28-10", epochs=1800).row is None
+
+
+def test_theirs_is_the_better_of_two_lengths_and_so_is_ours_by_validation(table1: Make) -> None:
+    place = {"dataset": "CIFAR-10", "setting": "basic", "optimizer": "SGD", **WIDE}
+    cell = of(cells(table1(), "foret-table1"), **place)
+    assert cell.row is not None
+    assert (cell.row.label, cell.verdict) == ("sgd-2x", "reproduced")
+
+    def worse_on_validation(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(val_acc=frame["val_acc"] - 0.5 * (frame["optimizer"] == "sgd-2x"))
+
+    cell = of(cells(table1(worse_on_validation), "foret-table1"), **place)
+    assert cell.row is not None
+    assert (cell.row.label, cell.verdict) == ("sgd", "differs"), "the test set has no say"
+    assert cell.ours.mean == pytest.approx(5.0)
+
+
+def test_errors_turn_the_interval_round(table1: Make) -> None:
+    ours = of(cells(table1(), "foret-table1"), dataset="CIFAR-10", setting="basic", optimizer="SGD", **WIDE).ours
+    half = 2.776445 * SPREAD.std(ddof=1) / np.sqrt(5) * 100
+    assert (ours.low, ours.high) == pytest.approx((3.5 - half, 3.5 + half))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("model", "resnet20"), ("epochs", 100), ("train_size", 2000), ("train_share", 0.5), ("task.mixup", 1.0)),
+        *(("label_noise", 0.2), ("task.augment", "none"), ("base", "adamw"), ("method", "asam")),
+    ],
+)
+def test_other_settings_are_not_compared(table1: Make, column: str, value: Any) -> None:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(**{column: value})
+
+    assert {cell.verdict for cell in cells(table1(change), "foret-table1")} == {"not run"}
+
+
+def test_verdicts_at_the_edge(table1: Make) -> None:
+    half = 2.776445 * SPREAD.std(ddof=1) / np.sqrt(5)
+
+    def off(by: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        return lambda frame: frame.assign(test_acc=frame["test_acc"] - by)
+
+    place = {"dataset": "CIFAR-10", "setting": "basic", "optimizer": "SAM", **WIDE}  # 2.7 ± 0.1
+    for by, verdict in ((half + 0.00099, "reproduced"), (half + 0.00101, "differs")):
+        assert of(cells(table1(off(by)), "foret-table1"), **place).verdict == verdict
+
+
+def test_one_seed_and_another_quantity_get_no_verdict(table1: Make) -> None:
+    one = cells(table1(lambda frame: frame[frame["seed"] == 0].reset_index(drop=True)), "foret-table1")
+    assert of(one, dataset="CIFAR-10", setting="basic", optimizer="SAM", **WIDE).verdict == "one seed"
+
+    def kwon(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(model="resnet32", label_noise=0.2, **{"task.augment": "basic"})
+
+    found = cells(table1(kwon), "kwon-label-noise")
+    assert of(found, setting="label noise 20%", optimizer="SAM").verdict == "other quantity"
+    assert any("was not seen" in note for note in table(table1(kwon), "kwon-label-noise").footnotes)
+
+
+def test_differences_are_compared_as_differences(make_glue: Make) -> None:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        sam = frame["optimizer"] == "sam"
+        frame["model"], frame["model.checkpoint"], frame["label_noise"] = "encoder", "roberta-base", np.nan
+        frame["method"], frame["base"] = np.where(sam, "sam", "adamw"), pd.Series("adamw", frame.index).where(sam)
+        frame["test_score"] = 0.8 + np.where(sam, 0.007 + SPREAD[frame["seed"]], 0.0)
+        return frame
+
+    results = make_glue(("glue/rte",), {"adamw": {}, "sam": {}}, change=change)
+    cell = of(cells(results, "kaddour-glue"), dataset="RTE")
+    assert cell.ours.mean == pytest.approx(0.7)
+    assert cell.verdict == "reproduced"
+
+
+def test_the_table_in_all_formats(table1: Make) -> None:
+    found = table(table1(), "foret-table1")
+    assert [name for name, _ in found.blocks()] == ["data=CIFAR-10", "data=CIFAR-100"]
+    assert found.columns[1:4] == ["model", "setting", "epochs"]
+    (cells_,) = (row for row in found.rows if row[:4] == ["CIFAR-10", "WRN-28-10", "basic", "200"])
+    assert cells_[4:] == ["2.70 ± 0.10", "2.7 ± 0.1", "reproduced", "3.50 ± 0.10", "3.5 ± 0.1", "reproduced"]
+    assert "Of 60 numbers: 7 reproduced, 5 differs, 48 not run." in found.footnotes
+    assert "| WRN-28-10" in render.render(found, "md")
+    assert len(render.render(found, "csv").splitlines()) == 1 + 60
+    latex = render.render(found, "tex")
+    assert latex.isascii()
+    assert r"2.70 \pm 0.10 & 2.7 $\pm$ 0.1 & reproduced" in latex
+
+
+@pytest.mark.parametrize("style", styles())
+def test_every_style_is_a_table(make_results: Make, style: str) -> None:
+    found = table(make_results({"sgd": {}, "sam": {}}), style)
+    assert {cell for row in found.rows for cell in row if cell == "not run"}
+    assert sum(row.count("not run") for row in found.rows) == len(found.numbers)
+
+
+def test_our_names_exist_and_every_number_has_its_source() -> None:
+    registry.load_builtins()
+    here = published()
+    for line in here[here["our_task"] != ""].to_dict("records"):
+        assert line["our_task"] in {name for entry in registry.tasks for name in entry.names()}
+        assert line["our_model"] in registry.models
+        assert line["our_method"] in registry.optimizers
+        assert not line["our_base"] or line["our_base"] in registry.optimizers
+    assert (here[["source", "table", "verified", "metric"]] != "").all(axis=None)
+    assert here["value"].notna().all()
+    assert not here.duplicated(["style", "dataset", "model", "setting", "epochs", "optimizer"]).any()
+    assert set(here["verified"]) == {"full text", "repository", "secondary note"}
+
+
+def test_unknown_styles_name_the_nearest() -> None:
+    with pytest.raises(BadValue, match='did you mean "foret-table1"'):
+        paper.check_style("foret-tabel1")
+    done = CliRunner().invoke(cli, ["table", "no such experiment", "--style", "foret-tabel1"])
+    assert isinstance(done.exception, BadValue), "told before anything is read"
+
+
+def test_the_command_prints_one_table_and_writes_nothing(tmp_path: Path, table1: Make) -> None:
+    records.publish(table1(), tmp_path / "mine")
+    options = ["table", "mine", "--out", str(tmp_path), "--style", "foret-table1", "--format", "md"]
+    done = CliRunner().invoke(cli, options, catch_exceptions=False)
+    assert done.output.startswith("**Foret et al. 2021 (arXiv:2010.01412), Table 1, beside Foret et al. 2021, table 1")
+    assert not (tmp_path / "mine" / "tables").exists()
