@@ -217,9 +217,9 @@ def _caption(found: Sequence[Cell]) -> Iterator[str]:
 
 
 def _notes(found: Sequence[Cell]) -> Iterator[str]:
-    verdicts = (REPRODUCED, DIFFERS, NOT_RUN, ONE, OTHER)
-    tally = {verdict: sum(cell.verdict == verdict for cell in found) for verdict in verdicts}
-    yield f"Of {len(found)} numbers: {', '.join(f'{count} {verdict}' for verdict, count in tally.items() if count)}."
+    said = {REPRODUCED: REPRODUCED, DIFFERS: "differ", NOT_RUN: NOT_RUN, ONE: ONE, OTHER: OTHER}
+    tally = {words: sum(cell.verdict == verdict for cell in found) for verdict, words in said.items()}
+    yield f"Of {len(found)} numbers: {', '.join(f'{count} {words}' for words, count in tally.items() if count)}."
     if any(cell.published["ci95"].startswith("<") for cell in found):
         yield "Of an interval published as below a bound, the bound is taken."
     if any(cell.verdict == OTHER for cell in found):

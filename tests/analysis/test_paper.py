@@ -162,7 +162,7 @@ def test_the_table_in_all_formats(table1: Make) -> None:
     assert found.columns[1:4] == ["model", "setting", "epochs"]
     (cells_,) = (row for row in found.rows if row[:4] == ["CIFAR-10", "WRN-28-10", "basic", "200"])
     assert cells_[4:] == ["2.70 ± 0.10", "2.7 ± 0.1", "reproduced", "3.50 ± 0.10", "3.5 ± 0.1", "reproduced"]
-    assert "Of 60 numbers: 7 reproduced, 5 differs, 48 not run." in found.footnotes
+    assert "Of 60 numbers: 7 reproduced, 5 differ, 48 not run." in found.footnotes
     assert "| WRN-28-10" in render.render(found, "md")
     assert len(render.render(found, "csv").splitlines()) == 1 + 60
     latex = render.render(found, "tex")
