@@ -163,3 +163,51 @@ def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> Non
     assert np.array_equal(sgd.get_xdata(), adam.get_xdata())
     places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in (sgd, adam)]
     assert abs(places[0] - places[1]) > 3
+
+
+# ---- tuning as a phase of its own, and several hyperparameters at once ---------------------------------------
+
+TUNED = {"sgd": {"sweep": ("lr", (0.01, 0.1))}, "adam": {}, "sam": {"test": 0.937, "sweep": ("rho", (0.1, 0.2))}}
+CHOSEN = {"sgd": "lr=0.1", "adam": "", "sam": "rho=0.2"}
+
+
+def best(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with validation in favour of what is in CHOSEN, where there is validation."""
+    favoured = records["config"].fillna("") == records["optimizer"].map(CHOSEN)
+    return records.assign(val_acc=records["val_acc"].where(records["val_acc"].isna(), 0.8 + 0.1 * favoured))
+
+
+def test_figures_are_of_final_runs_and_those_of_sweeps_of_tuning(make_phased: Make) -> None:
+    results = make_phased(CHOSEN, TUNED, change=best)
+    drawings = plots.draw(results)
+    assert set(drawings["paired"].data["seed"]) == {2, 3, 4}
+    assert set(drawings["curves"].data["n"]) == {3}
+    figure, caption, data = drawings["sweep"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["validation accuracy (%)"] * 2
+    assert "runs for tuning" in caption
+    assert not [column for column in data if str(column).startswith(("test", "gap"))]
+    tune = results.records[(results.records["phase"] == "tune") & (results.records["optimizer"] == "sam")]
+    expected = 100 * tune.groupby("rho")["val_acc"].mean()
+    (line,) = (line for line in figure.axes[1].lines if len(ys(line)) == 2 and line.get_marker() == "^")
+    assert ys(line) == pytest.approx(expected.to_numpy())
+    (ring,) = (line for line in figure.axes[1].lines if line.get_markersize() > 8)
+    assert list(np.asarray(ring.get_xdata())) == [0.2]
+    assert ys(ring) == pytest.approx([expected[0.2]])
+
+
+def test_several_swept_numbers_have_a_panel_each_and_a_point_a_configuration(make_results: Make) -> None:
+    decay = {"rho=0.05": 1e-4, "rho=0.1": 1e-3, "rho=0.2": 1e-4, "rho=0.5": 1e-3}
+
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        return records.assign(weight_decay=records["config"].map(decay).fillna(5e-4))
+
+    labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.05, 0.1, 0.2, 0.5))}}
+    results = make_results(labels, change=change, sweeps={"sam": ["rho", "weight_decay"]})
+    figure, caption, data = plots.draw(results)["sweep"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["rho"] * 2 + ["weight_decay"] * 2
+    assert "a point a configuration" in caption
+    assert list(data["weight_decay"]) == list(decay.values())
+    for ax, places in ((figure.axes[0], data["rho"]), (figure.axes[2], data["weight_decay"])):
+        points = [line for line in ax.lines if line.get_marker() == "s" and line.get_markersize() < 8]
+        assert [np.asarray(line.get_xdata())[0] for line in points] == sorted(places)
+        assert sorted(ys(line)[0] for line in points) == pytest.approx(sorted(data["test_acc_mean [%]"]))

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.analysis.choice import reported
 from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, text_width
 from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
@@ -66,7 +67,7 @@ def _pairs(view: View, results: Results) -> pd.DataFrame:
 
     Columns: condition, optimizer, config, seed, baseline, value, difference.
     """
-    records = keyed(results.records)
+    records = keyed(reported(results.records))
     column = f"test_{view.meta['metric']['key']}"
     done = records[(records["status"] == "done") & records[column].notna()]
     value = (view.scale * done.set_index([*KEY, "seed"])[column].astype(float)).sort_index()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -10,57 +10,90 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.analysis.plots.style import NEUTRAL, Style, legend, value_axis, wide
+from bench.analysis.choice import phased
+from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, value_axis, wide
 from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
 
 FIELDS = ("test_metric", "gap_metric")
+OF_TUNING = ("val_metric",)  # its runs never saw the test set
+ACROSS = 2
+LISTED = 12  # so many values have a tick each; more of them were drawn from a range
 VALIDATION: Style = {"markersize": 3, "markerfacecolor": "white"}
 CHOSEN: Style = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.1}
+ONE_OF_MANY: Style = {"linestyle": "none", "alpha": 0.8}
 
 Line = tuple[str, str]
 """Condition and swept hyperparameter of a row of panels."""
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """A row of panels for each hyperparameter; with several conditions a figure for each, a row a condition."""
-    sweeps = [row for row in view.rows if row.label in view.meta["sweeps"] and row.sweep_point and row.done]
-    keys = sorted({row.sweep_point[0] for row in sweeps if row.sweep_point})
-    fields = FIELDS if any(row.test_metric.n for row in sweeps) else FIELDS[:1]
+    """A row of panels for each hyperparameter; with several conditions a figure for each, a row a condition.
+
+    An optimizer that sweeps one number has a line over it. One that sweeps several has a point a configuration in the
+    panel of each of them. Where tuning is a phase of its own there is validation only.
+    """
+    sweeps = [row for row in view.tried if row.label in view.meta["sweeps"] and _numbers(row) and row.done]
+    keys = sorted({key for row in sweeps for key in _numbers(row)})
+    fields = OF_TUNING if phased(view.meta) else FIELDS
+    if not keys:
+        return
     if not view.several:
-        if keys:
-            figure = _figure(view, sweeps, [(view.conditions[0], key) for key in keys], fields)
-            yield Drawing(figure, _caption(view, keys), _data(view, sweeps))
+        lines = [(view.conditions[0], key) for key in keys]
+        yield Drawing(_figure(view, sweeps, lines, fields), _caption(view, sweeps, keys), _data(view, sweeps))
         return
     for key in keys:
-        of_key = [row for row in sweeps if _of(row, key)]
+        of_key = [row for row in sweeps if key in _numbers(row)]
         conditions = [name for name in view.conditions if any(row.condition == name for row in of_key)]
         for shown in view.split(fields):
             for page in pages(conditions, ROWS):
                 figure = _page(view, of_key, [(condition, key) for condition in page], shown)
                 data = _data(view, [row for row in of_key if row.condition in page])
-                yield Drawing(figure, _caption(view, [key]), data)
+                yield Drawing(figure, _caption(view, of_key, [key]), data)
 
 
-def _caption(view: View, keys: Sequence[str]) -> str:
+def _numbers(row: Row) -> dict[str, float]:
+    """The swept values of a configuration that are numbers."""
+    numbers = {key: value for key, value in row.swept.items() if isinstance(value, int | float)}
+    return {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and not pd.isna(value)}
+
+
+def _caption(view: View, sweeps: Sequence[Row], keys: Sequence[str]) -> str:
+    *others, last = keys
+    several = any(len(row.swept) > 1 for row in sweeps)
+    each = "; optimizers that sweep several have a point a configuration" if several else ""
+    what = f"Sensitivity to {', '.join(others)}{' and ' if others else ''}{last}"
+    if phased(view.meta):
+        return (
+            f"{what}: validation {view.metric} in the runs for tuning, mean over seeds with 95% Student-t "
+            f"intervals{each}. A ring marks what was chosen."
+        )
     return (
-        f"Sensitivity to {' and '.join(keys)}: mean over seeds with 95% Student-t bands; small open markers are "
-        f"validation {view.metric}, a ring is the value chosen by it."
+        f"{what}: mean over seeds with 95% Student-t intervals{each}. Small open markers are validation "
+        f"{view.metric}, a ring marks the value chosen by it."
     )
 
 
 def _data(view: View, sweeps: Sequence[Row]) -> pd.DataFrame:
-    points = [row.sweep_point for row in sweeps if row.sweep_point]
-    frame = to_frame(sweeps, ["val_metric", *FIELDS, "chosen"], view.meta["metric"])
-    return frame.assign(hyperparameter=[key for key, _ in points], value=[value for _, value in points])
+    fields = ["val_metric", *(() if phased(view.meta) else FIELDS), "chosen"]
+    frame = to_frame(sweeps, fields, view.meta["metric"])
+    for key in dict.fromkeys(key for row in sweeps for key in row.swept):
+        frame[key] = [row.swept.get(key) for row in sweeps]
+    return frame
 
 
 def _figure(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
-    grid = view.stacked([[(line, field) for field in fields] for line in lines])
+    panels = [(line, field) for line in lines for field in fields]
+    across = min(ACROSS, len(panels))
+    grid = view.stacked([panels[start : start + across] for start in range(0, len(panels), across)])
     figure, axes = view.panels(len(grid), len(grid[0]))
-    for panels, row in zip(grid, axes, strict=True):
-        for (line, field), ax in zip(panels, row, strict=True):
+    for row in axes:
+        for ax in row:
+            ax.set_axis_off()
+    for beside, row in zip(grid, axes, strict=True):
+        for (line, field), ax in zip(beside, row, strict=False):
+            ax.set_axis_on()
             _draw(ax, view, sweeps, line, field)
             ax.set(xlabel=line[1], ylabel=_title(view, field))
     legend(figure, _handles(view, sweeps))
@@ -81,26 +114,37 @@ def _page(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence
 
 
 def _title(view: View, field: str) -> str:
-    return f"{view.metric}{view.unit}" if field == "test_metric" else f"train − test {view.metric}{view.points}"
-
-
-def _of(row: Row, key: str) -> bool:
-    return row.sweep_point is not None and row.sweep_point[0] == key
+    if field == "gap_metric":
+        return f"train − test {view.metric}{view.points}"
+    return f"{'validation ' if field == 'val_metric' else ''}{view.metric}{view.unit}"
 
 
 def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> None:
     condition, key = line
-    if baseline := view.baseline(condition):
+    if baseline := _baseline(view, condition):
         _band(ax, getattr(baseline, field).scaled(view.scale), view.styles[baseline.label])
-    rows = [row for row in sweeps if _of(row, key) and row.condition == condition]
+    rows = [row for row in sweeps if key in _numbers(row) and row.condition == condition]
     for label in dict.fromkeys(row.label for row in rows):
-        points = {row.sweep_point[1]: row for row in rows if row.label == label and row.sweep_point}
-        _points(ax, view, dict(sorted(points.items())), field)
-    values = sorted({row.sweep_point[1] for row in sweeps if _of(row, key) and row.sweep_point})
-    value_axis(ax, values, view.panel_width(2), log=wide(values))
+        of_label = sorted((row for row in rows if row.label == label), key=lambda row: _numbers(row)[key])
+        if len(of_label[0].swept) == 1:
+            _line(ax, view, {_numbers(row)[key]: row for row in of_label}, field)
+        else:
+            _points(ax, view, of_label, key, field)
+    values = sorted({_numbers(row)[key] for row in sweeps if key in _numbers(row)})
+    if len(values) <= LISTED:
+        value_axis(ax, values, view.panel_width(ACROSS), log=wide(values))
+    elif wide(values):
+        ax.set_xscale("log")
 
 
-def _points(ax: Axes, view: View, points: dict[float, Row], field: str) -> None:
+def _baseline(view: View, condition: str) -> Row | None:
+    """Its chosen configuration, over the same kind of runs as all that is drawn."""
+    baseline = view.meta["baseline"]
+    found = (row for row in view.tried if row.label == baseline and row.condition == condition and row.chosen)
+    return next((row for row in found if row.done), None)
+
+
+def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None:
     """One label: its line over the swept values, validation beside test, a ring around the choice."""
     style = view.styles[next(iter(points.values())).label]
     x = list(points)
@@ -116,6 +160,17 @@ def _points(ax: Axes, view: View, points: dict[float, Row], field: str) -> None:
             ax.plot(value, interval.mean, color=style["color"], marker="o", **CHOSEN)
 
 
+def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
+    """One label that sweeps several hyperparameters: a point a configuration, a ring around the choice."""
+    style = view.styles[rows[0].label]
+    for row in rows:
+        x, interval = _numbers(row)[key], getattr(row, field).scaled(view.scale)
+        ax.plot([x, x], bounds(interval), color=style["color"], linewidth=0.7, alpha=0.5)
+        ax.plot(x, interval.mean, **{**style, **ONE_OF_MANY})
+        if row.chosen:
+            ax.plot(x, interval.mean, color=style["color"], marker="o", **CHOSEN)
+
+
 def _band(ax: Axes, interval: Interval, style: Style) -> None:
     ax.axhline(interval.mean, color=style["color"], linewidth=0.9)
     if interval.n > 1:
@@ -123,13 +178,18 @@ def _band(ax: Axes, interval: Interval, style: Style) -> None:
 
 
 def _handles(view: View, sweeps: list[Row]) -> list[Artist]:
-    labels = dict.fromkeys(row.label for row in sweeps)
-    handles = [Line2D([], [], label=label, **view.styles[label]) for label in labels]
-    baselines = {row.name for row in map(view.baseline, view.conditions) if row}
+    several = {row.label for row in sweeps if len(row.swept) > 1}
+    handles = [
+        Line2D([], [], label=label, **{**view.styles[label], **(ONE_OF_MANY if label in several else {})})
+        for label in dict.fromkeys(row.label for row in sweeps)
+    ]
+    baselines = {row.name for row in (_baseline(view, condition) for condition in view.conditions) if row}
     if baselines:
-        name = baselines.pop() if len(baselines) == 1 else f"{view.meta['baseline']}, chosen"
+        alone = len(baselines) == 1 and view.meta["baseline"] not in several
+        name = baselines.pop() if alone else f"{view.meta['baseline']}, chosen"
         colour = view.styles[view.meta["baseline"]]["color"]
         handles.append(Line2D([], [], color=colour, label=name, linewidth=0.9))
-    for label, look in (("test", {}), ("validation", VALIDATION), ("chosen on validation", CHOSEN)):
+    kinds: list[tuple[str, Style]] = [("test", {}), ("validation", VALIDATION)]
+    for label, look in [*([] if phased(view.meta) else kinds), ("chosen on validation", CHOSEN)]:
         handles.append(Line2D([], [], color=NEUTRAL, linestyle="none", marker="o", label=label, **look))
     return list(handles)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from bench.analysis.conditions import conditions, varied
 from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, Style, label_styles, panel_width, text_width
-from bench.analysis.summary import Provenance, Row, all_rows, provenance
+from bench.analysis.summary import Provenance, Row, all_rows, provenance, tried_rows
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -39,6 +39,7 @@ class View:
 
     Attributes:
         rows: every configuration under every condition.
+        tried: the same over the runs that it was chosen by, which are others where tuning is a phase of its own.
         best: the chosen one of each label and condition, those of them with a finished run.
         conditions: the conditions with a finished run, in order.
         several: whether anything is varied, so that panels have to name their condition.
@@ -49,6 +50,7 @@ class View:
 
     meta: Mapping[str, Any]
     rows: list[Row]
+    tried: list[Row]
     best: list[Row]
     conditions: list[str]
     several: bool
@@ -141,6 +143,7 @@ def view_of(results: Results, width: str = "page") -> View:
     return View(
         meta=meta,
         rows=rows,
+        tried=tried_rows(results),
         best=best,
         conditions=[name for name in conditions(meta) if any(row.condition == name for row in best)],
         several=bool(varied(meta)),
