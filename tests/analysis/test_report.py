@@ -47,7 +47,7 @@ class Parsed(HTMLParser):
         if self.within in ("style", "script"):
             self.inline.append((*self.elements[-1], data))
         else:
-            self.text += data
+            self.text += f"{data} "
 
 
 def page(results: Results) -> str:
@@ -228,6 +228,13 @@ def test_failures_are_told_with_their_reasons(make_results: Make) -> None:
     assert "; and others" in text
     assert "diverged 1 run: the loss or the weights were no longer finite" in text
     assert "Failures" not in page(make_results(FEW))
+
+
+@pytest.mark.parametrize(("commit", "shown"), [(np.nan, "unknown"), ("0123456789abcdef", "0123456789 + uncommitted")])
+def test_the_environment_is_told_with_or_without_a_commit(make_results: Make, commit: Any, shown: str) -> None:
+    results = make_results(FEW, change=lambda frame: frame.assign(commit=commit, dirty=True))
+    text = " ".join(Parsed(page(results)).text.split())
+    assert f"AMD EPYC 2 fp32 2.11.0 3.11.9 {shown}" in text
 
 
 def test_nothing_finished_gives_a_page_all_the_same(make_results: Make, tmp_path: Path) -> None:

@@ -250,7 +250,11 @@ def test_a_figure_is_enlarged_and_left_by_keyboard(page: Page, digits: Path) -> 
     page.js("document.querySelector('#figure-gap .zoom').focus()")
     page.keys("\ue007")
     assert page.one("#viewer").get_attribute("open") is not None
-    fit = page.js("return document.querySelector('.canvas img').clientWidth")
+    fit, height = page.js("const image = document.querySelector('.canvas img'); return [image.width, image.height]")
+    room = page.js(
+        "const { clientWidth, clientHeight } = document.querySelector('.canvas'); return [clientWidth, clientHeight]"
+    )
+    assert (fit <= room[0], height <= room[1] + 1) == (True, True), "all of it is seen at first"
     page.keys("+", "+")
     assert page.texts("#viewer-scale") == ["200%"]
     assert page.js("return document.querySelector('.canvas img').clientWidth") == pytest.approx(2 * fit, abs=2)

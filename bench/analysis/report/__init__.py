@@ -122,7 +122,9 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Every combination of hardware and versions among the finished runs, with how many they made."""
     done = records[records["status"].isin(["done", "diverged"])]
     dirty = done["dirty"].astype(str).str.lower() == "true"
-    marked = done.assign(commit=done["commit"].where(~dirty, done["commit"] + " + uncommitted changes"))
+    known = done["commit"].notna()
+    commits = done["commit"].astype(object).where(~known, done["commit"].astype(str).str[:10])
+    marked = done.assign(commit=commits.where(~(dirty & known), commits.astype(str) + " + uncommitted changes"))
     values: Any
     for values, runs in marked.groupby(SETUP, sort=True, dropna=False):
         shown = (

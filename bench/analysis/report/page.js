@@ -92,13 +92,16 @@ for (const table of all("table.sortable")) {
 
 const SCALES = [100, 150, 200, 300, 400];
 const viewer = find("#viewer"), canvas = find(".canvas", viewer), picture = find("img", canvas);
-let scale = 100;
+let scale = 100, ratio = 1;
+
+// At 100% the whole figure is seen.
+const fit = () => Math.min(canvas.clientWidth, canvas.clientHeight * ratio);
 
 function setScale(next) {
   const centre = (canvas.scrollLeft + canvas.clientWidth / 2) / scale;
   const middle = (canvas.scrollTop + canvas.clientHeight / 2) / scale;
   scale = next;
-  picture.style.width = `${scale}%`;
+  picture.style.width = `${fit() * scale / 100}px`;
   find("#viewer-scale").textContent = `${scale}%`;
   canvas.scrollTo(centre * scale - canvas.clientWidth / 2, middle * scale - canvas.clientHeight / 2);
 }
@@ -109,7 +112,7 @@ for (const button of all("button.zoom")) {
   button.disabled = false;
   button.addEventListener("click", () => {
     const image = find("img", button);
-    [picture.src, picture.alt] = [image.src, image.alt];
+    [picture.src, picture.alt, ratio] = [image.src, image.alt, image.naturalWidth / image.naturalHeight];
     find("#viewer-title").textContent = button.closest("figure").id.replace("figure-", "");
     viewer.showModal();
     setScale(100);
@@ -129,6 +132,7 @@ canvas.addEventListener("pointermove", (event) => {
   if (event.buttons === 1 && event.pointerType === "mouse") canvas.scrollBy(-event.movementX, -event.movementY);
 });
 picture.draggable = false;
+addEventListener("resize", () => { if (viewer.open) setScale(scale); });
 
 // ---- runs: values ------------------------------------------------------------------------------------------
 
@@ -148,7 +152,7 @@ const unit = data.metric.unit ? ` (${data.metric.unit})` : "";
 
 const COLUMNS = [
   { head: "optimizer", key: title, cell: named },
-  { head: "condition", key: (run) => value("condition", run), only: varies("condition") },
+  { head: "condition", key: (run) => value("condition", run), only: varies("condition"), minor: true },
   { head: "phase", key: (run) => value("phase", run), only: varies("phase"), minor: true },
   { head: "seed", key: (run) => value("seed", run), number: true },
   { head: `test ${data.metric.name}${unit}`, key: (run) => value(data.metric.test, run), form: score, number: true },
@@ -164,7 +168,10 @@ function named(run) {
   chip.style.background = data.labels[value("optimizer", run)] || "var(--ink)";
   const button = element("button", { type: "button", class: "expand", "aria-expanded": "false" }, chip, title(run));
   button.addEventListener("click", () => toggle(button, run));
-  return button;
+  if (!varies("condition")) return button;
+  const both = document.createDocumentFragment(); // on a phone there is no room for a column of conditions
+  both.append(button, element("span", { class: "under" }, value("condition", run)));
+  return both;
 }
 
 // ---- runs: curves ------------------------------------------------------------------------------------------
