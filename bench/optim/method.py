@@ -169,8 +169,9 @@ class Method(torch.optim.Optimizer):
         Args:
             closure: runs forward and backward on one (micro-)batch, returns the loss; it need not zero gradients. A
                 loss may be scaled, by a GradScaler or by 1 / (number of micro-batches): SAM's perturbation does not
-                depend on it, and the gradient is scaled alike. Where a GradScaler is, it unscales, skips and backs off
-                as ever; a gradient that is not finite on the way makes the one that is left not finite too.
+                depend on it, and the gradient is scaled alike (not so with `ascent_decay`, nor where a method remembers
+                gradients of other steps: LookSAM, Friendly-SAM). A GradScaler unscales, skips and backs off as ever; a
+                gradient that is not finite on the way makes the one that is left not finite too.
 
         Returns:
             The loss at the weights, scaled if the closure's is.

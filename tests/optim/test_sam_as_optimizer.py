@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bench.optim.method import Method
 from bench.optim.sam import SAM
@@ -161,6 +162,45 @@ def test_hooks_on_the_method_and_on_its_base_fire_once() -> None:
     optimizer.base.register_step_post_hook(lambda o, args, kwargs: fired.append("base"))
     optimizer.step(Watch(optimizer, loss, lambda call: fired.append(f"pass {call}")))
     assert fired == ["pre", "pass 1", "pass 2", "base", "post"]
+
+
+def test_hooks_on_all_optimizers_fire_for_the_method_and_its_base() -> None:
+    _, optimizer, loss = trained()
+    fired: list[str] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: fired.append(f"before {type(o).__name__}")),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: fired.append(f"after {type(o).__name__}")),
+    ]
+    optimizer.step(Watch(optimizer, loss))
+    for handle in handles:
+        handle.remove()
+    assert fired == ["before SAM", "before SGD", "after SGD", "after SAM"]
+
+
+def test_a_profile_shows_its_step_and_the_bases() -> None:
+    _, optimizer, loss = trained()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step(Watch(optimizer, loss))
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert (counts["Optimizer.step#SAM.step"], counts["Optimizer.step#SGD.step"]) == (1, 1)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["step(closure)", "backward, step()"])
+def test_a_scheduler_sees_its_steps_and_warns_where_there_was_none(apart: bool) -> None:
+    model, loss = problem()
+    optimizer = SAM(momentum_sgd(model), model=model)
+    LambdaLR(optimizer, lambda step: 1.0)  # warnings are errors here
+    schedule = LambdaLR(optimizer, lambda step: 0.5**step)
+    if apart:
+        optimizer.backward(Watch(optimizer, loss))
+        optimizer.step()
+    else:
+        optimizer.step(Watch(optimizer, loss))
+    schedule.step()
+    _, unstepped, _ = trained(steps=0)
+    schedule = LambdaLR(unstepped, lambda step: 0.5**step)
+    with pytest.warns(UserWarning, match=r"lr_scheduler\.step\(\)` before `optimizer\.step\(\)"):
+        schedule.step()
 
 
 def test_hooks_on_saving_and_loading_fire_once() -> None:
