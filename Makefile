@@ -6,7 +6,7 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam vit-sam glue-sam \
-  slurm-demo test lint perf tables lock clean
+  slurm-demo test lint perf tables check-tables lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,10 +66,14 @@ lint: setup ## ruff and mypy
 perf: setup ## measure what the suite itself costs, side by side, and print ratios
 	$(BIN)/python tests/perf/perf.py
 
-tables: setup ## make tables, figures and the report of every result set again, from its records
+tables: setup ## make tables, figures and the report of every result set again, from its records, and README's table
 	@for set in results/*/experiment.json; do \
 	  $(BIN)/bench report "$$(dirname "$$set")" || exit 1; \
 	done
+	$(BIN)/python -m tests.readme_block
+
+check-tables: tables ## the same, and see that not a byte differs from what is committed
+	@git status --porcelain -- results README.md | (! grep .) || (echo "these differ from what is committed"; exit 1)
 
 lock: setup ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

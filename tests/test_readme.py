@@ -13,6 +13,7 @@ import pytest
 from bench import records
 from bench.analysis import render, tables
 from bench.experiment import load
+from tests.readme_block import with_results
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,9 +27,7 @@ def test_the_table_is_the_committed_one() -> None:
     results = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "results/digits_noise"]
     if subprocess.run(results, check=False).returncode:
         pytest.skip("results/digits_noise was made anew here, as `make quickstart` does")
-    shown = re.search(r"<!-- results:begin .*?-->\n(.*?)<!-- results:end -->", README, flags=re.S)
-    assert shown is not None
-    assert shown[1].strip() == (ROOT / "results/digits_noise/tables/results.md").read_text().strip()
+    assert with_results(README) == README, "`make tables` writes the block anew"
 
 
 def test_linked_files_exist() -> None:
@@ -82,5 +81,7 @@ def test_the_example_plug_in_trains_with_sam_over_it(tmp_path: Path) -> None:
 def test_committed_tables_are_made_from_the_committed_records(folder: Path, tmp_path: Path) -> None:
     paths = render.write(tables.build(records.read(folder)), tmp_path)
     assert len(paths) >= 6
+    left_over = {path.name for path in (folder / "tables").iterdir()} - {path.name for path in paths}
+    assert not left_over, "tables that these records do not give"
     for path in paths:
         assert path.read_bytes() == (folder / "tables" / path.name).read_bytes(), path.name

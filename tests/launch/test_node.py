@@ -16,7 +16,7 @@ import pytest
 from bench.distributed import Call, Rank, Team
 from bench.errors import BenchError
 from bench.experiment import load
-from bench.launch import helper, job, node
+from bench.launch import helper, job, node, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job
 from bench.launch.plan import make_plan
