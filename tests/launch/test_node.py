@@ -18,10 +18,11 @@ from bench.errors import BenchError
 from bench.experiment import load
 from bench.launch import helper, job, node, queue
 from bench.launch import submission as submissions
-from bench.launch.job import Job
+from bench.launch.job import STOPPED, Job
+from bench.launch.local import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.slots import Slot
-from bench.launch.submission import Settings, Submission, code_sha256
+from bench.launch.submission import Note, Settings, Submission, code_sha256
 from bench.news import Listener
 from bench.store import Store
 
@@ -88,6 +89,38 @@ def test_where_the_first_node_is_reached(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MASTER_ADDR", "ib7")
     assert node._team(one, 4) == Team(3, "ib7", tmp_path / "calls-4-2.json")
     assert node._team(Submission(tmp_path, "name", "now", "code", [], [], settings()), 0) is None
+
+
+# ---- what became of it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "note"),
+    [
+        (Outcome(finished=2), 0, ("done", "")),
+        (Outcome(finished=1, interrupted=True), STOPPED, ("running", "")),
+        (KeyboardInterrupt(), STOPPED, ("running", "")),
+        (Outcome(disk="no space left", interrupted=True), 1, ("failed", "no space left")),
+        (BenchError("no data"), 1, ("failed", "no data")),
+    ],
+)
+def test_a_launcher_in_a_job_tells_how_it_ended(
+    outcome: Any, status: int, note: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do(submission: Submission, task: int) -> Outcome:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+    one = Submission(tmp_path / "slurm" / "name", "name", "now", "code", [["run"]], ["1"], settings())
+    one.write()
+    one.write_note(0, Note(1, "running"))
+    monkeypatch.setattr(node, "do", do)
+    monkeypatch.setattr(node, "_start_forkserver", lambda: None)
+    monkeypatch.setattr(node, "_listen_to_the_job", lambda: None)
+    monkeypatch.setattr("sys.argv", ["node", str(one.folder), "0"])
+    assert node.main() == status
+    assert (one.note(0).state, one.note(0).message) == note
 
 
 # ---- further nodes -------------------------------------------------------------------------------------------
