@@ -186,9 +186,13 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
     command += ["--device", device, "--checkpoint-minutes", str(call.checkpoint_minutes)]
     command += ["--threads", str(call.threads)]
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | place
-    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it can stop, which is not to die
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | place
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Rank(number, process, printed)
 
 

@@ -195,6 +195,7 @@ def be_one(
         allow_deterministic_kernels()
     stop = _Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.asked.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
     signal.signal(signal.SIGINT, lambda number, frame: None if watched else stop.asked.set())
     teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"]) if watched else None
     tell = teller.tell if teller else _print

@@ -491,6 +491,27 @@ def _renamed(folder: RunFolder, run_id: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
+def test_processes_told_to_end_before_they_are_ready_stop_and_do_not_fail(tmp_path: Path) -> None:
+    """As all of a SLURM job's are, together with whoever started them."""
+    site = Site(tmp_path)
+    told: list[int] = []
+
+    def stop() -> bool:
+        found = processes_of(site.folder.path)
+        if not told and len(found) == 2:
+            told.extend(found)
+            for pid in found:
+                os.kill(pid, signal.SIGTERM)
+        return False
+
+    with pytest.raises(Stopped):
+        site.do(stop=stop)
+    assert told
+    state = checkpoint.load(site.folder.checkpoint, site.spec.run_id)
+    assert (state["place"]["epoch"], state["place"]["step"]) == (0, 1)
+
+
+@pytest.mark.slow
 def test_one_that_dies_ends_both_and_is_named(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.order(1, 7, "SIGKILL")

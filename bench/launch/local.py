@@ -248,7 +248,8 @@ class _Pool:
         elif event.kind == "disk":
             self.outcome.disk = self.outcome.disk or event.content  # the first tells most
             self.display.dropped(run)
-        elif event.kind == "stopped":
+        elif event.kind == "stopped":  # by us, or by whoever told its worker to end
+            self.outcome.interrupted = True
             self.display.dropped(run)
 
     def _failed(self, run: PlannedRun, text: str) -> None:
