@@ -209,6 +209,10 @@ def test_a_worker_killed_while_idle_is_replaced(
     pool.close()
     assert pool.outcome.finished == RUNS
     assert pool.outcome.failed == []
+    assert not pool.outcome.interrupted
+    pool.workers[0].run = plan.to_do[0]  # told to end by somebody else, it saves and stops: the launch is not complete
+    pool._take(pool.workers[0], Event("stopped"))
+    assert pool.outcome.interrupted
 
 
 def test_a_launcher_killed_at_random_leaves_nobody_behind_and_changes_no_number(
