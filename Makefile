@@ -6,10 +6,10 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam vit-sam glue-sam \
-  slurm-demo test lint perf tables check-tables lock clean
+  sam-family sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install what requirements.lock pins, and this project, into .venv
 
@@ -38,6 +38,12 @@ cifar100-smoke: setup ## the same on CIFAR-100
 
 glue-smoke: offline ## MiniLM fine-tuned on a few hundred sentences of GLUE's SST-2 and RTE: minutes on 2 cores
 	$(BIN)/bench run glue_smoke
+
+sam-family: setup ## SAM's variants and controls on digits with 20 % wrong labels: minutes on 2 cores
+	$(BIN)/bench run sam_family
+
+sam-family-cifar10: setup ## the same with ResNet-18 on CIFAR-10; hours on a GPU
+	$(BIN)/bench run sam_family_cifar10
 
 cifar10-sam: setup ## ResNet-18 on CIFAR-10: SGD, Adam, AdamW, SAM, ASAM; hours on a GPU
 	$(BIN)/bench run cifar10_sam
