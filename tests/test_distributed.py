@@ -354,6 +354,37 @@ def test_a_users_local_gradient_that_is_not_finite_is_skipped_by_all(both: list[
     assert first["weights"].isfinite().all()
 
 
+@pytest.mark.slow
+def test_a_users_micro_batches_are_those_of_one_process(both: list[dict[str, Any]]) -> None:
+    """Each averaged over the processes, with a perturbation of its own."""
+    first, second = (found["user, fp16, accumulating"] for found in both)
+    assert torch.equal(first["weights"], second["weights"])
+    model = two.users_model()
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9), rho=0.2)
+    inputs, targets = two.users_data()
+    for x in inputs:
+        optimizer.zero_grad()
+        for start in (0, 8):
+            here = [*range(start, start + 8), *range(16 + start, 24 + start)]
+
+            def closure(x: torch.Tensor = x, here: list[int] = here) -> torch.Tensor:
+                loss = F.cross_entropy(model(x[here]), targets[here]) / 2
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss
+
+            optimizer.backward(closure)
+        optimizer.step()
+    torch.testing.assert_close(first["weights"], two.flat(model), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_scalers_of_all_processes_back_off_when_one_of_them_meets_inf(both: list[dict[str, Any]]) -> None:
+    first, second = (found["user, fp16, spoilt"] for found in both)
+    assert first["scale"] == second["scale"] == 2.0**9
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["weights"].isfinite().all()
+
+
 # ---- whose error it was --------------------------------------------------------------------------------------
 
 

@@ -220,6 +220,36 @@ def users_loop(group: Group, *, local: bool, spoil: bool = False) -> dict[str, A
     return {"weights": flat(model), "skipped": optimizer.skipped_steps}
 
 
+def users_fp16_loop(group: Group, *, local: bool) -> dict[str, Any]:
+    """Backward and step apart with a GradScaler: two micro-batches a step, or if local one, once spoilt in a process.
+
+    Everything is in double precision all the same: what is tested is who scales, skips and backs off.
+    """
+    model = users_model()
+    ddp = DistributedDataParallel(model)
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9), rho=0.2, model=model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    inputs, targets = users_data()
+    share = slice(16 * group.rank, 16 * (group.rank + 1))
+    for step, x in enumerate(inputs):
+        optimizer.zero_grad()
+        parts = [slice(0, 16)] if local else [slice(0, 8), slice(8, 16)]
+        for part in parts:
+
+            def closure(x: Tensor = x, part: slice = part, step: int = step) -> Tensor:
+                with ddp.no_sync() if local and optimizer.first_pass else nullcontext():
+                    loss = F.cross_entropy(ddp(x[share][part]), targets[share][part]) / (1 if local else 2)
+                    if local and optimizer.first_pass and step == 2 and group.rank == 1:
+                        loss = loss * math.inf
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                return loss
+
+            optimizer.backward(closure)
+        scaler.step(optimizer)
+        scaler.update()
+    return {"weights": flat(model), "scale": scaler.get_scale()}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     register()
@@ -235,6 +265,8 @@ def main(folder: Path) -> None:
             "user": lambda: users_loop(group, local=False),
             "user, local": lambda: users_loop(group, local=True),
             "user, spoilt": lambda: users_loop(group, local=True, spoil=True),
+            "user, fp16, accumulating": lambda: users_fp16_loop(group, local=False),
+            "user, fp16, spoilt": lambda: users_fp16_loop(group, local=True),
         }
         for name, case in CASES.items():
             found[name] = steps(case, group)
