@@ -154,6 +154,17 @@ def test_the_front_is_drawn_through_its_points(make_results: Make) -> None:
         assert "sam" in set(flagged["optimizer"])
 
 
+@pytest.mark.parametrize(("key", "shown"), [("rho", "sam (rho=0.2)"), ("rho_of_the_ball_that_is_searched", "sam")])
+def test_names_too_long_for_a_panel_are_in_a_legend(make_results: Make, key: str, shown: str) -> None:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        best = frame["config"].eq(f"{key}=0.2").astype(float)
+        return frame.assign(**{key: 0.1}).assign(val_acc=best)
+
+    figure = plots.draw(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change))["cost"].figure
+    assert [text.get_text() for text in figure.axes[0].texts] == ["sgd", shown]
+    assert bool(figure.legends) is (shown == "sam")
+
+
 def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> None:
     figure = plots.draw(make_results(FEW))["cost"].figure
     figure.draw_without_rendering()
@@ -188,6 +199,9 @@ def test_figures_are_of_final_runs_and_those_of_sweeps_of_tuning(make_phased: Ma
     assert not [column for column in data if str(column).startswith(("test", "gap"))]
     tune = results.records[(results.records["phase"] == "tune") & (results.records["optimizer"] == "sam")]
     expected = 100 * tune.groupby("rho")["val_acc"].mean()
+    low, high = figure.axes[1].get_ylim()
+    assert low > 100 * tune["val_acc"].min() - 5, "two seeds' intervals do not set the limits"
+    assert high < 100 * tune["val_acc"].max() + 5
     (line,) = (line for line in figure.axes[1].lines if len(ys(line)) == 2 and line.get_marker() == "^")
     assert ys(line) == pytest.approx(expected.to_numpy())
     (ring,) = (line for line in figure.axes[1].lines if line.get_markersize() > 8)

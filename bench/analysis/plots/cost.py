@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from bench.analysis.pareto import on_front
-from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width, with_margin
+from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width, text_width, with_margin
 from bench.analysis.plots.view import Drawing, View, folded, pages
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
@@ -22,6 +22,7 @@ COSTS = ("train_seconds", "passes")
 ACROSS = 3
 PER_PAGE = 12
 NAME_SIZE = 7.5
+LONGEST = 0.5  # of a panel, as far as a name may reach
 STEP = 5.0  # points between those of equal cost
 FRONT: Style = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 1}
 
@@ -67,9 +68,13 @@ def _single(view: View) -> Figure:
         ax.set_xlabel(_title(view, cost))
     for ax in axes[:, 0]:
         ax.set_ylabel(f"test {view.metric}{view.unit}")
+    names = {row.label: row.name for row in rows}
+    if max(map(text_width, names.values())) > LONGEST * view.panel_width(len(COSTS)):  # too long to stand at a point
+        legend(figure, [view.handle(label, line=False, marker=True) for label in names])
+        names = {label: label for label in names}
     figure.draw_without_rendering()  # fixes the layout, without which no text has a size
     for ax, cost in zip(axes.flat, COSTS, strict=True):
-        _label_points(figure, ax, view, _points(view, rows, cost))
+        _label_points(figure, ax, view, _points(view, rows, cost), names)
     return figure
 
 
@@ -131,7 +136,7 @@ def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None
 # ---- names beside points -------------------------------------------------------------------------------------
 
 
-def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None:
+def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point], names: Mapping[str, str]) -> None:
     """Write each name beside its point, at the first place around it that covers nothing, or the least."""
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
@@ -141,7 +146,7 @@ def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point])
         for across, up in ((bounds(x), (y.mean, y.mean)), ((x.mean, x.mean), bounds(y))):
             taken.append(Bbox(ax.transData.transform(np.column_stack([across, up]))).padded(4))
     for row, x, y in points:
-        text = ax.annotate(row.name, (x.mean, y.mean), xytext=(0, 0), textcoords="offset points")
+        text = ax.annotate(names[row.label], (x.mean, y.mean), xytext=(0, 0), textcoords="offset points")
         text.set(color=view.styles[row.label]["color"], fontsize=NAME_SIZE, verticalalignment="center")
         tried = []
         for *offset, side in _places():

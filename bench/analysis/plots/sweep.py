@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ from bench.analysis.summary import Row, to_frame
 FIELDS = ("test_metric", "gap_metric")
 OF_TUNING = ("val_metric",)  # its runs never saw the test set
 ACROSS = 2
+FEW = 2  # seeds, whose t intervals are too wide to set the limits of an axis
+MARGIN = 0.12  # of the heights, so that rings are whole
 LISTED = 12  # so many values have a tick each; more of them were drawn from a range
 VALIDATION: Style = {"markersize": 3, "markerfacecolor": "white"}
 CHOSEN: Style = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.1}
@@ -105,7 +108,6 @@ def _page(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence
     for line, row in zip(lines, axes, strict=True):
         for ax, field in zip(row, fields, strict=True):
             _draw(ax, view, sweeps, line, field)
-            ax.margins(y=0.15)  # flat panels would cut the rings
     for ax in axes[-1]:
         ax.set_xlabel(lines[0][1])
     name_panels(axes, [condition for condition, _ in lines], [_title(view, field) for field in fields])
@@ -130,11 +132,23 @@ def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> No
             _line(ax, view, {_numbers(row)[key]: row for row in of_label}, field)
         else:
             _points(ax, view, of_label, key, field)
+    ax.set_ylim(_limits(view, [*rows, *([baseline] if baseline else [])], field))
     values = sorted({_numbers(row)[key] for row in sweeps if key in _numbers(row)})
     if len(values) <= LISTED:
         value_axis(ax, values, view.panel_width(ACROSS), log=wide(values))
     elif wide(values):
         ax.set_xscale("log")
+
+
+def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
+    """All means, and the intervals over more than a few seeds."""
+    found = [getattr(row, field).scaled(view.scale) for row in rows]
+    heights = [height for one in found for height in (one.mean, *(bounds(one) if one.n > FEW else ()))]
+    if field == "test_metric":
+        heights += [row.val_metric.mean * view.scale for row in rows]
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    margin = MARGIN * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
 
 
 def _baseline(view: View, condition: str) -> Row | None:
