@@ -236,8 +236,8 @@ def _standstill(places: dict[int, str], processes: int) -> str:
 def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     """What made the run fail: a process that was killed, else the first that told of an error."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
-        time.sleep(0.02)
+    while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
+        time.sleep(0.02)  # alive; or killed, as we are about to be ourselves if it was the whole job
     news.read()
     told = [message for message in news.messages if "text" in message]
     dead = [message for message in news.messages if message["kind"] == "died"]
