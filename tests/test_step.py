@@ -13,9 +13,11 @@ from torch import nn
 from bench import numerics
 from bench.batching import Batch
 from bench.errors import BenchError
+from bench.group import Group
+from bench.optim.method import Method
 from bench.registry import load_builtins, optimizers
 from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.step import Run, set_up
+from bench.step import Run, set_up, share_out
 from bench.train import weights_sha256
 
 load_builtins()
@@ -66,6 +68,66 @@ def test_m_that_does_not_divide_a_small_training_set_is_told() -> None:
     spec = make_spec(method={"rho": 0.1, "m": 64}, batch_size=2048)
     with pytest.raises(BenchError, match="m = 64 does not divide the batch of 900"):
         set_up(spec, CPU)
+
+
+# ---- methods that do not fit, and those that need something of the loop ------------------------------------------
+
+
+def method_spec(name: str, params: dict[str, Any], model: str = "mlp", **base: Any) -> RunSpec:
+    sgd = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05, **base}).model_dump())
+    settings = optimizers[name].schema.model_validate(params).model_dump()
+    choice = OptimizerChoice(name=name, params=settings, base=sgd)
+    return make_spec(model, epochs=2).model_copy(update={"optimizer": choice})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (method_spec("momentum-sam", {}, momentum=0.0), "SGD has no momentum here"),
+        (method_spec("sam", {"perturb_only": "norm"}), "needs normalisation layers"),
+    ],
+)
+def test_a_method_that_can_do_nothing_with_its_base_or_its_model_is_told_in_one_line(spec: RunSpec, words: str) -> None:
+    with pytest.raises(BenchError, match=words):
+        set_up(spec, CPU)
+
+
+def test_a_method_knows_how_long_the_training_is_and_draws_from_the_runs_seed() -> None:
+    spec = method_spec("random-direction", {"rho": 0.5, "perturb_from": 0.5})
+    one, other = (set_up(s, CPU) for s in (spec, spec.model_copy(update={"seed": 1})))
+    assert isinstance(one.optimizer, Method)
+    assert isinstance(other.optimizer, Method)
+    assert one.optimizer.total_steps == 2 * one.steps == 28
+    assert one.optimizer.seed != other.optimizer.seed
+
+
+def test_a_method_that_chooses_examples_needs_an_m_over_several_processes() -> None:
+    optimizer = set_up(method_spec("esam", {}), CPU).optimizer
+    assert share_out(optimizer, 64, Group()) == (64, True)
+    with pytest.raises(BenchError, match=r"ESAM chooses .* over 2 processes .* give it an m that divides 32"):
+        share_out(optimizer, 64, Group(rank=0, size=2))
+
+
+def test_passes_over_part_of_a_batch_count_as_that_part() -> None:
+    run = set_up(method_spec("esam", {"gamma": 0.5}), CPU)
+    losses(run, steps=6)
+    assert run.work == pytest.approx(6 * (1 + 1 / 3 + 1 / 2))
+    assert run.passes == 11
+
+
+def test_what_is_measured_is_the_average_with_batch_norms_statistics_of_its_own() -> None:
+    run = set_up(method_spec("ema", {"ema_decay": 0.9}, model="resnet8"), CPU)
+    losses(run, steps=4)
+    before = weights_sha256(run.model)
+    weights = [p.detach().clone() for p in run.model.parameters()]
+    statistics = next(m for m in run.model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean
+    assert statistics is not None
+    trained = statistics.clone()
+    with run.measured_weights():
+        assert weights_sha256(run.model) != before
+        assert all((a - b).abs().max() < 0.5 for a, b in zip(run.model.parameters(), weights, strict=True))
+        assert not torch.equal(statistics, trained)
+    assert weights_sha256(run.model) == before
 
 
 # ---- compilation ---------------------------------------------------------------------------------------------
