@@ -166,10 +166,13 @@ def test_signs_thousands_bounds_and_gaps_sort_as_numbers(page: Page, digits: Pat
     )
     assert read == pytest.approx([0.57, -0.67, 1200, 0.001, 0.001, 4, 97.0], abs=1e-6)
     assert read[3] < read[4]
-    difference = "#table-results th:nth-child(3)"
-    for _ in range(2):
-        page.press(f"{difference} button")
-        assert page.texts("#table-results tbody td:nth-child(3)")[-1] == "–", "what is missing comes last either way"
+    for direction in (-1, 1):
+        page.press("#table-results th:nth-child(3) button")
+        *texts, last = page.texts("#table-results tbody td:nth-child(3)")
+        assert last == "–", "what is missing comes last either way"
+        values = [direction * float(text.split()[0]) for text in texts]
+        assert values == sorted(values)
+        assert {value > 0 for value in values} == {True, False}
 
 
 def test_a_sort_moves_whole_rows(page: Page, digits: Path) -> None:
