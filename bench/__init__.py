@@ -5,6 +5,7 @@ The public names, each imported when it is first used:
     SAM                                     the optimizer, for your own training loop
     run(experiment, ...)                    an experiment file's runs, from Python; the `bench` command does the same
     Task, Split, Metric, Method             what to subclass and use in a plug-in
+    ImageFolder, CsvTable                   tasks of your own files, to subclass as well
     register_task, register_model, register_optimizer
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from bench.tasks.base import Metric as Metric
     from bench.tasks.base import Split as Split
     from bench.tasks.base import Task as Task
+    from bench.tasks.csv_table import CsvTable as CsvTable
+    from bench.tasks.image_folder import ImageFolder as ImageFolder
 
 _HOMES = {
     "SAM": "bench.optim.sam",
@@ -28,6 +31,8 @@ _HOMES = {
     "Task": "bench.tasks.base",
     "Split": "bench.tasks.base",
     "Metric": "bench.tasks.base",
+    "ImageFolder": "bench.tasks.image_folder",
+    "CsvTable": "bench.tasks.csv_table",
     "register_task": "bench.registry",
     "register_model": "bench.registry",
     "register_optimizer": "bench.registry",

@@ -44,6 +44,7 @@ def test_the_path_is_relative_to_the_experiment_and_no_part_of_the_run(
     assert moved.run_id == here.run_id
     assert "task.path" not in moved.hyperparameters()
     assert moved.hyperparameters()["task.drop"] == "age"
+    assert load_task(moved).title == "renamed"
 
 
 def test_other_content_is_another_run(plan: Callable[[str], PlannedRun], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class CsvTable(Task):
         test: TestShare = 0.2,
     ) -> None:
         settings = _Settings(target, regression, tuple(categorical), tuple(drop), missing == "fill", separator, test)
-        self.regression = regression
+        self.regression, self.title = regression, Path(path).stem
         self.class_names, self._train, self._test = _read(stamp(Path(path)), settings)
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)

@@ -54,6 +54,7 @@ class ImageFolder(ImageTask):
         mixup: MixupAlpha = 0.0,
     ) -> None:
         self.root, self.size, self.channels = Path(path), size, channels
+        self.title = self.root.name
         self.class_names, self.train, self.test = _listed(self.root, test)
         self.num_outputs = len(self.class_names)
         height, width = (size, size) if size else _size(self.train[0][0])

@@ -55,7 +55,7 @@ class Case:
     title: str
     build: Callable[[int], Problem]
     batch: tuple[int, int]
-    rounds: int = 7
+    rounds: int = 5
     overhead: float | None = 2.0
 
 
@@ -88,10 +88,10 @@ def small_layers(batch: int) -> Problem:
 
 
 CASES = {
-    "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (32, 128)),
-    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (4, 128), rounds=3),
-    "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (16, 128)),
-    "bert-small": Case("BERT-small, 128 tokens", bert, (8, 32)),
+    "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (16, 128)),
+    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (2, 128)),
+    "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (4, 128)),
+    "bert-small": Case("BERT-small, 128 tokens", bert, (4, 32)),
     "mlp-200": Case("MLP of 200 layers of 16", small_layers, (8, 8), rounds=100, overhead=None),
 }
 
