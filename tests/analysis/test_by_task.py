@@ -318,9 +318,9 @@ def test_markdown_and_latex(make_glue: Make) -> None:
     assert lines[3].count(":") == 3  # names to the left, numbers to the right
     assert [cell.strip() for cell in lines[7].split("|")] == ["", "GLUE average", "72.00 ± 4.97", "73.50 ± 19.06†", ""]
     latex = render.render(found, "tex")
-    assert r"\begin{tabular}{@{}lrr@{}}" in latex
-    assert r"GLUE average & 72.00 $\pm$ 4.97 & 73.50 $\pm$ 19.06$^\dagger$ \\" in latex
-    assert r"95\% interval & -- & [$-$4.85, +7.85] \\" in latex
+    assert r"\begin{tabular}{@{}lS[table-format=2.2(3)]r@{}}" in latex, "of intervals and numbers: text"
+    assert r"GLUE average & 72.00 \pm 4.97 & 73.50 $\pm$ 19.06$^\dagger$ \\" in latex
+    assert r"95\% interval & {--} & [$-$4.85, +7.85] \\" in latex
     assert r"\label{tab:digits_noise-tasks}" in latex
     assert latex.isascii()
 
