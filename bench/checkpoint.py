@@ -1,4 +1,7 @@
-"""A run's whole state between two steps, in one file: model, optimizer, schedule, random numbers, clocks, curve."""
+"""A run's whole state between two steps, in one file: model, optimizer, schedule, random numbers, clocks, curve.
+
+And the weights it ends with, in another, where somebody has asked for them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import nn
 
 from bench.errors import BenchError
-from bench.store import atomic_path
+from bench.store import atomic_path, write_atomic
 
 FORMAT = 3
 """Of the state; one that an older version of the package wrote is not gone on from."""
@@ -55,6 +58,38 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[st
     if state.get("format") != FORMAT:
         raise BenchError(f"{path} is of an older version of this package; delete it to run this one from the beginning")
     return state
+
+
+def keep_weights(path: Path, model: nn.Module, about: dict[str, str]) -> None:
+    """Write all parameters and buffers as safetensors, atomically.
+
+    Args:
+        about: goes into the file's header.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    from safetensors.torch import save
+
+    # Copies: the format has no room for tensors that share memory.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(path, save(tensors, metadata=about))
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put kept weights into a model that was built as theirs was.
+
+    Raises:
+        BenchError: the file is damaged, or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BenchError(f"{path} does not hold the weights of this run ({reason}); delete it") from error
 
 
 def own(model: nn.Module, device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options, cli_run, cli_status
+from bench import cli_evidence, cli_options, cli_run, cli_status
 from bench.errors import BenchError, nearest
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def main() -> None:
 
 cli.add_command(cli_run.run)
 cli.add_command(cli_run.cancel)
+for command in (cli_evidence.verify, cli_evidence.diff, cli_evidence.export, cli_evidence.check):
+    cli.add_command(command)
 
 
 # ---- running -------------------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ def table(experiment: str, format_: str, style: str | None, target: float | None
 
     if style is not None:
         paper.check_style(style)
-    folder = _results_folder(experiment, out)
+    folder = cli_options.results_folder(experiment, out)
     results = records.read(folder)
     whole = style is None and target is None
     built = tables.build(results) if whole else []
@@ -165,7 +167,7 @@ def plot(experiment: str, width: str, out: Path) -> None:
     from bench import records
     from bench.analysis import plots
 
-    folder = _results_folder(experiment, out)
+    folder = cli_options.results_folder(experiment, out)
     for path in plots.build(records.read(folder), folder, width):
         print(path)
 
@@ -233,13 +235,3 @@ def _list_registered(what: str | None) -> None:
                 settings = ["base", *settings, "and the base's own"]
             if settings:
                 print(f"  {'':<20} {', '.join(settings)}")
-
-
-def _results_folder(experiment: str, out: Path) -> Path:
-    """The folder of results for an experiment's name, its file, or the folder itself."""
-    name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    for folder in (out / name, Path(experiment)):
-        if (folder / "experiment.json").exists():
-            return folder
-    known = [path.parent.name for path in out.glob("*/experiment.json")]
-    raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}; `bench run` makes them')

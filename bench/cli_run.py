@@ -114,6 +114,7 @@ def _slurm_options(command: Any) -> Any:
 @click.option(
     "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Time between two."
 )
+@cli_options.keep_weights
 @_slurm_options
 def run(
     experiment: str,

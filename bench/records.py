@@ -1,9 +1,11 @@
 """What is collected from the runs of an experiment, and all that tables and plots ever read.
 
 results/<experiment>/
-    experiment.json    title, baseline, labels, metric, and the sha256 of the two files below
+    experiment.json    title, baseline, labels, metric, and the sha256 of the files below
     records.csv        one row a planned run, finished or not
     curves.csv         one row a run and evaluated epoch
+    measures.csv       one row a measured run, if `bench measure` was called: sharpness, calibration, what they cost
+    directions.csv     loss along directions in weight space, of the same runs
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ CIRCUMSTANCES = (
     *("sequences", "truncated", "max_tokens"),
     *("resumes", "skipped_steps", "initial_weights_sha256", "weights_sha256"),
 )
+COLLECTED = ("records.csv", "curves.csv")
+MEASURED = ("measures.csv", "directions.csv")
 STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
 TEXT_COLUMNS = (
     *("experiment", "task", "model", "condition", "phase", "optimizer", "config", "status", "error", "method", "base"),
@@ -46,11 +50,15 @@ class Results:
         meta: experiment.json.
         records: one row a planned run; metrics are fractions, losses in nats, times in seconds.
         curves: one row a run and evaluated epoch.
+        measures: one row a measured run; None if none was.
+        directions: losses along directions, one row a point; None if none were measured.
     """
 
     meta: dict[str, Any]
     records: pd.DataFrame
     curves: pd.DataFrame
+    measures: pd.DataFrame | None = None
+    directions: pd.DataFrame | None = None
 
 
 def metric_columns(key: str) -> list[str]:
@@ -162,17 +170,39 @@ def finished(folder: Path) -> set[str]:
 
 
 def publish(results: Results, folder: Path) -> None:
-    """Write experiment.json, records.csv and curves.csv, each whole or not at all.
+    """Write experiment.json, records.csv and curves.csv, each whole or not at all. Measures that are there stay.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     records = results.records.to_csv(index=False, lineterminator="\n")
     curves = results.curves.to_csv(index=False, lineterminator="\n")
-    sha256 = {"records.csv": _sha256(records.encode()), "curves.csv": _sha256(curves.encode())}
+    before = read_json(folder / "experiment.json", missing={}).get("sha256", {})
+    sha256 = {name: before[name] for name in MEASURED if name in before}
+    sha256 |= {"records.csv": _sha256(records.encode()), "curves.csv": _sha256(curves.encode())}
     write_atomic(folder / "records.csv", records)
     write_atomic(folder / "curves.csv", curves)
     write_atomic(folder / "experiment.json", to_json({**results.meta, "sha256": sha256}))
+
+
+def publish_measures(measures: pd.DataFrame, directions: pd.DataFrame, folder: Path) -> None:
+    """Write measures.csv and directions.csv beside what `publish` wrote, each whole or not at all.
+
+    Raises:
+        BenchError: there is no experiment.json.
+        StorageError: the folder cannot be written.
+    """
+    meta = read_json(folder / "experiment.json")
+    for name, frame in zip(MEASURED, (measures, directions), strict=True):
+        content = frame.to_csv(index=False, lineterminator="\n")
+        write_atomic(folder / name, content)
+        meta["sha256"][name] = _sha256(content.encode())
+    write_atomic(folder / "experiment.json", to_json(meta))
+
+
+def files(folder: Path) -> list[str]:
+    """The files that `read` reads, experiment.json first."""
+    return ["experiment.json", *COLLECTED, *(name for name in MEASURED if (folder / name).exists())]
 
 
 def read(folder: Path) -> Results:
@@ -187,22 +217,23 @@ def read(folder: Path) -> Results:
         raise BenchError(f"{folder} holds no results yet; `bench run` makes them")
     meta = read_json(folder / "experiment.json")
     frames = []
-    for name in ("records.csv", "curves.csv"):
+    for name in (*COLLECTED, *(name for name in MEASURED if (folder / name).exists())):
         path = folder / name
         try:
             content = path.read_bytes()
         except OSError as error:
             raise BenchError(f"cannot read {path}: {error.strerror}") from error
-        intact = _sha256(content) == meta["sha256"][name]
+        intact = _sha256(content) == meta["sha256"].get(name)
         try:
             frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False)
             fault = "" if intact else _first_fault(frame, meta["metric"]["key"])
         except ValueError as error:
             fault = str(error)
         if not intact:
+            again = "delete it, and `bench measure" if name in MEASURED else "have it collected anew with `bench run"
             raise BenchError(
                 f"{path} is not as it was written: {fault}. Records are collected from runs, never edited: "
-                f"restore the file, or have it collected anew with `bench run {meta['name']}`"
+                f"restore the file, or {again} {meta['name']}`"
             )
         frames.append(frame)
     del meta["sha256"]

@@ -5,6 +5,7 @@ results/<experiment>/runs/<run_id>/
     environment.json    versions, commit, hardware of every machine that worked on the run, in order
     curve.jsonl         one line an evaluated epoch
     checkpoint.pt       while the run is unfinished
+    weights.safetensors the final weights, if `bench run --keep-weights` asked for them
     error.txt           if it failed: the traceback
     result.json         appears last and atomically: it *is* "done"
 """
@@ -30,6 +31,9 @@ FINISHED: tuple[Status, ...] = ("done", "diverged")
 TAIL = 16_384
 """Bytes at the end of a curve in which its last line is looked for."""
 
+KEEP_WEIGHTS = "BENCH_KEEP_WEIGHTS"
+"""Set in the environment, where workers and their processes find it: runs leave their final weights in their folders.
+It is no part of a run, since no number hangs on it."""
 
 _NOTHING: Any = object()
 
@@ -135,6 +139,10 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
 
     @property
     def _error(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from bench.optim.schedule import scheduler
 from bench.seeding import StreamState, continued, derive, numpy_stream, state_of
 from bench.spec import PROTOCOL, RunSpec
 from bench.step import set_up
-from bench.store import RunFolder
+from bench.store import KEEP_WEIGHTS, RunFolder
 from bench.tasks.base import Data, Task
 
 Report = Callable[[int, int, dict[str, float]], None]
@@ -227,6 +228,8 @@ def train(
     # ---- the result ------------------------------------------------------------------------------------------
     group.check_alike("weights", lambda: _sha256(dict(model.named_parameters())))
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}
+    if group.is_first and os.environ.get(KEEP_WEIGHTS):
+        checkpoint.keep_weights(folder.weights, model, {"run_id": spec.run_id, "sha256": done["weights_sha256"]})
     return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
 
 

@@ -11,6 +11,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import registry
+from bench import cli, registry
 from bench.data import Dataset
 
 REAL_DATA = os.environ.get("BENCH_DATA")
@@ -124,6 +125,38 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
     return of
+
+
+# ---- the command line ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
+    """bench("run", ...): the command, in this process, from an empty working folder."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        capsys.readouterr()
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        said = capsys.readouterr()
+        assert isinstance(status, int)
+        return Said(status, said.out, said.err)
+
+    return call
 
 
 # ---- data sets -----------------------------------------------------------------------------------------------

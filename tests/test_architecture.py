@@ -20,7 +20,7 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 LAYERS = (
     {"bench.errors", "bench.checking"},
     {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
-    | {"bench.text", "bench.claims", "bench.group", "bench.news"},
+    | {"bench.text", "bench.claims", "bench.group", "bench.news", "bench.archive"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {
         "bench.resolve",
@@ -34,7 +34,8 @@ LAYERS = (
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}
     | {"bench.rank", "bench.distributed"},
     {"bench.launch"},
-    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.__main__", "bench"},
+    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence"}
+    | {"bench.__main__", "bench"},
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,7 @@ Tiny = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]
 
 
-@dataclass(frozen=True)
-class Said:
-    status: int
-    out: str
-    err: str
-
-
-Bench = Callable[..., Said]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
-    """bench("run", ...): the command, in this process, from an empty working folder."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        capsys.readouterr()
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        said = capsys.readouterr()
-        assert isinstance(status, int)
-        return Said(status, said.out, said.err)
-
-    return call
+Bench = Callable[..., Any]
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -71,7 +41,7 @@ def on_disk(folder: Path) -> set[str]:
     ("command", "said"),
     [
         (["runn"], 'no command "runn"; did you mean "run"?'),
-        (["zzz"], 'no command "zzz"; valid: cancel, list, plot, prepare, report, run, status, table'),
+        (["zzz"], 'no command "zzz"; valid: cancel, check, diff, export, list, '),
         (["run", "digits_noise", "--dryrun"], "--dry-run"),
         (["run", "digits_noise", "--jobs", "0"], "'--jobs': 0 is not in the range x>=1"),
         (["run", "digits_noise", "--seeds", "0"], "'--seeds': 0 is not in the range x>=1"),

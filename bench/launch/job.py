@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from bench.errors import BenchError
 from bench.launch import submission as submissions
 from bench.launch.submission import Note, Settings, Submission, code_sha256
-from bench.store import to_json, write_atomic
+from bench.store import KEEP_WEIGHTS, to_json, write_atomic
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -195,6 +195,8 @@ def _environment(submission: Submission) -> dict[str, str]:
     environment = dict(os.environ)
     if submission.settings.data:
         environment["BENCH_DATA"] = submission.settings.data
+    if submission.settings.keep_weights:
+        environment[KEEP_WEIGHTS] = "1"
     if not submission.settings.gpus and not {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"} & environment.keys():
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

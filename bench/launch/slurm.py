@@ -23,7 +23,7 @@ from bench.launch.prepare import fetch
 from bench.launch.profile import Profile
 from bench.launch.submission import Settings, Submission, code_sha256, failed_at
 from bench.spec import PlannedRun
-from bench.store import to_json, write_atomic
+from bench.store import KEEP_WEIGHTS, to_json, write_atomic
 
 TIME_OUTS = 1000
 """How often a job that reaches its time limit is queued again; every time it gets a little further."""
@@ -142,6 +142,7 @@ def _prepare(
         fail_fast=fail_fast,
         data=str(data_folder().resolve()) if os.environ.get("BENCH_DATA") else None,
         nodes=profile.nodes,
+        keep_weights=bool(os.environ.get(KEEP_WEIGHTS)),
     )
     submission = Submission(
         folder=plan.store.folder.resolve() / "slurm" / name,

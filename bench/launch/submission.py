@@ -30,6 +30,7 @@ class Settings:
 
     Attributes:
         data: the submitter's BENCH_DATA.
+        keep_weights: whether runs leave their final weights.
         time: the job's limit in minutes.
         nodes: of a job, which has `gpus` and `cpus` on each.
     """
@@ -44,6 +45,7 @@ class Settings:
     fail_fast: bool
     data: str | None
     nodes: int = 1
+    keep_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
     Args:
         environment: the launcher's variables now; those of the fork server may be older.
     """
+    os.environ.clear()
     os.environ.update(environment)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # texts come tokenised; should they not, cores are others' too
     stop_asked = threading.Event()

@@ -1,0 +1,142 @@
+"""Results in one file that another machine can check: a .tar.gz with the sha256 of everything in it.
+
+<experiment>/MANIFEST.json     what there is, with sha256
+<experiment>/...               files of results, as in results/<experiment>, and what it takes to make them again
+
+The same files give the same bytes (with the same zlib). A manifest guards against accidents and careless hands, not
+against somebody who makes a new one: whoever must be sure compares the sha256 of the archive itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from bench import records
+from bench.errors import BadValue, BenchError
+from bench.records import Results
+from bench.store import to_json, write_atomic
+
+MANIFEST = "MANIFEST.json"
+SUFFIX = ".tar.gz"
+FORMAT = 1
+LARGEST = 2**31
+"""Bytes that the files of an archive may have together, so that a small file cannot fill a disk."""
+
+
+def pack(name: str, files: Mapping[str, bytes]) -> bytes:
+    """The archive of these files.
+
+    Args:
+        name: of the experiment, and of the one folder in the archive.
+        files: by their path within that folder.
+    """
+    sha256 = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
+    manifest = to_json({"format": FORMAT, "experiment": name, "sha256": sha256}).encode()
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, content in [(MANIFEST, manifest), *sorted(files.items())]:
+            member = tarfile.TarInfo(f"{name}/{path}")  # mtime 0, nobody's
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    return gzip.compress(plain.getvalue(), mtime=0)
+
+
+def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
+    """The experiment's name and its files, every one compared with the manifest. Nothing is written to the disk.
+
+    Raises:
+        BadValue: files were changed, added or taken away since; or a member is no plain file of the one folder.
+        BenchError: the file cannot be read, or is no such archive.
+    """
+    members = _members(path)
+    name, files = _in_one_folder(path, members)
+    try:
+        manifest = json.loads(files.pop(MANIFEST))
+        recorded, version, of = manifest["sha256"], manifest["format"], manifest["experiment"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise BenchError(f"{path} has no readable {MANIFEST}: it is not of `bench export`, or was changed") from error
+    if version != FORMAT or of != name:
+        raise BenchError(f"{path}: its {MANIFEST} is of format {version} and experiment {of!r}; `bench export` it anew")
+    faults = [f"{file}: missing" for file in recorded if file not in files]
+    for file, content in files.items():
+        if file not in recorded:
+            faults.append(f"{file}: not in {MANIFEST}: added later")
+        elif hashlib.sha256(content).hexdigest() != recorded[file]:
+            faults.append(f"{file}: changed since the export (its sha256 is not that in {MANIFEST})")
+    if faults:
+        raise BadValue(str(path), sorted(faults))
+    return name, files
+
+
+def results(files: Mapping[str, bytes]) -> Results:
+    """The results among unpacked files.
+
+    Raises:
+        BenchError: there are none, or they are not as they were written.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-archive-") as folder:
+        write_files(files, Path(folder))
+        return records.read(Path(folder))
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Put unpacked files into a folder.
+
+    Raises:
+        BenchError: the folder is there already and not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise BenchError(f"{folder} is not empty; unpack to another place with --out DIR")
+    for file, content in files.items():
+        write_atomic(folder / file, content)
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """Every member of a tar file with its content; folders are left out.
+
+    Raises: see `unpack`.
+    """
+    found: dict[str, bytes] = {}
+    room = LARGEST
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                if fault := _fault(member, found):
+                    raise BadValue(str(path), [f"{member.name!r}: {fault}"])
+                room -= member.size
+                if room < 0:
+                    raise BadValue(str(path), [f"more than {LARGEST:,} bytes when unpacked"])
+                file = tar.extractfile(member)
+                assert file is not None
+                found[member.name] = file.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise BenchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return found
+
+
+def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
+    """Why a member is refused; "" if it is not."""
+    if not member.isreg():
+        return "is no plain file"
+    place = PurePosixPath(member.name)
+    if place.is_absolute() or ".." in place.parts or "\\" in member.name or len(place.parts) < 2:
+        return "would lie outside the archive's folder"
+    return "is there twice" if member.name in before else ""
+
+
+def _in_one_folder(path: Path, members: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    names = {PurePosixPath(member).parts[0] for member in members}
+    if len(names) != 1:
+        raise BenchError(f"{path} is no archive of `bench export`: it has {len(names)} folders instead of one")
+    (name,) = names
+    return name, {str(PurePosixPath(member).relative_to(name)): content for member, content in members.items()}

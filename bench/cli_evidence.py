@@ -1,0 +1,183 @@
+"""Commands for whoever doubts the numbers: verify, export, check, diff."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench import cli_options
+from bench.errors import BadValue, BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.launch.verify import Verdict
+    from bench.records import Results
+
+
+@click.command()
+@click.argument("experiment")
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
+@click.option("--all", "all_", is_flag=True, help="Every finished run.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: as the cores or GPUs allow]")
+@cli_options.set_
+@cli_options.out
+@cli_options.data_dir
+def verify(
+    experiment: str, run_ids: tuple[str, ...], all_: bool, jobs: int | None, overrides: tuple[str, ...], out: Path
+) -> None:
+    """Do runs again and compare them with what is recorded of them; the results are left as they are.
+
+    Without RUN_ID: of each optimizer's chosen configuration, the first seed. On the recorded hardware, with the
+    recorded versions and threads, every bit must be the same; elsewhere final numbers must agree as closely as seeds
+    do. Exit status 1 if one differs.
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from bench.experiment import find
+
+    find(experiment)
+    if all_ and run_ids:
+        raise BadValue("--all", ["every run, or those named: not both"])
+    from bench import records
+    from bench.launch import repeat
+    from bench.launch.verify import verdict
+    from bench.store import Store
+
+    then = repeat.recorded(experiment, out, overrides)
+    ids = run_ids or (tuple(then.finished) if all_ else tuple(then.one_of_each()))
+    runs = then.select(ids)
+    if not runs:
+        raise BenchError(f"{then.folder} holds no finished run yet; `bench run` makes them")
+    console = Console(stderr=True)
+    which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all does all)"
+    console.print(
+        f"{then.experiment.name}: repeating {len(runs)} of {len(then.finished)} finished runs{which}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as scratch:
+        store = Store(Path(scratch))
+        outcome = repeat.repeat(then, runs, store, jobs=jobs, console=console)
+        if outcome.disk:
+            raise BenchError(outcome.disk)
+        if outcome.interrupted:
+            console.print("Stopped; nothing was compared.", style="yellow")
+            sys.exit(130)
+        again = records.collect(store, then.experiment.meta(), runs)
+        now = repeat.Recorded(then.experiment, again, store.folder, then.finished)
+        verdicts = {run.name: verdict(run, then, now) for run in runs}
+    _show_verdicts(verdicts, Console())
+    if any(found.word == "differs" for found in verdicts.values()):
+        sys.exit(1)
+
+
+def _show_verdicts(verdicts: dict[str, Verdict], console: Console) -> None:
+    def say(text: str, **style: Any) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True, **style)
+
+    for name, found in verdicts.items():
+        say(f"{found.word:<10} {found.run_id}  {name}", style="bold red" if found.word == "differs" else None)
+        for fault in found.faults:
+            say(f"           {fault}")
+        if found.word == "agrees":
+            say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
+    for note in dict.fromkeys(note for found in verdicts.values() for note in found.elsewhere):
+        say(f"Not as recorded: {note}. So bits need not repeat.")
+    for note in dict.fromkeys(found.code for found in verdicts.values() if found.code):
+        say(f"Code: {note}.")
+    words = [found.word for found in verdicts.values()]
+    counts = [f"{words.count(word)} {word}" for word in ("identical", "agrees", "differs") if word in words]
+    say(f"{len(words)} repeated: {', '.join(counts)}")
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="Where to. [default: EXPERIMENT.tar.gz]")
+@cli_options.set_
+@cli_options.out
+def export(experiment: str, file: Path | None, overrides: tuple[str, ...], out: Path) -> None:
+    """Put everything about an experiment's results in one archive that another machine can check and tabulate.
+
+    Records, curves, measures, tables, the experiment with its plug-ins, every run's specification, hardware, versions.
+    """
+    import hashlib
+
+    from bench.archive import SUFFIX
+    from bench.experiment import find
+    from bench.store import write_atomic
+
+    find(experiment)
+    from bench.launch import export as exporting
+
+    name, content = exporting.export(experiment, out, overrides)
+    path = file or Path(f"{name}{SUFFIX}")
+    write_atomic(path, content)
+    print(f"{path}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--unpack", type=click.Path(path_type=Path, file_okay=False), help="Put its files in a folder here, too.")
+def check(archive: Path, unpack: Path | None) -> None:
+    """Check an archive of `bench export`, and make its tables again from its records.
+
+    Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
+    """
+    from rich.console import Console
+
+    from bench import archive as archives
+    from bench.analysis import render
+    from bench.launch import export as exporting
+
+    checked = exporting.check(archive)
+    if unpack is not None:
+        archives.write_files(checked.files, unpack / checked.name)
+    render.show(checked.tables, Console())
+    print(f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables come out byte for byte")
+    if unpack is not None:
+        print(f"unpacked to {unpack / checked.name}")
+    if checked.other:
+        print(f"other here than in the archive (another version of sam-bench?): {', '.join(checked.other)}")
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--format", "format_", type=click.Choice(["terminal", "md", "csv"]), default="terminal", show_default=True
+)
+@cli_options.out
+def diff(a: str, b: str, format_: str, out: Path) -> None:
+    """Compare two result sets: names under results/, folders, or archives of `bench export`.
+
+    Which runs both have, whether their bits are equal, paired differences of metric and time, other settings. Exit
+    status 0 if both hold the same runs with the same bits, 1 if not (as of diff).
+    """
+    from rich.console import Console
+
+    from bench.analysis import render
+    from bench.analysis.compare import compare
+
+    found = compare(read_results(a, out), read_results(b, out))
+    if format_ == "terminal":
+        render.show(found.tables, Console())
+    else:
+        print("\n\n".join(render.render(one, format_).rstrip("\n") for one in found.tables))
+    if not found.same:
+        sys.exit(1)
+
+
+def read_results(name: str, out: Path) -> Results:
+    """Results by the experiment's name or file, by their folder, or from an archive."""
+    from bench import archive, records
+
+    if name.endswith(archive.SUFFIX):
+        return archive.results(archive.unpack(Path(name))[1])
+    return records.read(cli_options.results_folder(name, out))

@@ -1,0 +1,130 @@
+"""`bench export` and `bench check`: everything about an experiment's results in one archive, and what is in one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import bench
+from bench import archive, records
+from bench import experiment as experiments
+from bench.analysis import render, tables
+from bench.launch.repeat import recorded
+from bench.records import Results
+from bench.store import to_json
+
+LOCK = "requirements.lock"
+CIRCUMSTANCES = ["device", "threads", "precision", "torch", "python", "commit", "dirty"]
+FORMATS = render.FORMATS
+
+README = """# {title}
+
+Results of the experiment `{name}`, exported by sam-bench {version}. What is here:
+
+- `{file}`: the experiment{plugins}; `resolved.json`: what it comes to, a specification a run
+- `experiment.json`, `records.csv`, `curves.csv` (and measures, if there are any): a row a run, a row an evaluated epoch
+- `tables/`: made from these; `environment.json`: hardware and versions of the runs{lock}
+- `MANIFEST.json`: the sha256 of every file
+
+To check it and make its tables again, with sam-bench installed:
+
+    bench check {archive}
+
+To do runs again and compare the bits (this executes the experiment's plug-ins, if it has any):
+
+    bench check {archive} --unpack unpacked
+    bench verify unpacked/{quoted}/{file}{overrides} --out unpacked
+
+To compare it with other results: `bench diff {archive} OTHER`.
+"""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of an archive found.
+
+    Attributes:
+        same, other: tables that come out byte for byte as they are in the archive, and those that do not.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    results: Results
+    tables: list[render.Table]
+    same: list[str]
+    other: list[str]
+
+
+def export(name: str, out: Path, overrides: Sequence[str] = ()) -> tuple[str, bytes]:
+    """The experiment's name, and the archive of its results. Arguments as for `bench.run`.
+
+    Raises:
+        BenchError: there are no results, they are not as they were written, or are not of this experiment.
+    """
+    of = recorded(name, out, overrides)
+    path = experiments.find(name)
+    files = {file: (of.folder / file).read_bytes() for file in records.files(of.folder)}
+    for table in tables.build(of.results):
+        files |= {f"tables/{table.name}.{form}": render.render(table, form).encode() for form in FORMATS}
+    plugins = _plugins(path)
+    files |= {path.name: path.read_bytes(), **plugins}
+    specs = {run_id: run.spec.model_dump(mode="json") for run_id, run in sorted(of.finished.items())}
+    files["resolved.json"] = to_json({"overrides": list(overrides), "runs": specs}).encode()
+    files["environment.json"] = to_json(_environment(of.results)).encode()
+    lock = Path(bench.__file__).parents[1] / LOCK
+    if lock.is_file():
+        files[LOCK] = lock.read_bytes()
+    experiment = of.experiment.name
+    files["README.md"] = README.format(
+        title=of.experiment.title,
+        name=experiment,
+        version=importlib.metadata.version("sam-bench"),
+        file=path.name,
+        plugins=f" and its plug-ins ({', '.join(plugins)})" if plugins else "",
+        lock=f"; `{LOCK}`: the versions to install" if lock.is_file() else "",
+        archive=shlex.quote(experiment + archive.SUFFIX),
+        quoted=shlex.quote(experiment),
+        overrides="".join(f" --set {shlex.quote(override)}" for override in overrides),
+    ).encode()
+    return experiment, archive.pack(experiment, files)
+
+
+def check(path: Path) -> Checked:
+    """Compare an archive with its manifest, and its tables with what its records give.
+
+    Raises:
+        BadValue: files were changed, added or taken away; each is named.
+        BenchError: it is no such archive.
+    """
+    name, files = archive.unpack(path)
+    results = archive.results(files)
+    built = tables.build(results)
+    again = {f"tables/{table.name}.{form}": render.render(table, form).encode() for table in built for form in FORMATS}
+    there = {file for file in files if file.startswith("tables/")}
+    same = sorted(file for file in there if again.get(file) == files[file])
+    return Checked(name, files, results, built, same, sorted({*there, *again} - {*same}))
+
+
+def _plugins(path: Path) -> dict[str, bytes]:
+    """The plug-ins of an experiment file, where it looks for them; those outside its folder under plugins/."""
+    named = tomllib.loads(path.read_text(encoding="utf-8")).get("plugins", [])
+    found = {}
+    for plugin in named:
+        place = PurePosixPath(plugin)
+        inside = not place.is_absolute() and ".." not in place.parts
+        found[str(place) if inside else f"plugins/{place.name}"] = (path.parent / plugin).read_bytes()
+    return found
+
+
+def _environment(results: Results) -> dict[str, object]:
+    """Hardware and versions of the finished runs, and the versions that wrote the archive."""
+    finished = results.records[results.records["status"].isin(["done", "diverged"])]
+    among = finished[[column for column in CIRCUMSTANCES if column in finished]]
+    setups = json.loads(among.value_counts(dropna=False).rename("runs").reset_index().to_json(orient="records"))
+    names = ("sam-bench", "torch", "numpy", "pandas", "scipy")
+    return {"runs": setups, "exported_with": {name: importlib.metadata.version(name) for name in names}}

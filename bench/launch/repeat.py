@@ -1,0 +1,195 @@
+"""Finished runs done once more, in a folder of their own: what `bench verify` compares and `bench measure` measures."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from bench import experiment as experiments
+from bench import records
+from bench.analysis.conditions import keyed
+from bench.analysis.summary import all_rows
+from bench.environment import processor
+from bench.errors import BadValue, BenchError, nearest
+from bench.launch.display import Display
+from bench.launch.local import Outcome, run_local
+from bench.launch.prepare import fetch
+from bench.launch.slots import Slot, slots
+from bench.records import Results
+from bench.spec import Experiment, PlannedRun
+from bench.store import FINISHED, KEEP_WEIGHTS, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An experiment and what its folder of results says of its runs.
+
+    Attributes:
+        finished: the finished runs by run_id, as planned.
+    """
+
+    experiment: Experiment
+    results: Results
+    folder: Path
+    finished: dict[str, PlannedRun]
+
+    def record(self, run_id: str) -> pd.Series[Any]:
+        """A run's row of records.csv."""
+        rows = self.results.records
+        return rows.loc[rows["run_id"] == run_id].iloc[0]
+
+    def curve(self, run_id: str) -> pd.DataFrame:
+        """A run's rows of curves.csv, by epoch; of the first label that has it."""
+        rows = self.results.curves
+        return rows.loc[rows["run_id"] == run_id].drop_duplicates("epoch").set_index("epoch")
+
+    def chosen(self) -> list[str]:
+        """Ids of the finished runs that tables report: of each optimizer's chosen configuration, each once."""
+        frame = keyed(self.results.records)
+        found: dict[str, None] = {}
+        for row in all_rows(self.results):
+            if row.chosen:
+                here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label)
+                here &= (frame["config"] == row.config) & (frame["status"] == "done")
+                found |= dict.fromkeys(frame.loc[here, "run_id"])
+        return list(found)
+
+    def done(self) -> list[str]:
+        """Ids of the runs that ended with weights."""
+        return [run_id for run_id in self.finished if self.record(run_id)["status"] == "done"]
+
+    def one_of_each(self) -> list[str]:
+        """Of every optimizer's chosen configuration the first finished seed, under its first condition."""
+        first: dict[str, str] = {}
+        frame = self.results.records.set_index("run_id")
+        for run_id in self.chosen():
+            labels = frame.loc[[run_id], "optimizer"]
+            for label in labels:
+                first.setdefault(label, run_id)
+        return list(dict.fromkeys(first.values()))
+
+    def select(self, run_ids: Collection[str], *, of_weights: bool = False) -> list[PlannedRun]:
+        """These runs, as planned.
+
+        Args:
+            of_weights: runs that diverged will not do.
+
+        Raises:
+            BadValue: an id is of no run, or of one that is not finished; the nearest is told.
+        """
+        status = dict(zip(self.results.records["run_id"], self.results.records["status"], strict=True))
+        wrong = []
+        for run_id in run_ids:
+            if run_id not in status:
+                wrong.append(f"{run_id}: no such run; {nearest(run_id, self.finished)}")
+            elif status[run_id] not in FINISHED:
+                wrong.append(f"{run_id}: is {status[run_id]}; only a finished run can be repeated")
+            elif of_weights and status[run_id] != "done":
+                wrong.append(f"{run_id}: is {status[run_id]}: there are no weights to measure")
+        if wrong:
+            raise BadValue(str(self.folder / "records.csv"), wrong)
+        return [self.finished[run_id] for run_id in run_ids]
+
+
+def recorded(name: str, out: Path, overrides: Sequence[str] = ()) -> Recorded:
+    """Read an experiment and its results; folders of runs are not needed.
+
+    Args:
+        name, out, overrides: as for `bench.run`.
+
+    Raises:
+        BenchError: there are no results, or the experiment is no longer the one that they are of.
+    """
+    path = experiments.find(name)
+    experiment = experiments.load(path, overrides)
+    folder = out / experiment.name
+    results = records.read(folder)
+    meta_seeds = results.meta["seeds"]
+    if meta_seeds != list(experiment.seeds) and meta_seeds == list(range(len(meta_seeds))):  # `bench run --seeds N`
+        experiment = experiments.load(path, overrides, len(meta_seeds))
+    planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
+    done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]
+    if gone := [run_id for run_id in done if run_id not in planned]:
+        raise BenchError(
+            f"{path} does not describe {len(set(gone))} of the finished runs in {folder} (the first: {gone[0]}): "
+            "it, or a plug-in, has changed since, or was overridden with --set"
+        )
+    return Recorded(experiment, results, folder, {run_id: planned[run_id] for run_id in done})
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Runs that start inside leave their final weights."""
+    before = os.environ.get(KEEP_WEIGHTS)
+    os.environ[KEEP_WEIGHTS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[KEEP_WEIGHTS]
+
+
+def repeat(
+    of: Recorded, runs: Sequence[PlannedRun], store: Store, *, jobs: int | None = None, console: Console | None = None
+) -> Outcome:
+    """Do runs again, on this machine, each with as many threads as it was recorded with.
+
+    A run is done on hardware of the recorded name if there is some here: on the processor of a machine with GPUs, too.
+
+    Args:
+        store: where to; it holds no runs yet.
+        jobs: runs at once; default as many as there are GPUs, or cores for their threads.
+        console: where progress is shown; default standard error.
+
+    Returns:
+        What became of them; of a launch that was interrupted, `interrupted` is set.
+
+    Raises:
+        BenchError: data or weights cannot be had.
+    """
+    fetch(replace(of.experiment, runs=tuple(runs)))
+    total = Outcome()
+    groups: dict[tuple[bool, int, int], list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        record = of.record(run.spec.run_id)
+        groups[(_on_processor(record["device"]), int(record["threads"]), run.spec.train.processes)].append(run)
+    passes = {run.spec.run_id: int(of.record(run.spec.run_id)["passes"]) for run in runs}
+    with Display(passes, of.experiment.metric, console or Console(stderr=True)) as display:
+        for (on_processor, threads, processes), group in groups.items():
+            if on_processor:
+                shares = _cores(jobs, threads * processes)
+            else:
+                shares = [replace(slot, threads=threads * processes) for slot in slots(jobs, processes=(processes,))]
+            outcome = run_local(group, store, display, shares=shares)
+            total.finished += outcome.finished
+            total.failed += outcome.failed
+            total.interrupted, total.disk = outcome.interrupted, outcome.disk
+            if outcome.interrupted or outcome.disk:
+                break
+    return total
+
+
+def _on_processor(device: str) -> bool:
+    """Whether a run that was done on `device` is repeated on the processor."""
+    return device == processor() or not torch.cuda.is_available()
+
+
+def _cores(jobs: int | None, threads: int) -> list[Slot]:
+    """The processor in shares of so many threads, pinned to cores of their own where there are enough."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    count = len(cores) or os.cpu_count() or 1
+    jobs = jobs or max(1, count // threads)
+    if jobs * threads > len(cores):
+        return [Slot("cpu", (), threads)] * jobs
+    return [Slot("cpu", tuple(cores[n * threads : (n + 1) * threads]), threads) for n in range(jobs)]

@@ -1,0 +1,185 @@
+"""Whether a run that was done again gave the numbers that are recorded of it.
+
+On the recorded hardware, with as many threads and the same versions, every bit must come again (on a GPU: where the run
+says `deterministic = true`). Anywhere else sums are rounded differently, and training enlarges that until the repeated
+run is like one of another seed; then the final numbers must agree as closely as the seeds of its configuration do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.conditions import keyed
+from bench.environment import processor
+from bench.records import metric_columns
+from bench.spec import PlannedRun
+
+if TYPE_CHECKING:
+    from bench.launch.repeat import Recorded
+
+SPREADS = 4.0
+"""Standard deviations over the seeds by which a final number may differ where bits need not repeat: the difference of
+two such runs has sqrt(2) deviations of its own, so this is 2.8 of them, or 1 false alarm in 200."""
+
+FLOOR_SCORE = 0.01
+"""Difference of a score, as stored, that is always allowed there: few seeds can lie close together by chance."""
+
+FLOOR_LOSS = 0.05
+"""The same for losses, relative to the recorded one."""
+
+SAME = ("device", "threads", "torch", "python")
+"""What must be as recorded for bits to be promised, beside the code."""
+
+EXACT = ("status", "data_fingerprint", "passes", "examples", "tokens", "sequences", "truncated")
+"""What is the same on every machine."""
+
+BITS = ("initial_weights_sha256", "weights_sha256", "skipped_steps")
+
+Word = Literal["identical", "agrees", "differs"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of repeating a run.
+
+    Attributes:
+        word: "identical": every bit is as recorded. "agrees": bits need not repeat here, and the final numbers are
+            within tolerance. "differs": neither; `faults` say in what.
+        faults: what is not as it must be, a line each.
+        elsewhere: what differs from the recorded circumstances ("threads 1, here 2"): with any, bits need not repeat.
+        first_epoch: the first evaluated epoch that has another number; None if none has.
+        code: recorded and present commit, where they differ: for information.
+    """
+
+    run_id: str
+    word: Word
+    faults: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    first_epoch: int | None = None
+    code: str = ""
+
+
+def verdict(run: PlannedRun, then: Recorded, now: Recorded) -> Verdict:
+    """Compare a run that was done again with what is recorded of it.
+
+    Args:
+        then: as recorded.
+        now: as collected from the repetition.
+    """
+    run_id = run.spec.run_id
+    old, new = then.record(run_id), now.record(run_id)
+    if new["status"] not in ("done", "diverged"):
+        return Verdict(run_id, "differs", [f"failed here: {new['error']}"])
+    elsewhere = _elsewhere(run, old, new)
+    exact = list(_unequal(old, new, EXACT))
+    bits = list(_unequal(old, new, BITS))
+    first_epoch, in_curve = _first_difference(then.curve(run_id), now.curve(run_id))
+    key = then.results.meta["metric"]["key"]
+    bits += [*_unequal_finals(old, new, key), *in_curve]
+    code = _code(old, new)
+    if not exact and not bits:
+        return Verdict(run_id, "identical", [], elsewhere, None, code)
+    if elsewhere and not exact:
+        if far := list(_too_far(then, run, old, new, key)):
+            return Verdict(run_id, "differs", far, elsewhere, first_epoch, code)
+        return Verdict(run_id, "agrees", [], elsewhere, first_epoch, code)
+    return Verdict(run_id, "differs", [*exact, *bits], elsewhere, first_epoch, code)
+
+
+def tolerances(then: Recorded, run: PlannedRun, key: str) -> dict[str, float]:
+    """By how much each final number of a run may differ on other hardware or with other versions, as stored."""
+    records = keyed(then.results.records)
+    recorded = then.record(run.spec.run_id)
+    place = (records["condition"] == run.condition_text) & (records["optimizer"] == run.label)
+    seeds = records[place & (records["config"] == run.config_text) & (records["status"] == "done")]
+    allowed = {}
+    for name in (f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", key)):
+        if name not in seeds or pd.isna(recorded[name]):
+            continue
+        floor = FLOOR_LOSS * abs(float(recorded[name])) if name.endswith("_loss") else FLOOR_SCORE
+        spread = seeds[name].astype(float).std(ddof=1)
+        allowed[name] = max(floor, 0.0 if np.isnan(spread) else SPREADS * float(spread))
+    return allowed
+
+
+def _too_far(then: Recorded, run: PlannedRun, old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
+    for name, allowed in tolerances(then, run, key).items():
+        difference = abs(float(new[name]) - float(old[name]))
+        if not difference <= allowed:
+            values = f"recorded {old[name]:.6g}, here {new[name]:.6g}"
+            yield f"{name}: {values}; {difference:.3g} apart, allowed {allowed:.3g}"
+
+
+def _elsewhere(run: PlannedRun, old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
+    found = list(_unequal(old, new, SAME))
+    if new["device"] != processor() and not run.spec.train.deterministic:
+        found.append("a GPU without deterministic = true")
+    return found
+
+
+def _unequal(old: pd.Series[Any], new: pd.Series[Any], names: tuple[str, ...]) -> Iterator[str]:
+    """Fields that both have (an older version recorded less) and that are not the same."""
+    for name in names:
+        if name in old and name in new and not pd.isna(old[name]) and not _same(old[name], new[name]):
+            yield f"{name}: recorded {_text(old[name])}, here {_text(new[name])}"
+
+
+def _unequal_finals(old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
+    names = [name for name in metric_columns(key) if name in old and name in new]
+    if other := [name for name in names if not _same(old[name], new[name])]:
+        shown = f"test_{key}" if f"test_{key}" in other else other[0]
+        apart = f"{shown} recorded {float(old[shown])!r}, here {float(new[shown])!r}"
+        yield f"final numbers: {len(other)} of {len(names)}; {apart}"
+
+
+def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None, list[str]]:
+    """The first epoch whose numbers are not the recorded ones, and which they are; the clock's are left out."""
+    if list(old.index) != list(new.index):
+        return _first(set(old.index) ^ set(new.index)), [f"curve: recorded epochs {_ends(old)}, here {_ends(new)}"]
+    numbers = [
+        name
+        for name in old.columns.intersection(new.columns)
+        if pd.api.types.is_numeric_dtype(old[name]) and name not in ("seed", "train_seconds")
+    ]
+    a, b = old[numbers].astype(float), new[numbers].astype(float)
+    other = ~((a == b) | (a.isna() & b.isna()))
+    if not other.to_numpy().any():
+        return None, []
+    epoch = _first(other.index[other.any(axis=1)])
+    names = [name for name in numbers if other.loc[epoch, name]]
+    worst = max(names, key=lambda name: abs(a.loc[epoch, name] - b.loc[epoch, name]))
+    apart = f"{worst} recorded {float(a.loc[epoch, worst])!r}, here {float(b.loc[epoch, worst])!r}"
+    return epoch, [f"curve: from epoch {epoch} on, {len(names)} of {len(numbers)} numbers there; {apart}"]
+
+
+def _first(epochs: Any) -> int:
+    return int(min(epochs))
+
+
+def _ends(curve: pd.DataFrame) -> str:
+    return f"{curve.index[0]} to {curve.index[-1]}" if len(curve) else "none"
+
+
+def _same(old: Any, new: Any) -> bool:
+    return bool(old == new) or bool(pd.isna(old) and pd.isna(new))
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _code(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    then, now = (_commit(row) for row in (old, new))
+    return "" if then == now else f"recorded at commit {then}, this is {now}"
+
+
+def _commit(row: Mapping[str, Any]) -> str:
+    if pd.isna(row["commit"]):
+        return "unknown"
+    changed = str(row["dirty"]).lower() == "true"
+    return str(row["commit"])[:10] + (" + uncommitted changes" if changed else "")

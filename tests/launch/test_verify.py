@@ -1,0 +1,283 @@
+"""`bench verify`: a finished run comes out again bit for bit, and what does not is told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from bench import checkpoint, records
+from bench.errors import BadValue, BenchError
+from bench.launch import repeat
+from bench.launch import run as launch
+from bench.launch.local import Outcome
+from bench.launch.repeat import Recorded, recorded, weights_kept
+from bench.launch.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
+from bench.step import set_up
+from bench.store import Store
+from bench.train import weights_sha256
+
+EXPERIMENT = """
+task = "digits"
+model = { name = "mlp", width = 8 }
+baseline = "sgd"
+seeds = 2
+plugins = ["plain.py"]
+[train]
+epochs = 3
+batch_size = 256
+[optimizers.sgd]
+lr = 0.1
+[optimizers.plain]
+lr = 0.1
+[optimizers.sam]
+base = "sgd"
+lr = 0.1
+sweep.rho = [0.05, 0.1]
+"""
+PLUGIN = """
+import torch
+from bench import register_optimizer
+@register_optimizer("plain")
+def plain(params, *, lr: float = 0.1):
+    "Gradient descent."
+    return torch.optim.SGD(params, lr=lr)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment, its plug-in and, under results/, what its eight runs left, weights included."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "plain.py").write_text(PLUGIN)
+    (folder / "tiny.toml").write_text(EXPERIMENT)
+    with weights_kept():
+        launched = launch.run(str(folder / "tiny.toml"), out=folder / "results", jobs=1)
+    assert launched.outcome.finished == 8
+    return folder
+
+
+@pytest.fixture
+def clone(place: Path, tmp_path: Path) -> Path:
+    """The results as a fresh clone has them: no folders of runs."""
+    return Path(shutil.copytree(place / "results", tmp_path / "results", ignore=shutil.ignore_patterns("runs")))
+
+
+@pytest.fixture(scope="module")
+def then(place: Path) -> Recorded:
+    return recorded(str(place / "tiny.toml"), place / "results")
+
+
+def changed(of: Recorded, of_run: str, /, **values: Any) -> Recorded:
+    """As recorded, but for these columns of a run (of all where of_run is "")."""
+    frame = of.results.records.copy()
+    for name, value in values.items():
+        frame.loc[frame["run_id"].str.startswith(of_run), name] = value
+    return replace(of, results=replace(of.results, records=frame))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- the command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_runs_come_out_again_bit_for_bit_from_a_clone_without_runs(
+    bench: Callable[..., Any], place: Path, clone: Path
+) -> None:
+    before = contents(clone)
+    said = bench("verify", place / "tiny.toml", "--out", clone, "--jobs", 1)
+    assert said.status == 0, said.err
+    assert "repeating 3 of 8 finished runs (of each optimizer's chosen configuration, the first seed" in said.err
+    assert said.out.count("identical ") == 3
+    assert said.out.splitlines()[-1] == "3 repeated: 3 identical"
+    assert contents(clone) == before
+
+
+@pytest.mark.slow
+def test_a_changed_record_is_found_and_named_with_its_epoch(
+    bench: Callable[..., Any], place: Path, clone: Path
+) -> None:
+    results = records.read(clone / "tiny")
+    first, second, *_ = results.records["run_id"]
+    results.records.loc[results.records["run_id"] == first, "weights_sha256"] = "0" * 16
+    results.curves.loc[(results.curves["run_id"] == second) & (results.curves["epoch"] >= 2), "val_loss"] += 1e-12
+    records.publish(results, clone / "tiny")
+    said = bench("verify", place / "tiny.toml", first, second, "--out", clone)
+    assert said.status == 1
+    head, weights, *rest = said.out.splitlines()
+    assert head == f"differs    {first}  sgd seed 0"
+    assert weights.strip().startswith(f"weights_sha256: recorded {'0' * 16}, here ")
+    assert rest[0] == f"differs    {second}  sgd seed 1"
+    assert "from epoch 2 on, 1 of " in rest[1]
+    assert "numbers there; val_loss recorded " in rest[1]
+    assert said.out.splitlines()[-1] == "2 repeated: 2 differs"
+
+
+def test_what_cannot_be_repeated_is_told_before_anything_starts(
+    bench: Callable[..., Any], place: Path, clone: Path, tmp_path: Path
+) -> None:
+    some = records.read(clone / "tiny").records["run_id"][0]
+    said = bench("verify", place / "tiny.toml", some[:-1] + "x", "--out", clone)
+    assert (said.status, f'no such run; did you mean "{some}"?' in said.err) == (2, True)
+    said = bench("verify", place / "tiny.toml", some, "--all", "--out", clone)
+    assert (said.status, "not both" in said.err) == (2, True)
+    other = EXPERIMENT.replace("epochs = 3", "epochs = 4").replace("plain.py", str(place / "plain.py"))
+    (tmp_path / "tiny.toml").write_text(other)
+    said = bench("verify", tmp_path / "tiny.toml", "--out", clone)
+    assert (said.status, "does not describe 8 of the finished runs" in said.err) == (2, True)
+
+
+def test_an_unfinished_run_is_not_repeated(then: Recorded) -> None:
+    run_id = next(iter(then.finished))
+    with pytest.raises(BadValue, match="is failed; only a finished run can be repeated"):
+        changed(then, run_id, status="failed").select([run_id])
+
+
+def test_seeds_that_were_asked_for_on_the_command_line_are_found(place: Path, tmp_path: Path) -> None:
+    launch.run(str(place / "tiny.toml"), out=tmp_path, seeds=3, only=["sgd"], jobs=1)
+    found = recorded(str(place / "tiny.toml"), tmp_path)
+    assert sorted(run.spec.seed for run in found.finished.values()) == [0, 1, 2]
+
+
+def test_a_run_is_repeated_with_the_recorded_number_of_threads(
+    then: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Callable[[int, int], None]
+) -> None:
+    machine(8, 0)
+    seen: list[tuple[int, int, int, tuple[int, ...]]] = []
+
+    def run_local(runs: Any, store: Any, display: Any, *, shares: Any) -> Outcome:
+        seen.append((len(runs), len(shares), shares[0].threads, shares[-1].cores))
+        return Outcome()
+
+    monkeypatch.setattr(repeat, "run_local", run_local)
+    first, *others = then.finished
+    repeat.repeat(
+        changed(changed(then, "", threads=1), first, threads=3), then.select([first, *others]), Store(tmp_path)
+    )
+    assert seen == [(1, 2, 3, (3, 4, 5)), (7, 8, 1, (7,))]
+
+
+# ---- the verdict ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_the_same_is_identical(then: Recorded) -> None:
+    for run in then.finished.values():
+        assert verdict(run, then, then).word == "identical"
+
+
+@pytest.mark.parametrize("name", ["weights_sha256", "initial_weights_sha256", "test_acc", "passes"])
+def test_one_other_bit_differs_on_the_same_machine(then: Recorded, name: str) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    old = then.record(run_id)[name]
+    found = verdict(
+        run, then, changed(then, run_id, **{name: "0" if isinstance(old, str) else old + 1e-9 if old < 1 else old + 1})
+    )
+    assert found.word == "differs"
+    assert name in found.faults[0]
+
+
+def test_a_curve_that_ends_early_differs(then: Recorded) -> None:
+    run = next(iter(then.finished.values()))
+    curves = then.results.curves
+    now = replace(then, results=replace(then.results, curves=curves[curves["epoch"] < 3]))
+    found = verdict(run, then, now)
+    assert (found.word, found.first_epoch) == ("differs", 3)
+    assert "recorded epochs 1 to 3, here 1 to 2" in found.faults[0]
+
+
+def test_elsewhere_final_numbers_must_agree_as_closely_as_the_seeds_do(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    records = then.results.records
+    allowed = tolerances(then, run, "acc")["test_acc"]
+    spread = records.loc[records["optimizer"] == "sgd", "test_acc"].std()
+    assert allowed == pytest.approx(max(FLOOR_SCORE, SPREADS * spread))
+    value = then.record(run_id)["test_acc"]
+    for by, word in ((0.99 * allowed, "agrees"), (1.01 * allowed, "differs"), (float("nan"), "differs")):
+        now = changed(then, run_id, threads=64, weights_sha256="0", test_acc=value - by)
+        found = verdict(run, then, now)
+        assert found.word == word, by
+        assert any(line.startswith("threads: recorded ") for line in found.elsewhere)
+
+
+def test_other_data_differs_everywhere(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    found = verdict(run, then, changed(then, run_id, torch="1.0", data_fingerprint="0"))
+    assert found.word == "differs"
+    assert found.faults[0].startswith("data_fingerprint")
+
+
+def test_another_commit_is_information_and_no_excuse(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    now = changed(then, run_id, commit="abcdef012345", dirty=False)
+    assert verdict(run, then, now).word == "identical"
+    assert verdict(run, then, now).code.endswith("this is abcdef0123")
+    assert verdict(run, then, changed(now, run_id, weights_sha256="0")).word == "differs"
+
+
+def test_a_run_that_fails_here_differs(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    found = verdict(run, then, changed(then, run_id, status="failed", error="out of memory"))
+    assert (found.word, found.faults) == ("differs", ["failed here: out of memory"])
+
+
+def test_on_a_gpu_bits_are_promised_to_deterministic_runs_only(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    gpu = changed(then, run_id, device="NVIDIA H100")
+    now = changed(gpu, run_id, weights_sha256="0")
+    assert verdict(run, gpu, now).word == "agrees"
+    train = run.spec.train.model_copy(update={"deterministic": True})
+    exact = replace(run, spec=run.spec.model_copy(update={"train": train}))
+    gpu, now = (changed(of, run_id, run_id=exact.spec.run_id) for of in (gpu, now))
+    assert verdict(exact, gpu, now).word == "differs"
+
+
+def test_columns_that_an_older_version_did_not_record_are_left_out(then: Recorded) -> None:
+    run_id, run = next(iter(then.finished.items()))
+    results = then.results
+    older = replace(
+        then, results=replace(results, records=results.records.drop(columns=["tokens", "train_clean_loss"]))
+    )
+    assert verdict(run, older, then).word == "identical"
+    empty = pd.Series(float("nan"), results.records.index)
+    older = replace(then, results=replace(results, records=results.records.assign(data_fingerprint=empty)))
+    assert verdict(run, older, then).word == "identical"
+    assert run_id in older.finished
+
+
+# ---- kept weights --------------------------------------------------------------------------------------------
+
+
+def test_kept_weights_are_those_the_run_ended_with(place: Path, then: Recorded) -> None:
+    store = Store(place / "results" / "tiny")
+    for run_id, run in list(then.finished.items())[:3]:
+        model = set_up(run.spec, torch.device("cpu")).model
+        assert weights_sha256(model) == then.record(run_id)["initial_weights_sha256"]
+        checkpoint.load_weights(store.run(run_id).weights, model)
+        assert weights_sha256(model) == then.record(run_id)["weights_sha256"]
+
+
+def test_weights_are_kept_where_asked_only(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_KEEP_WEIGHTS", raising=False)
+    launched = launch.run(str(place / "tiny.toml"), out=tmp_path, seeds=1, only=["sgd"], jobs=1)
+    assert launched.outcome.finished == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_damaged_weights_are_named(then: Recorded, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    path = tmp_path / "weights.safetensors"
+    checkpoint.keep_weights(path, torch.nn.Linear(3, 3), {})
+    with pytest.raises(BenchError, match="does not hold the weights of this run"):
+        checkpoint.load_weights(path, model)
+    path.write_bytes(b"no")
+    with pytest.raises(BenchError, match=r"weights\.safetensors"):
+        checkpoint.load_weights(path, model)
