@@ -229,7 +229,7 @@ def train(
     group.check_alike("weights", lambda: _sha256(dict(model.named_parameters())))
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}
     if group.is_first and os.environ.get(KEEP_WEIGHTS):
-        checkpoint.keep_weights(folder.weights, model, {"run_id": spec.run_id, "sha256": done["weights_sha256"]})
+        checkpoint.keep_weights(folder.weights, model, {"run_id": spec.run_id, "sha256": str(done["weights_sha256"])})
     return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bench.analysis.choice import reported
 from bench.analysis.conditions import keyed, names, value_text, varied
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, paired_test
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 A, B = "A", "B"
 FINISHED = ("done", "diverged")
-ABOUT = ("title", "task", "model", "baseline", "seeds", "protocol", "vary", "sweeps")
+ABOUT = ("title", "task", "model", "baseline", "seeds", "protocol", "vary", "sweeps", "phases")
 """What experiment.json says that must be the same for two result sets to be of the same experiment."""
 
 ENVIRONMENT = ("device", "threads", "torch", "python", "commit")
@@ -168,7 +169,7 @@ def _pairs(a: Results, b: Results, labels: list[str]) -> Iterator[tuple[Row, Row
 
 
 def _by_seed(results: Results, row: Row) -> pd.DataFrame:
-    frame = keyed(results.records)
+    frame = keyed(reported(results.records))
     here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label) & (frame["config"] == row.config)
     columns = [f"test_{results.meta['metric']['key']}", "train_seconds"]
     return frame[here & (frame["status"] == "done")].set_index("seed")[columns].astype(float).dropna()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench import experiment as experiments
 from bench import records
+from bench.analysis.choice import reported
 from bench.analysis.conditions import keyed
 from bench.analysis.summary import all_rows
 from bench.environment import processor
@@ -56,7 +57,7 @@ class Recorded:
 
     def chosen(self) -> list[str]:
         """Ids of the finished runs that tables report: of each optimizer's chosen configuration, each once."""
-        frame = keyed(self.results.records)
+        frame = keyed(reported(self.results.records))
         found: dict[str, None] = {}
         for row in all_rows(self.results):
             if row.chosen:
@@ -115,9 +116,13 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = ()) -> Recorded:
     experiment = experiments.load(path, overrides)
     folder = out / experiment.name
     results = records.read(folder)
-    meta_seeds = results.meta["seeds"]
-    if meta_seeds != list(experiment.seeds) and meta_seeds == list(range(len(meta_seeds))):  # `bench run --seeds N`
-        experiment = experiments.load(path, overrides, len(meta_seeds))
+    if list(experiment.seeds) != results.meta["seeds"]:  # `bench run --seeds N`
+        experiment = experiments.load(path, overrides, len(results.meta["seeds"]))
+    if experiment.phases:
+        final = keyed(results.records[results.records["phase"] == "final"])
+        tuned = final[final["optimizer"].isin(experiment.phases.trials)]
+        places = zip(tuned["condition"], tuned["optimizer"], strict=True)
+        experiment = experiment.with_final(dict(zip(places, tuned["config"], strict=True)))
     planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
     done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]
     if gone := [run_id for run_id in done if run_id not in planned]:

@@ -94,6 +94,8 @@ def verdict(run: PlannedRun, then: Recorded, now: Recorded) -> Verdict:
 def tolerances(then: Recorded, run: PlannedRun, key: str) -> dict[str, float]:
     """By how much each final number of a run may differ on other hardware or with other versions, as stored."""
     records = keyed(then.results.records)
+    if "phase" in records:
+        records = records[records["phase"].fillna("") == run.phase]
     recorded = then.record(run.spec.run_id)
     place = (records["condition"] == run.condition_text) & (records["optimizer"] == run.label)
     seeds = records[place & (records["config"] == run.config_text) & (records["status"] == "done")]

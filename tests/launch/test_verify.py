@@ -281,3 +281,28 @@ def test_damaged_weights_are_named(then: Recorded, tmp_path: Path) -> None:
     path.write_bytes(b"no")
     with pytest.raises(BenchError, match=r"weights\.safetensors"):
         checkpoint.load_weights(path, model)
+
+
+# ---- phases --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_final_runs_of_what_was_chosen_come_out_again_from_a_clone_without_runs(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    head, _, tail = EXPERIMENT.partition("seeds = 2\n")
+    phases = "[tune]\nseeds = 1\ntrials = 2\n[final]\nseeds = 2\n[train]"
+    text = (head + tail).replace('plugins = ["plain.py"]\n', "").replace("[train]", phases)
+    text = text.replace("[optimizers.plain]\nlr = 0.1\n", "").replace("[optimizers.sgd]\nlr = 0.1", "[optimizers.sgd]")
+    path = tmp_path / "phased.toml"
+    path.write_text(text.replace("[optimizers.sgd]", "[optimizers.sgd]\nsweep.lr = [0.1, 0.01]"))
+    assert bench("run", path, "--out", tmp_path / "out", "--jobs", 1).status == 0
+    shutil.rmtree(tmp_path / "out" / "phased" / "runs")
+    found = recorded(str(path), tmp_path / "out")
+    phases_of = [found.finished[run_id].phase for run_id in found.chosen()]
+    assert phases_of == ["final"] * 4
+    assert len(found.finished) == 2 * 2 + 2 * 2
+    tuned = next(run_id for run_id, run in found.finished.items() if run.phase == "tune")
+    said = bench("verify", path, found.chosen()[0], tuned, "--out", tmp_path / "out", "--jobs", 1)
+    assert said.status == 0, said.out + said.err
+    assert said.out.splitlines()[-1] == "2 repeated: 2 identical"
