@@ -181,7 +181,7 @@ def report(experiment: str, out: Path) -> None:
     from bench.analysis import report as page
     from bench.analysis import tables
 
-    folder = _results_folder(experiment, out)
+    folder = cli_options.results_folder(experiment, out)
     results = records.read(folder)
     print(page.build(results, tables.build(results), folder)[-1])
 
