@@ -76,7 +76,8 @@ def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
     exact = ["status", "weights_sha256", f"test_{key}", "test_loss", f"val_{key}", "val_loss", "train_loss"]
     ours, theirs = ([*exact] if all(name in frame for name in exact) else ["status"] for frame in frames)
     columns = [name for name in ours if name in theirs]
-    both = pd.merge(*(frame[["optimizer", "run_id", *columns]] for frame in frames), on=["optimizer", "run_id"])
+    ours_too, theirs_too = (frame[["optimizer", "run_id", *columns]] for frame in frames)
+    both = pd.merge(ours_too, theirs_too, on=["optimizer", "run_id"])
     equal = pd.Series(True, both.index)
     for name in columns:
         left, right = both[f"{name}_x"], both[f"{name}_y"]

@@ -7,7 +7,7 @@ run is like one of another seed; then the final numbers must agree as closely as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,9 +153,10 @@ def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None,
     if not other.to_numpy().any():
         return None, []
     epoch = _first(other.index[other.any(axis=1)])
+    recorded, here = ({name: float(value) for name, value in side.loc[epoch].items()} for side in (a, b))
     names = [name for name in numbers if other.loc[epoch, name]]
-    worst = max(names, key=lambda name: abs(a.loc[epoch, name] - b.loc[epoch, name]))
-    apart = f"{worst} recorded {float(a.loc[epoch, worst])!r}, here {float(b.loc[epoch, worst])!r}"
+    worst = max(names, key=lambda name: abs(recorded[name] - here[name]))
+    apart = f"{worst} recorded {recorded[worst]!r}, here {here[worst]!r}"
     return epoch, [f"curve: from epoch {epoch} on, {len(names)} of {len(numbers)} numbers there; {apart}"]
 
 
@@ -175,12 +176,12 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _code(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _code(old: pd.Series[Any], new: pd.Series[Any]) -> str:
     then, now = (_commit(row) for row in (old, new))
     return "" if then == now else f"recorded at commit {then}, this is {now}"
 
 
-def _commit(row: Mapping[str, Any]) -> str:
+def _commit(row: pd.Series[Any]) -> str:
     if pd.isna(row["commit"]):
         return "unknown"
     changed = str(row["dirty"]).lower() == "true"
