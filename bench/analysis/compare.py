@@ -74,8 +74,7 @@ def compare(a: Results, b: Results) -> Comparison:
 def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
     frames = [keyed(results.records).drop_duplicates(["optimizer", "run_id"]) for results in (a, b)]
     exact = ["status", "weights_sha256", f"test_{key}", "test_loss", f"val_{key}", "val_loss", "train_loss"]
-    ours, theirs = ([*exact] if all(name in frame for name in exact) else ["status"] for frame in frames)
-    columns = [name for name in ours if name in theirs]
+    columns = [name for name in exact if all(name in frame for frame in frames)]
     ours_too, theirs_too = (frame[["optimizer", "run_id", *columns]] for frame in frames)
     both = pd.merge(ours_too, theirs_too, on=["optimizer", "run_id"])
     equal = pd.Series(True, both.index)
