@@ -153,7 +153,7 @@ def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None,
     if not other.to_numpy().any():
         return None, []
     epoch = _first(other.index[other.any(axis=1)])
-    recorded, here = (dict(zip(numbers, side.loc[epoch].tolist(), strict=True)) for side in (a, b))
+    recorded, here = ({name: side[name].to_dict()[epoch] for name in numbers} for side in (a, b))
     names = [name for name in numbers if other.loc[epoch, name]]
     worst = max(names, key=lambda name: abs(recorded[name] - here[name]))
     apart = f"{worst} recorded {recorded[worst]!r}, here {here[worst]!r}"
