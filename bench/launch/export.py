@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import bench
 from bench import archive, records
 from bench import experiment as experiments
 from bench.analysis import render, tables
@@ -76,7 +75,7 @@ def export(name: str, out: Path, overrides: Sequence[str] = ()) -> tuple[str, by
     specs = {run_id: run.spec.model_dump(mode="json") for run_id, run in sorted(of.finished.items())}
     files["resolved.json"] = to_json({"overrides": list(overrides), "runs": specs}).encode()
     files["environment.json"] = to_json(_environment(of.results)).encode()
-    lock = Path(bench.__file__).parents[1] / LOCK
+    lock = Path(__file__).parents[2] / LOCK
     if lock.is_file():
         files[LOCK] = lock.read_bytes()
     experiment = of.experiment.name
