@@ -5,8 +5,8 @@ STAMP := .venv/installed
 OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
-.PHONY: help setup offline quickstart cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam vit-sam glue-sam \
-  sam-family sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
+.PHONY: help setup offline quickstart digits-tuned cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam \
+  vit-sam glue-sam sam-family sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ $(OFFLINE): $(STAMP) requirements-offline.lock
 
 quickstart: setup ## SGD, AdamW, SAM and ASAM on digits with 20 % wrong labels: minutes on 2 cores
 	$(BIN)/bench run digits_noise
+
+digits-tuned: setup ## the same, every optimizer tuned alike first, then run on fresh seeds: minutes on 2 cores
+	$(BIN)/bench run digits_tuned
 
 cifar10-smoke: setup ## ResNet-20 on a few thousand images of CIFAR-10: minutes on 2 cores
 	$(BIN)/bench run cifar10_smoke

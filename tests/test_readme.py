@@ -43,11 +43,15 @@ def test_the_example_loop_runs_as_written() -> None:
 
 
 def test_the_example_experiment_resolves(tmp_path: Path) -> None:
-    glue, text, vary = blocks("toml")
+    glue, text, phases, vary = blocks("toml")
     (tmp_path / "glue.toml").write_text(glue)
     assert len(load(tmp_path / "glue.toml").runs) == 4 * 5
     (tmp_path / "example.toml").write_text(text)
     assert len(load(tmp_path / "example.toml").runs) == 6 * 5
+    tuned = text.partition("[optimizers")[0].replace("seeds = 5\n", "").replace('"sgd"', '"adamw"') + phases
+    (tmp_path / "example.toml").write_text(tuned)
+    assert len(load(tmp_path / "example.toml").runs) == 8 * 2
+    assert len(load(tmp_path / "example.toml").to_be_chosen()) == 5
     both = text.replace('model = "resnet8"', 'model = "resnet20"') + vary
     (tmp_path / "example.toml").write_text(both)
     assert len(load(tmp_path / "example.toml").runs) == 6 * 5 * 2 * 3
