@@ -197,7 +197,7 @@ def test_unfinished_tuning_and_earlier_choices_are_told_under_the_results(make_p
         records.loc[(records["config"] == "rho=0.05") & (records["seed"] == 1), "status"] = "missing"
         return records
 
-    results = make_phased({"sgd": "lr=0.1"}, LABELS, change=change)
+    results = make_phased({"sgd": "lr=0.1", "plain": ""}, LABELS, change=change)
     earlier = {"condition": "", "label": "sgd", "config": "lr=1", "finished": 3}
     results.meta["phases"]["superseded"] = [earlier]
     (notes,) = [" ".join(one.footnotes) for one in tables.build(results) if one.name == "results"]
