@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from bench.analysis.choice import phased, reported
 from bench.analysis.conditions import conditions, under
 from bench.analysis.contrasts import Contrast, Verdict, contrasts, rivals, wrappers
 from bench.analysis.summary import provenance
@@ -60,8 +61,8 @@ class _Answer:
         self.among = conditions(results.meta)
 
     def paragraphs(self) -> Iterator[str]:
-        if not self.results.records["status"].eq("done").any():
-            yield "No run has finished: there is no answer yet."
+        if not reported(self.results.records)["status"].eq("done").any():
+            yield f"No {'final ' * bool(phased(self.meta))}run has finished: there is no answer yet."
             return
         asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.words.baseline]
         if not asked:

@@ -117,13 +117,13 @@ def edges(
     found = {}
     for key, value in swept.items():
         tried = (space or {}).get(key, [other[key] for other in others])
-        if not number(value):
+        if not _number(value):
             continue
         if isinstance(tried, Mapping):
             where = place(value, tried)
             end = "smallest" if where <= OUTER else "largest" if where >= 1 - OUTER else ""
         else:
-            end = _end(value, {one for one in tried if number(one)})
+            end = _end(value, {number for number in tried if _number(number)})
         if end:
             found[key] = end
     return found
@@ -143,6 +143,5 @@ def _end(value: float, values: Iterable[float]) -> str:
     return "smallest" if value == min(among) else "largest" if value == max(among) else ""
 
 
-def number(value: Any) -> bool:
-    """Whether a swept value is one that has a place on an axis."""
+def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import choice, tables
+from bench.analysis import choice, report, tables
+from bench.analysis.answer import answer
 from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.records import Results
 
@@ -212,3 +214,20 @@ def test_what_is_chosen_depends_on_nothing_but_validation_in_every_table(make_ph
     by_name = [{one.name: one for one in tables.build(make_phased(CHOSEN, LABELS, change=c))} for c in (BEST, spoil)]
     for name in ("tuning", "sweep"):
         assert by_name[0][name] == replace(by_name[1][name], numbers=by_name[0][name].numbers)
+
+
+def test_while_only_tuning_is_done_all_is_made_and_nothing_is_said_of_the_test_set(
+    make_phased: Make, tmp_path: Path
+) -> None:
+    def only_tuning(records: pd.DataFrame) -> pd.DataFrame:
+        records = BEST(records)
+        records.loc[records["phase"] == "final", "status"] = "missing"
+        return records
+
+    results = make_phased({"plain": ""}, LABELS, change=only_tuning)
+    built = tables.build(results)
+    assert {"results", "tuning", "sweep"} <= {table.name for table in built}
+    assert answer(results) == ["No final run has finished: there is no answer yet."]
+    paths = report.build(results, built, tmp_path)
+    assert (tmp_path / "report.html").exists()
+    assert not [path for path in paths if path.suffix == ".png"]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.analysis.choice import phased
-from bench.analysis.plots import conditions, cost, paired, search, sweep, training
+from bench.analysis.plots import conditions, cost, paired, sweep, training
 from bench.analysis.plots.style import RC
 from bench.analysis.plots.view import Drawing, View, view_of
 from bench.errors import BenchError
@@ -41,7 +40,7 @@ def draw(results: Results, width: str = "page") -> dict[str, Drawing]:
         BenchError: the experiment has no finished run.
     """
     view = view_of(results, width)
-    if not view.conditions_tried and not view.conditions:
+    if not view.conditions:
         raise BenchError(f"{results.meta['name']}: no finished run to draw; `bench status` tells where they stand")
     with _looks():
         return _figures(results, view)
@@ -89,9 +88,6 @@ def _looks() -> Iterator[None]:
 
 
 def _figures(results: Results, view: View) -> dict[str, Drawing]:
-    tuned = {"sweep": search.figures(view)} if phased(view.meta) else {}
-    if not view.conditions:  # tuning has not led to anything yet
-        return _paged(tuned)
     runs = training.chosen_curves(results, view)
     over_time = {"curves": training.curves(view, runs), "gap": training.gap(view, runs)}
     families: dict[str, Iterator[Drawing]] = {
@@ -100,12 +96,7 @@ def _figures(results: Results, view: View) -> dict[str, Drawing]:
         "sweep": sweep.figures(view),
         "cost": cost.figures(view),
         "conditions": conditions.figures(view),
-        **tuned,
     }
-    return _paged(families)
-
-
-def _paged(families: Mapping[str, Iterator[Drawing]]) -> dict[str, Drawing]:
     return {
         name if page == 1 else f"{name}-{page}": drawing
         for name, pages in families.items()

@@ -86,12 +86,6 @@ class View:
         """The rows to draw under a condition, at most one a label."""
         return [row for row in self.best if row.condition == condition]
 
-    @property
-    def conditions_tried(self) -> list[str]:
-        """The conditions under which any run of tuning is finished, in order."""
-        found = {row.condition for row in self.tried if row.done}
-        return [name for name in conditions(self.meta) if name in found]
-
     def baseline(self, condition: str) -> Row | None:
         return next((row for row in self.chosen(condition) if row.label == self.meta["baseline"]), None)
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from bench.analysis import plots, render
 from bench.analysis.answer import answer, question
+from bench.analysis.choice import reported
 from bench.analysis.conditions import conditions
 from bench.analysis.plots.view import Drawing
 from bench.analysis.render import Table
@@ -50,7 +51,7 @@ def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]
 
     Without a finished run there are no figures. The same results give the same bytes.
     """
-    drawings = plots.draw(results) if results.records["status"].eq("done").any() else {}
+    drawings = plots.draw(results) if reported(results.records)["status"].eq("done").any() else {}
     paths = [*render.write(tables, folder), *plots.write(drawings, folder / "figures"), folder / "report.html"]
     write_atomic(paths[-1], page(results, tables, drawings))
     return paths
