@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
@@ -203,7 +202,7 @@ def test_records_name_the_phase_and_runs_of_tuning_have_no_test_numbers(experime
     results = records.read(store.folder)
     assert results.records["phase"].value_counts().to_dict() == {"tune": TUNE, "final": FINAL}
     assert results.curves["phase"].value_counts().to_dict() == {"tune": TUNE, "final": FINAL}
-    of_test = [column for column in results.records if "test" in column or "gap" in column]
+    of_test = [column for column in map(str, results.records) if "test" in column or "gap" in column]
     tuning = results.records["phase"] == "tune"
     assert results.records.loc[tuning, of_test].isna().all(axis=None)
     assert results.records.loc[~tuning, "test_acc"].notna().all()
@@ -354,8 +353,8 @@ def test_a_launch_killed_between_the_phases_goes_on_with_the_same_choice(
     assert (launched.results / "chosen.json").read_bytes() == (whole.results / "chosen.json").read_bytes()
     for run_id, written in tuned.items():
         assert (launched.results / "runs" / run_id / "result.json").stat().st_mtime_ns == written, "not done again"
-    tables = [pd.read_csv(where.results / "tables" / "tuning.csv") for where in (launched, whole)]
-    pd.testing.assert_frame_equal(*tables)
+    tuning = [(where.results / "tables" / "tuning.csv").read_bytes() for where in (launched, whole)]
+    assert tuning[0] == tuning[1]
 
 
 @pytest.mark.slow
