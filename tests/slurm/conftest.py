@@ -90,7 +90,7 @@ class Site:
     def bench(self, command: str, *options: str) -> tuple[int, str]:
         process = self.start(command, *options)
         try:
-            output, _ = process.communicate(timeout=400)
+            output, _ = process.communicate(timeout=1200)
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
