@@ -48,7 +48,8 @@ def main() -> None:
 
 cli.add_command(cli_run.run)
 cli.add_command(cli_run.cancel)
-for command in (cli_evidence.verify, cli_evidence.diff, cli_evidence.export, cli_evidence.check):
+EVIDENCE = (cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.export, cli_evidence.check)
+for command in EVIDENCE:
     cli.add_command(command)
 
 

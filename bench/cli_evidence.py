@@ -1,4 +1,4 @@
-"""Commands for whoever doubts the numbers: verify, export, check, diff."""
+"""Commands for whoever doubts the numbers: verify, export, check, diff, measure."""
 
 from __future__ import annotations
 
@@ -181,3 +181,88 @@ def read_results(name: str, out: Path) -> Results:
     if name.endswith(archive.SUFFIX):
         return archive.results(archive.unpack(Path(name))[1])
     return records.read(cli_options.results_folder(name, out))
+
+
+@click.command()
+@click.argument("experiment")
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
+@click.option("--all", "all_", is_flag=True, help="Every finished run. [default: those of chosen configurations]")
+@click.option("--examples", type=click.IntRange(min=1), default=1000, show_default=True, help="Training examples.")
+@click.option("--eigenvalues", type=click.IntRange(min=1, max=20), default=3, show_default=True, help="So many.")
+@click.option("--m", type=click.IntRange(min=1), default=128, show_default=True, help="Examples an ascent.")
+@click.option("--rho", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="Its radius.")
+@click.option("--precision", type=click.Choice(["fp32", "fp64"]), default="fp32", show_default=True)
+@click.option("--device", help="cpu, cuda:0, ... [default: a GPU, if there is one]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, where they must be repeated.")
+@click.option("--again", is_flag=True, help="Measure all anew.")
+@click.option("--other-weights", is_flag=True, help="Measure also weights that are not the recorded ones, and say so.")
+@cli_options.set_
+@cli_options.out
+@cli_options.data_dir
+def measure(
+    experiment: str,
+    run_ids: tuple[str, ...],
+    all_: bool,
+    device: str | None,
+    jobs: int | None,
+    again: bool,
+    other_weights: bool,
+    overrides: tuple[str, ...],
+    out: Path,
+    **settings: Any,
+) -> None:
+    """Sharpness and calibration of finished runs: Hessian eigenvalues, m-sharpness, loss along directions, ECE.
+
+    Weights are those that `bench run --keep-weights` left; else the run is repeated and must end with the recorded
+    ones. What is measured already is left out. Writes measures.csv, directions.csv, tables and figures.
+    """
+    from rich.console import Console
+
+    from bench.experiment import find
+
+    find(experiment)
+    if all_ and run_ids:
+        raise BadValue("--all", ["every run, or those named: not both"])
+    import torch
+
+    from bench import records
+    from bench.analysis import render, report, tables
+    from bench.launch import repeat
+    from bench.launch.measuring import measure_runs
+    from bench.measures.measure import Settings
+
+    of = repeat.recorded(experiment, out, overrides)
+    ids = run_ids or (of.done() if all_ else of.chosen())
+    runs = of.select(ids, of_weights=True)
+    console = Console(stderr=True)
+    console.print(f"{of.experiment.name}: {len(runs)} of {len(of.finished)} finished runs", highlight=False)
+    chosen_device = _device(device, torch)
+    try:
+        measure_runs(
+            of,
+            runs,
+            Settings(**settings),
+            device=chosen_device,
+            jobs=jobs,
+            again=again,
+            other_weights=other_weights,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        console.print("Stopped; what is measured stays, and the same command goes on.", style="yellow")
+        sys.exit(130)
+    results = records.read(of.folder)
+    built = tables.build(results)
+    report.build(results, built, of.folder)
+    render.show([table for table in built if table.name == "sharpness"], Console())
+
+
+def _device(name: str | None, torch: Any) -> Any:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadValue(f"--device {name}", [f"{str(error).partition(chr(10))[0]}; valid: cpu, cuda:0, ..."]) from error
+    return device

@@ -7,6 +7,7 @@ augmentation and label noise, and their differences are paired.
     init      initial weights              order     batch order of an epoch
     noise     which labels are replaced    augment   augmentation of an epoch
     dropout   masks inside the model       direction   what a method such as SAM draws by itself
+    landscape  where `bench measure` looks, around final weights
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 StreamState = dict[str, Any]
-Stream = Literal["init", "order", "augment", "dropout", "noise", "direction"]
+Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "landscape"]
 
 
 def derive(seed: int, stream: Stream, epoch: int = 0) -> int:

@@ -32,7 +32,7 @@ LAYERS = (
         "bench.environment",
     }
     | {"bench.batching", "bench.numerics", "bench.step", "bench.train"}
-    | {"bench.rank", "bench.distributed"},
+    | {"bench.rank", "bench.distributed", "bench.measures"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence"}
     | {"bench.__main__", "bench"},

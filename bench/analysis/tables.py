@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bench.analysis import budgets, by_task, footnotes, statistics, target, tuning
+from bench.analysis import budgets, by_task, footnotes, sharpness, statistics, target, tuning
 from bench.analysis.answer import answer
 from bench.analysis.cells import counted, named, number, p_value, plain
 from bench.analysis.choice import phased
@@ -27,7 +27,8 @@ def build(results: Results) -> list[Table]:
     """The tables of an experiment, in this order.
 
     "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
-    "target" (where there is one), "tuning" (if that was a phase of its own) and "sweep" (if anything is).
+    "target" (where there is one), "tuning" (if that was a phase of its own), "sweep" (if anything is) and "sharpness"
+    (if it was measured).
 
     Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
     """
@@ -51,7 +52,7 @@ def build(results: Results) -> list[Table]:
         tables.append(tuning.table(words, results, tried, best))
     if results.meta["sweeps"]:
         tables.append(_sweep(words, [row for row in tried if row.label in results.meta["sweeps"]]))
-    return tables
+    return tables + sharpness.table(words, results, best)
 
 
 def to_target(results: Results, shown: float) -> Table:

@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.evaluate import outputs
 from bench.experiment import load
 from bench.launch import run as launch
+from bench.measures.measure import Settings, measure, prepared
 from bench.registry import load_builtins, tasks
 from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
@@ -307,3 +308,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits_on_a_gpu(
     with pytest.raises(Stopped):
         do(spec, tmp_path / "stopped", device=GPU, stop=lambda: True)
     assert do(spec, tmp_path / "stopped", device=GPU)["weights_sha256"] == straight["weights_sha256"]
+
+
+# ---- sharpness -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_an_encoder_is_measured_attention_and_all(data: Path, task: str) -> None:
+    spec = make_spec(task)
+    settings = Settings(examples=24, eigenvalues=1, m=8, line_points=3, plane_points=3)
+    row, points = measure(prepared(spec, CPU), spec, settings, with_plane=True)
+    again, points_again = measure(prepared(spec, CPU), spec, settings, with_plane=True)
+    assert math.isfinite(row["eigenvalue_1"])
+    assert row["m_sharpness_batches"] == 3
+    assert ("ece" in row) == (task == "rte"), "a regression has no calibration"
+    assert len(points) == 3 + 9
+    assert points == points_again
+    exact = {name: value for name, value in row.items() if not name.endswith("_seconds")}
+    assert exact == {name: again[name] for name in exact}

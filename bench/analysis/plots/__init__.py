@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.figure import Figure
 
-from bench.analysis.plots import conditions, cost, paired, sweep, training
+from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, training
 from bench.analysis.plots.style import RC
 from bench.analysis.plots.view import Drawing, View, view_of
 from bench.errors import BenchError
@@ -33,7 +33,8 @@ def draw(results: Results, width: str = "page") -> dict[str, Drawing]:
     Figures: "curves" and "gap" over training, of runs evaluated more than once (mean and 95% t band over the finished
     seeds of the configuration chosen on validation data), "sweep" where a label sweeps one number, "cost" (test metric
     against seconds and passes, with the Pareto front), "paired" (seed by seed against the baseline), and "conditions"
-    (test metric against what is varied) where there are several. A figure that does not fit on a page goes on in
+    (test metric against what is varied) where there are several, "sharpness" and "planes" (loss along one direction
+    and two) where `bench measure` was called. A figure that does not fit on a page goes on in
     "curves-2" and so on. One seed draws without bands.
 
     Raises:
@@ -96,6 +97,8 @@ def _figures(results: Results, view: View) -> dict[str, Drawing]:
         "sweep": sweep.figures(view),
         "cost": cost.figures(view),
         "conditions": conditions.figures(view),
+        "sharpness": sharpness.lines(view, results),
+        "planes": sharpness.planes(view, results),
     }
     return {
         name if page == 1 else f"{name}-{page}": drawing

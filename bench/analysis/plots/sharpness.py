@@ -1,0 +1,128 @@
+"""The loss around final weights: along a direction, with bands over seeds, and over a plane, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import NullLocator
+
+from bench.analysis.plots.style import legend, wide
+from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.sharpness import around
+from bench.analysis.stats import half_width
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+LEVELS = 13
+CMAP = "viridis"  # even in lightness, and the same for all eyes
+LOSS = "loss (training examples)"
+ALONG = "along the filter-normalised direction"
+
+
+def lines(view: View, results: Results) -> Iterator[Drawing]:
+    """Mean loss along each seed's direction, a panel a condition; nothing where no run was measured."""
+    points = around(results, "line")
+    shown = [condition for condition in view.conditions if (points["condition"] == condition).any()]
+    caption = (
+        "Loss along a random direction of filter-normalised length (Li et al. 2018), the same for all optimizers of a "
+        "seed: mean over the measured seeds of each chosen configuration, with its 95% Student-t band."
+    )
+    for page in pages(shown, ROWS):
+        here = points[points["condition"].isin(page)]
+        mean = _mean(here)
+        figure, axes = view.panels(len(page), 1)
+        log = wide(sorted(mean["mean"]))
+        for condition, (ax,) in zip(page, axes, strict=True):
+            _line(ax, view, mean[mean["condition"] == condition], condition, log=log)
+        axes[-1][0].set_xlabel(ALONG)
+        if view.several:
+            name_panels(axes, page, [LOSS])
+        else:
+            axes[0][0].set_ylabel(LOSS)
+        legend(figure, [view.handle(label) for label in view.labels() if (here["optimizer"] == label).any()])
+        drop = [] if view.several else ["condition"]
+        yield Drawing(figure, caption, mean.drop(columns=drop).rename(columns=_column))
+
+
+def planes(view: View, results: Results) -> Iterator[Drawing]:
+    """Loss over the plane of two directions, a figure a condition, a panel an optimizer; levels and axes are shared."""
+    points = around(results, "plane")
+    for condition in view.conditions:
+        here = points[points["condition"] == condition]
+        labels = [row.label for row in view.chosen(condition) if (here["optimizer"] == row.label).any()]
+        if labels:
+            yield _planes(view, here, labels, condition)
+
+
+def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: str) -> Drawing:
+    most = 2 if view.narrow else 3
+    across, side = min(len(labels), most), view.width / most
+    down = math.ceil(len(labels) / across)
+    figure = view.figure(across * side, down * side + 0.75)
+    axes = np.asarray(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True))
+    # Losses above a hundred times the lowest say no more than that; their shade is the last.
+    low, high = here["loss"].min(), min(here["loss"].max(), 100 * here["loss"].median())
+    levels = np.geomspace(low, high, LEVELS) if low > 0 and high > low else np.linspace(low, high or 1.0, LEVELS)
+    norm = LogNorm(levels[0], levels[-1]) if low > 0 and high > low else None
+    names = {row.label: row.name for row in view.chosen(condition)}
+    for ax, label in zip(axes.flat, labels, strict=False):
+        grid = here[here["optimizer"] == label].pivot(index="beta", columns="alpha", values="loss")
+        drawn = ax.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap=CMAP, extend="max")
+        ax.contour(grid.columns, grid.index, grid, levels, norm=norm, colors="white", linewidths=0.35)
+        ax.plot(0, 0, marker="+", color="white", markersize=7, markeredgewidth=1.1)
+        ax.set_title(names[label])
+        ax.set_aspect("equal")
+        ax.grid(visible=False)
+    used = list(axes.flat[: len(labels)])
+    for ax in axes.flat[len(labels) :]:
+        ax.remove()
+    for ax in used[-across:]:
+        ax.set_xlabel("first direction")
+        ax.tick_params(labelbottom=True)
+    for ax in used[::across]:
+        ax.set_ylabel("second direction")
+    bar = figure.colorbar(drawn, ax=used, location="bottom", shrink=0.6, aspect=40, pad=0.02)
+    bar.set_label(LOSS)
+    bar.ax.xaxis.set_minor_locator(NullLocator())
+    shown = [float(level) for level in levels[:: (LEVELS - 1) // 4]]
+    bar.set_ticks(shown, labels=[f"{level:,.0f}" if level >= 100 else f"{level:.2g}" for level in shown])
+    seed = int(here["seed"].iloc[0])
+    caption = (
+        f"Loss over the plane of two filter-normalised directions (Li et al. 2018) around the final weights (+) of "
+        f"seed {seed}{f' under {condition}' if condition else ''}: the same directions, axes and levels for all "
+        "optimizers."
+    )
+    columns = [*(["condition"] if view.several else []), "optimizer", "seed", "alpha", "beta", "loss"]
+    return Drawing(figure, caption, here[here["optimizer"].isin(labels)][columns])
+
+
+def _line(ax: Axes, view: View, mean: pd.DataFrame, condition: str, *, log: bool) -> None:
+    for row in view.chosen(condition):
+        here = mean[mean["optimizer"] == row.label]
+        style = view.styles[row.label]
+        ax.plot(here["alpha"], here["mean"], color=style["color"], linestyle=style["linestyle"])
+        low = here["low"].clip(lower=here["mean"].min() / 10) if log else here["low"]
+        ax.fill_between(here["alpha"], low, here["high"], color=style["color"], alpha=0.15, linewidth=0)
+    if log:
+        ax.set_yscale("log")
+    ax.set_xlim(mean["alpha"].min(), mean["alpha"].max())
+
+
+def _mean(points: pd.DataFrame) -> pd.DataFrame:
+    """Mean and t bounds over the seeds, one line for each condition, label and place."""
+    groups = points.groupby(["condition", "optimizer", "alpha"], sort=False)["loss"]
+    means = groups.agg(["count", "mean", "std"])
+    half = half_width(means["count"], means["std"])
+    bounded = means.assign(low=means["mean"] - half, high=means["mean"] + half).drop(columns="std")
+    return bounded.rename(columns={"count": "n"}).reset_index()
+
+
+def _column(name: str) -> str:
+    return f"loss_{name}" if name in ("mean", "low", "high") else name

@@ -1,0 +1,167 @@
+"""`bench measure`: final weights are found, or made by repeating the run, and measured one run after the other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from bench import records
+from bench.checkpoint import load_weights
+from bench.environment import describe
+from bench.errors import BenchError
+from bench.launch.repeat import Recorded, repeat, weights_kept
+from bench.measures.measure import Settings, measure, prepared
+from bench.spec import PlannedRun
+from bench.store import Store
+from bench.train import weights_sha256
+
+PLACE = ("run_id", "condition", "optimizer", "config", "seed")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a run's final weights are, and whether they were kept or made again."""
+
+    path: Path
+    origin: str
+
+
+def measure_runs(
+    of: Recorded,
+    runs: Sequence[PlannedRun],
+    settings: Settings,
+    *,
+    device: torch.device,
+    jobs: int | None = None,
+    again: bool = False,
+    other_weights: bool = False,
+    console: Console,
+) -> int:
+    """Measure finished runs, and add them to measures.csv and directions.csv after each.
+
+    Runs that are measured already, with these weights and settings, are left out; those measured with other settings
+    are dropped. The plane is taken of the first seed among an optimizer's runs under a condition.
+
+    Args:
+        jobs: runs at once, where weights must be made again.
+        again: measure also what is measured.
+        other_weights: measure weights that are not those recorded, too; their rows say so.
+
+    Returns:
+        How many runs were measured.
+
+    Raises:
+        BenchError: a run does not end here with the weights that are recorded of it, and `other_weights` is false.
+    """
+    measures, directions = _kept(of, settings, again)
+    missing = [run for run in runs if run.spec.run_id not in set(measures["run_id"])]
+    planes = _first_seeds(runs)
+    with _final_weights(of, missing, jobs, console) as weights:
+        for number, run in enumerate(missing, start=1):
+            run_id = run.spec.run_id
+            row, points = _measure(of, run, weights[run_id], settings, device, run_id in planes, other_weights)
+            measures, directions = _joined(measures, [row]), _joined(directions, points)
+            with Store(of.folder).collecting():
+                records.publish_measures(_ordered(of, measures), _ordered(of, directions), of.folder)
+            told = f"largest eigenvalue {row['eigenvalue_1']:.3g}, m-sharpness {row['m_sharpness']:.3g}"
+            console.print(f"[{number}/{len(missing)}] {run.name}: {told}", highlight=False, markup=False)
+    return len(missing)
+
+
+def _kept(of: Recorded, settings: Settings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is there already and still holds: of the recorded weights, measured with these settings."""
+    measures, directions = of.results.measures, of.results.directions
+    if measures is None or directions is None or again:
+        return pd.DataFrame(columns=[*PLACE]), pd.DataFrame(columns=[*PLACE])
+    recorded = of.results.records.drop_duplicates("run_id").set_index("run_id")["weights_sha256"]
+    holds = measures["run_id"].map(recorded) == measures["recorded_sha256"]
+    for name, value in settings.columns().items():
+        holds &= (measures[name] == value) if name in measures else False
+    return measures[holds], directions[directions["run_id"].isin(measures.loc[holds, "run_id"])]
+
+
+def _first_seeds(runs: Sequence[PlannedRun]) -> set[str]:
+    first: dict[tuple[str, str], PlannedRun] = {}
+    for run in runs:
+        first.setdefault((run.condition_text, run.label), run)
+    return {run.spec.run_id for run in first.values()}
+
+
+@contextmanager
+def _final_weights(
+    of: Recorded, runs: Sequence[PlannedRun], jobs: int | None, console: Console
+) -> Iterator[dict[str, Weights]]:
+    """The weights of all runs, by run_id: those that `bench run --keep-weights` left, else those of a repetition."""
+    store = Store(of.folder)
+    found = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
+    gone = [run for run in runs if not found[run.spec.run_id].path.exists()]
+    with tempfile.TemporaryDirectory(prefix="bench-measure-") as scratch:
+        if gone:
+            said = f"{len(gone)} of {len(runs)} runs left no weights (--keep-weights): they are repeated"
+            console.print(said, highlight=False)
+            with weights_kept():
+                outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, console=console)
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            if outcome.failed:
+                run, reason = outcome.failed[0]
+                raise BenchError(f"{run.name} cannot be repeated here: {reason}")
+            if outcome.disk:
+                raise BenchError(outcome.disk)
+        for run in gone:
+            found[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
+        yield found
+
+
+def _measure(
+    of: Recorded,
+    run: PlannedRun,
+    weights: Weights,
+    settings: Settings,
+    device: torch.device,
+    with_plane: bool,
+    other_weights: bool,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    run_id, recorded = run.spec.run_id, of.record(run.spec.run_id)["weights_sha256"]
+    if device.type == "cpu":  # so that bits do not hang on how many cores are here
+        torch.set_num_threads(int(of.record(run_id)["threads"]))
+    ready = prepared(run.spec, device)
+    load_weights(weights.path, ready.model)
+    sha256 = weights_sha256(ready.model)
+    if sha256 != recorded and not other_weights:
+        raise BenchError(
+            f"{run.name} ({run_id}): these are not the weights that the run ended with (sha256 {sha256}, recorded "
+            f"{recorded}; {weights.origin}); `bench verify` tells more, --other-weights measures them nevertheless"
+        )
+    numbers, points = measure(ready, run.spec, settings, with_plane=with_plane)
+    place: dict[str, Any] = {"run_id": run_id, "condition": run.condition_text, "optimizer": run.label}
+    place |= {"config": run.config_text, "seed": run.spec.seed}
+    where = describe(device)
+    about = {
+        "recorded_sha256": recorded,
+        "weights_sha256": sha256,
+        "weights": weights.origin,
+        **settings.columns(),
+        **{name: where[name] for name in ("device", "threads", "torch")},
+    }
+    return {**place, **about, **numbers}, [{**place, **point} for point in points]
+
+
+def _joined(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """With these rows at its end; an empty frame would make whole numbers fractions."""
+    new = pd.DataFrame(rows)
+    return pd.concat([frame, new], ignore_index=True) if len(frame) else new
+
+
+def _ordered(of: Recorded, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order of records.csv, whatever order they were measured in."""
+    order = {run_id: place for place, run_id in enumerate(dict.fromkeys(of.results.records["run_id"]))}
+    return frame.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)

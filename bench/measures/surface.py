@@ -1,0 +1,77 @@
+"""The loss of one model on fixed examples, as a function of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench import batching
+from bench.evaluate import BATCH
+from bench.tasks.base import Split, Task
+
+Part = tuple[Tensor, Tensor]
+"""Some examples: inputs as the model sees them, and targets."""
+
+
+class Surface:
+    """A model's mean loss over examples, with the labels that they have (where labels were replaced: those).
+
+    Args:
+        model: it is set to eval mode; its weights are moved about, and always put back bit for bit.
+        split: the examples.
+        dtype: what everything is computed in; the model is turned to it.
+
+    Attributes:
+        evaluations: how often the mean loss over all examples was computed.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, split: Split, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.task, self.split, self.dtype = model.to(dtype).eval(), task, split, dtype
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.evaluations = 0
+
+    def parts(self, size: int) -> Iterator[Part]:
+        """The examples in their order, `size` at a time, the last ones perhaps fewer."""
+        for batch in batching.in_order(self.split, size):
+            inputs, targets = batch.of(self.split)
+            inputs = self.task.model_inputs(inputs)
+            yield _to(inputs, self.dtype), _to(targets, self.dtype)
+
+    def mean_loss(self, part: Part) -> Tensor:
+        """The mean loss over some examples, with its graph."""
+        inputs, targets = part
+        return self.task.losses(self.model(inputs), targets).mean()
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The mean loss over all examples at the present weights; sums are taken in double precision."""
+        self.evaluations += 1
+        total = 0.0
+        for part in self.parts(BATCH[self.parameters[0].device.type]):
+            inputs, targets = part
+            total += self.task.losses(self.model(inputs), targets).double().sum().item()
+        return total / len(self.split)
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """The model's outputs (N, num_outputs) on all examples."""
+        size = BATCH[self.parameters[0].device.type]
+        return torch.cat([self.model(inputs) for inputs, _ in self.parts(size)])
+
+    @contextmanager
+    def moved(self, by: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the weights are displaced by these tensors, one for each of `parameters`."""
+        weights = [parameter.detach() for parameter in self.parameters]  # the same memory
+        before = [tensor.clone() for tensor in weights]
+        try:
+            torch._foreach_add_(weights, tuple(by))
+            yield
+        finally:
+            torch._foreach_copy_(weights, before)
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
