@@ -9,11 +9,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bench import records
 from bench.launch import run as launch
-from bench.launch.repeat import weights_kept
+from bench.launch.measuring import measure_runs
+from bench.launch.repeat import recorded, weights_kept
+from bench.measures.measure import Settings
 
 EXPERIMENT = """
 task = "digits"
@@ -116,14 +120,14 @@ def test_weights_that_are_not_the_recorded_ones_are_refused_unless_asked_for(
     assert "with weights that are not the recorded ones" in (out / "tiny" / "tables" / "sharpness.md").read_text()
 
 
-def test_other_settings_are_measured_anew_and_double_precision_is_close(
-    bench: Callable[..., Any], place: Path, out: Path
-) -> None:
-    run_id = records.read(out / "tiny").records["run_id"][0]
-    command = ("measure", place / "tiny.toml", run_id, "--out", out, *QUICK)
+def test_other_settings_are_measured_anew_and_double_precision_is_close(place: Path, out: Path) -> None:
     found = []
     for precision in ("fp32", "fp64"):
-        assert bench(*command, "--precision", precision).status == 0
+        of = recorded(str(place / "tiny.toml"), out)
+        runs = of.select([of.results.records["run_id"][0]])
+        settings = Settings(examples=64, eigenvalues=2, m=32, plane_points=3, precision=precision)
+        done = measure_runs(of, runs, settings, device=torch.device("cpu"), console=Console(quiet=True))
+        assert done == 1
         measures = records.read(out / "tiny").measures
         assert measures is not None
         assert list(measures["precision"]) == [precision]

@@ -78,7 +78,7 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
         ax.contour(grid.columns, grid.index, grid, levels, norm=norm, colors="white", linewidths=0.35)
         ax.plot(0, 0, marker="+", color="white", markersize=7, markeredgewidth=1.1)
         ax.set_title(names[label])
-        ax.set_aspect("equal")
+        ax.set(aspect="equal", xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
         ax.grid(visible=False)
     used = list(axes.flat[: len(labels)])
     for ax in axes.flat[len(labels) :]:
