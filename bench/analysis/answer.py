@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from bench.records import Results
 
 FEW = 3  # so many conditions get a sentence each; more are counted
+FEW_ASKED = 4  # so many optimizers get a paragraph each; more are told of together, rival by rival
 
+TALLY: dict[Verdict, str] = {
+    "better": "better",
+    "worse": "worse",
+    "unclear": "no difference could be shown",
+    "untested": "not tested",
+}
 VERDICTS: dict[Verdict, str] = {
     "better": "better than",
     "worse": "worse than",
@@ -67,9 +74,14 @@ class _Answer:
         asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.words.baseline]
         if not asked:
             yield f"{self.words.baseline} is compared with nothing: there is no difference to tell."
+        few = len(asked) <= FEW_ASKED
+        if not few and len(self.among) == 1:
+            yield from self._together(asked)
+            asked = []
         for label in asked:
             found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
-            yield from self._one_by_one(found) if len(self.among) <= FEW else [" ".join(self._counted(label, found))]
+            one_by_one = few and len(self.among) <= FEW
+            yield from self._one_by_one(found) if one_by_one else [" ".join(self._counted(label, found))]
         if self.words.caution():
             yield self.words.caution()
 
@@ -150,6 +162,26 @@ class _Answer:
         time = "" if self.words.source.mixed else f" and {seconds:.2f} times the training time"
         return f"at {passes:.2f} times the passes{time}"
 
+    # ---- many optimizers: rival by rival ---------------------------------------------------------------------
+
+    def _together(self, asked: Sequence[str]) -> Iterator[str]:
+        """Who is better, who is worse, and of whom neither could be shown, each with its difference and its passes."""
+        for rival, group in groupby(self.contrasts, lambda contrast: contrast.theirs.name):
+            compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
+            clauses = []
+            for verdict, words in TALLY.items():
+                each = [
+                    f"{one.ours.label} ({self._difference(one)}, {one.ours.passes / one.theirs.passes:.2f}×)"
+                    for one in compared
+                    if one.verdict == verdict
+                ]
+                clauses += [f"{words}: {enumerated(each)}"] if each else []
+            if clauses:
+                corrected = f"p corrected by Holm's method for {compared[0].among} comparisons; "
+                passes = f"×: passes, {compared[0].theirs.label}'s are 1"
+                about = f"{corrected if compared[0].among else ''}{passes}"
+                yield f"Against {rival} ({about}): {'; '.join(clauses)}."
+
     # ---- many conditions: counts -----------------------------------------------------------------------------
 
     def _counted(self, label: str, found: Sequence[Contrast]) -> Iterator[str]:
@@ -169,13 +201,7 @@ class _Answer:
             )
 
     def _tally(self, compared: Sequence[Contrast]) -> Iterator[str]:
-        said = {
-            "better": "better",
-            "worse": "worse",
-            "unclear": "no difference could be shown",
-            "untested": "not tested",
-        }
-        for verdict, name in said.items():
+        for verdict, name in TALLY.items():
             held = [contrast.condition for contrast in compared if contrast.verdict == verdict]
             if held or verdict in ("better", "worse"):
                 yield f"{name} {self._where(held)}"

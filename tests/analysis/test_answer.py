@@ -56,6 +56,17 @@ def test_a_win_by_hand(make_results: Make) -> None:
     )
 
 
+def test_many_optimizers_are_told_of_together(make_results: Make) -> None:
+    many: dict[str, Any] = {"sgd": {}, **{f"sam-{n}": {} for n in range(5)}}
+    shifts = {f"sam_{n}": SGD + shift + SPREAD for n, shift in enumerate((0.05, -0.05, 0.0, 0.0, 0.0))}
+    (said,) = answer(make_results(many, change=scores(sgd=SGD, **shifts)))
+    assert said.startswith("Against sgd (p corrected by Holm's method for 5 comparisons; ×: passes, sgd's are 1): ")
+    better, worse, unclear = said.partition("): ")[2].rstrip(".").split("; ")
+    assert better == "better: sam-0 (+5.00 points [+3.04, +6.96], 1.00×)"
+    assert worse == "worse: sam-1 (-5.00 points [-6.96, -3.04], 1.00×)"
+    assert unclear.startswith("no difference could be shown: sam-2 (+0.00 points [-1.96, +1.96], 1.00×), sam-3 (")
+
+
 def test_a_loss_is_told_like_a_win(make_results: Make) -> None:
     (said,) = answer(make_results(TWO, change=scores(sgd=SGD, sam=SGD - 0.05 + SPREAD)))
     assert said.startswith("sam is worse than sgd: ")

@@ -23,7 +23,8 @@ ACROSS = 3
 PER_PAGE = 12
 NAME_SIZE = 7.5
 LONGEST = 0.5  # of a panel, as far as a name may reach
-STEP = 5.0  # points between those of equal cost
+MOST_NAMES = 8  # in a panel; more cover each other
+STEP, SPREAD = 5.0, 16.0  # points between those of equal cost, and between all of them at the most
 FRONT: Style = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 1}
 
 Point = tuple[Row, Interval, Interval]
@@ -31,7 +32,7 @@ Point = tuple[Row, Interval, Interval]
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """With 95% t intervals, a named point an optimizer, against seconds and against passes.
+    """With 95% t intervals, a point an optimizer, named unless they are many, against seconds and against passes.
 
     With several conditions a small panel each and a legend, first against seconds, then against passes.
     """
@@ -61,7 +62,7 @@ def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
 def _single(view: View) -> Figure:
     rows = view.chosen(view.conditions[0])
     grid = view.stacked([COSTS])
-    figure = view.figure(view.width, 2.8 * len(grid))
+    figure = view.figure(view.width, 2.8 * len(grid) + (0.9 if len(rows) > MOST_NAMES else 0.0))
     axes = figure.subplots(len(grid), len(grid[0]), squeeze=False, sharey=True)
     for ax, cost in zip(axes.flat, COSTS, strict=True):
         _draw(figure, ax, view, _points(view, rows, cost))
@@ -69,9 +70,12 @@ def _single(view: View) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel(f"test {view.metric}{view.unit}")
     names = {row.label: row.name for row in rows}
-    if max(map(text_width, names.values())) > LONGEST * view.panel_width(len(COSTS)):  # too long to stand at a point
+    too_long = max(map(text_width, names.values())) > LONGEST * view.panel_width(len(COSTS))  # to stand at a point
+    if too_long or len(names) > MOST_NAMES:
         legend(figure, [view.handle(label, line=False, marker=True) for label in names])
         names = {label: label for label in names}
+    if len(names) > MOST_NAMES:
+        return figure
     figure.draw_without_rendering()  # fixes the layout, without which no text has a size
     for ax, cost in zip(axes.flat, COSTS, strict=True):
         _label_points(figure, ax, view, _points(view, rows, cost), names)
@@ -119,7 +123,8 @@ def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None
     """Points of equal cost stand a little beside each other."""
     costs = [x.mean for _, x, _ in points]
     for number, (row, x, y) in enumerate(points):
-        aside = STEP * (costs[:number].count(x.mean) - (costs.count(x.mean) - 1) / 2) / 72
+        alike = costs.count(x.mean)
+        aside = min(STEP, SPREAD / alike) * (costs[:number].count(x.mean) - (alike - 1) / 2) / 72
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         look: Style = {"color": view.styles[row.label]["color"], "transform": beside}
         ax.plot(bounds(x), [y.mean, y.mean], linewidth=0.9, **look)

@@ -20,7 +20,7 @@ from bench.analysis.summary import Row, to_frame
 FIELDS = ("test_metric", "gap_metric")
 OF_TUNING = ("val_metric",)  # its runs never saw the test set
 ACROSS = 2
-FEW = 2  # seeds, whose t intervals are too wide to set the limits of an axis
+FEW = 2  # seeds, whose t intervals would fill every panel (t is 12.7): they are in the CSV alone
 MARGIN = 0.12  # of the heights, so that rings are whole
 LISTED = 12  # so many values have a tick each; more of them were drawn from a range
 VALIDATION: Style = {"markersize": 3, "markerfacecolor": "white"}
@@ -70,7 +70,7 @@ def _caption(view: View, sweeps: Sequence[Row], keys: Sequence[str]) -> str:
     if phased(view.meta):
         return (
             f"{what}: validation {view.metric} in the runs for tuning, mean over seeds with 95% Student-t "
-            f"intervals{each}. A ring marks what was chosen."
+            f"intervals where there are more than {FEW}{each}. A ring marks what was chosen."
         )
     return (
         f"{what}: mean over seeds with 95% Student-t intervals{each}. Small open markers are validation "
@@ -141,14 +141,19 @@ def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> No
 
 
 def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
-    """All means, and the intervals over more than a few seeds."""
+    """Around all that is drawn."""
     found = [getattr(row, field).scaled(view.scale) for row in rows]
-    heights = [height for one in found for height in (one.mean, *(bounds(one) if one.n > FEW else ()))]
+    heights = [height for one in found for height in (one.mean, *_drawn(one))]
     if field == "test_metric":
         heights += [row.val_metric.mean * view.scale for row in rows]
     low, high = np.nanmin(heights), np.nanmax(heights)
     margin = MARGIN * (high - low) or 1.0
     return float(low - margin), float(high + margin)
+
+
+def _drawn(interval: Interval) -> tuple[float, float]:
+    """The bounds of an interval over more than a few seeds; of others the mean twice."""
+    return bounds(interval) if interval.n > FEW else (interval.mean, interval.mean)
 
 
 def _baseline(view: View, condition: str) -> Row | None:
@@ -164,7 +169,7 @@ def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None
     x = list(points)
     found = [getattr(row, field).scaled(view.scale) for row in points.values()]
     ax.plot(x, [interval.mean for interval in found], **style)
-    low, high = [interval.low for interval in found], [interval.high for interval in found]
+    low, high = zip(*map(_drawn, found), strict=True)
     ax.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
     if field == "test_metric":
         validation = [row.val_metric.mean * view.scale for row in points.values()]
@@ -179,7 +184,7 @@ def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> 
     style = view.styles[rows[0].label]
     for row in rows:
         x, interval = _numbers(row)[key], getattr(row, field).scaled(view.scale)
-        ax.plot([x, x], bounds(interval), color=style["color"], linewidth=0.7, alpha=0.5)
+        ax.plot([x, x], _drawn(interval), color=style["color"], linewidth=0.7, alpha=0.5)
         ax.plot(x, interval.mean, **{**style, **ONE_OF_MANY})
         if row.chosen:
             ax.plot(x, interval.mean, color=style["color"], marker="o", **CHOSEN)
@@ -187,7 +192,7 @@ def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> 
 
 def _band(ax: Axes, interval: Interval, style: Style) -> None:
     ax.axhline(interval.mean, color=style["color"], linewidth=0.9)
-    if interval.n > 1:
+    if interval.n > FEW:
         ax.axhspan(interval.low, interval.high, color=style["color"], alpha=0.08, linewidth=0)
 
 
