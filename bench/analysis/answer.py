@@ -82,8 +82,19 @@ class _Answer:
             found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
             one_by_one = few and len(self.among) <= FEW
             yield from self._one_by_one(found) if one_by_one else [" ".join(self._counted(label, found))]
+        if edge := self._at_the_edge():
+            yield (
+                f"What was chosen for {enumerated(edge)} lies at the edge of what was tried: tuned further, it may do "
+                "better, and the comparison come out otherwise."
+            )
         if self.words.caution():
             yield self.words.caution()
+
+    def _at_the_edge(self) -> list[str]:
+        """The compared labels whose choice is the first or last of its sweep, under any condition."""
+        sides = [row for contrast in self.contrasts for row in (contrast.ours, contrast.theirs)]
+        found = {row.label for row in sides if row.edges}
+        return [label for label in self.meta["labels"] if label in found]
 
     # ---- few conditions: every number ------------------------------------------------------------------------
 

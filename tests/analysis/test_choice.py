@@ -151,6 +151,13 @@ def test_edges_of_several_axes_are_each_their_own() -> None:
     assert choice.edges({"lr": 0.2, "rho": 9.5}, others, {"rho": linear, "lr": [0.1, 0.2]}) == {"rho": "largest"}
 
 
+def test_the_answer_says_that_a_choice_lies_at_an_edge(make_phased: Make) -> None:
+    assert answer(make_phased(CHOSEN, LABELS, change=BEST))[-1] == (
+        "What was chosen for sam lies at the edge of what was tried: tuned further, it may do better, and the "
+        "comparison come out otherwise."
+    )
+
+
 def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> None:
     rows = all_rows(make_phased(CHOSEN, LABELS, change=BEST))
     assert (row(rows, "sam").edges, row(rows, "sgd").edges) == ({"rho": "largest"}, {})
