@@ -14,6 +14,7 @@ from bench.analysis.conditions import conditions, keyed, merged, names, value_te
 from bench.analysis.contrasts import Contrast, finished
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import (
+    MAX_EXACT_N,
     effect_size,
     examples,
     probability_of_improvement,
@@ -86,8 +87,10 @@ def _chance(one: Contrast) -> float:
 
 
 def _reach(found: Sequence[Contrast]) -> Iterator[str]:
-    """The smallest p of the exact tests at each n."""
+    """The smallest p of the exact tests at each n for which they are made."""
     for n in sorted({one.test.difference.n for one in found} - {0, 1}):
+        if n > MAX_EXACT_N:
+            continue
         yield (
             f"With n={n} pairs neither the sign-flip nor the Wilcoxon test can get below "
             f"p={smallest_sign_flip_p(n):.3g}, whatever the data."

@@ -119,7 +119,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 def smallest_sign_flip_p(n: int) -> float:
     """The smallest p that the sign-flip and the Wilcoxon test can reach with n pairs, 2 / 2^n, whatever the data."""
-    return 2.0 / 2.0**n
+    return 2.0 ** (1 - n)
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
