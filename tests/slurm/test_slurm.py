@@ -155,7 +155,8 @@ def test_a_preempted_job_is_requeued_and_goes_on(
     queue.wait_for(site.working)
     queue.preempt()
     queue.wait_for(lambda: "PENDING" in queue.states(site.job_ids()))
-    assert re.search(r"pending, requeued 1 time \(job", site.bench("status")[1])
+    # On a busy machine the intruder may be gone before the command has looked.
+    assert re.search(r"(pending|running on n1), requeued 1 time \(job", site.bench("status")[1])
     site.slow(False)
     site.submit("--wait")
     assert site.weights() == undisturbed
