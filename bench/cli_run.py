@@ -277,7 +277,7 @@ def _show(launched: Launched, console: Console) -> None:
     from bench.analysis import render, report, tables
 
     built = tables.build(launched.results)
-    if not launched.kept:
+    if not launched.kept and not launched.outcome.disk:
         report.build(launched.results, built, launched.folder)
     render.show(built, Terminal())
     say_answer(launched.results)

@@ -62,7 +62,8 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
     phases.write_down(plan.choices, plan.experiment, store)
     with submissions.submitting(store):
         queued = queue.live_runs(store)
-        runs = [run for run in plan.to_do if run.spec.run_id not in queued]
+        free = [run for run in plan.to_do if run.spec.run_id not in queued]
+        runs = [run for run in free if store.run(run.spec.run_id).result() is None]  # a job has ended since we planned
         still = queued & {run.spec.run_id for run in plan.chosen}
         if not runs:
             return Submitted([], set(), still)
