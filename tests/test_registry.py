@@ -197,13 +197,13 @@ def test_every_registered_name_has_a_description_and_valid_defaults() -> None:
         assert list(kind), kind.kind
         for entry in kind:
             assert entry.description.endswith((".", ")")), entry.name
-            for name, field in entry.schema.model_fields.items():
+            fields = entry.schema.model_fields
+            required = {
+                key: "x" if field.annotation is str else 1e-3 for key, field in fields.items() if field.is_required()
+            }
+            for name, field in fields.items():
                 if not field.is_required():
-                    values = {
-                        **{key: 1e-3 for key, other in entry.schema.model_fields.items() if other.is_required()},
-                        name: field.default,
-                    }
-                    entry.schema.model_validate(values)
+                    entry.schema.model_validate({**required, name: field.default})
 
 
 # ---- plug-ins ------------------------------------------------------------------------------------------------
