@@ -31,15 +31,18 @@ class Checker:
         """All the problems as one error, to be raised."""
         return BadValue(self.source, self.problems)
 
-    def check(self, schema: type[Schema], *layers: tuple[str, Mapping[str, Any]]) -> Schema | None:
+    def check(
+        self, schema: type[Schema], *layers: tuple[str, Mapping[str, Any]], context: Mapping[str, Any] | None = None
+    ) -> Schema | None:
         """Validate a table; what is wrong is told under its dotted key, and None returned.
 
         Args:
             layers: tables with their places in the file; the values of a later one go over those of an earlier one.
+            context: what else a value may depend on.
         """
         merged = {key: value for _, values in layers for key, value in values.items()}
         try:
-            return schema.model_validate(merged)
+            return schema.model_validate(merged, context=context)
         except ValidationError as error:
             for fault in error.errors():
                 key = str(fault["loc"][0])

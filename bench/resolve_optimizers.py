@@ -137,8 +137,9 @@ class OptimizerResolver(Checker):
         """One point of a sweep, resolved; `train` are the common settings and the optimizer's own."""
         swept_train = {key[6:]: value for key, value in point.items() if key.startswith("train.")}
         values = fixed | {key: value for key, value in point.items() if not key.startswith("train.")}
-        optimizer = self.optimizer(entry, base, values, where)
         settings = self.check(TrainSettings, ("train", train[0]), (f"{where}.train", train[1] | swept_train))
+        context = {"epochs": settings.epochs} if settings else {}
+        optimizer = self.optimizer(entry, base, values, where, context)
         if not optimizer or not settings:
             return None
         self.parts(settings, optimizer.params.get("m"), where)
@@ -221,10 +222,12 @@ class OptimizerResolver(Checker):
             return True
         return False
 
-    def optimizer(self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str) -> OptimizerChoice | None:
+    def optimizer(
+        self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str, context: Mapping[str, Any]
+    ) -> OptimizerChoice | None:
         """Hand each hyperparameter to the method that knows it, the rest to the base."""
         if base is None:
-            params = self.check(entry.schema, (where, values))
+            params = self.check(entry.schema, (where, values), context=context)
             return OptimizerChoice(name=entry.name, params=params.model_dump()) if params else None
         own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
         if shared := own_names & base_names:
@@ -235,7 +238,9 @@ class OptimizerResolver(Checker):
                 f"{where}.{key}",
                 f"unknown hyperparameter of {entry.name} over {base.name}; {nearest(key, own_names | base_names)}",
             )
-        own = self.check(entry.schema, (where, {key: values[key] for key in values.keys() & own_names}))
+        own = self.check(
+            entry.schema, (where, {key: values[key] for key in values.keys() & own_names}), context=context
+        )
         rest = self.check(base.schema, (where, {key: values[key] for key in values.keys() & base_names}))
         if unknown or own is None or rest is None:
             return None

@@ -11,6 +11,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ def write_plugin(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
-def registries() -> Iterator[Callable[[], None]]:
-    """What a test registers is gone after it; call it to forget earlier, as a new process would have."""
+@contextmanager
+def _registries_kept() -> Iterator[Callable[[], None]]:
     registry.load_builtins()
     kinds = (registry.tasks, registry.models, registry.optimizers)
     before = [dict(kind._entries) for kind in kinds]
@@ -114,6 +114,20 @@ def registries() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def registries() -> Iterator[Callable[[], None]]:
+    """What a test registers is gone after it; call it to forget earlier, as a new process would have."""
+    with _registries_kept() as forget:
+        yield forget
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registries_of_a_module() -> Iterator[None]:
+    """What a module's fixtures and its tests register never reaches another module."""
+    with _registries_kept():
+        yield
 
 
 @pytest.fixture

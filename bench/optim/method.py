@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -218,12 +219,13 @@ class Method(torch.optim.Optimizer):
         old = next((p for p in self.parameters_with_gradient() if not is_sparse(p)), None)
         if old is None or old.grad is None:
             return closure
-        mark = old.grad = old.grad.detach()  # the same numbers in another object: whoever zeroes, makes a third
+        old.grad = old.grad.detach()  # the same numbers in another object: whoever zeroes, makes a third
+        mark = weakref.ref(old.grad)  # for the step's whole length: it must not keep a large gradient alive
         self._zeroed = False
 
         def checked() -> Tensor:
             loss = closure()
-            if old.grad is mark and not self._zeroed:
+            if old.grad is not None and old.grad is mark() and not self._zeroed:
                 raise RuntimeError(
                     f"the closure of {type(self).__name__}.step has added to gradients that were there: it has to zero "
                     "them by optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) for "

@@ -4,13 +4,32 @@ A factory takes them as `**options: Unpack[...]` of one of these tables; each th
 algorithm as its paper has it.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from typing_extensions import TypedDict
 
 from bench.errors import nearest
 from bench.optim.types import AtLeastOne, NonNegative
+
+
+def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
+    """ "epoch 100" as a share of the training's epochs, which the context has; what is no text, as it is."""
+    if not isinstance(moment, str):
+        return moment
+    if not (said := re.fullmatch(r"epoch (\d+)", moment)):
+        raise ValueError('must be a share of training (0.5) or a number of epochs ("epoch 100")')
+    epochs = (info.context or {}).get("epochs")
+    if not epochs:
+        raise ValueError("epochs are known in an experiment's file only: say the share of training")
+    if int(said[1]) > epochs:
+        raise ValueError(f"training ends at epoch {epochs}")
+    return int(said[1]) / epochs
+
+
+Moment = BeforeValidator(_share_of_training)
+"""A share of training; in an experiment's file also "epoch 100": when so many epochs are done."""
 
 
 def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | None:
@@ -33,10 +52,10 @@ class Perturbation(TypedDict, total=False):
 
     perturb_only: Literal["norm"] | None
     """"norm": only the scales and shifts of normalisation layers (Mueller et al. 2023, arXiv:2306.04226). None: all."""
-    perturb_from: Annotated[float, Field(ge=0, lt=1)] | None
-    """Share of training after which perturbing begins: 0.5 of 200 epochs is from epoch 100 on. None: at once."""
-    perturb_until: Annotated[Annotated[float, Field(gt=0, le=1)] | None, AfterValidator(_after_its_beginning)]
-    """Share of training after which it ends. None: never."""
+    perturb_from: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, Moment]
+    """Share of training after which perturbing begins: 0.5 of 200 epochs, or "epoch 100". None: at once."""
+    perturb_until: Annotated[Annotated[float, Field(gt=0, le=1)] | None, AfterValidator(_after_its_beginning), Moment]
+    """Share of training after which it ends, or "epoch 150". None: never."""
     rho_schedule: Literal["constant", "linear", "cosine", "lr"] | None
     """How rho goes to rho_end over training: along a line, half a cosine, or as lr does from its largest value to 0
     (Zhuang et al. 2022, arXiv:2203.08065, section 4.1: equation of rho_t). None: it stays."""

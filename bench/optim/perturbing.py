@@ -129,7 +129,7 @@ class Perturbing(Method):
                 "say how long it is, total_steps=..."
             )
         total, done = self.total_steps or 1, self.steps_done
-        begin, end = math.ceil(self.perturb_from * total), math.ceil(self.perturb_until * total)
+        begin, end = (math.ceil(round(share * total, 6)) for share in (self.perturb_from, self.perturb_until))
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 
     def _moves(self) -> bool:

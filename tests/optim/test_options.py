@@ -244,6 +244,7 @@ def test_ascent_decay_adds_each_groups_weight_decay_to_the_ascent_and_to_nothing
         ({"perturb_evry": 2}, TypeError, "SAM has no option 'perturb_evry'; did you mean \"perturb_every\""),
         ({"perturb_every": 0}, ValueError, "perturb_every must be >= 1, got 0"),
         ({"perturb_from": 1.0}, ValueError, "perturb_from must be less than 1"),
+        ({"perturb_from": "epoch 5"}, ValueError, "perturb_from epochs are known in an experiment's file only"),
         ({"perturb_from": 0.5, "perturb_until": 0.5}, ValueError, r"perturb_until must be above perturb_from \(0.5\)"),
         ({"perturb_only": "bias"}, ValueError, "perturb_only must be 'norm', got 'bias'"),
         ({"rho_schedule": "step"}, ValueError, "rho_schedule must be 'constant', 'linear', 'cosine' or 'lr'"),
@@ -282,6 +283,31 @@ def test_an_experiment_file_is_checked_against_the_same_options(tmp_path: Path) 
         'optimizers.sam.perturb_evry: unknown hyperparameter of sam over sgd; did you mean "perturb_every"?',
     ):
         assert words in str(caught.value)
+
+
+def test_a_moment_may_be_an_epoch_of_the_training_it_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.toml"
+    text = FILE.replace("epochs = 1", "epochs = 30").replace('baseline = "sam"', 'baseline = "longer"')
+    path.write_text(
+        text
+        + 'perturb_until = "epoch 30"\nsweep.perturb_from = ["epoch 0", "epoch 7"]\n'
+        + '[optimizers.longer]\nuse = "sam"\nbase = "sgd"\nlr = 0.1\nperturb_from = "epoch 7"\ntrain.epochs = 60\n'
+    )
+    found = {run.spec.optimizer.params["perturb_from"]: run.spec for run in load(path).runs}
+    assert sorted(found) == [0, 7 / 60, 7 / 30]
+    share = {"perturb_from": 7 / 30, "perturb_until": 1.0}
+    assert share.items() <= found[7 / 30].optimizer.params.items(), "and it is that share of it, under one run_id"
+    perturbed = radii(40, rho=0.1, total_steps=30 * 10, **share), radii(80, rho=0.1, total_steps=300, **share)
+    assert [sum(r > 0 for r in steps) for steps in perturbed] == [0, 10], "from the 71st step of ten an epoch"
+
+
+def test_a_wrong_epoch_is_told_under_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(FILE + 'perturb_from = "epoch 2"\nperturb_until = "half"\n')
+    with pytest.raises(BenchError) as caught:
+        load(path)
+    assert 'optimizers.sam.perturb_from: training ends at epoch 1, got "epoch 2"' in str(caught.value).replace("'", '"')
+    assert "optimizers.sam.perturb_until: must be a share of training (0.5) or a number of epochs" in str(caught.value)
 
 
 def test_options_are_recorded_and_those_left_out_leave_run_ids_alone(tmp_path: Path) -> None:

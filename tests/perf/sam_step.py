@@ -1,9 +1,11 @@
 """What a step of SAM costs beyond its two passes, beside other ways to write it. Part of `make perf`.
 
 All rivals step the same model on the same batch over the same base (fused SGD with momentum), in turn, so that a busy
-machine slows all of them. Overhead is a rival's time against that of its two passes alone, round by round; the base's
-own step is part of it, and a row shows what that takes. On a CPU time is that of the processor (of one thread), which
-does not run while other programs do. Sizes are small on a CPU and those of real training on a GPU.
+machine slows all of them. Overhead is what a step takes beside its two passes, in per cent of these; the base's own
+step is part of it, and a row shows what that takes. On a CPU passes and the rest are timed apart within the same step,
+by the processor's time (of one thread), which does not run while other programs do. On a GPU the two overlap: there it
+is the step's time against that of two passes alone, round by round. Batches are those of real training on a GPU, and on
+a CPU so large that passes take seconds.
 
 Memory is what lives at most between the making of an optimizer and the end of its second step, above that of the plain
 base, in copies of the parameters, by the allocator's own account. Operators are what is dispatched in a step beside its
@@ -38,6 +40,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 TWO, PLAIN, FLOOR, OURS = "two passes alone", "plain step", "two passes, base's step", "bench.SAM"
 
 Step = Callable[[], object]
+Times = tuple[float, float]  # seconds of a step, and of its passes
 Closure = Callable[[], Tensor]
 Problem = tuple[nn.Module, Closure]  # a model and its loss on one batch
 
@@ -55,7 +58,7 @@ class Case:
     title: str
     build: Callable[[int], Problem]
     batch: tuple[int, int]
-    rounds: int = 5
+    rounds: int = 4
     overhead: float | None = 2.0
 
 
@@ -88,10 +91,10 @@ def small_layers(batch: int) -> Problem:
 
 
 CASES = {
-    "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (16, 128)),
-    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (2, 128)),
-    "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (4, 128)),
-    "bert-small": Case("BERT-small, 128 tokens", bert, (4, 32)),
+    "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (64, 128)),
+    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (16, 128)),
+    "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (32, 128)),
+    "bert-small": Case("BERT-small, 128 tokens", bert, (16, 32)),
     "mlp-200": Case("MLP of 200 layers of 16", small_layers, (8, 8), rounds=100, overhead=None),
 }
 
@@ -101,15 +104,16 @@ def compare(case: Case) -> None:
     torch.manual_seed(0)
     batch = case.batch[CUDA]
     model, loss = case.build(batch)
-    makers = rivals(model, loss)
+    passes = Passes(model, loss)
+    makers = rivals(model, passes)
     copy = sum(p.numel() * p.element_size() for p in model.parameters())
     peaks = {name: peak_bytes(model, make) for name, make in makers.items()}
     memory = {name: (peak - peaks[PLAIN]) / copy for name, peak in peaks.items()}
     steps = {name: make() for name, make in makers.items()}
     counts = {name: operators(step) for name, step in steps.items()}
     beside = {name: counted - counts[TWO] for name, counted in counts.items()}
-    times = [{name: seconds(step) for name, step in steps.items()} for _ in range(case.rounds + 2)][2:]
-    overhead = {name: [100 * (one[name] / one[TWO] - 1) for one in times] for name in steps}
+    times = [{name: passes.timed(step) for name, step in steps.items()} for _ in range(case.rounds + 1)][1:]
+    overhead = {name: [percent(one[name], one[TWO]) for one in times] for name in steps}
 
     size = sum(p.numel() for p in model.parameters())
     print(f"SAM, {case.title}, batch {batch}: {size / 1e6:.2f} M parameters in {len(list(model.parameters()))} tensors")
@@ -118,7 +122,7 @@ def compare(case: Case) -> None:
     for name in steps:
         low, middle, high = statistics.quantiles(overhead[name], n=4)
         over = "" if name in (TWO, PLAIN) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
-        ms = 1e3 * statistics.median(one[name] for one in times)
+        ms = 1e3 * statistics.median(one[name][0] for one in times)
         reads = beside[name]["_local_scalar_dense"]
         of_step = f"{max(0.0, memory[name]):>7.2f} {beside[name].total():>9} {reads:>10}"
         print(f"  {name:<28} {ms:>7.2f} ms {over:>28} " + ("" if name in (TWO, PLAIN) else of_step))
@@ -141,15 +145,42 @@ def compare(case: Case) -> None:
 # ---- the rivals ----------------------------------------------------------------------------------------------
 
 
-def rivals(model: nn.Module, loss: Closure) -> dict[str, Callable[[], Step]]:
-    """By name, what makes an optimizer and gives its step."""
+class Passes:
+    """The closure of all rivals, which knows how long it took.
 
-    def closure() -> Tensor:
-        for parameter in model.parameters():
+    Attributes:
+        seconds: of the processor, in all passes so far.
+    """
+
+    def __init__(self, model: nn.Module, loss: Closure) -> None:
+        self.model, self.loss, self.seconds = model, loss, 0.0
+
+    def __call__(self) -> Tensor:
+        started = time.process_time()
+        for parameter in self.model.parameters():
             parameter.grad = None
-        value = loss()
+        value = self.loss()
         value.backward()  # type: ignore[no-untyped-call]
+        self.seconds += time.process_time() - started
         return value
+
+    def timed(self, step: Step) -> Times:
+        clock = time.perf_counter if CUDA else time.process_time
+        synchronize(DEVICE)
+        started, self.seconds = clock(), 0.0
+        step()
+        synchronize(DEVICE)
+        return clock() - started, self.seconds
+
+
+def percent(step: Times, two_passes: Times) -> float:
+    """What a step takes beside its passes, in per cent of them."""
+    whole, passes = step
+    return 100 * (whole / (two_passes[0] if CUDA else passes) - 1)
+
+
+def rivals(model: nn.Module, closure: Passes) -> dict[str, Callable[[], Step]]:
+    """By name, what makes an optimizer and gives its step."""
 
     def base() -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
@@ -214,15 +245,6 @@ def loop_over_tensors(parameters: list[nn.Parameter], base: torch.optim.Optimize
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------
-
-
-def seconds(step: Step) -> float:
-    clock = time.perf_counter if CUDA else time.process_time
-    synchronize(DEVICE)
-    started = clock()
-    step()
-    synchronize(DEVICE)
-    return clock() - started
 
 
 def peak_bytes(model: nn.Module, make: Callable[[], Step]) -> int:
