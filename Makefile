@@ -6,7 +6,7 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart digits-tuned cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam \
-  vit-sam glue-sam sam-family sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
+  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,10 @@ glue-smoke: offline ## MiniLM fine-tuned on a few hundred sentences of GLUE's SS
 sam-family: setup ## SAM's variants and controls on digits with 20 % wrong labels: minutes on 2 cores
 	$(BIN)/bench run sam_family
 
-sam-family-cifar10: setup ## the same with ResNet-18 on CIFAR-10; hours on a GPU
+sam-family-cifar-smoke: setup ## the same, untuned, on 2,000 images of CIFAR-10 and of CIFAR-100: minutes on 2 cores
+	$(BIN)/bench run sam_family_cifar_smoke
+
+sam-family-cifar10: setup ## SAM's variants and controls with ResNet-18 on CIFAR-10; hours on a GPU
 	$(BIN)/bench run sam_family_cifar10
 
 cifar10-sam: setup ## ResNet-18 on CIFAR-10: SGD, Adam, AdamW, SAM, ASAM; hours on a GPU
@@ -65,7 +68,7 @@ slurm-demo: setup ## the quickstart's sweep on a SLURM of this one machine, with
 	$(BIN)/python -m tests.slurm.demo
 
 test: setup ## every test
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

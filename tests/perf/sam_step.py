@@ -38,6 +38,7 @@ from tests.perf.images import PerfImages
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 TWO, PLAIN, FLOOR, OURS = "two passes alone", "plain step", "two passes, base's step", "bench.SAM"
+IN_PLACE = ("pytorch_optimizer", "a loop, copied back")  # who puts the very bits back where they were
 
 Step = Callable[[], object]
 Times = tuple[float, float]  # seconds of a step, and of its passes
@@ -92,9 +93,9 @@ def small_layers(batch: int) -> Problem:
 
 CASES = {
     "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (64, 128)),
-    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (16, 128)),
+    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (16, 128), rounds=3),
     "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (32, 128)),
-    "bert-small": Case("BERT-small, 128 tokens", bert, (16, 32)),
+    "bert-small": Case("BERT-small, 128 tokens", bert, (32, 32), rounds=3),
     "mlp-200": Case("MLP of 200 layers of 16", small_layers, (8, 8), rounds=100, overhead=None),
 }
 
@@ -103,15 +104,10 @@ def compare(case: Case) -> None:
     """Time, memory, operators and host reads of every rival, and whether ours is what it shall be."""
     torch.manual_seed(0)
     batch = case.batch[CUDA]
+    memory, beside = counted(*case.build(batch if CUDA else 2))
     model, loss = case.build(batch)
     passes = Passes(model, loss)
-    makers = rivals(model, passes)
-    copy = sum(p.numel() * p.element_size() for p in model.parameters())
-    peaks = {name: peak_bytes(model, make) for name, make in makers.items()}
-    memory = {name: (peak - peaks[PLAIN]) / copy for name, peak in peaks.items()}
-    steps = {name: make() for name, make in makers.items()}
-    counts = {name: operators(step) for name, step in steps.items()}
-    beside = {name: counted - counts[TWO] for name, counted in counts.items()}
+    steps = {name: make() for name, make in rivals(model, passes).items()}
     times = [{name: passes.timed(step) for name, step in steps.items()} for _ in range(case.rounds + 1)][1:]
     overhead = {name: [percent(one[name], one[TWO]) for one in times] for name in steps}
 
@@ -121,7 +117,7 @@ def compare(case: Case) -> None:
     print(f"  {'':<28} {'a step':>10} {titles}")
     for name in steps:
         low, middle, high = statistics.quantiles(overhead[name], n=4)
-        over = "" if name in (TWO, PLAIN) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
+        over = "" if name in (TWO, PLAIN) else f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}]"
         ms = 1e3 * statistics.median(one[name][0] for one in times)
         reads = beside[name]["_local_scalar_dense"]
         of_step = f"{max(0.0, memory[name]):>7.2f} {beside[name].total():>9} {reads:>10}"
@@ -131,8 +127,11 @@ def compare(case: Case) -> None:
             launches, waits = launches_and_waits(step)
             print(f"  {name:<28} {launches:6} kernel launches, {waits} synchronisations, passes included")
     ours = statistics.median(overhead[OURS])
-    others = [statistics.median(overhead[name]) for name in steps if name not in (TWO, PLAIN, FLOOR, OURS)]
-    targets = {f"the lowest overhead of all ({ours:.1f} %, the next {min(others):.1f} %)": ours <= min(others)}
+    others = [name for name in steps if name not in (TWO, PLAIN, FLOOR, OURS)]
+    targets = {}
+    for who, those in (("all", others), ("those that put weights back where they were", IN_PLACE)):
+        least = min(statistics.median(overhead[name]) for name in those)
+        targets[f"the lowest overhead of {who} ({ours:.2f} %, the next {least:.2f} %)"] = ours <= least
     if case.overhead is not None:
         targets[f"at most {case.overhead:g} % over two passes"] = ours <= case.overhead
     targets["at most one copy of the parameters"] = memory[OURS] <= 1.05
@@ -214,14 +213,18 @@ def rivals(model: nn.Module, closure: Passes) -> dict[str, Callable[[], Step]]:
         "pytorch_optimizer": lambda: theirs(fused=True),
         "pytorch_optimizer, foreach": lambda: theirs(foreach=True),
         "a loop over tensors": lambda: loop_over_tensors(list(model.parameters()), base(), closure),
+        "a loop, copied back": lambda: loop_over_tensors(list(model.parameters()), base(), closure, in_place=True),
     }
 
 
-def loop_over_tensors(parameters: list[nn.Parameter], base: torch.optim.Optimizer, closure: Closure) -> Step:
+def loop_over_tensors(
+    parameters: list[nn.Parameter], base: torch.optim.Optimizer, closure: Closure, in_place: bool = False
+) -> Step:
     """How most public code has it: e and the old weights tensor by tensor, the old ones put back by their pointers.
 
-    It is quick and does less than it must: batch-norm statistics move twice, dropout masks differ, the weights' memory
-    moves, and a gradient that is not finite is followed.
+    It does less than it must: batch-norm statistics move twice, dropout masks differ, a gradient that is not finite is
+    followed, and the weights' memory moves, which views of it, CUDA graphs and flattened layers do not survive. That
+    saves one copy; `in_place` does not save it.
     """
     old: dict[nn.Parameter, Tensor] = {}
 
@@ -238,13 +241,26 @@ def loop_over_tensors(parameters: list[nn.Parameter], base: torch.optim.Optimize
         ascend()
         closure()
         for p in parameters:
-            p.data = old[p]
+            if in_place:
+                p.data.copy_(old.pop(p))
+            else:
+                p.data = old[p]
         base.step()
 
     return step
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------
+
+
+def counted(model: nn.Module, loss: Closure) -> tuple[dict[str, float], dict[str, Counter[str]]]:
+    """Of every rival, the memory in copies of the parameters, and the operators beside those of two passes."""
+    makers = rivals(model, Passes(model, loss))
+    copy = sum(p.numel() * p.element_size() for p in model.parameters())
+    peaks = {name: peak_bytes(model, make) for name, make in makers.items()}
+    counts = {name: operators(make()) for name, make in makers.items()}
+    memory = {name: (peak - peaks[PLAIN]) / copy for name, peak in peaks.items()}
+    return memory, {name: found - counts[TWO] for name, found in counts.items()}
 
 
 def peak_bytes(model: nn.Module, make: Callable[[], Step]) -> int:
