@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -273,6 +274,25 @@ def test_memory_peaks_at_most_one_copy_of_the_parameters_above_the_base(base: Ma
     plain = peak_bytes(base(model.parameters()), loss)
     assert plain >= parameters  # the gradients: the account is not empty
     assert peak_bytes(SAM(base(model.parameters()), rho=0.1, adaptive=adaptive), loss) <= plain + 1.05 * parameters
+
+
+def test_the_last_steps_gradients_do_not_outlive_the_closures_zeroing() -> None:
+    """They would be a second copy in memory: of the first parameter, which often is the table of embeddings."""
+    model, loss = problem()
+    optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.1)
+    old: list[StorageWeakRef] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        assert [ref.expired() for ref in old] == [True] * len(old)
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)
+    old = [StorageWeakRef(p.grad.untyped_storage()) for p in model.parameters() if p.grad is not None]
+    assert [ref.expired() for ref in old] == [False] * 4
+    optimizer.step(closure)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
