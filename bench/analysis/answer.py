@@ -75,8 +75,9 @@ class _Answer:
         if not asked:
             yield f"{self.words.baseline} is compared with nothing: there is no difference to tell."
         few = len(asked) <= FEW_ASKED
-        if not few and len(self.among) == 1:
-            yield from self._together(asked)
+        if not few and len(self.among) <= FEW:
+            for condition in self.among:
+                yield from self._together(asked, condition)
             asked = []
         for label in asked:
             found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
@@ -175,9 +176,10 @@ class _Answer:
 
     # ---- many optimizers: rival by rival ---------------------------------------------------------------------
 
-    def _together(self, asked: Sequence[str]) -> Iterator[str]:
+    def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
         """Who is better, who is worse, and of whom neither could be shown, each with its difference and its passes."""
-        for rival, group in groupby(self.contrasts, lambda contrast: contrast.theirs.name):
+        here = [contrast for contrast in self.contrasts if contrast.condition == condition]
+        for rival, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
             clauses = []
             for verdict, words in TALLY.items():
@@ -191,7 +193,8 @@ class _Answer:
                 corrected = f"p corrected by Holm's method for {compared[0].among} comparisons; "
                 passes = f"×: passes, {compared[0].theirs.label}'s are 1"
                 about = f"{corrected if compared[0].among else ''}{passes}"
-                yield f"Against {rival} ({about}): {'; '.join(clauses)}."
+                where = f"{condition}: against" if condition else "Against"
+                yield f"{where} {rival} ({about}): {'; '.join(clauses)}."
 
     # ---- many conditions: counts -----------------------------------------------------------------------------
 

@@ -67,6 +67,22 @@ def test_many_optimizers_are_told_of_together(make_results: Make) -> None:
     assert unclear.startswith("no difference could be shown: sam-2 (+0.00 points [-1.96, +1.96], 1.00×), sam-3 (")
 
 
+def test_many_optimizers_are_told_of_together_under_each_condition(make_results: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        seeds, noisy = SGD[records["seed"]], records["label_noise"] == 0.4
+        wins = (records["optimizer"] == "sam-1") & noisy
+        test_acc = seeds - 0.1 * noisy + 0.05 * wins
+        return records.assign(test_acc=test_acc + (records["optimizer"] != "sgd") * SPREAD[records["seed"]])
+
+    many: dict[str, Any] = {"sgd": {}, **{f"sam-{n}": {} for n in range(5)}}
+    clean, noisy = answer(make_results(many, change=change, vary={"label_noise": [0.2, 0.4]}))
+    assert clean.startswith("label_noise=0.2: against sgd (p corrected by Holm's method for 10 comparisons; ×: passes")
+    assert "better" not in clean
+    assert noisy.startswith("label_noise=0.4: against sgd (")
+    assert "better: sam-1 (+5.00 points" in noisy
+    assert "no difference could be shown: sam-0 (+0.00 points" in noisy
+
+
 def test_a_loss_is_told_like_a_win(make_results: Make) -> None:
     (said,) = answer(make_results(TWO, change=scores(sgd=SGD, sam=SGD - 0.05 + SPREAD)))
     assert said.startswith("sam is worse than sgd: ")
