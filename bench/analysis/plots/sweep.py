@@ -141,11 +141,13 @@ def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> No
 
 
 def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
-    """Around all that is drawn."""
+    """Around all that is drawn; of intervals, around as much of them as a share can be."""
     found = [getattr(row, field).scaled(view.scale) for row in rows]
     heights = [height for one in found for height in (one.mean, *_drawn(one))]
     if field == "test_metric":
         heights += [row.val_metric.mean * view.scale for row in rows]
+    if view.meta["metric"]["unit"] == "%" and field != "gap_metric":
+        heights = list(np.clip(heights, 0.0, 100.0))
     low, high = np.nanmin(heights), np.nanmax(heights)
     margin = MARGIN * (high - low) or 1.0
     return float(low - margin), float(high + margin)
