@@ -25,6 +25,8 @@ def find(name: str) -> Path:
         path = Path(name)
         if path.is_file():
             return path
+        if (path / "experiment.json").is_file():
+            raise BenchError(f"{path} is a folder of results; give the experiment, its file or its name: {path.name}")
         beside = (other.stem for other in path.parent.glob("*.toml"))
         raise BenchError(f"experiment file {path} does not exist; {nearest(path.stem, beside)}")
     folders = experiment_folders()

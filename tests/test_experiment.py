@@ -419,6 +419,13 @@ def test_a_missing_file_is_named_with_the_nearest_beside_it(write_experiment: Wr
     )
 
 
+def test_a_folder_of_results_is_told_from_an_experiment(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "experiment.json").write_text("{}")
+    with pytest.raises(BenchError, match="is a folder of results; give the experiment, its file or its name: tiny"):
+        experiment.find(str(tmp_path / "tiny"))
+
+
 # ---- --set KEY=VALUE -----------------------------------------------------------------------------------------
 
 

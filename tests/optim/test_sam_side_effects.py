@@ -280,7 +280,7 @@ def test_the_last_steps_gradients_do_not_outlive_the_closures_zeroing() -> None:
     """They would be a second copy in memory: of the first parameter, which often is the table of embeddings."""
     model, loss = problem()
     optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.1)
-    old: list[StorageWeakRef] = []
+    old: list[Any] = []
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -290,7 +290,9 @@ def test_the_last_steps_gradients_do_not_outlive_the_closures_zeroing() -> None:
         return value
 
     optimizer.step(closure)
-    old = [StorageWeakRef(p.grad.untyped_storage()) for p in model.parameters() if p.grad is not None]
+    storages = [p.grad.untyped_storage() for p in model.parameters() if p.grad is not None]
+    old = [StorageWeakRef(storage) for storage in storages]  # type: ignore[no-untyped-call]
+    del storages
     assert [ref.expired() for ref in old] == [False] * 4
     optimizer.step(closure)
 
