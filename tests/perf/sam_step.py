@@ -59,7 +59,7 @@ class Case:
     title: str
     build: Callable[[int], Problem]
     batch: tuple[int, int]
-    rounds: int = 4
+    rounds: int = 3
     overhead: float | None = 2.0
 
 
@@ -93,9 +93,9 @@ def small_layers(batch: int) -> Problem:
 
 CASES = {
     "resnet18": Case("ResNet-18 on 32x32", images("resnet18"), (64, 128)),
-    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (16, 128), rounds=3),
+    "wrn-28-10": Case("WRN-28-10 on 32x32", images("wrn28_10"), (16, 128)),
     "vit-s": Case("ViT-S/4 on 32x32", images("vit_small"), (32, 128)),
-    "bert-small": Case("BERT-small, 128 tokens", bert, (32, 32), rounds=3),
+    "bert-small": Case("BERT-small, 128 tokens", bert, (32, 32)),
     "mlp-200": Case("MLP of 200 layers of 16", small_layers, (8, 8), rounds=100, overhead=None),
 }
 
