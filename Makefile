@@ -67,8 +67,8 @@ glue-sam: setup ## BERT fine-tuned on GLUE: AdamW, SAM over AdamW; days on a GPU
 slurm-demo: setup ## the quickstart's sweep on a SLURM of this one machine, with a preemption: minutes, as root
 	$(BIN)/python -m tests.slurm.demo
 
-test: setup ## every test, three at a time: many wait for other processes
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+test: setup ## every test
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
