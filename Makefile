@@ -6,10 +6,11 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart digits-tuned cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam \
-  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint perf tables check-tables lock clean
+  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint perf tables check-tables \
+  lock clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install what requirements.lock pins, and this project, into .venv
 

@@ -129,6 +129,7 @@ class Perturbing(Method):
                 "say how long it is, total_steps=..."
             )
         total, done = self.total_steps or 1, self.steps_done
+        # Rounded first: 11/20 of 200 steps comes out as 110.00000000000001, and is 110.
         begin, end = (math.ceil(round(share * total, 6)) for share in (self.perturb_from, self.perturb_until))
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 

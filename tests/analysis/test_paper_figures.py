@@ -209,6 +209,18 @@ def test_figures_are_of_final_runs_and_those_of_sweeps_of_tuning(make_phased: Ma
     assert ys(ring) == pytest.approx([expected[0.2]])
 
 
+def test_an_interval_beyond_what_a_share_can_be_stretches_no_axis(make_results: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        wide = np.array([0.4, 0.99, 0.99])[records["seed"]]  # a mean of 79 %, and 85 points to either side
+        return records.assign(test_acc=wide, val_acc=wide)
+
+    labels: dict[str, Any] = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2, 0.5))}}
+    figure = plots.draw(make_results(labels, seeds=(0, 1, 2), change=change))["sweep"].figure
+    low, high = figure.axes[0].get_ylim()
+    assert -15 < low <= 0
+    assert 100 <= high < 115
+
+
 def test_several_swept_numbers_have_a_panel_each_and_a_point_a_configuration(make_results: Make) -> None:
     decay = {"rho=0.05": 1e-4, "rho=0.1": 1e-3, "rho=0.2": 1e-4, "rho=0.5": 1e-3}
 

@@ -287,18 +287,18 @@ def test_an_experiment_file_is_checked_against_the_same_options(tmp_path: Path) 
 
 def test_a_moment_may_be_an_epoch_of_the_training_it_is_about(tmp_path: Path) -> None:
     path = tmp_path / "epochs.toml"
-    text = FILE.replace("epochs = 1", "epochs = 30").replace('baseline = "sam"', 'baseline = "longer"')
+    text = FILE.replace("epochs = 1", "epochs = 20").replace('baseline = "sam"', 'baseline = "longer"')
     path.write_text(
         text
-        + 'perturb_until = "epoch 30"\nsweep.perturb_from = ["epoch 0", "epoch 7"]\n'
-        + '[optimizers.longer]\nuse = "sam"\nbase = "sgd"\nlr = 0.1\nperturb_from = "epoch 7"\ntrain.epochs = 60\n'
+        + 'perturb_until = "epoch 20"\nsweep.perturb_from = ["epoch 0", "epoch 11"]\n'
+        + '[optimizers.longer]\nuse = "sam"\nbase = "sgd"\nlr = 0.1\nperturb_from = "epoch 11"\ntrain.epochs = 40\n'
     )
     found = {run.spec.optimizer.params["perturb_from"]: run.spec for run in load(path).runs}
-    assert sorted(found) == [0, 7 / 60, 7 / 30]
-    share = {"perturb_from": 7 / 30, "perturb_until": 1.0}
-    assert share.items() <= found[7 / 30].optimizer.params.items(), "and it is that share of it, under one run_id"
-    perturbed = radii(40, rho=0.1, total_steps=30 * 10, **share), radii(80, rho=0.1, total_steps=300, **share)
-    assert [sum(r > 0 for r in steps) for steps in perturbed] == [0, 10], "from the 71st step of ten an epoch"
+    assert sorted(found) == [0, 11 / 40, 11 / 20]
+    share = {"perturb_from": 11 / 20, "perturb_until": 1.0}
+    assert share.items() <= found[11 / 20].optimizer.params.items(), "and it is that share of it, under one run_id"
+    perturbed = radii(110, rho=0.1, total_steps=20 * 10, **share), radii(120, rho=0.1, total_steps=200, **share)
+    assert [sum(r > 0 for r in steps) for steps in perturbed] == [0, 10], "from the 111th step of ten an epoch"
 
 
 def test_a_wrong_epoch_is_told_under_its_key(tmp_path: Path) -> None:
