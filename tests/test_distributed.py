@@ -326,7 +326,9 @@ def test_processes_agree(both: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "m"), [("user", 32), ("user, local", 16)])
+@pytest.mark.parametrize(
+    ("name", "m"), [("user", 32), ("user, local", 16), ("user, buckets", 32), ("user, local, buckets", 16)]
+)
 def test_sam_in_a_users_own_loop_with_ddp(both: list[dict[str, Any]], name: str, m: int) -> None:
     first, second = (found[name] for found in both)
     assert torch.equal(first["weights"], second["weights"])

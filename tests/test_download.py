@@ -50,8 +50,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, data: bytes) -> None:
+        self.server.sent += len(data)  # first: the client may be done, and looked at, before this thread goes on
         self.wfile.write(data)
-        self.server.sent += len(data)
 
     def log_message(self, *_: object) -> None:
         pass

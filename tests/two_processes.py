@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.group import ALONE, Group
+from bench.optim import moving
 from bench.optim.sam import SAM
 from bench.rank import joined
 from bench.registry import load_builtins, optimizers, register_model
@@ -196,9 +197,10 @@ def users_model() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
 
 
-def users_loop(group: Group, *, local: bool, spoil: bool = False) -> dict[str, Any]:
+def users_loop(group: Group, *, local: bool, spoil: bool = False, buckets: bool = False) -> dict[str, Any]:
+    """With `buckets`, gradients are views of the memory that is sent, which the second pass's are written to."""
     model = users_model()
-    ddp = DistributedDataParallel(model)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=buckets)
     optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9), rho=0.2, model=model)
     inputs, targets = users_data()
     share = slice(16 * group.rank, 16 * (group.rank + 1))
@@ -252,6 +254,7 @@ def users_fp16_loop(group: Group, *, local: bool) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    moving.LARGE = 20  # as in nets that are not tiny
     register()
     found: dict[str, Any] = {}
     with joined(CPU) as group:
@@ -264,6 +267,8 @@ def main(folder: Path) -> None:
             "ascents, apart": lambda: ascents({"method": "sam", "m": 32}, group),
             "user": lambda: users_loop(group, local=False),
             "user, local": lambda: users_loop(group, local=True),
+            "user, buckets": lambda: users_loop(group, local=False, buckets=True),
+            "user, local, buckets": lambda: users_loop(group, local=True, buckets=True),
             "user, spoilt": lambda: users_loop(group, local=True, spoil=True),
             "user, fp16, accumulating": lambda: users_fp16_loop(group, local=False),
             "user, fp16, spoilt": lambda: users_fp16_loop(group, local=True),

@@ -61,8 +61,8 @@ class MomentumSAM(Perturbing):
         groups = self.movable(lambda p: self._momentum(p) is not None)
         norm = global_norm([v for group in groups for v in self._momenta(group)])
 
-        def e(group: Movable) -> list[Tensor]:
-            return list(torch._foreach_mul(self._momenta(group), -group.rho / (norm + 1e-12)))
+        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+            return list(torch._foreach_neg(self._momenta(group))), group.rho / (norm + 1e-12)
 
         with self.moved(groups, e):
             return closure(), None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
+from bench.optim.moving import Moved
 from bench.optim.options import AscentOptions, checked
 from bench.optim.schedule import lr_factor
 from bench.optim.sparse import Rows, is_sparse
@@ -178,10 +179,8 @@ class Perturbing(Method):
                 torch._foreach_add_(gradients(group.parameters), group.parameters, alpha=group.weight_decay)
         norm = self.ascent([p for group in groups for p in group.parameters])
 
-        def e(group: Movable) -> list[Tensor]:
-            direction = gradients(group.parameters)
-            torch._foreach_mul_(direction, group.rho / (norm + 1e-12))
-            return direction
+        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+            return gradients(group.parameters), group.rho / (norm + 1e-12)
 
         with self.moved(groups, e, sparse.values()):
             for parameter in self.parameters_with_gradient():
@@ -192,28 +191,24 @@ class Perturbing(Method):
 
     @contextmanager
     def moved(
-        self, groups: list[Movable], e: Callable[[Movable], list[Tensor]], sparse: Collection[Rows] = ()
+        self, groups: list[Movable], e: Callable[[Movable], tuple[list[Tensor], Tensor]], sparse: Collection[Rows] = ()
     ) -> Iterator[None]:
-        """Add e to the weights, in place, and put the very same bits back on leaving, come what may.
+        """Add e to the weights, and put the very same bits back on leaving, come what may.
 
         Args:
+            e: of a group, its direction, whose tensors are used up, and what that is multiplied by.
             sparse: those of the weights that are rows of tables.
         """
-        weights = [p for group in groups for p in group.parameters]
-        if not weights:
-            yield
-            return
-        spare = [torch.empty_like(p) for p in weights]
-        torch._foreach_copy_(spare, weights)
+        moved = Moved()
         try:
             for group in groups:
-                torch._foreach_add_(group.parameters, e(group))
+                moved.add(group.parameters, *e(group))
             for rows in sparse:
                 rows.put_back()
             torch.clear_autocast_cache()  # an autocast around both passes keeps what it cast w to
             yield
         finally:
-            torch._foreach_copy_(weights, spare)
+            moved.put_back()
             for rows in sparse:
                 rows.put_back()
             torch.clear_autocast_cache()

@@ -54,10 +54,8 @@ class RandomDirection(Perturbing):
         noise = [[torch.empty_like(p).normal_(generator=generator) for p in group.parameters] for group in groups]
         norm = global_norm([z for some in noise for z in some])
 
-        def e(group: Movable) -> list[Tensor]:
-            direction = noise.pop(0)  # groups come in their order; none of it shall live through the pass
-            torch._foreach_mul_(direction, group.rho / norm)
-            return direction
+        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+            return noise.pop(0), group.rho / norm  # groups come in their order; none of it shall live through the pass
 
         with self.moved(groups, e):
             return closure(), None

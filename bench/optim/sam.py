@@ -50,8 +50,9 @@ class SAM(Perturbing):
     the same in all processes, since they only ever follow the second gradient. A first gradient that is not finite
     makes NaN of that process's second one, so of everyone's mean, and all of them skip the step.
 
-    Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage. Of
-    parameters with sparse gradients (embeddings) only the rows that a batch touches are moved and copied.
+    Memory: one copy of the parameters above the base, during the step only. e is built in the gradients' storage, where
+    on a CPU a large weight is during the second pass, unless its own memory has other users (see `bench.optim.moving`).
+    Of parameters with sparse gradients (embeddings) only the rows that a batch touches are moved and copied.
 
     In a loop that is not yours, `backward(closure)` takes the place of `loss.backward()`, and `step()` stays what it is
     there; that is the way to accumulate, to clip by your own rule, and to use a GradScaler (fp16).

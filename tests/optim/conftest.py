@@ -1,4 +1,4 @@
-"""One thread: these tensors are too small to share, and the machine may be busy."""
+"""What holds for all tests here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bench.optim import moving
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    """These tensors are too small to share, and the machine may be busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def both_ways_of_moving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Biases in place and matrices elsewhere, as in nets that are not tiny."""
+    monkeypatch.setattr(moving, "LARGE", 20)

@@ -241,10 +241,11 @@ def loop_over_tensors(
         ascend()
         closure()
         for p in parameters:
+            weight = old.pop(p)  # kept, it would hold memory of the weight that other rivals move
             if in_place:
-                p.data.copy_(old.pop(p))
+                p.data.copy_(weight)
             else:
-                p.data = old[p]
+                p.data = weight
         base.step()
 
     return step

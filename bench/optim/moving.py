@@ -1,0 +1,77 @@
+"""Weights that are somewhere else for the length of a pass, and then back, the very same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+LARGE = 1 << 16
+"""Numbers in a weight from which on it is worth asking whether its e can stand in for it."""
+
+
+class Moved:
+    """Weights that have been moved by e.
+
+    In place, from a copy. But where it can (`can_stand_in`) the memory of e takes the sum, and is the weight's until
+    `put_back` gives it its own again, which nobody has touched: a third less is read and written.
+
+    The sum is the same to the bit, and so is the memory: one copy of the weights, and each weight in its own again.
+    """
+
+    def __init__(self) -> None:
+        self._elsewhere: list[tuple[Tensor, Tensor]] = []  # weights, and their own memory
+        self._in_place: list[tuple[Tensor, Tensor]] = []  # weights, and their copies
+
+    def add(self, weights: Sequence[Tensor], direction: Sequence[Tensor], factor: Tensor) -> None:
+        """Move some weights by e = factor * direction, whose tensors are ours from now on."""
+        here, along = [], []
+        for weight, e in zip(weights, direction, strict=True):
+            if weight.numel() >= LARGE and can_stand_in(e, weight):
+                self._elsewhere.append((weight, weight.data))
+                weight.data = e.mul_(factor).add_(weight.data)
+                increment_version(weight)  # a graph from before cannot go backward now, as after a change in place
+            else:
+                here.append(weight)
+                along.append(e)
+        if here:
+            copies = [torch.empty_like(weight) for weight in here]
+            torch._foreach_copy_(copies, here)
+            self._in_place += zip(here, copies, strict=True)
+            torch._foreach_mul_(along, factor)
+            torch._foreach_add_(here, along)
+
+    def put_back(self) -> None:
+        for weight, own in self._elsewhere:
+            weight.data = own
+            increment_version(weight)
+        if self._in_place:
+            weights, copies = zip(*self._in_place, strict=True)
+            torch._foreach_copy_(weights, copies)
+
+
+def can_stand_in(e: Tensor, weight: Tensor) -> bool:
+    """Whether nobody will notice that a weight's memory is that of its e for a while.
+
+    Whoever shares the weight's memory (a view, a state_dict, a numpy array) would not see it move, and to whoever
+    shares that of e (buckets in which gradients are exchanged) it belongs as well. On a GPU, CUDA graphs and
+    cuDNN's flattened layers know weights by their addresses.
+    """
+    return (
+        weight.device.type == "cpu"
+        and type(weight) is nn.Parameter
+        and type(e) is Tensor
+        and e.layout == torch.strided
+        and e.dtype == weight.dtype
+        and e.stride() == weight.stride()
+        and _holds_its_memory_alone(e)
+        and _holds_its_memory_alone(weight)
+    )
+
+
+def _holds_its_memory_alone(tensor: Tensor) -> bool:
+    memory = tensor.untyped_storage()
+    holders = torch._C._storage_Use_Count(memory._cdata)
+    return holders == 2 and memory.nbytes() == tensor.numel() * tensor.element_size()  # the tensor and `memory`
