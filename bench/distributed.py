@@ -34,6 +34,9 @@ from bench.train import Report, Stopped
 SETTLE_SECONDS = 1.0
 """After a first failure, how long others may tell of theirs: the first sign of one is not always its cause."""
 
+AWAY_SECONDS = 5.0
+"""The same for processes of other nodes, whose death is told by whoever looks after them."""
+
 FAREWELL_SECONDS = 60.0
 """How long processes may take to end once the first has said that all is done."""
 
@@ -235,10 +238,13 @@ def _standstill(places: dict[int, str], processes: int) -> str:
 
 def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     """What made the run fail: a process that was killed, else the first that told of an error."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline, last = time.monotonic() + SETTLE_SECONDS, time.monotonic() + AWAY_SECONDS
     while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
         time.sleep(0.02)  # alive; or killed, as we are about to be ourselves if it was the whole job
     news.read()
+    while time.monotonic() < last and _away_and_silent(news, ranks):
+        time.sleep(0.02)
+        news.read()
     told = [message for message in news.messages if "text" in message]
     dead = [message for message in news.messages if message["kind"] == "died"]
     dead += [death for rank in ranks if (death := rank.death())]
@@ -252,6 +258,12 @@ def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     if first["kind"] == "told":
         return BenchError(first["text"])
     return ProcessFailed(f"in process {first['rank']} of {news.processes}:\n{first['text'].rstrip()}")
+
+
+def _away_and_silent(news: Listener, ranks: Sequence[Rank]) -> set[int]:
+    """Processes on other nodes that have neither told of an error nor been told dead."""
+    away = set(range(news.processes)) - {rank.number for rank in ranks} if news.nodes > 1 else set()
+    return away - {message["rank"] for message in news.messages if _is_bad(message)}
 
 
 def _obituary(death: dict[str, Any], count: int) -> str:

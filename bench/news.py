@@ -93,13 +93,14 @@ class Teller:
         self._store.check([key])  # the answer comes after the value is there
         self._told += 1
 
-    def follow(self, stop_asked: threading.Event, steps: Callable[[], int]) -> None:
-        """In a thread: set `stop_asked` when the starter says so, tell where this process is, and die with the starter.
+    def follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:
+        """In a thread: stop when the starter says so, tell where this process is, and die with the starter.
 
         Args:
+            stop: has this process stop; called again and again.
             steps: how many were taken: a sign of life where a process is mostly at one place.
         """
-        self._follower = threading.Thread(target=self._follow, args=(stop_asked, steps), daemon=True)
+        self._follower = threading.Thread(target=self._follow, args=(stop, steps), daemon=True)
         self._follower.start()
 
     def end(self) -> None:
@@ -108,12 +109,12 @@ class Teller:
         if self._follower is not None:
             self._follower.join()
 
-    def _follow(self, stop_asked: threading.Event, steps: Callable[[], int]) -> None:
+    def _follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:
         main, looked, moves, last = threading.main_thread().ident or 0, float("-inf"), 0, None
         try:
             while not self._over.wait(LOOK_SECONDS):
                 if self._store.check([_STOP]):
-                    stop_asked.set()
+                    stop()
                 if time.monotonic() - looked > PLACE_SECONDS:
                     looked, place = time.monotonic(), (steps(), _stack(main))
                     if place != last:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from bench.news import Teller
 from bench.numerics import allow_deterministic_kernels
 from bench.spec import RunSpec
 from bench.store import RunFolder, StorageError
-from bench.train import Stopped, train
+from bench.train import Stopped, StopSign, train
 
 PATIENCE = timedelta(days=1)
 """How long one process waits for another, which may be evaluating; one that has died is noticed sooner."""
@@ -157,16 +156,16 @@ def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
 # ---- a process of its own ------------------------------------------------------------------------------------
 
 
-class _Stop:
-    """Whether this process is to stop; looked at after every step, which is counted."""
+class _Stop(StopSign):
+    """One of which it is counted how often it was looked at: once a step."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        super().__init__()
         self.looks = 0
 
     def __call__(self) -> bool:
         self.looks += 1
-        return self.asked.is_set()
+        return self.is_up
 
 
 def be_one(
@@ -194,13 +193,13 @@ def be_one(
     if spec.train.deterministic:
         allow_deterministic_kernels()
     stop = _Stop()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.asked.set())
+    signal.signal(signal.SIGTERM, stop.put_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
-    signal.signal(signal.SIGINT, lambda number, frame: None if watched else stop.asked.set())
+    signal.signal(signal.SIGINT, (lambda number, frame: None) if watched else stop.put_up)
     teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"]) if watched else None
     tell = teller.tell if teller else _print
     if teller:
-        teller.follow(stop.asked, lambda: stop.looks)
+        teller.follow(stop.put_up, lambda: stop.looks)
     try:
         on = torch.device(device or _device(int(place["LOCAL_RANK"])))
         if on.type == "cuda":

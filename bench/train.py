@@ -46,6 +46,20 @@ class Stopped(Exception):
     """The run was asked to stop; it has a checkpoint and goes on from there."""
 
 
+class StopSign:
+    """Whether a run is to stop: raised by signal handlers, looked at by the loop after every step.
+
+    A plain flag. A second signal in the middle of `threading.Event.set` would wait for the first one, for ever.
+    """
+
+    def __init__(self) -> None:
+        self.is_up = False
+
+    def put_up(self, *_: object) -> None:
+        """As a signal handler is called, or by anyone."""
+        self.is_up = True
+
+
 @dataclass
 class Clocks:
     """What a run costs, summed over interruptions. Seconds are taken with the device synchronised."""

@@ -394,6 +394,7 @@ class Heard:
     """What a starter has heard."""
 
     processes = 2
+    nodes = 1
 
     def __init__(self, *messages: dict[str, Any]) -> None:
         self.messages = list(messages)
@@ -424,6 +425,30 @@ def test_the_error_of_a_run_is_its_cause(messages: Any, error: type[Exception], 
     found = _cause(Heard(*messages), [])  # type: ignore[arg-type]
     assert type(found) is error
     assert re.search(words, str(found))
+
+
+def test_a_death_on_another_node_is_waited_for() -> None:
+    """This node's process meets a broken connection at once; who looks after the other one tells a little later."""
+
+    class Late(Heard):
+        nodes = 2
+        looks = 0
+
+        def read(self) -> list[dict[str, Any]]:
+            self.looks += 1
+            if self.looks == 5:
+                self.messages.append(died(1, -9))
+            return []
+
+    found = _cause(Late(told("bug", 0, 1.0)), [])  # type: ignore[arg-type]
+    assert "process 1 of the 2 of this run died by signal 9 (SIGKILL)" in str(found)
+
+
+def test_another_node_that_stays_silent_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "AWAY_SECONDS", 0.1)
+    heard = Heard(told("bug", 0, 1.0))
+    heard.nodes = 2
+    assert "in process 0 of 2:\nbug at 1.0" in str(_cause(heard, []))  # type: ignore[arg-type]
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------------

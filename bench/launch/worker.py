@@ -22,7 +22,7 @@ from bench.launch.memory import out_of_memory
 from bench.launch.slots import Slot
 from bench.spec import RunSpec
 from bench.store import Claimed, RunFolder, StorageError
-from bench.train import Report, Stopped, train
+from bench.train import Report, Stopped, StopSign, train
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
     os.environ.clear()
     os.environ.update(environment)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # texts come tokenised; should they not, cores are others' too
-    stop_asked = threading.Event()
+    stop_sign = StopSign()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
-    signal.signal(signal.SIGTERM, lambda number, frame: stop_asked.set())
+    signal.signal(signal.SIGTERM, stop_sign.put_up)
     threading.Thread(target=_die_with_the_launcher, daemon=True).start()
     if slot.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, slot.cores)
@@ -86,7 +86,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
             return
         if device.type == "cuda":  # not earlier: a worker that waits takes none of the GPU's memory
             torch.cuda.set_device(device)
-        event = _measure(job, device) if isinstance(job, Measure) else _do(job, slot, connection, stop_asked)
+        event = _measure(job, device) if isinstance(job, Measure) else _do(job, slot, connection, stop_sign)
         connection.send(event)
 
 
@@ -105,7 +105,7 @@ def _measure(job: Measure, device: torch.device) -> Event:
         return Event("failed", content=f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-def _do(job: Job, slot: Slot, connection: Connection, stop_asked: threading.Event) -> Event:
+def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Event:
     folder = RunFolder(job.folder)
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
@@ -118,7 +118,7 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_asked: threading.Even
                 return Event("done", content=result)
 
             def stop() -> bool:
-                return stop_asked.is_set() or claim.lost
+                return stop_sign.is_up or claim.lost
 
             try:
                 return Event("done", content=_run(job, slot, folder, report, stop))

@@ -11,9 +11,9 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from bench.launch.plan import make_plan
 from bench.launch.slots import Slot, slots
 from bench.launch.worker import Event, Job, _do
 from bench.store import Store
+from bench.train import StopSign
 from tests.launch.site import RUNS, Site, alive, workers_of
 
 
@@ -258,6 +259,22 @@ def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[
     assert site.numbers() == undisturbed
 
 
+def test_a_storm_of_signals_stops_workers_as_one_does(site: Site, undisturbed: dict[str, Any]) -> None:
+    """SLURM sends SIGTERM to all of a job, and its launcher once more to the workers, perhaps at the same instant."""
+    process = site.start()
+    site.wait_for("runs/*/checkpoint.pt", count=2)
+    for pid in workers_of(process.pid):
+        with suppress(ProcessLookupError):
+            for _ in range(200_000):
+                os.kill(pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    status, output = site.run()
+    assert status == 0
+    assert "from a checkpoint" in output
+    assert site.numbers() == undisturbed
+
+
 def test_ctrl_c_at_the_very_start_fails_no_run(site: Site) -> None:
     process = site.start()
     deadline = time.monotonic() + 300
@@ -301,7 +318,7 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 time.sleep(0.5)
 
     job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, 5.0)
-    event = _do(job, Slot("cpu", (), 1), Launcher(), threading.Event())  # type: ignore[arg-type]
+    event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]
     assert folder.checkpoint.exists()
