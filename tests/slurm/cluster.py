@@ -43,6 +43,8 @@ JobRequeue=1
 MaxArraySize=101
 MinJobAge=86400
 KillWait=5
+# a minute, so that a late warning before the limit still comes before the end
+OverTimeLimit=1
 InactiveLimit=0
 SchedulerParameters=bf_interval=2,sched_interval=5,sched_min_interval=0,batch_sched_delay=0
 PreemptType=preempt/partition_prio
