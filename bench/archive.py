@@ -16,19 +16,24 @@ import json
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from bench import records
-from bench.errors import BadValue, BenchError
+from bench.errors import BadValue, BenchError, clipped, shown
+from bench.files import open_regular
 from bench.records import Results
 from bench.store import to_json, write_atomic
 
 MANIFEST = "MANIFEST.json"
 SUFFIX = ".tar.gz"
 FORMAT = 1
-LARGEST = 2**31
-"""Bytes that the files of an archive may have together, so that a small file cannot fill a disk."""
+LARGEST = 2**30
+"""Bytes that the files of an archive may have together, so that a small file cannot fill memory or a disk."""
+MEMBERS = 10_000
+"""Files that an archive may have: those of `bench export` have some dozens."""
+HEADER = 2**16
+"""Bytes of the headers of one file, and of the padding before them: those of `bench export` take 2 kB at most."""
 
 
 def pack(name: str, files: Mapping[str, bytes]) -> bytes:
@@ -60,11 +65,13 @@ def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
     name, files = _in_one_folder(path, members)
     try:
         manifest = json.loads(files.pop(MANIFEST))
-        recorded, version, of = manifest["sha256"], manifest["format"], manifest["experiment"]
-    except (KeyError, ValueError, TypeError) as error:
+        recorded, version, of = dict(manifest["sha256"]), manifest["format"], manifest["experiment"]
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise BenchError(f"{path} has no readable {MANIFEST}: it is not of `bench export`, or was changed") from error
     if version != FORMAT or of != name:
-        raise BenchError(f"{path}: its {MANIFEST} is of format {version} and experiment {of!r}; `bench export` it anew")
+        raise BenchError(
+            f"{path}: its {MANIFEST} is of another format or experiment ({shown([version, of])}); export it anew"
+        )
     faults = [f"{file}: missing" for file in recorded if file not in files]
     for file, content in files.items():
         if file not in recorded:
@@ -99,6 +106,30 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         write_atomic(folder / file, content)
 
 
+class _Metered(io.RawIOBase):
+    """A file of which no more is read than there is room for, so that no header can ask for gigabytes."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        super().__init__()
+        self.file = file
+        self.room = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= self.room:
+            raise tarfile.ReadError("a header is larger than any of `bench export`")
+        self.room -= size
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence != io.SEEK_SET or not 0 <= offset - self.file.tell() <= self.room:
+            raise tarfile.ReadError("its parts are not one after the other")
+        self.room -= offset - self.file.tell()
+        return self.file.seek(offset)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
 def _members(path: Path) -> dict[str, bytes]:
     """Every member of a tar file with its content; folders are left out.
 
@@ -107,26 +138,40 @@ def _members(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     room = LARGEST
     try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
+        with open(open_regular(path), "rb") as packed, gzip.open(packed) as plain:
+            metered = _Metered(plain)
+            metered.room = HEADER
+            tar = tarfile.open(fileobj=metered, mode="r:")  # noqa: SIM115 - `plain` is what has to be closed
+            for count, member in enumerate(_headers(tar, metered)):
+                if count >= MEMBERS:
+                    raise BadValue(str(path), [f"more than {MEMBERS:,} files"])
                 if member.isdir():
                     continue
                 if fault := _fault(member, found):
-                    raise BadValue(str(path), [f"{member.name!r}: {fault}"])
+                    raise BadValue(str(path), [f"{shown(member.name)}: {fault}"])
                 room -= member.size
                 if room < 0:
                     raise BadValue(str(path), [f"more than {LARGEST:,} bytes when unpacked"])
-                file = tar.extractfile(member)
-                assert file is not None
-                found[member.name] = file.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise BenchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+                metered.room = member.size
+                found[member.name] = metered.read(member.size)
+                if len(found[member.name]) < member.size:
+                    raise EOFError("it is cut short")
+    except (OSError, EOFError, ValueError, RecursionError, tarfile.TarError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or clipped(str(error))
+        raise BenchError(f"cannot read {path}: {reason}") from error
     return found
+
+
+def _headers(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers in a tar file, with room for each and none for what is between them."""
+    while (member := tar.next()) is not None:
+        yield member
+        metered.room = HEADER
 
 
 def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
     """Why a member is refused; "" if it is not."""
-    if not member.isreg():
+    if not member.isreg() or member.issparse() or member.size < 0:
         return "is no plain file"
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts or "\\" in member.name or len(place.parts) < 2:

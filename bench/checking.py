@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import BadValue, nearest
+from bench.errors import BadValue, clipped, nearest, shown
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -25,7 +25,7 @@ class Checker:
         self.problems: dict[str, None] = {}
 
     def problem(self, key: str, message: str) -> None:
-        self.problems[f"{key}: {message}"] = None
+        self.problems[f"{clipped(key)}: {message}"] = None
 
     def verdict(self) -> BadValue:
         """All the problems as one error, to be raised."""
@@ -60,4 +60,4 @@ def _say(fault: Any, schema: type[BaseModel]) -> str:
         return "required, but missing"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("dictionary", "table")
-    return f"{message[0].lower()}{message[1:]}, got {fault['input']!r}"
+    return f"{message[0].lower()}{message[1:]}, got {shown(fault['input'])}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import BenchError
+from bench.files import open_regular
 
 BEAT = 20.0
 """Seconds between two signs of life of a holder."""
@@ -76,7 +77,7 @@ def held(path: Path, device: str | None) -> Iterator[Claim]:
         Claimed: another process holds it, on this machine or on another.
         OSError: the file cannot be opened or written.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         _take(descriptor, path)
         content = json.dumps(_myself(device)).encode() + b"\n"
@@ -102,7 +103,7 @@ def holder(path: Path) -> dict[str, Any] | None:
     A holder that has not written its name yet is `{}`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError:
         return None
     try:
@@ -164,7 +165,9 @@ def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
     if who.get("boot") == _boot():
         return who if lock == "none here" and _is_alive(who) else None
     job = os.environ.get("SLURM_JOB_ID")
-    if job and who.get("slurm_job") == job and who.get("slurm_task") == os.environ.get("SLURM_PROCID", "0"):
+    ours = {"slurm_job": job, "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME")}  # clusters count alike
+    ours["slurm_task"] = os.environ.get("SLURM_PROCID", "0")
+    if job and all(who.get(key) == value for key, value in ours.items()):
         return None  # this very job before it was requeued
     age = _time_there(path.parent) - os.fstat(descriptor).st_mtime
     return who if age < STALE else None
@@ -197,6 +200,7 @@ def _myself(device: str | None) -> dict[str, Any]:
         "process": _process_start(os.getpid()),
         "device": device,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
         "slurm_task": os.environ.get("SLURM_PROCID", "0"),
         "started": round(time.time(), 1),
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_evidence, cli_options, cli_run, cli_status
+from bench import cli_clean, cli_evidence, cli_options, cli_run, cli_status, terminal
 from bench.errors import BenchError, nearest
 
 if TYPE_CHECKING:
@@ -36,19 +37,33 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: a mistake of the user's is one message and exit status 2, never a traceback."""
+    terminal.print_in_any_encoding()
     try:
-        cli()
+        try:
+            cli()
+        finally:
+            sys.stdout.flush()
     except BenchError as error:
         click.secho(f"Error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
         sys.exit(2)
     except BrokenPipeError:  # `bench table ... | head`
-        sys.stderr.close()
+        terminal.let_go_of(sys.stdout)
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        terminal.let_go_of(sys.stdout)
+        print(f"Error: cannot print any more: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 cli.add_command(cli_run.run)
 cli.add_command(cli_run.cancel)
-EVIDENCE = (cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.export, cli_evidence.check)
+cli.add_command(cli_clean.clean)
+EVIDENCE = (
+    *(cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.merge),
+    *(cli_evidence.export, cli_evidence.check),
+)
 for command in EVIDENCE:
     cli.add_command(command)
 
@@ -80,20 +95,19 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.set_
-@click.option("--seeds", type=click.IntRange(min=1))
+@cli_options.which
+@click.option("--seeds", type=cli_options.COUNT)
 @cli_options.out
-def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: Path) -> None:
+def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Where every run of an experiment stands."""
     from collections import Counter
 
-    from rich.console import Console
     from rich.table import Table
 
     from bench.launch.run import plan as make
     from bench.store import reason_in
 
-    plan = make(experiment, out=out, overrides=overrides, seeds=seeds)
+    plan = make(experiment, out=out, overrides=overrides, seeds=seeds, results_name=results_name)
     states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
     table = Table("optimizer", *states, box=None)
     waiting = Counter(("final", run.label) for run in plan.to_be_chosen)
@@ -104,7 +118,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
             counts["missing"] += waiting[phase, label]
             if counts.total():
                 table.add_row(f"{phase} {label}".strip(), *(str(counts[state] or "·") for state in states))
-    console = Console()
+    console = terminal.console()
     console.print(table)
     for run in plan.experiment.runs:
         if plan.statuses[run.spec.run_id] == "failed":
@@ -112,6 +126,7 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
     cli_status.show_running(plan, console)
     cli_status.show_queue(plan, console)
+    cli_clean.tell_leftovers(plan, console)
 
 
 @cli.command()
@@ -120,22 +135,30 @@ def status(experiment: str, overrides: tuple[str, ...], seeds: int | None, out: 
     "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
 )
 @click.option("--style", metavar="NAME", help="A paper's table, its numbers beside ours: foret-table1, ...")
-@click.option("--target", type=float, help="Cost to this test metric, in the unit shown (95 for 95 %).")
+@click.option("--target", type=cli_options.NUMBER, help="Cost to this test metric, in the unit shown (95 for 95 %).")
+@cli_options.which
 @cli_options.out
-def table(experiment: str, format_: str, style: str | None, target: float | None, out: Path) -> None:
+def table(
+    experiment: str,
+    format_: str,
+    style: str | None,
+    target: float | None,
+    overrides: tuple[str, ...],
+    results_name: str | None,
+    out: Path,
+) -> None:
     """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables.
 
     With --style or --target that one table is printed, and nothing is written.
     """
-    from rich.console import Console
-
     from bench import records
     from bench.analysis import paper, render, tables
 
     if style is not None:
         paper.check_style(style)
-    folder = cli_options.results_folder(experiment, out)
+    folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
+    cli_clean.tell_changes(experiment, folder, results.meta)
     whole = style is None and target is None
     built = tables.build(results) if whole else []
     built += [paper.table(results, style)] if style is not None else []
@@ -143,7 +166,7 @@ def table(experiment: str, format_: str, style: str | None, target: float | None
     if whole:
         render.write(built, folder)
     if format_ == "terminal":
-        render.show(built, Console())
+        render.show(built, terminal.console())
         if whole:
             cli_run.say_answer(results)
     else:
@@ -159,8 +182,9 @@ def table(experiment: str, format_: str, style: str | None, target: float | None
     show_default=True,
     help="Of the figures: 6.9 inches (two columns), or 3.3 inches. Type has the same size in both.",
 )
+@cli_options.which
 @cli_options.out
-def plot(experiment: str, width: str, out: Path) -> None:
+def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Draw the figures, each as PNG and PDF with its numbers as CSV, under results/EXPERIMENT/figures.
 
     Those of a column's width go to figures/column.
@@ -168,22 +192,26 @@ def plot(experiment: str, width: str, out: Path) -> None:
     from bench import records
     from bench.analysis import plots
 
-    folder = cli_options.results_folder(experiment, out)
-    for path in plots.build(records.read(folder), folder, width):
+    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    results = records.read(folder)
+    cli_clean.tell_changes(experiment, folder, results.meta)
+    for path in plots.build(results, folder, width):
         print(path)
 
 
 @cli.command()
 @click.argument("experiment")
+@cli_options.which
 @cli_options.out
-def report(experiment: str, out: Path) -> None:
+def report(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Write tables, figures and results/EXPERIMENT/report.html, one file with all of it and every run in it."""
     from bench import records
     from bench.analysis import report as page
     from bench.analysis import tables
 
-    folder = cli_options.results_folder(experiment, out)
+    folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
+    cli_clean.tell_changes(experiment, folder, results.meta)
     print(page.build(results, tables.build(results), folder)[-1])
 
 
@@ -198,17 +226,17 @@ def list_(what: str | None) -> None:
 
 
 def _list_experiments() -> None:
-    import tomllib
-
+    from bench import titles
     from bench.experiment import experiment_folders
+    from bench.files import read_toml
 
     click.secho("experiments", bold=True)
     for folder in experiment_folders():
         for path in sorted(folder.glob("*.toml")):
             try:
-                title = tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
-            except (OSError, ValueError) as error:
-                title = f"(broken: {error})"
+                title = titles.of_document(read_toml(path))
+            except BenchError as error:
+                title = f"(broken: {' '.join(str(error).split())})"
             print(f"  {path.stem:<20} {title}")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options
-from bench.errors import BadValue, BenchError
+from bench import cli_options, terminal
+from bench.errors import BadValue, BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 @click.argument("experiment")
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
 @click.option("--all", "all_", is_flag=True, help="Every finished run.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: as the cores or GPUs allow]")
-@cli_options.set_
+@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once. [default: as the cores or GPUs allow]")
+@cli_options.which
 @cli_options.out
 @cli_options.data_dir
 def verify(
-    experiment: str, run_ids: tuple[str, ...], all_: bool, jobs: int | None, overrides: tuple[str, ...], out: Path
+    experiment: str,
+    run_ids: tuple[str, ...],
+    all_: bool,
+    jobs: int | None,
+    overrides: tuple[str, ...],
+    results_name: str | None,
+    out: Path,
 ) -> None:
     """Do runs again and compare them with what is recorded of them; the results are left as they are.
 
@@ -37,27 +43,25 @@ def verify(
     """
     import tempfile
 
-    from rich.console import Console
-
     from bench.experiment import find
 
     find(experiment)
     if all_ and run_ids:
         raise BadValue("--all", ["every run, or those named: not both"])
-    from bench import records
+    from bench import collecting
     from bench.launch import repeat
     from bench.launch.verify import verdict
     from bench.store import Store
 
-    then = repeat.recorded(experiment, out, overrides)
+    then = repeat.recorded(experiment, out, overrides, results_name)
     ids = run_ids or (tuple(then.finished) if all_ else tuple(then.one_of_each()))
     runs = then.select(ids)
     if not runs:
         raise BenchError(f"{then.folder} holds no finished run yet; `bench run` makes them")
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all does all)"
     console.print(
-        f"{then.experiment.name}: repeating {len(runs)} of {len(then.finished)} finished runs{which}",
+        f"{then.experiment.name}: repeating {len(runs)} of {counted(len(then.finished), 'finished run')}{which}",
         highlight=False,
         soft_wrap=True,
     )
@@ -69,10 +73,10 @@ def verify(
         if outcome.interrupted:
             console.print("Stopped; nothing was compared.", style="yellow")
             sys.exit(130)
-        again = records.collect(store, then.experiment.meta(), runs)
+        again = collecting.collect(store, then.experiment.meta(), runs)
         now = repeat.Recorded(then.experiment, again, store.folder, then.finished)
-        verdicts = {run.name: verdict(run, then, now) for run in runs}
-    _show_verdicts(verdicts, Console())
+        verdicts = {run.name: verdict(run.spec.run_id, then, now) for run in runs}
+    _show_verdicts(verdicts, terminal.console())
     if any(found.word == "differs" for found in verdicts.values()):
         sys.exit(1)
 
@@ -99,9 +103,9 @@ def _show_verdicts(verdicts: dict[str, Verdict], console: Console) -> None:
 @click.command()
 @click.argument("experiment")
 @click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="Where to. [default: EXPERIMENT.tar.gz]")
-@cli_options.set_
+@cli_options.which
 @cli_options.out
-def export(experiment: str, file: Path | None, overrides: tuple[str, ...], out: Path) -> None:
+def export(experiment: str, file: Path | None, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Put everything about an experiment's results in one archive that another machine can check and tabulate.
 
     Records, curves, measures, tables, the experiment with its plug-ins, every run's specification, hardware, versions.
@@ -115,7 +119,7 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], out: 
     find(experiment)
     from bench.launch import export as exporting
 
-    name, content = exporting.export(experiment, out, overrides)
+    name, content = exporting.export(experiment, out, overrides, results_name)
     path = file or Path(f"{name}{SUFFIX}")
     write_atomic(path, content)
     print(f"{path}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
@@ -129,8 +133,6 @@ def check(archive: Path, unpack: Path | None) -> None:
 
     Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
     """
-    from rich.console import Console
-
     from bench import archive as archives
     from bench.analysis import render
     from bench.launch import export as exporting
@@ -138,7 +140,7 @@ def check(archive: Path, unpack: Path | None) -> None:
     checked = exporting.check(archive)
     if unpack is not None:
         archives.write_files(checked.files, unpack / checked.name)
-    render.show(checked.tables, Console())
+    render.show(checked.tables, terminal.console())
     print(f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables come out byte for byte")
     if unpack is not None:
         print(f"unpacked to {unpack / checked.name}")
@@ -149,54 +151,90 @@ def check(archive: Path, unpack: Path | None) -> None:
 
 @click.command()
 @click.argument("a")
-@click.argument("b")
+@click.argument("b", required=False)
 @click.option(
     "--format", "format_", type=click.Choice(["terminal", "md", "csv"]), default="terminal", show_default=True
 )
+@cli_options.which
 @cli_options.out
-def diff(a: str, b: str, format_: str, out: Path) -> None:
+def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Compare two result sets: names under results/, folders, or archives of `bench export`.
+
+    --set and --name say which results of B are meant; without B, which of A: an experiment and what became of it.
 
     Which runs both have, whether their bits are equal, paired differences of metric and time, other settings. Exit
     status 0 if both hold the same runs with the same bits, 1 if not (as of diff).
     """
-    from rich.console import Console
-
     from bench.analysis import render
     from bench.analysis.compare import compare
 
-    found = compare(read_results(a, out), read_results(b, out))
+    if b is None and not (overrides or results_name):
+        raise BadValue("bench diff", ["what to compare with? Give B, or --set or --name for other results of A"])
+    found = compare(read_results(a, out), read_results(b or a, out, overrides, results_name))
     if format_ == "terminal":
-        render.show(found.tables, Console())
+        render.show(found.tables, terminal.console())
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in found.tables))
     if not found.same:
         sys.exit(1)
 
 
-def read_results(name: str, out: Path) -> Results:
-    """Results by the experiment's name or file, by their folder, or from an archive."""
+@click.command()
+@click.argument("into")
+@click.argument("from_", nargs=-1, required=True, metavar="FROM...")
+@cli_options.out
+def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
+    """Put the results of one experiment that several machines have done together.
+
+    INTO is a name under results/ or a folder, new or with results; FROM are names, folders or archives of `bench
+    export`. Seeds, optimizers, conditions and phases may be others in each. A run that several have must have the same
+    numbers, as `bench verify` compares them. Nothing is written where anything does not fit.
+    """
+    from bench import records
+    from bench.analysis import report, tables
+    from bench.launch import merge as merging
+    from bench.store import Store
+
+    folder = Path(into) if "/" in into or (Path(into) / "experiment.json").exists() else out / into
+    parts = [(name, read_results(name, out)) for name in from_]
+    if len({name for name, _ in parts} | {into}) < len(parts) + 1:
+        raise BadValue("bench merge", ["the same results twice"])
+    with Store(folder).collecting():
+        if (folder / "experiment.json").exists():
+            parts.insert(0, (into, records.read(folder)))
+        merged = merging.renamed(merging.merge(parts), folder.name)
+        records.publish(merged.results, folder)
+    results = records.read(folder)
+    report.build(results, tables.build(results), folder)
+    for name, count in merged.taken.items():
+        print(f"{name}: {counted(count, 'finished run')}")
+    same = f" ({merged.twice} of them in several, with the same numbers)" * bool(merged.twice)
+    print(f"{folder}: {counted(sum(merged.taken.values()), 'finished run')}{same}")
+
+
+def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_name: str | None = None) -> Results:
+    """Return results by the experiment's name or file, by their folder, or from an archive."""
     from bench import archive, records
 
     if name.endswith(archive.SUFFIX):
         return archive.results(archive.unpack(Path(name))[1])
-    return records.read(cli_options.results_folder(name, out))
+    return records.read(cli_options.results_folder(name, out, overrides, results_name))
 
 
 @click.command()
 @click.argument("experiment")
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
 @click.option("--all", "all_", is_flag=True, help="Every finished run. [default: those of chosen configurations]")
-@click.option("--examples", type=click.IntRange(min=1), default=1000, show_default=True, help="Training examples.")
+@click.option("--examples", type=cli_options.COUNT, default=1000, show_default=True, help="Training examples.")
 @click.option("--eigenvalues", type=click.IntRange(min=1, max=20), default=3, show_default=True, help="So many.")
-@click.option("--m", type=click.IntRange(min=1), default=128, show_default=True, help="Examples an ascent.")
-@click.option("--rho", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True, help="Its radius.")
+@click.option("--m", type=cli_options.COUNT, default=128, show_default=True, help="Examples an ascent.")
+@click.option("--rho", type=cli_options.POSITIVE, default=0.05, show_default=True, help="Its radius.")
 @click.option("--precision", type=click.Choice(["fp32", "fp64"]), default="fp32", show_default=True)
 @click.option("--device", help="cpu, cuda:0, ... [default: a GPU, if there is one]")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, where they must be repeated.")
+@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once, where they must be repeated.")
 @click.option("--again", is_flag=True, help="Measure all anew.")
 @click.option("--other-weights", is_flag=True, help="Measure also weights that are not the recorded ones, and say so.")
-@cli_options.set_
+@cli_options.which
 @cli_options.out
 @cli_options.data_dir
 def measure(
@@ -208,6 +246,7 @@ def measure(
     again: bool,
     other_weights: bool,
     overrides: tuple[str, ...],
+    results_name: str | None,
     out: Path,
     **settings: Any,
 ) -> None:
@@ -216,8 +255,6 @@ def measure(
     Weights are those that `bench run --keep-weights` left; else the run is repeated and must end with the recorded
     ones. What is measured already is left out. Writes measures.csv, directions.csv, tables and figures.
     """
-    from rich.console import Console
-
     from bench.experiment import find
 
     find(experiment)
@@ -231,11 +268,11 @@ def measure(
     from bench.launch.measuring import measure_runs
     from bench.measures.measure import Settings
 
-    of = repeat.recorded(experiment, out, overrides)
+    of = repeat.recorded(experiment, out, overrides, results_name)
     ids = run_ids or (of.done() if all_ else of.chosen())
     runs = of.select(ids, of_weights=True)
-    console = Console(stderr=True)
-    console.print(f"{of.experiment.name}: {len(runs)} of {len(of.finished)} finished runs", highlight=False)
+    console = terminal.console(stderr=True)
+    console.print(f"{of.experiment.name}: {len(runs)} of {counted(len(of.finished), 'finished run')}", highlight=False)
     chosen_device = _device(device, torch)
     try:
         measure_runs(
@@ -254,7 +291,7 @@ def measure(
     results = records.read(of.folder)
     built = tables.build(results)
     report.build(results, built, of.folder)
-    render.show([table for table in built if table.name == "sharpness"], Console())
+    render.show([table for table in built if table.name == "sharpness"], terminal.console())
 
 
 def _device(name: str | None, torch: Any) -> Any:

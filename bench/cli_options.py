@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bench.errors import BenchError, nearest
 from bench.store import KEEP_WEIGHTS
+
+
+class _Finite(click.FloatRange):
+    """A number: neither nan nor inf, which pass every comparison or none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+NUMBER = _Finite()
+NOT_NEGATIVE = _Finite(min=0)
+POSITIVE = _Finite(min=0, min_open=True)
+COUNT = click.IntRange(min=1, max=2**31 - 1)
+AT_ONCE = click.IntRange(min=1, max=10_000)
+"""Runs at once: a list is made of as many workers."""
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
@@ -16,6 +37,19 @@ out = click.option(
 set_ = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key (train.epochs=10). Repeatable."
 )
+
+
+name = click.option(
+    "--name",
+    "results_name",
+    metavar="NAME",
+    help="Folder of the results. [default: EXPERIMENT, with overrides]",
+)
+
+
+def which(command: Any) -> Any:
+    """Give a command the options that say which results of an experiment it is about, --set and --name."""
+    return set_(name(command))
 
 
 def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
@@ -47,11 +81,30 @@ keep_weights = click.option(
 )
 
 
-def results_folder(experiment: str, out: Path) -> Path:
-    """The folder of results for an experiment's name, its file, or the folder itself."""
+def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), results_name: str | None = None) -> Path:
+    """Return the folder of results for an experiment's name, its file, or the folder itself.
+
+    Args:
+        overrides, results_name: what the results are of and what they are called, as for `bench run`.
+
+    Raises:
+        BenchError: there are none, or they are of other overrides.
+    """
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    for folder in (out / name, Path(experiment)):
+    if overrides or results_name:
+        from bench.experiment import results_called
+        from bench.files import read_json
+
+        name = results_called(name, overrides, results_name)
+        folder = out / name
         if (folder / "experiment.json").exists():
+            there = read_json(folder / "experiment.json").get("overrides", [])
+            if overrides and there != list(overrides):
+                was = " ".join(f"--set {override}" for override in there) or "no --set"
+                raise BenchError(f"{folder} is of {was}; give the same, or another --name")
+            return folder
+    for folder in (out / name, Path(experiment)):
+        if (folder / "experiment.json").exists() and not (overrides or results_name):
             return folder
     known = [path.parent.name for path in out.glob("*/experiment.json")]
     raise BenchError(f'{out} holds no results of "{name}"; {nearest(name, known)}; `bench run` makes them')

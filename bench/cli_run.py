@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options
-from bench.errors import BadValue
+from bench import cli_clean, cli_options, cli_status, terminal
+from bench.errors import BadValue, BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bench.launch.plan import Plan
     from bench.launch.profile import Profile
     from bench.launch.run import Launched
+    from bench.launch.shard import Shard
     from bench.records import Results
 
 
@@ -26,12 +27,18 @@ def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str |
     if text is None:
         return None
     numbers = text.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
+    if not all(number.strip().isdecimal() and len(number) < 9 for number in numbers):
         raise BadValue(f"--gpus {text}", ["must be whole numbers with commas between them: --gpus 0,1,3"])
     gpus = tuple(int(number) for number in numbers)
     if len(set(gpus)) < len(gpus):
         raise BadValue(f"--gpus {text}", ["the same GPU twice; --jobs-per-gpu says how many runs share one"])
     return gpus
+
+
+def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> Shard | None:
+    from bench.launch.shard import parse  # pydantic takes a moment to import
+
+    return parse(text) if text else None
 
 
 def _time(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
@@ -45,6 +52,7 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
         raise BadValue(f"--time {text}", [str(error)]) from error
 
 
+STOPPED = "Stopped. The same command goes on from here."
 SLURM_FLAGS = {
     "profile": "--profile",
     "wait": "--wait",
@@ -68,7 +76,7 @@ SLURM_FLAGS = {
 
 
 def _slurm_options(command: Any) -> Any:
-    number = click.IntRange(min=1)
+    number = cli_options.COUNT
     helps: dict[str, dict[str, Any]] = {
         "profile": {
             "type": click.Path(path_type=Path, dir_okay=False),
@@ -81,13 +89,16 @@ def _slurm_options(command: Any) -> Any:
         "constraint": {"help": "Features that nodes must have."},
         "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS, D-HH:MM:SS."},
         "nodes": {"type": number, "help": "Nodes of a job, for runs with train.processes. [default: 1]"},
-        "mem_gb": {"type": click.FloatRange(min=0, min_open=True), "help": "Memory of a job, on each node."},
-        "gpus_per_job": {"type": click.IntRange(min=0), "help": "GPUs of a job, on each node."},
+        "mem_gb": {"type": cli_options.POSITIVE, "help": "Memory of a job, on each node."},
+        "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "help": "GPUs of a job, on each node."},
         "cpus": {"type": number, "help": "Cores of a job, on each node."},
         "runs_per_job": {"type": number, "help": "Runs that a job does. [default: as many as it does at once]"},
         "max_jobs": {"type": number, "help": "Jobs at once."},
         "max_array_size": {"type": number, "help": "Jobs an array. [default: the site's limit]"},
-        "grace_seconds": {"type": click.IntRange(min=10), "help": "Signal this long before the time limit."},
+        "grace_seconds": {
+            "type": click.IntRange(min=10, max=2**31 - 1),
+            "help": "Signal this long before the time limit.",
+        },
         "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
         "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
     }
@@ -99,26 +110,31 @@ def _slurm_options(command: Any) -> Any:
 
 @click.command()
 @click.argument("experiment")
-@cli_options.set_
-@click.option("--seeds", type=click.IntRange(min=1), help="Run N seeds (of a tuned experiment: N final ones).")
+@cli_options.which
+@click.option("--seeds", type=cli_options.COUNT, help="Run N seeds (of a tuned experiment: N final ones).")
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
 @click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where to.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once. [default: one a GPU, else one a core]")
-@click.option("--jobs-per-gpu", type=click.IntRange(min=1), help="Runs at once on each GPU. [default: 1]")
+@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once. [default: one a GPU, else one a core]")
+@click.option("--jobs-per-gpu", type=cli_options.AT_ONCE, help="Runs at once on each GPU. [default: 1]")
 @click.option("--gpus", callback=_gpu_numbers, metavar="0,1,...", help="GPUs of this machine to use. [default: all]")
 @cli_options.out
 @cli_options.data_dir
-@click.option("--dry-run", is_flag=True, help="Show every run that would start, and what it costs; start none.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show every run, and what it costs; try one step of each configuration; start none."
+)
 @click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
 @click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
+@click.option("--redo", is_flag=True, help="Do runs again that only records.csv holds, whose folders are not here.")
+@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this part of what is missing, others elsewhere.")
 @click.option(
-    "--checkpoint-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Time between two."
+    "--checkpoint-minutes", type=cli_options.NOT_NEGATIVE, default=5.0, show_default=True, help="Time between two."
 )
 @cli_options.keep_weights
 @_slurm_options
 def run(
     experiment: str,
     overrides: tuple[str, ...],
+    results_name: str | None,
     seeds: int | None,
     only: tuple[str, ...],
     on: str,
@@ -129,58 +145,89 @@ def run(
     dry_run: bool,
     fail_fast: bool,
     retry_failed: bool,
+    redo: bool,
+    shard: Shard | None,
     checkpoint_minutes: float,
     **slurm: Any,
 ) -> None:
     """Do the runs that are missing; collect records, tables and figures; print the tables.
 
-    A finished run is never repeated; a half run goes on from its checkpoint; a failed one waits for --retry-failed.
+    A finished run is never repeated, wherever it was done; a half run goes on from its checkpoint; a failed one waits
+    for --retry-failed.
     With --on slurm the runs that are not in the queue yet are submitted; --wait stays to collect them.
     """
-    from rich.console import Console
-
     from bench.experiment import find
 
-    find(experiment)  # a wrong name is told before torch is imported
+    path = find(experiment)  # a wrong name is told before torch is imported
     profile = _profile(slurm, jobs, jobs_per_gpu, gpus) if on == "slurm" else None
     if profile is None and (given := [flag for name, flag in SLURM_FLAGS.items() if slurm[name]]):
         raise BadValue(" ".join(given), ["only with --on slurm"])
+    # It imports torch while this process does. Where results are, perhaps nothing is left for it to do.
+    if profile is None and not (out / path.stem).exists():
+        from bench.launch.server import start_fork_server
+
+        start_fork_server()
     from bench.launch import run as launch
 
-    plan = launch.plan(experiment, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
-    console = Console(stderr=True)
-    _tell_plan(plan, console)
+    plan = launch.plan(
+        experiment,
+        out=out,
+        overrides=overrides,
+        seeds=seeds,
+        only=only,
+        retry_failed=retry_failed,
+        redo=redo,
+        shard=shard,
+        results_name=results_name,
+    )
+    console = terminal.console(stderr=True)
+    cli_status.tell_plan(plan, console)
+    cli_clean.tell_leftovers(plan, console)
     if profile is not None:
         _on_slurm(plan, profile, slurm["wait"], dry_run, checkpoint_minutes, fail_fast, console)
         return
     machine: dict[str, Any] = {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu or 1, "gpus": gpus}
     if dry_run:
-        _print_runs(plan)
-        launch.estimate(plan, **machine, console=console)
+        cli_status.print_runs(plan)
+        tried = launch.estimate(plan, **machine, console=console)
+        if tried.interrupted:
+            sys.exit(130)
+        if tried.failed:
+            count = len(tried.failed)
+            console.print(f"{count} configuration{'s' * (count != 1)} would fail.", style="bold red", highlight=False)
+            sys.exit(1)
         return
+    # `_show` needs them at the end; here they are imported while the fork server still imports torch.
+    from bench.analysis import render, report, tables  # noqa: F401
+
     launched = launch.execute(
         plan, **machine, fail_fast=fail_fast, checkpoint_minutes=checkpoint_minutes, console=console
     )
     _show(launched, console)
-    if launched.outcome.interrupted and not launched.outcome.failed and not launched.outcome.disk:
+    outcome = launched.outcome
+    if outcome.interrupted and not outcome.failed and not outcome.disk:
         sys.exit(130)
-    if launched.outcome.failed or launched.outcome.disk or (plan.count("failed") and not retry_failed):
+    failed_before = plan.count("failed") and not retry_failed
+    if outcome.failed or outcome.disk or launched.results.damaged or failed_before:
         sys.exit(1)
 
 
 @click.command()
 @click.argument("experiment")
-@cli_options.set_
+@cli_options.which
 @cli_options.out
-def cancel(experiment: str, overrides: tuple[str, ...], out: Path) -> None:
+def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Cancel the SLURM jobs of an experiment; finished runs stay, half ones go on from their checkpoints."""
     from bench import experiment as experiments
-    from bench.launch import queue
+    from bench.launch import job_status, queue
     from bench.store import Store
 
-    name = experiments.load(experiments.find(experiment), overrides).name
-    cancelled = queue.cancel(Store(out / name))
-    print(f"{name}: cancelled {queue.ranges(cancelled)}" if cancelled else f"{name}: no jobs in the queue")
+    name = experiments.load(experiments.find(experiment), overrides, results_name=results_name).name
+    done = job_status.cancel(Store(out / name))
+    if done.jobs or not done.others:
+        print(f"{name}: cancelled {queue.ranges(done.jobs)}" if done.jobs else f"{name}: no jobs in the queue")
+    if done.others:
+        raise BenchError("\n".join(f"{name}: not cancelled: {line}" for line in done.others))
 
 
 # ---- on SLURM ------------------------------------------------------------------------------------------------
@@ -210,18 +257,26 @@ def _on_slurm(
     lost: Sequence[Lost] = (),
 ) -> None:
     """Submit what is missing; with `wait` see all phases through. `lost` are the runs of those before."""
-    from bench.launch import queue, slurm
+    from bench.launch import job_status, queue, slurm
+    from bench.launch import profile as profiles
     from bench.launch import run as launch
 
+    if ignored := profiles.ignored_variables():
+        text = f"Not heeded: {', '.join(ignored)}; what jobs get is for flags and the [slurm] table to say (--sbatch)."
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         for script in slurm.scripts(plan, profile):
             print(script)
         return
     submitted = slurm.submit(plan, profile, checkpoint_minutes=checkpoint_minutes, fail_fast=fail_fast)
     if submitted.queued:
-        console.print(f"{len(submitted.queued)} runs are in the queue already.", highlight=False)
+        console.print(f"In the queue already: {counted(len(submitted.queued), 'run')}", highlight=False)
+    if submitted.hidden:
+        left = counted(len(submitted.hidden), "run")
+        text = f"Not submitted: {left} {job_status.describe_hidden(submitted.hidden)}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if submitted.jobs:
-        count = f"{len(submitted.new)} runs in {len(submitted.jobs)} jobs"
+        count = f"{counted(len(submitted.new), 'run')} in {counted(len(submitted.jobs), 'job')}"
         console.print(f"Submitted {count}: {queue.ranges(submitted.jobs)}", highlight=False, soft_wrap=True)
     if submitted.jobs and not wait:
         console.print(
@@ -235,7 +290,7 @@ def _on_slurm(
     followed = _follow(plan, submitted.queued | submitted.new if wait else set(), console)
     lost = [*lost, *followed.lost]
     if wait and (following := launch.next_phase(plan)):
-        _tell_plan(following, console)
+        cli_status.tell_plan(following, console)
         _on_slurm(following, profile, wait, dry_run, checkpoint_minutes, fail_fast, console, lost)
         return
     launched = launch.collect(plan, followed.outcome)
@@ -250,13 +305,14 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     """Watch runs to their end."""
     from bench.launch.display import Display
     from bench.launch.follow import Followed, follow
+    from bench.launch.run import Collector
 
     runs = list({run.spec.run_id: run for run in plan.experiment.runs if run.spec.run_id in run_ids}.values())
     followed = Followed()
     if runs:
         passes = {run.spec.run_id: plan.passes[run.spec.run_id] for run in runs}
         with Display(passes, plan.experiment.metric, console) as display:
-            followed = follow(runs, plan.store, display)
+            followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(
             "No longer watching; the jobs go on. The same command watches again, `bench cancel` stops them.",
@@ -272,64 +328,39 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
 
 def _show(launched: Launched, console: Console) -> None:
     """Write tables, figures and the report, print the tables, and say what became of the launch."""
-    from rich.console import Console as Terminal
-
     from bench.analysis import render, report, tables
 
+    if launched.nothing_to_show:
+        console.print(STOPPED, style="yellow")
+        return
     built = tables.build(launched.results)
-    if not launched.kept and not launched.outcome.disk:
+    if not launched.outcome.disk:
         report.build(launched.results, built, launched.folder)
-    render.show(built, Terminal())
+    render.show(built, terminal.console())
     say_answer(launched.results)
     _tell_outcome(launched, console)
 
 
 def say_answer(results: Results) -> None:
     """Print what the experiment asks and what its numbers say to that."""
-    from rich.console import Console as Terminal
-
     from bench.analysis import render
     from bench.analysis.answer import answer, question
 
-    render.say(question(results), answer(results), Terminal())
-
-
-def _tell_plan(plan: Plan, console: Console) -> None:
-    passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
-    parts = [f"{plan.count('done', 'diverged')} done", f"{len(plan.to_do)} to do ({passes:,} passes)"]
-    if plan.count("partial"):
-        parts.append(f"{plan.count('partial')} of them from a checkpoint")
-    if plan.count("running"):
-        parts.append(f"{plan.count('running')} being done by another launch")
-    if plan.count("failed") and not plan.retry_failed:
-        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
-    console.print(f"{plan.experiment.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
-    if plan.to_be_chosen:
-        passes = sum(plan.passes[run.spec.run_id] for run in plan.to_be_chosen)
-        waiting = f"then {len(plan.to_be_chosen)} final runs ({passes:,} passes) of what tuning chooses"
-        console.print(f"{plan.experiment.name}: {waiting}", highlight=False, soft_wrap=True)
-    for change in plan.choices.changed():
-        console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_runs(plan: Plan) -> None:
-    for run in plan.to_do:
-        passes = plan.passes[run.spec.run_id]
-        print(f"{run.spec.run_id}  {run.name}: {passes:,} passes")
-    for run in plan.to_be_chosen:
-        print(f"{'-' * 12}  {run.name}, setting to be chosen: {plan.passes[run.spec.run_id]:,} passes")
+    render.say(question(results), answer(results), terminal.console())
 
 
 def _tell_outcome(launched: Launched, console: Console) -> None:
     plan, outcome = launched.plan, launched.outcome
     for run, reason in outcome.failed:
         log = plan.store.run(run.spec.run_id).path / "error.txt"
-        console.print(f"[bold red]failed[/] {run.name}: ", end="")
-        console.print(f"{reason}\n       see {log}", highlight=False, markup=False, soft_wrap=True)
+        console.print("failed", style="bold red", end="")
+        console.print(f" {run.name}: {reason}\n       see {log}", soft_wrap=True)
+    for fault in launched.results.damaged:
+        console.print(f"damaged: {fault}", style="yellow", soft_wrap=True)
     if outcome.disk:
         console.print(f"Error: {outcome.disk}", style="bold red", highlight=False, soft_wrap=True)
     if outcome.elsewhere:
-        console.print(f"{outcome.elsewhere} runs are being done by another launch.", highlight=False)
+        console.print(f"Being done by another launch: {counted(outcome.elsewhere, 'run')}", highlight=False)
     if plan.to_be_chosen and not outcome.interrupted:
         waiting = ", ".join(dict.fromkeys(" ".join(filter(None, run.place)) for run in plan.to_be_chosen))
         console.print(
@@ -340,19 +371,8 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
             soft_wrap=True,
         )
     if outcome.interrupted:
-        console.print("Stopped. The same command goes on from here.", style="yellow")
-    if launched.kept:
-        console.print(
-            f"{launched.folder} holds {launched.kept} finished runs of another machine that are not finished here; its "
-            "files were left alone. They are replaced once the same runs are finished here; until then --out DIR "
-            "shows yours apart.",
-            style="yellow",
-            highlight=False,
-        )
-    else:
-        page = launched.folder / "report.html"
-        console.print(
-            f"Records, tables and figures are in {launched.folder}, all of it in {page}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(STOPPED, style="yellow")
+    page = launched.folder / "report.html"
+    console.print(
+        f"Records, tables and figures are in {launched.folder}, all of it in {page}", highlight=False, soft_wrap=True
+    )

@@ -1,15 +1,49 @@
-"""What `bench status` says of runs that are not finished."""
+"""What is said of a plan: by `bench run` before it begins, and by `bench status` of runs that are not finished."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
+from bench.errors import BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.launch.plan import Plan
+
+
+def tell_plan(plan: Plan, console: Console) -> None:
+    """Say how many runs a launch finds done, will do, and leaves to others."""
+    passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
+    elsewhere = f" ({plan.count_held()} of them elsewhere, as the records have it)" * bool(plan.count_held())
+    parts = [
+        f"{plan.count('done', 'diverged')} done{elsewhere}",
+        f"{len(plan.to_do)} to do ({counted(passes, 'pass')})",
+    ]
+    if plan.count("partial"):
+        parts.append(f"{plan.count('partial')} of them from a checkpoint")
+    if plan.count("running"):
+        parts.append(f"{plan.count('running')} being done by another launch")
+    if plan.count("failed") and not plan.retry_failed:
+        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
+    shard = f", shard {plan.shard}" if plan.shard else ""
+    console.print(f"{plan.experiment.name}{shard}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+    if plan.to_be_chosen:
+        passes = sum(plan.passes[run.spec.run_id] for run in plan.to_be_chosen)
+        final = counted(len(plan.to_be_chosen), "final run")
+        waiting = f"then {final} ({counted(passes, 'pass')}) of what tuning chooses"
+        console.print(f"{plan.experiment.name}: {waiting}", highlight=False, soft_wrap=True)
+    for change in (*plan.experiment.unreached, *plan.choices.changed()):
+        console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_runs(plan: Plan) -> None:
+    """List every run that would start, with its passes."""
+    for run in plan.to_do:
+        passes = plan.passes[run.spec.run_id]
+        print(f"{run.spec.run_id}  {run.name}: {counted(passes, 'pass')}")
+    for run in plan.to_be_chosen:
+        print(f"{'-' * 12}  {run.name}, setting to be chosen: {counted(plan.passes[run.spec.run_id], 'pass')}")
 
 
 def show_running(plan: Plan, console: Console) -> None:
@@ -38,18 +72,18 @@ def show_running(plan: Plan, console: Console) -> None:
 
 def show_queue(plan: Plan, console: Console) -> None:
     """Where the unfinished runs stand that were submitted to SLURM; nothing if none ever was."""
-    from bench.launch import queue
+    from bench.launch import job_status
     from bench.store import FINISHED
 
     if not (plan.store.folder / "slurm").is_dir():
         return
     try:
-        standings = queue.standings(plan.store)
+        statuses = job_status.statuses(plan.store)
     except BenchError as error:
         console.print(f"SLURM: {error}", highlight=False, markup=False, soft_wrap=True)
         return
     for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
-        standing = standings.get(run.spec.run_id)
-        if standing and plan.statuses[run.spec.run_id] not in FINISHED:
-            line = f"{run.name}: {standing.words()}"
+        job = statuses.get(run.spec.run_id)
+        if job and plan.statuses[run.spec.run_id] not in FINISHED:
+            line = f"{run.name}: {job.words()}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bench.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
-from bench.errors import BenchError
+from bench.errors import BenchError, NotPrepared
 
 T = TypeVar("T")
 Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
@@ -186,7 +186,7 @@ class Dataset:
             return f"move {folder} away, and `bench prepare` makes it anew."
         return "`bench prepare` downloads it."
 
-    def absent(self, reason: str) -> BenchError:
+    def absent(self, reason: str) -> NotPrepared:
         """The error that says the files are not there: where not, why, and what to put where."""
         root = data_folder()
         partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
@@ -196,7 +196,7 @@ class Dataset:
         if not files:
             files = [*(str(folder / name) for name in self.files), f"  {self.by_hand}"]
         unpacked = f"or that archive's folder, as {root / self.folder}\n" if self._is_archive else ""
-        return BenchError(
+        return NotPrepared(
             f"{self.title} is {where}: {reason}\n"
             f"To get it in another way, put there\n{_indented(files)}\n{unpacked}or name {ANOTHER_FOLDER}."
         )

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +25,14 @@ from typing import IO, Any
 
 import torch
 
+from bench import allocator, rendezvous
 from bench.errors import BenchError
 from bench.news import Listener
 from bench.rank import be_one, place_of
+from bench.rendezvous import LOOPBACK
 from bench.spec import RunSpec
 from bench.store import RunFolder, StorageError, to_json, write_atomic
-from bench.train import Report, Stopped
+from bench.train import Report, Stopped, StopSign
 
 SETTLE_SECONDS = 1.0
 """After a first failure, how long others may tell of theirs: the first sign of one is not always its cause."""
@@ -78,6 +81,8 @@ class Call:
         folder: of the run.
         here: processes on each node.
         over: there is nothing to do any more; the rest says nothing.
+        secret: of the run; the file of calls is its user's alone to read.
+        rendezvous: a private folder in which the processes of one machine meet; "" where there are several.
     """
 
     number: str = ""
@@ -89,6 +94,8 @@ class Call:
     threads: int = 1
     checkpoint_minutes: float = 5.0
     over: bool = False
+    secret: str = ""
+    rendezvous: str = ""
 
 
 @dataclass
@@ -121,6 +128,7 @@ def run_distributed(
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
     team: Team | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it, in a process for each device. Arguments and errors are those of `train`.
 
@@ -138,27 +146,30 @@ def run_distributed(
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
         raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
-    news = Listener(spec.train.processes, nodes)
-    call = Call(
-        number=uuid.uuid4().hex,
-        address=team.address if team else "127.0.0.1",
-        port=news.port,
-        folder=str(folder.path.resolve()),
-        here=len(devices),
-        nodes=nodes,
-        threads=max(1, torch.get_num_threads() // len(devices)),
-        checkpoint_minutes=checkpoint_minutes,
-    )
-    if team:
-        write_atomic(team.calls, to_json(asdict(call)))
-    ranks: list[Rank] = []
-    try:
-        for device in devices:
-            ranks.append(start(call, len(ranks), len(ranks), str(device)))
-        last = _listen(news, ranks, report, stop)
-    finally:
-        for rank in ranks:
-            rank.end()
+    news = Listener(spec.train.processes, nodes, team.address if team else LOOPBACK)
+    with tempfile.TemporaryDirectory(prefix="bench-") as private:
+        call = Call(
+            number=uuid.uuid4().hex,
+            address=news.address,
+            port=news.port,
+            folder=str(folder.path.resolve()),
+            here=len(devices),
+            nodes=nodes,
+            threads=max(1, torch.get_num_threads() // len(devices)),
+            checkpoint_minutes=checkpoint_minutes,
+            secret=news.secret,
+            rendezvous=private if nodes == 1 else "",
+        )
+        if team:
+            write_atomic(team.calls, to_json(asdict(call)), private=True)
+        ranks: list[Rank] = []
+        try:
+            for device in devices:
+                ranks.append(start(call, len(ranks), len(ranks), str(device)))
+            last = _listen(news, ranks, report, stop, say)
+        finally:
+            for rank in ranks:
+                rank.end()
     if last == "stopped":
         raise Stopped
     result = folder.result()
@@ -182,9 +193,9 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
         "MASTER_ADDR": call.address,
         "MASTER_PORT": str(call.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the starter's, not the first process's
+        rendezvous.SECRET: call.secret,  # in the environment, which other users cannot read, unlike the command line
+        rendezvous.FOLDER: call.rendezvous,
     }
-    if sys.platform == "linux" and call.nodes == 1:
-        place["GLOO_SOCKET_IFNAME"] = "lo"  # whatever this machine's own name leads to
     command = [sys.executable, "-m", "bench.distributed", f"{call.folder}/spec.json", call.folder, "--watched"]
     command += ["--device", device, "--checkpoint-minutes", str(call.checkpoint_minutes)]
     command += ["--threads", str(call.threads)]
@@ -192,14 +203,24 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it can stop, which is not to die
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | place
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=os.environ | allocator.variables(os.environ) | place,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Rank(number, process, printed)
 
 
-def _listen(news: Listener, ranks: Sequence[Rank], report: Report, stop: Callable[[], bool]) -> str:
+def _listen(
+    news: Listener,
+    ranks: Sequence[Rank],
+    report: Report,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> str:
     """Hand on the news until all have ended; how the run has: "done" or "stopped"."""
     told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
@@ -208,6 +229,8 @@ def _listen(news: Listener, ranks: Sequence[Rank], report: Report, stop: Callabl
         for message in news.read():
             if message["kind"] == "epoch":
                 report(message["done"], message["epochs"], message["measured"])
+            elif message["kind"] == "said":
+                say(message["words"])
             elif message["kind"] in ("done", "stopped"):
                 last, deadline = message["kind"], time.monotonic() + FAREWELL_SECONDS
             elif message["kind"] == "left":  # a further node: its processes would be cut off in their last moments
@@ -287,6 +310,9 @@ def main(arguments: list[str]) -> int:
         if place is None:
             _all_of_them(spec, options)
             return 0
+    except Stopped:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -307,7 +333,9 @@ def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
     devices = [torch.device(f"cuda:{n}" if gpus >= count else options.device or "cpu") for n in range(count)]
     if options.threads:
         torch.set_num_threads(options.threads * count)
-    folder = RunFolder(options.folder)
+    folder, stop_sign = RunFolder(options.folder), StopSign()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_sign.put_up)
     with folder.claim():
         run_distributed(
             spec,
@@ -315,6 +343,7 @@ def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
             devices,
             lambda done, epochs, measured: print(f"epoch {done} of {epochs}: {measured}", flush=True),
             options.checkpoint_minutes,
+            lambda: stop_sign.is_up,
         )
 
 

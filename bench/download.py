@@ -23,6 +23,7 @@ from typing import IO, Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from bench import terminal
 from bench.errors import BenchError
 from bench.store import StorageError
 
@@ -208,13 +209,13 @@ def writing(path: Path) -> Iterator[None]:
 
 def tell(message: str, console: Console | None = None) -> None:
     """One line on standard error."""
-    (console or Console(stderr=True)).print(message, markup=False, highlight=False, soft_wrap=True)
+    (console or terminal.console(stderr=True)).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def _progress(name: str) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere; what must be told is printed through its console, above the bar."""
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

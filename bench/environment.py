@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from bench import allocator
+
 
 @functools.cache
 def _code() -> dict[str, Any]:
@@ -31,7 +33,8 @@ def _code() -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
+    # Without locks: a worker that is killed in a `git status` would leave the index locked, and no commit possible.
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
 
@@ -50,6 +53,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": allocator.in_use(),
     }
 
 

@@ -6,11 +6,28 @@ import difflib
 from collections.abc import Iterable
 
 MANY = 50
-"""So many valid names are not listed in a message any more."""
+"""So many valid names, or problems, are not listed in a message any more."""
+
+LONGEST = 200
+"""Characters of a value of the user's that a message shows."""
+
+
+def clipped(text: str) -> str:
+    """Return a text in the length that a message has room for, its middle left out."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 60]} [...] {text[-50:]}"
+
+
+def shown(value: object) -> str:
+    """Return the repr of a user's value in the length that a message has room for."""
+    return clipped(repr(value))
 
 
 class BenchError(Exception):
     """A mistake in the input or the surroundings; the command line prints its text without a traceback."""
+
+
+class NotPrepared(BenchError):
+    """Data or weights are not on this machine; `bench prepare` brings them."""
 
 
 class BadValue(BenchError):
@@ -24,8 +41,9 @@ class BadValue(BenchError):
     def __init__(self, source: str, problems: Iterable[str]) -> None:
         self.source = source
         self.problems = list(problems)
-        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in self.problems)]))
+        lines = [f"  {line}" for line in self.problems[:MANY]]
+        lines += [f"  and {len(self.problems) - MANY} more"] if len(self.problems) > MANY else []
+        super().__init__("\n".join([f"{source}: {counted(len(self.problems), 'problem')}", *lines]))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -33,9 +51,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     written = {choice.lower(): choice for choice in valid}
     many = len(valid) > MANY
-    close = difflib.get_close_matches(name.lower(), written, n=5 if many else 1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST].lower(), written, n=5 if many else 1, cutoff=0.5)
     if many:
         return f"the nearest of {len(valid)} valid names: {', '.join(written[one] for one in close) or 'none'}"
     if close:
         return f'did you mean "{written[close[0]]}"? (valid: {", ".join(valid)})'
     return f"valid: {', '.join(valid)}" if valid else "there are none"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 run", "2 runs", "1,000 passes"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench import batching
+from bench.folding import folded
 from bench.tasks.base import Data, Split, Task
 
 BATCH = {"cuda": 1024, "cpu": 128}
 """Examples at a time: a GPU wants them many, a CPU no more than its caches hold. It changes rounding, nothing else."""
 
+TEXTS_ON_CPU = 16
+"""Texts at a time on a CPU: of more than so few the activations leave its caches; 128 sentences took twice the time."""
+
+FEWEST = 2000
+"""Examples of a split from which on folding pays: it costs as much as evaluating some hundreds of them."""
+
+ROUNDING = 1e-3
+"""Largest difference, as a share of the largest output, that is taken for rounding."""
+
+CHECKED = 32
+"""Examples of a split on which it is seen how far folding moves outputs."""
+
+SAFETY = 16
+"""How many times as far as on these folding is taken to move any output of the split."""
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, task: Task, data: Data, autocast: torch.autocast, train: Split | None = None
+) -> dict[str, float]:
     """Loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
 
     Training examples with true and with replaced labels are also told apart, and the gap is taken from those with
-    true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score>. The task's
+    true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
+    lower score is better, test - train: a positive gap is always one that is worse on the test set. The task's
     further scores are those of validation and of the test sets. Of a split that the run does not have nothing is said.
+    What shows that a model has learned nothing is measured on validation and test: see `degeneracy`. Batch norm is
+    folded where that changes no prediction: see `foldable` and `outputs_with`.
+
+    Args:
+        train: the training examples that are measured; default all.
     """
     was_training = model.training
     model.eval()
+    splits = data.splits() | ({} if train is None else {"train": train})
+    twins = {name: foldable(task, split, autocast) for name, split in splits.items()}
+    twin = folded(model) if any(twins.values()) else None
     key = task.metric.key
     measured: dict[str, float] = {}
-    for name, split in data.splits().items():
-        logits = outputs(model, task, split, autocast)
+    for name, split in splits.items():
+        logits = outputs_with(twin if twins[name] else None, model, task, split, autocast)
         losses = task.losses(logits, split.targets)
         parts: dict[str, Tensor | slice] = {name: slice(None)}
         if name == "train":
@@ -37,17 +67,102 @@ def evaluate(model: nn.Module, task: Task, data: Data, autocast: torch.autocast)
             measured[f"{part}_{key}"] = task.score(logits[which], split.targets[which])
         if name != "train":
             measured |= {f"{name}_{what}": score for what, score in task.details(logits, split.targets).items()}
+        if name in ("val", "test"):
+            found = degeneracy(task, data.train.targets, logits, split.targets)
+            measured |= {f"{name}_{what}": value for what, value in found.items()}
     model.train(was_training)
     if len(data.test):
         measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
-        measured[f"gap_{key}"] = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
+        gap = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
+        measured[f"gap_{key}"] = gap if task.metric.higher_is_better else -gap
     return measured
+
+
+def degeneracy(task: Task, learned: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return what tells a model that gives one answer to everything.
+
+    constant: 1 if the answers to all examples are the same (one class; of numbers one number, to six digits), else 0.
+    dummy_<score>: the score of the best constant answer of the training set, its most common class or its mean;
+    left out where it is not finite, or where targets have several axes.
+
+    Nothing is returned where all targets are the same, as they are of a single example: one answer is right there.
+
+    Args:
+        learned: (M,) targets of the training set.
+        outputs: (N, num_outputs) of the model.
+        targets: (N,) of the split.
+    """
+    if _all_alike(targets):
+        return {}
+    columns = outputs.shape[1] if outputs.ndim == 2 and targets.ndim == 1 else 0  # others have no best constant answer
+    classes = columns > 1 and not targets.is_floating_point()
+    found = {"constant": float(_all_alike(outputs.argmax(dim=1) if classes else outputs))}
+    if classes:
+        dummy = F.one_hot(learned.cpu().long().bincount().argmax(), columns).to(outputs)
+    elif columns == 1 and targets.is_floating_point():
+        dummy = learned.mean().to(outputs)[None]
+    else:
+        return found
+    score = task.score(dummy.expand_as(outputs), targets)
+    return {**found, f"dummy_{task.metric.key}": score} if math.isfinite(score) else found
+
+
+def _all_alike(values: Tensor) -> bool:
+    numbers = values.double()
+    spread = numbers.amax(dim=0) - numbers.amin(dim=0)
+    return bool((spread <= 1e-6 * numbers.abs().amax(dim=0)).all())
+
+
+def foldable(task: Task, split: Split, autocast: torch.autocast) -> bool:
+    """Return whether a split is evaluated with batch norm folded, where the model allows it.
+
+    That is on a CPU, in full precision, for a score that is the share of right classes, from `FEWEST` examples on.
+    """
+    with autocast:
+        exact = split.targets.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    classes = split.targets.ndim == 1 and not split.targets.is_floating_point() and task.num_outputs > 1
+    return exact and classes and type(task).score is Task.score and len(split) >= FEWEST
+
+
+@torch.no_grad()
+def outputs_with(
+    twin: nn.Module | None, model: nn.Module, task: Task, split: Split, autocast: torch.autocast
+) -> Tensor:
+    """Return the outputs of a model's folded twin on all examples of a split, with the predictions of the model itself.
+
+    `CHECKED` examples from all over the split are given to both. If they differ there by more than rounding, all
+    outputs are the model's. Else they are the twin's, but for examples whose two highest classes lie so close that
+    `SAFETY` times that difference, in either of them, could change their order: those are given to the model too, and
+    its outputs count.
+
+    Args:
+        twin: from `folded`; None leaves all to the model.
+    """
+    if twin is None:
+        return outputs(model, task, split, autocast)
+    some = split[torch.arange(0, len(split), -(-len(split) // CHECKED))]  # files may be in the order of classes
+    exact = outputs(model, task, some, autocast)
+    apart = (outputs(twin, task, some, autocast) - exact).abs().max().item()
+    if not apart <= ROUNDING * exact.abs().max().item():  # nor where it is no number
+        return outputs(model, task, split, autocast)
+    found = outputs(twin, task, split, autocast)
+    highest = found.topk(2, dim=1).values
+    close = (~(highest[:, 0] - highest[:, 1] > 2 * SAFETY * apart)).nonzero()[:, 0]
+    if len(close):
+        found[close] = outputs(model, task, split[close], autocast)
+    return found
+
+
+def batch_size(split: Split) -> int:
+    """Return how many examples of a split are evaluated at a time."""
+    kind = split.targets.device.type
+    return TEXTS_ON_CPU if kind == "cpu" and split.lengths is not None else BATCH[kind]
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast) -> Tensor:
     """The model's outputs (N, num_outputs), fp32, on all examples of a split; the caller has set eval mode."""
-    size = BATCH[split.inputs.device.type]
+    size = batch_size(split)
     with autocast:
         if split.lengths is None:  # slices, where batches would copy
             return torch.cat([model(task.model_inputs(inputs)).float() for inputs in split.inputs.split(size)])

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadValue, BenchError, nearest
+from bench import titles
+from bench.errors import BadValue, BenchError, clipped, nearest
+from bench.files import DEEPEST, parse_toml, read_bytes, read_toml
+from bench.relative import Override, unreached
 from bench.resolve import Resolver
 from bench.spec import Experiment
+
+LONGEST_NAME = 200
+"""Bytes of the name of a folder of results; file systems take 255, and archives and temporary files add to it."""
+
+FOLDER = re.compile(r"[\w+=,][\w.+=,-]*")
+"""What a user may call results."""
 
 # ---- finding and reading the file ----------------------------------------------------------------------------
 
@@ -21,6 +33,14 @@ def find(name: str) -> Path:
     Raises:
         BenchError: there is none; the nearest name is told.
     """
+    try:
+        return _find(name)
+    except (OSError, ValueError) as error:  # a name longer than any file's, or with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BenchError(f"{clipped(name)!r} can be no experiment's name: {reason}") from error
+
+
+def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
         if path.is_file():
@@ -42,7 +62,9 @@ def experiment_folders() -> list[Path]:
     return [here] if here.resolve() == beside_package.resolve() else [here, beside_package]
 
 
-def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None) -> Experiment:
+def load(
+    path: Path, overrides: Sequence[str] = (), seeds: int | None = None, results_name: str | None = None
+) -> Experiment:
     """Read, override, check and resolve an experiment file.
 
     Args:
@@ -51,48 +73,171 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None) ->
             its own.
         seeds: run seeds 0..seeds-1 instead of those in the file; with phases, so many final ones, while those of
             tuning stay: they decide what is chosen.
+        results_name: what its results are called; default: the file's stem, with the overrides.
 
     Raises:
-        BadValue: anything in the file or the overrides is wrong; all of it is listed.
+        BadValue: anything in the file, the overrides or the name is wrong; all of it is listed.
         BenchError: the file cannot be read, or a plug-in fails.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadValue(str(path), [f"not UTF-8 text: {error}"]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise BadValue(str(path), [f"broken TOML: {error}"]) from error
-    for override in overrides:
-        _override(raw, override)
+    name = results_called(path.stem, overrides, results_name)
+    raw = read_toml(path)
+    changes = [_override(raw, override) for override in overrides]
+    file = settings(raw, path)
     if seeds is not None and isinstance(raw.get("final"), dict):
         raw["final"]["seeds"] = seeds
     elif seeds is not None:
         raw["seeds"] = seeds
-    name = path.stem + "".join(f"+{_file_name(override)}" for override in overrides)
-    return Resolver(path, raw).experiment(name)
+    resolved = Resolver(path, raw).experiment(name)
+    title = titles.with_overrides(resolved.title, raw.get("title", ""), overrides)
+    reached = tuple(unreached(raw, changes))
+    return replace(resolved, title=title, unreached=reached, file=file, overrides=tuple(overrides), of=path.stem)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply one --set KEY=VALUE to the raw document."""
-    key, equals, text = override.partition("=")
-    key, text = key.strip(), text.strip()
-    if not equals or not key:
-        raise BadValue(f"--set {override}", ["expected KEY=VALUE, for example train.epochs=10"])
+def settings(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a file says by dotted key, with a hash of each plug-in: what results of it are known again by."""
+    plugins = raw.get("plugins")
+    names = map(str, plugins) if isinstance(plugins, list) else []
+    named = {
+        key: {"name": raw[key]} for key in ("task", "model") if isinstance(raw.get(key), str)
+    }  # as they are short for
+    return {**_flat({**raw, **named}), **{f"plugins.{name}": _sha256(path.parent / name) for name in names}}
+
+
+def changed_keys(path: Path, meta: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which a file is not what results were made of; none where that cannot be told.
+
+    Args:
+        meta: experiment.json of the results; older ones tell of baseline and optimizers alone.
+    """
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    table = raw
-    *parents, last = key.split(".")
-    for depth, part in enumerate(parents, start=1):
+        raw = read_toml(path)
+        for override in meta.get("overrides", []):
+            _override(raw, override)
+    except BenchError:  # `bench run` tells what is wrong with it
+        return []
+    now, then = settings(raw, path), meta.get("file")
+    if then is None:
+        labels = raw.get("optimizers")
+        now = {"baseline": raw.get("baseline"), "optimizers": sorted(labels) if isinstance(labels, dict) else []}
+        then = {"baseline": meta["baseline"], "optimizers": sorted(meta["labels"])}
+    now = json.loads(json.dumps(now))  # as it would stand in experiment.json
+    return sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
+
+
+def beside(name: str) -> Path | None:
+    """Return the experiment file that results are asked for by, the file itself or one of that name; None without."""
+    if name.endswith(".toml"):
+        return Path(name) if Path(name).is_file() else None
+    stem = Path(name).name
+    found = (folder / f"{known}.toml" for folder in experiment_folders() for known in (stem, stem.partition("+")[0]))
+    return next((path for path in found if path.is_file()), None)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = isinstance(value, dict) and value
+        found |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: _plain(value)}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a TOML value as JSON can hold it: dates and times, which no setting is, as text."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | dict) else str(value)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()[:12]
+    except OSError:
+        return ""
+
+
+def results_called(stem: str, overrides: Sequence[str], name: str | None = None) -> str:
+    """Return what the results of an experiment are called, which is their folder.
+
+    Args:
+        stem: of its file.
+        name: what the user calls them; default: the stem with the overrides. One too long for a folder ends in a hash
+            of the whole.
+
+    Raises:
+        BadValue: no folder can have the name.
+    """
+    if name is not None:
+        if not FOLDER.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
+            fault = f"must be letters, digits and any of ._+=,- with no . or - first, at most {LONGEST_NAME} bytes"
+            raise BadValue(f"--name {clipped(name)}", [fault])
+        return name
+    name = stem + "".join(f"+{_file_name(override)}" for override in overrides)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256("\0".join([stem, *overrides]).encode()).hexdigest()[:12]
+    return f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}+{digest}"
+
+
+def _override(raw: dict[str, Any], override: str) -> Override:
+    """Apply one --set KEY=VALUE to the raw document; return what it says."""
+    source = f"--set {clipped(override)}"
+    key, _, text = (part.strip() for part in override.partition("="))
+    if not key.isprintable():
+        raise BadValue(repr(source), ["the key has a line break or another control character"])
+    if not key or "=" not in override:
+        raise BadValue(source, ["expected KEY=VALUE, for example train.epochs=10"])
+    value = _value(text, source)
+    table, above, rest = raw, "", _parts(key, source)
+    while True:
+        part, rest = _next(table, rest)
+        if not rest:
+            break
         if part in ("task", "model") and isinstance(table.get(part), str):
             table[part] = {"name": table[part]}
-        table = table.setdefault(part, {})
+        table, above = table.setdefault(part, {}), f"{above}.{part}" if above else part
         if not isinstance(table, dict):
-            raise BadValue(f"--set {override}", [f"{'.'.join(parents[:depth])} is a value, not a table"])
-    table[last] = value
+            raise BadValue(source, [f"{above} is a value, not a table"])
+    table[part] = value
+    return f"{above}.{part}" if above else part, value
+
+
+def _value(text: str, source: str) -> Any:
+    """Return the TOML value that a text is; a bare word is a string."""
+    try:
+        document = parse_toml(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        document = {"value": text} if text.isprintable() else {}
+    except ValueError as error:
+        raise BadValue(source, [str(error)]) from error
+    if list(document) != ["value"]:  # a line break in it began another
+        raise BadValue(repr(source), ["has a line break or another control character; give each KEY=VALUE a --set"])
+    return document["value"]
+
+
+def _parts(key: str, source: str) -> list[str]:
+    """Return the parts of a dotted key, some of which may stand in quotes: optimizers."sam-0.1".lr."""
+    if '"' not in key and "'" not in key:
+        parts = key.split(".")
+    else:
+        try:
+            table: Any = parse_toml(f"{key} = 0")
+        except ValueError as error:
+            raise BadValue(source, [f"{key} is no key: {error}"]) from error
+        parts = []
+        while isinstance(table, dict):
+            ((part, table),) = table.items()
+            parts.append(part)
+    if len(parts) > DEEPEST:
+        raise BadValue(source, [f"has {len(parts)} parts between dots; nothing is nested deeper than {DEEPEST} levels"])
+    return parts
+
+
+def _next(table: Mapping[str, Any], parts: list[str]) -> tuple[str, list[str]]:
+    """Return the key that is meant in a table, and the parts after it: a label may have dots in it, too."""
+    for end in range(len(parts), 1, -1):
+        if (joined := ".".join(parts[:end])) in table:
+            return joined, parts[end:]
+    return parts[0], parts[1:]
 
 
 def _file_name(override: str) -> str:

@@ -11,9 +11,10 @@ over, where DistributedDataParallel sends and computes at once.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -102,17 +103,25 @@ class Group:
         """What the first process has; the others wait for it, for as long as it takes."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+        sent = _packed(value)
+        size = torch.tensor([len(sent)])
+        dist.broadcast(size, src=0, group=self.control)
+        if not self.is_first:
+            sent = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(sent, src=0, group=self.control)
+        return value if self.is_first else cast(T, _unpacked(sent))
 
     def gathered(self, value: T) -> list[T]:
         """What each process has, in their order."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.control)
-        return found
+        sent = _packed(value)
+        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(sent)]), group=self.control)
+        longest = max(map(int, sizes))
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(parts, nn.functional.pad(sent, (0, longest - len(sent))), group=self.control)
+        return [cast(T, _unpacked(part[: int(size)])) for part, size in zip(parts, sizes, strict=True)]
 
     def check_alike(self, what: str, value: Callable[[], object]) -> None:
         """Raise BenchError, in all processes, where one has another value than the first; one alone asks for none."""
@@ -125,6 +134,20 @@ class Group:
 
 
 ALONE = Group()
+
+
+def _packed(value: object) -> Tensor:
+    """Return tensors and plain values as bytes.
+
+    torch's own functions for objects send pickles, which a forged message could have executed.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> object:
+    return torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

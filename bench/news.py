@@ -1,7 +1,8 @@
 """What the processes of one run and whoever started them tell each other, in torch's store of keys and values.
 
 The starter has the store (`Listener`); every process is a client of it (`Teller`), on this machine or on another. A
-process whose starter has died, however it did, loses the connection and ends at once.
+process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the store can
+write to it: what counts is only what is sealed with the secret of the run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from bench.rendezvous import LOOPBACK, new_secret, opened, sealed, serve
 
 LOOK_SECONDS = 0.1
 """Between two looks of a process at whether it is to stop, and whether its starter lives."""
@@ -37,14 +40,17 @@ class Listener:
     Args:
         processes: how many there are, on all machines.
         nodes: machines; who looks after the processes of a further one tells of them too.
+        host: where the store listens, and nowhere else: this machine as the others reach it.
 
     Attributes:
-        port: where the store listens; torch has it listen on all interfaces, since processes may be on other machines.
+        address, port: where it listens.
+        secret: of the run; messages that are not sealed with it are ignored.
         messages: all that the processes have told, in the order of arrival.
     """
 
-    def __init__(self, processes: int, nodes: int = 1) -> None:
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it chooses a port that is free
+    def __init__(self, processes: int, nodes: int = 1, host: str = LOOPBACK) -> None:
+        self._store, self.address = serve(host)
+        self.secret = new_secret()
         self.processes = processes
         self.nodes = nodes
         self._senders = [*map(str, range(processes)), *(f"node {node}" for node in range(1, nodes))]
@@ -56,19 +62,22 @@ class Listener:
         """What they have told since the last time."""
         new = []
         for sender in self._senders:
-            while self._store.check([key := f"bench/news/{sender}/{self._read[sender]}"]):
-                new.append(json.loads(self._store.get(key)))
+            while (text := self._text(f"bench/news/{sender}/{self._read[sender]}")) is not None:
+                new.append(json.loads(text))
                 self._read[sender] += 1
         self.messages += new
         return new
 
     def places(self) -> dict[int, str]:
         """Where each process is in its code, in words; a process that has not moved since has the same ones."""
-        keys = {rank: f"bench/place/{rank}" for rank in range(self.processes)}
-        return {rank: self._store.get(key).decode() for rank, key in keys.items() if self._store.check([key])}
+        texts = {rank: self._text(f"bench/place/{rank}") for rank in range(self.processes)}
+        return {rank: text for rank, text in texts.items() if text is not None}
 
     def ask_to_stop(self) -> None:
-        self._store.set(_STOP, "")
+        self._store.set(_STOP, sealed(self.secret, _STOP, ""))
+
+    def _text(self, key: str) -> str | None:
+        return opened(self.secret, key, self._store.get(key)) if self._store.check([key]) else None
 
 
 class Teller:
@@ -77,11 +86,13 @@ class Teller:
     Args:
         host, port: where the starter's store is.
         sender: the process's rank; "node 1" for who looks after the processes of that machine.
+        secret: of the run.
     """
 
-    def __init__(self, host: str, port: int, sender: str) -> None:
+    def __init__(self, host: str, port: int, sender: str, secret: str) -> None:
         self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
         self._sender = sender
+        self._secret = secret
         self._told = 0
         self._over = threading.Event()
         self._follower: threading.Thread | None = None
@@ -89,9 +100,13 @@ class Teller:
     def tell(self, message: dict[str, Any]) -> None:
         """Returns when the starter has it, so that a process may end after that."""
         key = f"bench/news/{self._sender}/{self._told}"
-        self._store.set(key, json.dumps(message))
+        self._store.set(key, sealed(self._secret, key, json.dumps(message)))
         self._store.check([key])  # the answer comes after the value is there
         self._told += 1
+
+    def is_asked_to_stop(self) -> bool:
+        """Return whether the starter has said so, and not somebody else."""
+        return self._store.check([_STOP]) and opened(self._secret, _STOP, self._store.get(_STOP)) is not None
 
     def follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:
         """In a thread: stop when the starter says so, tell where this process is, and die with the starter.
@@ -113,13 +128,14 @@ class Teller:
         main, looked, moves, last = threading.main_thread().ident or 0, float("-inf"), 0, None
         try:
             while not self._over.wait(LOOK_SECONDS):
-                if self._store.check([_STOP]):
+                if self.is_asked_to_stop():
                     stop()
                 if time.monotonic() - looked > PLACE_SECONDS:
                     looked, place = time.monotonic(), (steps(), _stack(main))
                     if place != last:
                         last, moves = place, moves + 1
-                        self._store.set(f"bench/place/{self._sender}", f"{moves} {_in_words(main)}")
+                        key, words = f"bench/place/{self._sender}", f"{moves} {_in_words(main)}"
+                        self._store.set(key, sealed(self._secret, key, words))
         except RuntimeError:  # the connection is gone, and so is the starter
             os._exit(1)
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bench import rendezvous
 from bench.errors import BenchError
 from bench.group import Group
 from bench.news import Teller
@@ -59,9 +60,8 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
         return {"LOCAL_RANK": environment["RANK"]} | {name: environment[name] for name in names if name in environment}
     if int(environment.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in environment:
         return None
-    host = environment.get("MASTER_ADDR")
-    if host is None and environment.get("SLURM_NNODES", "1") == "1":
-        host = "127.0.0.1"
+    alone = environment.get("SLURM_NNODES", "1") == "1"
+    host = rendezvous.LOOPBACK if alone else environment.get("MASTER_ADDR")
     if host is None:
         raise BenchError(
             "several nodes, and no MASTER_ADDR that says where their processes meet: before srun, "
@@ -80,8 +80,15 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
     """The group that torch's environment variables tell of; left again where all goes well."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
+    os.environ.update(rendezvous.confined(os.environ))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=rendezvous.meeting(os.environ, PATIENCE),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield Group(dist.get_rank(), dist.get_world_size(), control)
     dist.destroy_process_group()  # never after an error: the others might not come
@@ -120,10 +127,14 @@ def take_part(
             if group.is_first:
                 tell({"kind": "epoch", "done": done, "epochs": epochs, "measured": measured})
 
+        def say(words: str) -> None:
+            if group.is_first:
+                tell({"kind": "said", "words": words})
+
         with _first_only(group, folder, claim):
             try:
                 if group.from_first(folder.result() is None):
-                    train(spec, folder, device, report, checkpoint_minutes, stop, group)
+                    train(spec, folder, device, report, checkpoint_minutes, stop, group, say)
                 kind = "done"
             except Stopped:
                 kind = "stopped"
@@ -196,7 +207,10 @@ def be_one(
     signal.signal(signal.SIGTERM, stop.put_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
     signal.signal(signal.SIGINT, (lambda number, frame: None) if watched else stop.put_up)
-    teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"]) if watched else None
+    teller = None
+    if watched:
+        secret = os.environ[rendezvous.SECRET]
+        teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"], secret)
     tell = teller.tell if teller else _print
     if teller:
         teller.follow(stop.put_up, lambda: stop.looks)

@@ -21,13 +21,19 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from bench.errors import MANY, BenchError, nearest
+from bench.errors import MANY, BenchError, clipped, nearest
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Passes = Callable[[dict[str, Any]], float]
 Fetch = Callable[..., None]
 Tokenizer = Callable[[dict[str, Any]], Path]
 Members = Callable[[], Collection[str]]
+
+
+def undeclared(params: dict[str, Any]) -> float:
+    """Return 1: the passes per step of an optimizer that was registered without saying so; see `bench.passes`."""
+    return 1
+
 
 _loading: Path | None = None  # the plug-in file being imported, so that what it registers is known as its own
 
@@ -47,10 +53,12 @@ class Entry:
     Attributes:
         factory: what builds the thing; its keyword-only arguments are the hyperparameters.
         wraps_base: for optimizers, whether it is built around another one (as SAM is around SGD).
-        passes: for optimizers, forward-backward passes a step, from its hyperparameters; planning counts with it.
+        passes: for optimizers, forward-backward passes per step, from its hyperparameters; `bench.passes` counts those
+            of one that was registered without.
         fetch: for models, sees that the pretrained weights which these hyperparameters ask for are on this machine.
         tokenizer: for models that read text, the folder of the tokenizer that these hyperparameters ask for.
         note: for models, a sentence that belongs under every table of their results.
+        title: for models, what titles call it; "" for its name.
         plugin: the user's file it came from, None for what the package brings.
         members: for a family such as "timm/", whose names are many, lists them (without the prefix).
         member: which of the family this entry is.
@@ -59,17 +67,37 @@ class Entry:
     name: str
     factory: Callable[..., Any]
     wraps_base: bool = False
-    passes: Passes = lambda params: 1
+    passes: Passes = undeclared
     fetch: Fetch = lambda params: None
     tokenizer: Tokenizer | None = None
     note: str = ""
+    title: str = ""
     plugin: Plugin | None = None
     members: Members | None = None
     member: str = ""
 
     def build(self, *args: Any, **params: Any) -> Any:
-        """Call the factory; that of a family is told the member's name after the other positional arguments."""
-        return self.factory(*args, *([self.member] if self.member else []), **params)
+        """Call the factory; that of a family is told the member's name after the other positional arguments.
+
+        Raises:
+            BenchError: it does not take these arguments, or returns None.
+        """
+        args = (*args, *([self.member] if self.member else []))
+        try:
+            inspect.signature(self.factory).bind(*args, **params)
+        except TypeError as error:
+            raise BenchError(f"{self.name} cannot be built: {error}; {self._wanted(args)}") from error
+        built = self.factory(*args, **params)
+        if built is None:
+            raise BenchError(f"{self.name} cannot be built: its factory{self._where()} returns None")
+        return built
+
+    def _wanted(self, args: tuple[Any, ...]) -> str:
+        count = f"{len(args)} positional argument{'s' * (len(args) != 1)}"
+        return f"its factory{self._where()} is called with {count}, hyperparameters come after a *"
+
+    def _where(self) -> str:
+        return f" in {self.plugin.path}" if self.plugin else ""
 
     def prepare(self, params: dict[str, Any]) -> None:
         """For models: see that the weights they start from are on this machine; see `fetch`."""
@@ -117,10 +145,11 @@ class Registry:
         name: str,
         *,
         wraps_base: bool = False,
-        passes: Passes = lambda params: 1,
+        passes: Passes = undeclared,
         fetch: Fetch = lambda params: None,
         tokenizer: Tokenizer | None = None,
         note: str = "",
+        title: str = "",
         members: Members | None = None,
     ) -> Callable[[Factory], Factory]:
         """Decorator that adds a factory under `name`.
@@ -129,11 +158,13 @@ class Registry:
             name: the name used in experiment files. One that ends in "/" is a family: "timm/" answers to "timm/NAME"
                 for each NAME in `members`, and its factory takes that NAME as a last positional argument.
             wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
-            passes: optimizers only: forward-backward passes a step, given the hyperparameters; default 1.
+            passes: optimizers only: forward-backward passes per step, the mean over many, given the hyperparameters;
+                default as many as a few steps on a small network take.
             fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
                 they ask for, if they are missing; called before any run starts.
             tokenizer: models that read text only: given the hyperparameters, the folder of the tokenizer's files.
             note: models only: a sentence that belongs under every table of their results.
+            title: models only: what titles of experiments call it; default its name.
             members: families only: lists the names.
 
         Raises:
@@ -149,7 +180,7 @@ class Registry:
                     f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
                 )
             self._entries[name] = entry = Entry(
-                name, factory, wraps_base, passes, fetch, tokenizer, note, plugin, members
+                name, factory, wraps_base, passes, fetch, tokenizer, note, title, plugin, members
             )
             if plugin:
                 entry.schema  # noqa: B018 - a signature that cannot be read is told now, with its line
@@ -220,11 +251,14 @@ def load_plugin(path: Path) -> Plugin:
         BenchError: the file is missing, fails to import, or registers a name that is taken.
     """
     global _loading
-    path = path.resolve()
+    try:
+        path = path.resolve()
+        if path not in _loaded and not path.is_file():
+            raise BenchError(f"plug-in {path} does not exist")
+    except OSError as error:  # a name longer than any file's
+        raise BenchError(f"plug-in {clipped(str(path))}: {error.strerror}") from error
     if path in _loaded:
         return _loaded[path]
-    if not path.is_file():
-        raise BenchError(f"plug-in {path} does not exist")
     load_builtins()
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from bench import search
+from bench import search, titles
+from bench.contract import TAKEN, metric_columns
 from bench.data import user_files_sha256
-from bench.errors import BenchError, nearest
+from bench.errors import BenchError, clipped, nearest, shown
+from bench.files import expanded
 from bench.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.spec import (
@@ -29,6 +32,9 @@ from bench.spec import (
 if TYPE_CHECKING:
     from bench.tasks.base import Task
 
+
+MOST_RUNS = 100_000
+"""Runs that an experiment may have: planned in minutes and GB, where ten times as many would end in neither."""
 
 Condition = tuple[dict[str, Any], Choice, Choice, DataSettings]
 """What is varied, by column name, and the task, the model and the data settings that it makes."""
@@ -96,6 +102,8 @@ class Resolver(OptimizerResolver):
             document = self.check(_Document, ("", known))
         if document is None:
             raise self.verdict()
+        for fault in titles.problems(document.title):
+            self.problem("title", fault)
         load_builtins()
         for plugin in document.plugins:
             load_plugin(self.path.parent / plugin)
@@ -103,13 +111,15 @@ class Resolver(OptimizerResolver):
         phased = self.phased(document)
         seeds = phased.final_seeds if phased else self.seeds(document.seeds, "seeds") if "seeds" in self.raw else ()
         vary = self.vary(document)
+        self.size(document, vary, seeds, phased.tune if phased else None)
         conditions = [self.condition(document, point) for point in search.grid(vary)]
         self.check(TrainSettings, ("train", document.train))
         if not document.optimizers:
             self.problem("optimizers", "at least one optimizer is needed")
         elif document.baseline not in document.optimizers:
             self.problem(
-                "baseline", f'no optimizer "{document.baseline}"; {nearest(document.baseline, document.optimizers)}'
+                "baseline",
+                f'no optimizer "{clipped(document.baseline)}"; {nearest(document.baseline, document.optimizers)}',
             )
         tune = phased.tune if phased else None
         labels = {
@@ -124,11 +134,18 @@ class Resolver(OptimizerResolver):
         found = [condition for condition in conditions if condition]  # all of them, since there are no problems
         about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
         metric = self.metric(about)
+        self.columns(labels, metric, about)
         notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
         phases = _phases(phased, labels) if phased else None
         return Experiment(
             name=name,
-            title=document.title or name,
+            title=titles.filled(
+                document.title,
+                (about[task.name].title or task.name for _, task, _, _ in found),
+                (models[model.name].title or model.name for _, _, model, _ in found),
+                (data.label_noise for *_, data in found),
+            )
+            or name,
             baseline=document.baseline,
             seeds=seeds,
             labels=tuple(labels),
@@ -167,12 +184,35 @@ class Resolver(OptimizerResolver):
 
     def seeds(self, seeds: Any, key: str, start: int = 0) -> tuple[int, ...]:
         """A number of seeds, from `start` on, or a list of them."""
+        if type(seeds) is int and seeds > MOST_RUNS:
+            self.problem(key, f"{seeds:,} seeds; an experiment has at most {MOST_RUNS:,} runs")
+            return ()
         listed = range(start, start + seeds) if type(seeds) is int else seeds
         whole = isinstance(listed, range | list) and all(type(seed) is int and seed >= 0 for seed in listed)
         if not whole or not listed or len(set(listed)) < len(listed):
-            self.problem(key, f"must be a number >= 1, or a list of different numbers >= 0, got {seeds!r}")
+            self.problem(key, f"must be a number >= 1, or a list of different numbers >= 0, got {shown(seeds)}")
             return ()
         return tuple(listed)
+
+    def size(
+        self, document: _Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
+    ) -> None:
+        """Refuse more runs than an experiment may have, before a list of them is made.
+
+        Raises:
+            BadValue: there are more, or too many configurations of one optimizer.
+        """
+        conditions = math.prod(map(len, vary.values()))
+        sweeps = [table.get("sweep") for table in document.optimizers.values() if isinstance(table, dict)]
+        drawn = tune.trials if tune and tune.search != "grid" else math.inf
+        configurations = sum(int(min(search.grid_size(sweep), drawn)) for sweep in sweeps)
+        if conditions * max(1, len(seeds)) * configurations > MOST_RUNS:
+            self.problem(
+                "runs",
+                f"{conditions:,} conditions, {configurations:,} configurations of all optimizers and {len(seeds):,} "
+                f"seeds are more than the {MOST_RUNS:,} runs that an experiment may have",
+            )
+            raise self.verdict()
 
     def vary(self, document: _Document) -> dict[str, list[Any]]:
         """What is varied between conditions: dotted keys of task, model and data, each with its values."""
@@ -212,6 +252,26 @@ class Resolver(OptimizerResolver):
         columns = {key: key.removeprefix("data.").removesuffix(".name") for key in point}
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
+    def columns(self, labels: Mapping[str, Label], metric: Mapping[str, Any], about: Mapping[str, Task]) -> None:
+        """Refuse hyperparameters that would be written into a column of records.csv that something else has.
+
+        Raises:
+            BadValue: there is one; each is named.
+        """
+        settings = {*TrainSettings.model_fields, *DataSettings.model_fields}
+        measured = {*metric_columns(metric["key"]), *(name for task in about.values() for name in task.reported)}
+        for label, found in labels.items():
+            _, optimizer, _ = found.configurations[0]
+            for one in filter(None, (optimizer, optimizer.base)):
+                for name in sorted(one.params.keys() & (TAKEN | settings | measured)):
+                    self.problem(
+                        f"optimizers.{label}",
+                        f'"{one.name}" has a hyperparameter "{name}", which is a column of records.csv already; '
+                        f'rename it in its file ("{one.name}_{name}")',
+                    )
+        if self.problems:
+            raise self.verdict()
+
     def metric(self, about: Mapping[str, Task]) -> dict[str, Any]:
         """The score of the tasks; one table cannot hold two kinds."""
         metrics = {name: asdict(task.metric) for name, task in about.items()}
@@ -235,24 +295,27 @@ class Resolver(OptimizerResolver):
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
     ) -> Choice | None:
         """A task or a model: a name, or a table of a name and its settings; and what this condition makes of it."""
+        if not isinstance(value, str | dict):
+            self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
+            return None
         settings = dict(value) if isinstance(value, dict) else {"name": value}
         changed = dict(varied or {})
         place = f"vary.{where}" if "name" in changed else where
         name = changed.pop("name", settings.pop("name", ""))
         settings.pop("name", None)
         if not isinstance(name, str) or name not in registry:
-            self.problem(place, f'unknown {registry.kind} "{name}"; {registry.nearest(str(name))}')
+            self.problem(place, f'unknown {registry.kind} "{clipped(str(name))}"; {registry.nearest(str(name))}')
             return None
         checked = self.check(registry[name].schema, (where, settings), (f"vary.{where}", changed))
         if checked is None:
             return None
         params = checked.model_dump()
-        if hasattr(registry[name].factory, "files"):  # a task of the user's own
-            params["path"] = str(self.path.parent.joinpath(Path(params["path"]).expanduser()).resolve())
         try:
+            if hasattr(registry[name].factory, "files"):  # a task of the user's own
+                params["path"] = str(self.path.parent.joinpath(expanded(Path(params["path"]))).resolve())
             user_files_sha256(registry[name].factory, params)
-        except BenchError as error:
-            self.problem(f"{where}.path", str(error))
+        except (BenchError, OSError) as error:  # OSError: a name longer than any file's
+            self.problem(f"{where}.path", clipped(str(error)) if isinstance(error, OSError) else str(error))
             return None
         return Choice(name=name, params=params)
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, Field
 
-from bench import search
+from bench import relative, search
 from bench.checking import Checker
-from bench.errors import BenchError, nearest
+from bench.errors import BenchError, clipped, nearest, shown
+from bench.passes import passes_per_step
 from bench.registry import STRICT, Entry, optimizers
 from bench.search import Range, Search
 from bench.spec import Choice, OptimizerChoice, TrainSettings
@@ -64,23 +65,29 @@ class OptimizerResolver(Checker):
         if not LABEL.fullmatch(label):
             self.problem(where, "a label is letters, digits and . _ + - only")
         if not isinstance(table, dict):
-            self.problem(where, f"must be a table of hyperparameters, got {table!r}")
+            self.problem(where, f"must be a table of hyperparameters, got {shown(table)}")
             return None
         name = table.get("use", label)
         if not isinstance(name, str) or name not in optimizers:
             key = f"{where}.use" if "use" in table else where
-            self.problem(key, f'unknown optimizer "{name}"; {optimizers.nearest(str(name))}')
+            self.problem(key, f'unknown optimizer "{clipped(str(name))}"; {optimizers.nearest(str(name))}')
             return None
         entry = optimizers[name]
         base = self.base(entry, table, where)
         own_train = table.get("train", {})
         if not isinstance(own_train, dict):
-            self.problem(f"{where}.train", f"must be a table of training settings, got {own_train!r}")
+            self.problem(f"{where}.train", f"must be a table of training settings, got {shown(own_train)}")
             return None
         if entry.wraps_base and base is None:
             return None
+        own_train = {
+            key: absolute
+            for key, value in own_train.items()
+            if (absolute := self.absolute(key, value, train, where)) is not None
+        }
         fixed = {key: value for key, value in table.items() if key not in RESERVED}
-        axes = self.sweep(table.get("sweep", {}), {*fixed, *(f"train.{key}" for key in own_train)}, where)
+        taken = {*fixed, *(f"train.{key}" for key in own_train)}
+        axes = self.sweep(table.get("sweep", {}), taken, train, where)
         if axes is None:
             return None
         whole = _whole_numbers(entry, base)
@@ -102,7 +109,7 @@ class OptimizerResolver(Checker):
         ranges = [key for key, axis in axes.items() if isinstance(axis, Range)]
         tuned = table.get("tune", True)
         if not isinstance(tuned, bool):
-            self.problem(f"{where}.tune", f"must be true or false, got {tuned!r}")
+            self.problem(f"{where}.tune", f"must be true or false, got {shown(tuned)}")
         elif "tune" in table and tune is None:
             self.problem(f"{where}.tune", "only in an experiment with a table [tune]; leave it out")
         elif axes and not tuned:
@@ -171,19 +178,34 @@ class OptimizerResolver(Checker):
             return None
         if name is None:
             self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
-        elif name not in plain:
-            self.problem(f"{where}.base", f"{name!r} is no plain optimizer; {nearest(str(name), plain)}")
+        elif not isinstance(name, str) or name not in plain:
+            self.problem(f"{where}.base", f"{shown(name)} is no plain optimizer; {nearest(str(name), plain)}")
         else:
             return optimizers[name]
         return None
 
-    def sweep(self, sweep: Any, fixed: Collection[str], where: str) -> dict[str, list[Any] | Range] | None:
+    def absolute(self, key: str, value: Any, common: Mapping[str, Any], where: str) -> Any:
+        """Return an optimizer's own training setting, a multiple of the common one worked out; None if it cannot be."""
+        try:
+            return relative.absolute(key, value, common)
+        except ValueError as error:
+            self.problem(f"{where}.train.{key}", str(error))
+            return None
+
+    def sweep(
+        self, sweep: Any, fixed: Collection[str], common: Mapping[str, Any], where: str
+    ) -> dict[str, list[Any] | Range] | None:
         """The swept hyperparameters, each with its values or its range; None if something is wrong with them."""
         if not isinstance(sweep, dict):
-            self.problem(f"{where}.sweep", f"must be a table of lists, got {sweep!r}")
+            self.problem(f"{where}.sweep", f"must be a table of lists, got {shown(sweep)}")
             return None
         axes: dict[str, list[Any] | Range] = {}
         for key, values in _sweep_keys(sweep):
+            table, _, setting = key.partition(".")
+            if table == "train" and isinstance(values, list):
+                values = [self.absolute(setting, value, common, f"{where}.sweep") for value in values]
+                if None in values:
+                    return None
             if key in RESERVED:
                 self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
             elif key in fixed:
@@ -203,7 +225,9 @@ class OptimizerResolver(Checker):
         if unknown:
             self.problem(f"{where}.{unknown[0]}", f"unknown key of a range; {nearest(unknown[0], RANGE_KEYS)}")
         elif not (_is_number(low) and _is_number(high) and isinstance(log, bool)):
-            self.problem(where, f"a range is {{ low = NUMBER, high = NUMBER, log = true or false }}, got {values!r}")
+            self.problem(
+                where, f"a range is {{ low = NUMBER, high = NUMBER, log = true or false }}, got {shown(values)}"
+            )
         elif not low < high:
             self.problem(where, f"low must be below high, got {low} and {high}")
         elif log and low <= 0:
@@ -215,9 +239,11 @@ class OptimizerResolver(Checker):
     def is_axis(self, where: str, values: Any) -> bool:
         """Whether these are values to go through: a list, none of them twice."""
         if not isinstance(values, list) or not values:
-            self.problem(where, f"must be a list of at least one value, got {values!r}")
-        elif any(value in values[:index] for index, value in enumerate(values)):
-            self.problem(where, f"the same value twice: {values}")
+            self.problem(where, f"must be a list of at least one value, got {shown(values)}")
+        elif any(isinstance(value, str) and not value.isprintable() for value in values):
+            self.problem(where, f"a value has a line break or another control character: {shown(values)}")
+        elif len({_as_key(value) for value in values}) < len(values):
+            self.problem(where, f"the same value twice: {shown(values)}")
         else:
             return True
         return False
@@ -282,10 +308,7 @@ class OptimizerResolver(Checker):
 
     def cost(self, label: str, found: Label) -> float:
         """Passes over the training set that a run of a label takes; what changes it cannot be searched."""
-        costs = {
-            train.epochs * optimizers[optimizer.name].passes(optimizer.params)
-            for _, optimizer, train in found.configurations
-        }
+        costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in found.configurations}
         if len(costs) > 1:
             self.problem(
                 f"optimizers.{label}.sweep",
@@ -320,6 +343,15 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def _as_key(value: Any) -> Any:
+    """Return what is equal for equal values, and can be in a set as lists and tables cannot."""
+    if isinstance(value, list):
+        return ("list", *map(_as_key, value))
+    if isinstance(value, dict):
+        return ("table", frozenset((key, _as_key(inner)) for key, inner in value.items()))
+    return value
 
 
 def _described(axis: list[Any] | Range) -> Any:

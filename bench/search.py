@@ -56,6 +56,13 @@ Axes = Mapping[str, Sequence[Any] | Range]
 """Hyperparameters with the values to go through or, for draws, the range or the list to draw from."""
 
 
+def grid_size(sweep: Any) -> int:
+    """Return how many combinations of values a table `sweep` has, as far as it is one: 1 of what is not."""
+    if not isinstance(sweep, Mapping):
+        return max(1, len(sweep)) if isinstance(sweep, Sequence) and not isinstance(sweep, str) else 1
+    return math.prod(grid_size(values) for values in sweep.values())
+
+
 def grid(axes: Axes) -> list[dict[str, Any]]:
     """Every combination of the values, the last key fastest: one empty one of no axes."""
     lists = [values for values in axes.values() if not isinstance(values, Range)]

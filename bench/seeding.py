@@ -8,6 +8,7 @@ augmentation and label noise, and their differences are paired.
     noise     which labels are replaced    augment   augmentation of an epoch
     dropout   masks inside the model       direction   what a method such as SAM draws by itself
     landscape  where `bench measure` looks, around final weights
+    split     which examples are held out for validation in tuning
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 StreamState = dict[str, Any]
-Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "landscape"]
+Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "landscape", "split"]
 
 
 def derive(seed: int, stream: Stream, epoch: int = 0) -> int:

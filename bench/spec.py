@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from bench.registry import STRICT
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the measuring rules. Raise it when a change of code changes the numbers: old runs are then not reused."""
 
 
@@ -30,14 +30,16 @@ class DataSettings(_Frozen):
     """What is done to a task's data, alike for every task."""
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training set held out, by a fixed permutation; everything that is chosen is chosen on it."""
+    """Share of the training set held out, the same of each class (of numbers to predict: of each tenth); everything
+    that is chosen is chosen on it."""
     train_size: Annotated[int, Field(ge=1)] | None = None
-    """Train on the first so many of the rest in the order of that permutation: a smaller set is part of a larger one.
-    None: on all."""
+    """Number of examples to train on, of the rest, with each class in its share: a smaller set is part of a larger one.
+    None: all."""
     train_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """The same as a share of what is left beside validation, for tasks of different sizes."""
     label_noise: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Share of the training labels replaced by a wrong one, drawn uniformly; validation and test stay clean."""
+    """Share of the training labels replaced by a wrong one, the same of each class, drawn uniformly; validation and
+    test stay clean."""
 
     @field_validator("train_share")
     @classmethod
@@ -45,6 +47,12 @@ class DataSettings(_Frozen):
         if value is not None and info.data.get("train_size") is not None:
             raise ValueError("train_size says the same; keep one of the two")
         return value
+
+
+def _count_or_all(value: Any) -> Any:
+    if value != "all" and (type(value) is not int or value < 1):
+        raise ValueError('must be a whole number of at least 1, or "all"')
+    return value
 
 
 class TrainSettings(_Frozen):
@@ -75,6 +83,9 @@ class TrainSettings(_Frozen):
     """On a GPU, use deterministic kernels only, so that bits repeat (slower). On a CPU they always do."""
     eval_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_train: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = 5000
+    """Training examples, drawn once for all runs, that evaluations before the last epoch measure; the last one measures
+    all of them. "all": every evaluation does."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that share every batch, each on a GPU of its own: batch_size stays that of all of them together."""
 
@@ -286,6 +297,9 @@ class Experiment:
         runs: every run, in the order of the file: condition, label, configuration, seed. With phases, those for
             choosing first, then those of what is chosen already (`with_final`).
         phases: None where all runs are of one kind.
+        file, overrides: what it was resolved from: the content of its file by dotted key, and what was set over it.
+        unreached: a sentence for every override that a part of the experiment does not follow.
+        of: the stem of its file.
     """
 
     name: str
@@ -300,11 +314,25 @@ class Experiment:
     notes: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     phases: Phases | None = None
+    file: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+    of: str = ""
 
     @property
     def tuning(self) -> list[PlannedRun]:
         """The runs that something is chosen by in a phase of their own."""
         return [run for run in self.runs if run.phase == "tune"]
+
+    def with_seeds(self, seeds: Iterable[int]) -> Experiment:
+        """Return the experiment over other seeds; where there are phases, over other final ones."""
+        seeds = tuple(seeds)
+        runs: dict[Any, PlannedRun] = {}
+        for run in self.runs:
+            again = [run] if run.phase == "tune" else run.with_seeds(seeds, run.phase, run.spec.phase)
+            runs |= {(*one.place, one.phase, one.config_text, one.spec.seed): one for one in again}
+        phases = self.phases and replace(self.phases, final_seeds=seeds)
+        return replace(self, seeds=seeds, runs=tuple(runs.values()), phases=phases)
 
     def with_final(self, chosen: Mapping[Place, str]) -> Experiment:
         """The experiment with the final runs of what has been chosen, the text of a configuration by its place."""
@@ -327,6 +355,7 @@ class Experiment:
         specs = [run.spec for run in self.runs]
         return {
             "name": self.name,
+            "of": self.of,
             "title": self.title,
             "baseline": self.baseline,
             "task": ", ".join(dict.fromkeys(spec.task.name for spec in specs)),
@@ -341,6 +370,8 @@ class Experiment:
             "metric": self.metric,
             "tasks": self.tasks,
             "notes": list(self.notes),
+            "file": dict(self.file),
+            "overrides": list(self.overrides),
             **({"phases": self._phases(self.phases)} if self.phases else {}),
         }
 

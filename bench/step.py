@@ -25,11 +25,14 @@ from bench.data import user_files_sha256
 from bench.errors import BenchError
 from bench.group import ALONE, Group
 from bench.numerics import compilation_errors_told, compiled, set_precision
-from bench.optim.averaging import Averaging
-from bench.optim.method import Closure, Method, kept_buffers, rewinder
+from bench.optim.averaging import evaluation_weights, to_training
+from bench.optim.closures import Closure
+from bench.optim.forward_state import kept_buffers
+from bench.optim.method import Method
+from bench.optim.side_effects import rewinder
 from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.seeding import derive, numpy_stream
-from bench.spec import RunSpec
+from bench.spec import OptimizerChoice, RunSpec
 from bench.tasks.base import Data, Encode, Task, prepare
 
 
@@ -45,6 +48,7 @@ class Run:
         together: whether closures leave the mean gradient of all processes, as for one perturbation of the whole batch;
             if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
+        keeps_code: whether what is compiled for it stays for the next run of its kind in this process.
         work: passes over a batch that this process has done its share of; a forward pass alone counts as a third.
     """
 
@@ -61,6 +65,7 @@ class Run:
     warm_up_passes: int
     group: Group = ALONE
     together: bool = True
+    keeps_code: bool = False
     work: float = 0.0
 
     @property
@@ -96,7 +101,7 @@ class Run:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = losses().mean()
+            loss: Tensor = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
             if self.together:
                 (loss,) = self.group.mean_gradients(self.parameters, loss)
@@ -118,15 +123,15 @@ class Run:
 
     @contextmanager
     def measured_weights(self) -> Iterator[None]:
-        """The model as it is to be measured: with averaged weights where the optimizer keeps some."""
-        if not isinstance(self.optimizer, Averaging):
-            yield
-            return
-        batches = batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size)
-        inputs = (self.task.model_inputs(batch.of(self.data.train)[0]) for batch in batches)
-        with ExitStack() as averaged:
+        """The model as it is to be measured: with weights that the optimizer keeps for that, where it keeps some."""
+
+        def inputs() -> Iterator[Tensor]:
+            for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size):
+                yield self.task.model_inputs(batch.of(self.data.train)[0])
+
+        with ExitStack() as weights:
             with self.autocast:  # only where batch norm's statistics are taken
-                averaged.enter_context(self.optimizer.averaged(inputs))
+                weights.enter_context(evaluation_weights(self.optimizer, self.model, inputs()))
             yield
 
     def warm_up(self) -> None:
@@ -135,7 +140,7 @@ class Run:
         Raises:
             BenchError: the model cannot be compiled on this machine.
         """
-        rewind, work = rewinder(self.data.train.targets.device), self.work
+        rewind, work = rewinder([self.data.train.targets]), self.work
         inputs, targets = self.task.training_batch(*self.batches(0)[0].of(self.data.train), np.random.RandomState(0))
         closure = self._closure(inputs[: self.part_size], targets[: self.part_size])
         self.network.train()
@@ -147,35 +152,46 @@ class Run:
         rewind()
 
 
-def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
+def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
+    """Return the task of a run and its data, prepared and on its device."""
+    task = load_task(spec)
+    return task, prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
+
+
+def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tuple[Task, Data] | None = None) -> Run:
     """Data, model and optimizer of a run, the model's weights drawn from the seed's stream.
 
     Args:
         group: the processes that do it; each of them calls this.
+        loaded: what `load` has given, for this spec or for another of the same data and seed.
 
     Raises:
         BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
     if group.size != spec.train.processes:
         raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
-    task = load_task(spec)
-    data = prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
+    task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
     torch.manual_seed(derive(spec.seed, "init"))
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
+    if not isinstance(model, nn.Module):
+        raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
     model = model.to(device).to(memory_format=task.memory_format)
     optimizer = build_optimizer(spec, model)
+    to_training(optimizer)
     batch_size = min(spec.train.batch_size, len(data.train))
     steps = steps_per_epoch(len(data.train), spec.train.batch_size)
     if isinstance(optimizer, Method):
         optimizer.total_steps = spec.train.epochs * steps
         optimizer.seed = derive(spec.seed, "direction")
     part_size, together = share_out(optimizer, batch_size, group)
+    dynamic = data.train.lengths is not None
+    code = None if dynamic else _code(spec, optimizer, part_size, device)
     return Run(
         task=task,
         data=data,
         model=model,
-        network=compiled(model, spec.train, dynamic=data.train.lengths is not None),
+        network=compiled(model, spec.train, dynamic=dynamic, code=code),
         optimizer=optimizer,
         autocast=autocast,
         seed=spec.seed,
@@ -185,7 +201,21 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE) -> Run:
         warm_up_passes=3 if spec.train.cuda_graphs else 1,  # CUDA graphs: compiled, then recorded, then replayed
         group=group,
         together=together,
+        keeps_code=spec.train.compile and code is not None,
     )
+
+
+def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, device: torch.device) -> str | None:
+    """Return what decides the code that torch compiles for a run; None where the course of the run does, too.
+
+    Batches of many widths, and a method that takes the losses of some examples, have torch compile for one shape after
+    another until it stops; CUDA graphs are bound to the memory of one run.
+    """
+    if spec.train.cuda_graphs or getattr(optimizer, "takes_losses", False):
+        return None
+    method = spec.optimizer.name if spec.optimizer.base else ""
+    settings = spec.train.precision, spec.train.deterministic
+    return str((spec.task, spec.model, spec.files_sha256, spec.plugins, *settings, part_size, device, method))
 
 
 def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -> tuple[int, bool]:
@@ -248,21 +278,37 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         BenchError: the method can do nothing with this base or this model.
     """
-    choice, parameters = spec.optimizer, parameter_groups(model, spec.train.weight_decay_on)
-    factory = optimizers[choice.name].factory
-    optimizer: torch.optim.Optimizer
-    if choice.base is None:
-        optimizer = factory(parameters, **choice.params)
-    else:
-        base = optimizers[choice.base.name].factory(parameters, **choice.base.params)
-        try:
-            optimizer = factory(base, model, **choice.params)
-        except ValueError as error:  # no momentum to follow, no normalisation to perturb: that depends on the two
-            raise BenchError(str(error)) from error
+    optimizer = chosen_optimizer(spec.optimizer, parameter_groups(model, spec.train.weight_decay_on), model)
     if spec.train.clip_norm is not None:
-        optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
+        try:
+            optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
+        except ValueError as error:  # LBFGS, whose step needs its closure
+            raise BenchError(f"train.clip_norm: {error}") from error
         optimizer.clip_norm = spec.train.clip_norm
     return optimizer
+
+
+def chosen_optimizer(choice: OptimizerChoice, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer over parameters, as torch takes them; a method around its base, where it has one."""
+    if choice.base is None:
+        return _optimizer(choice.name, parameters, **choice.params)
+    base = _optimizer(choice.base.name, parameters, **choice.base.params)
+    try:
+        return _optimizer(choice.name, base, model, **choice.params)
+    except ValueError as error:  # no momentum to follow, no normalisation to perturb: that depends on the two
+        raise BenchError(str(error)) from error
+
+
+def _optimizer(name: str, *args: Any, **params: Any) -> torch.optim.Optimizer:
+    optimizer = optimizers[name].build(*args, **params)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        what = f"its factory returns {_a(optimizer)}, not a torch.optim.Optimizer"
+        raise BenchError(f"{name} cannot be built: {what}")
+    return optimizer
+
+
+def _a(thing: object) -> str:
+    return f"an object of type {type(thing).__name__}"
 
 
 def parameter_groups(model: nn.Module, weight_decay_on: str) -> list[Any]:

@@ -5,6 +5,7 @@ results/<experiment>/runs/<run_id>/
     environment.json    versions, commit, hardware of every machine that worked on the run, in order
     curve.jsonl         one line an evaluated epoch
     checkpoint.pt       while the run is unfinished
+    checkpoint.before.pt  the one before it, for the case that it is damaged
     weights.safetensors the final weights, if `bench run --keep-weights` asked for them
     error.txt           if it failed: the traceback
     result.json         appears last and atomically: it *is* "done"
@@ -12,19 +13,27 @@ results/<experiment>/runs/<run_id>/
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from bench import claims
 from bench.claims import Claim
 from bench.claims import Claimed as Claimed
-from bench.errors import BenchError
+from bench.errors import BenchError, clipped, shown
+from bench.files import StorageError as StorageError
+from bench.files import atomic_path as atomic_path
+from bench.files import locked as locked
+from bench.files import open_regular, read_bytes
+from bench.files import read_json as read_json
+from bench.files import storage_error as storage_error
+from bench.files import to_json as to_json
+from bench.files import write_atomic as write_atomic
 
 Status = Literal["done", "diverged", "failed", "running", "partial", "missing"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
@@ -35,89 +44,6 @@ KEEP_WEIGHTS = "BENCH_KEEP_WEIGHTS"
 """Set in the environment, where workers and their processes find it: runs leave their final weights in their folders.
 It is no part of a run, since no number hangs on it."""
 
-_NOTHING: Any = object()
-
-
-class StorageError(BenchError):
-    """The disk refused: full, read-only, not ours. Whatever was there before is untouched."""
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: beside its place, to the disk, then renamed over it.
-
-    Raises:
-        StorageError: the disk is full or refuses; the old file is as it was.
-    """
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; on a clean exit it is renamed over `path`, else removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    finally:
-        with suppress(OSError):  # gone already, if all went well
-            temporary.unlink()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for a lock file, made if missing, and hold it; the system lets go if this process dies.
-
-    Raises:
-        StorageError: its folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
-    except OSError as error:
-        raise storage_error(path, error) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    hint = {
-        errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
-        errno.EDQUOT: "free some of your quota, then run the same command again: it goes on where it stopped",
-        errno.EACCES: "choose a folder you may write to with --out DIR",
-        errno.EPERM: "choose a folder you may write to with --out DIR",
-        errno.EROFS: "choose a folder you may write to with --out DIR",
-        errno.EEXIST: "a file is where a folder should be; choose another place with --out DIR",
-        errno.ENOTDIR: "a part of that path is a file, not a folder; choose another with --out DIR",
-    }.get(error.errno or 0, "nothing was changed there")
-    return StorageError(f"cannot write {path}: {error.strerror or error}; {hint}")
-
-
-def read_json(path: Path, missing: Any = _NOTHING) -> Any:
-    """The content of a JSON file that this package wrote.
-
-    Args:
-        missing: what is returned if there is no such file, where that is no fault.
-
-    Raises:
-        BenchError: the file cannot be read or is not whole.
-    """
-    try:
-        with open(path, "rb") as file:
-            return json.loads(file.read())
-    except FileNotFoundError as error:
-        if missing is not _NOTHING:
-            return missing
-        raise BenchError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path} is damaged ({error}); delete it to have it made again") from error
-
 
 def reason_in(error: str) -> str:
     """The line of error.txt that says what happened: the last of a traceback, the first of a message of ours."""
@@ -125,8 +51,32 @@ def reason_in(error: str) -> str:
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def _number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, of any size that a float has, or stands for none."""
+    return value is None or isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | bool) or _number(value)
+
+
+def _point(line: bytes) -> dict[str, Any]:
+    """Return a line of a curve, {} where it is none."""
+    try:
+        point = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(point, dict) and type(point.get("epoch")) is int and all(map(_plain, point.values()))
+    return point if whole else {}
+
+
+def _lines(points: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(point) + "\n" for point in points)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for whoever would read from it."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 class RunFolder:
@@ -141,8 +91,20 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def checkpoint_before(self) -> Path:
+        return self.path / "checkpoint.before.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints that are there, the newest first."""
+        return [path for path in (self.checkpoint, self.checkpoint_before) if path.exists()]
+
+    @property
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
+
+    @property
+    def _curve(self) -> Path:
+        return self.path / "curve.jsonl"
 
     @property
     def _error(self) -> Path:
@@ -169,44 +131,85 @@ class RunFolder:
             return "running"
         if self._error.exists():
             return "failed"
-        return "partial" if self.checkpoint.exists() else "missing"
+        return "partial" if self.checkpoints() else "missing"
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json, None while the run is not finished."""
         absent: dict[str, Any] = {}
-        result = read_json(self._result, missing=absent)
-        if result is absent:
+        content = read_json(self._result, missing=absent, kind=object)
+        if content is absent:
             return None
-        if not isinstance(result, dict) or result.get("status") not in FINISHED:
+        result: dict[str, Any] = content if isinstance(content, dict) else {}
+        metrics = result.get("metrics")
+        if (
+            result.get("status") not in FINISHED
+            or not isinstance(metrics, dict)
+            or not all(map(_number, metrics.values()))
+        ):
             raise BenchError(f"{self._result} is not the result of a run; delete it to run this one again")
         if result.get("run_id") != self.run_id:
             raise BenchError(
-                f"{self._result} belongs to run {result.get('run_id')}, not {self.run_id}; "
+                f"{self._result} belongs to run {clipped(str(result.get('run_id')))}, not {self.run_id}; "
                 "delete it to run this one again"
             )
         return result
 
     def environments(self) -> list[dict[str, Any]]:
-        return list(read_json(self.path / "environment.json", missing=[]))
+        """Every machine that worked on the run, in order; [] where that is lost.
+
+        Raises:
+            BenchError: environment.json is damaged.
+        """
+        path = self.path / "environment.json"
+        found: list[dict[str, Any]] = read_json(path, missing=[], kind=list)
+        if not all(isinstance(one, dict) and all(map(_plain, one.values())) for one in found):
+            raise BenchError(f"{path} is damaged (holds {shown(found)}); delete it")
+        return found
 
     def curve(self) -> list[dict[str, Any]]:
         """The evaluated epochs so far; a line cut short by a killed process does not count."""
-        try:
-            with open(self.path / "curve.jsonl", "rb") as file:
-                lines = file.read().splitlines()
-        except FileNotFoundError:
-            return []
-        points = []
-        for line in lines:
-            try:
-                points.append(json.loads(line))
-            except ValueError:
-                break
+        points = map(_point, self._curve_content().splitlines())
+        return list(itertools.takewhile(bool, points))
+
+    def whole_curve(self, result: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the evaluated epochs of a finished run.
+
+        Args:
+            result: the content of result.json.
+
+        Raises:
+            BenchError: the curve is not as it was when the run ended (as of runs of earlier versions, which left no
+                sha256 of it: not whole).
+        """
+        content = self._curve_content()
+        points = [_point(line) for line in content.splitlines()]
+        if "curve_sha256" in result:
+            intact = hashlib.sha256(content).hexdigest() == result["curve_sha256"]
+        else:
+            last = points[-1].get("epoch") if points else None
+            intact = result["status"] != "done" or last == result.get("epochs_done", last)
+        if not intact or not all(points):
+            raise BenchError(f"{self._curve} is damaged; delete {self.path} to do this run again")
         return points
+
+    def _curve_content(self) -> bytes:
+        try:
+            return read_bytes(self._curve)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise BenchError(
+                f"{self._curve} is damaged ({error.strerror}); delete {self.path} to do this run again"
+            ) from error
 
     def error(self) -> str | None:
         """The traceback of a failed run; its last line says what happened."""
-        return self._error.read_text(errors="replace") if self._error.exists() else None
+        try:
+            return read_bytes(self._error).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return f"{self._error} cannot be read: {error.strerror}"
 
     def holder(self) -> dict[str, Any] | None:
         """Who works on the run: host, pid, device, slurm_job, started (seconds since 1970); None if nobody does."""
@@ -215,17 +218,14 @@ class RunFolder:
     def last_point(self) -> dict[str, Any]:
         """The newest evaluated epoch, read from the end of the curve; {} if there is none yet."""
         try:
-            with open(self.path / "curve.jsonl", "rb") as file:
+            with open(open_regular(self._curve), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - TAIL))
                 lines = file.read().splitlines()
         except OSError:
             return {}
-        for line in reversed(lines):
-            with suppress(ValueError):  # cut short: it is being written, or we began in the middle of it
-                point = json.loads(line)
-                return point if isinstance(point, dict) else {}
-        return {}
+        # A line that is none was cut short: it is being written, or we began in the middle of it.
+        return next(filter(None, map(_point, reversed(lines))), {})
 
     # ---- writing ---------------------------------------------------------------------------------------------
 
@@ -252,7 +252,10 @@ class RunFolder:
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
         """Record what is asked and on which machine the work begins, or goes on."""
-        environments = self.environments()
+        try:
+            environments = self.environments()
+        except BenchError:  # the run is more than the list of where it was done
+            environments = []
         if environment not in environments[-1:]:
             environments.append(environment)
         write_atomic(self.path / "spec.json", spec_json)
@@ -260,24 +263,24 @@ class RunFolder:
         self._error.unlink(missing_ok=True)
 
     def write_curve(self, points: list[dict[str, Any]]) -> None:
-        path = self.path / "curve.jsonl"
-        if points or path.exists():  # a write to the disk takes milliseconds
-            write_atomic(path, "".join(json.dumps(point) + "\n" for point in points))
+        if points or self._curve.exists():  # a write to the disk takes milliseconds
+            write_atomic(self._curve, _lines(points))
 
     def append_curve(self, point: dict[str, Any]) -> None:
         """Add a line for whoever watches; the checkpoint holds the curve that counts."""
-        path = self.path / "curve.jsonl"
         try:
-            with open(path, "a") as file:
-                file.write(json.dumps(point) + "\n")
+            with open(self._curve, "a", opener=_at_once) as file:
+                file.write(_lines([point]))
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise storage_error(self._curve, error) from error
 
     def write_result(self, result: dict[str, Any], curve: list[dict[str, Any]]) -> None:
         """Finish the run: from here on it is done and never repeated."""
         self.write_curve(curve)
-        write_atomic(self._result, to_json(result))
-        self.checkpoint.unlink(missing_ok=True)
+        sha256 = hashlib.sha256(_lines(curve).encode()).hexdigest()
+        write_atomic(self._result, to_json({**result, "curve_sha256": sha256}))
+        for checkpoint in self.checkpoints():
+            checkpoint.unlink(missing_ok=True)
 
     def write_error(self, traceback: str) -> None:
         write_atomic(self._error, traceback)
@@ -318,11 +321,8 @@ class Store:
             yield
 
     def _tidy(self) -> None:
-        """Remove what processes left that were killed between two steps of finishing a run, or of collecting."""
-        for file in ("records.csv", "curves.csv", "experiment.json"):  # written under this lock only
-            for left_over in self.folder.glob(f".{file}.*.tmp"):
-                left_over.unlink(missing_ok=True)
-        for left_over in self.folder.glob("runs/*/checkpoint.pt"):
+        """Remove what processes left that were killed between two steps of finishing a run."""
+        for left_over in self.folder.glob("runs/*/checkpoint*.pt"):
             if left_over.with_name("result.json").exists():
                 left_over.unlink(missing_ok=True)
 
@@ -354,11 +354,15 @@ def live(folder: RunFolder, metric: str | None = None) -> dict[str, Any] | None:
     if holder is None:
         return None
     point = folder.last_point()
-    spec = read_json(folder.path / "spec.json", missing={})
+    try:
+        epochs = read_json(folder.path / "spec.json", missing={})["train"]["epochs"]
+    except (BenchError, LookupError, TypeError):  # not written yet, or damaged: it will be seen when the run is over
+        epochs = None
+    since = holder.get("started")
     return {
         "epochs_done": point.get("epoch", 0),
-        "epochs": spec.get("train", {}).get("epochs"),
-        "score": point.get(f"val_{metric}"),
+        "epochs": epochs,
+        "score": score if _number(score := point.get(f"val_{metric}")) else None,
         **{name: holder.get(name) for name in ("host", "pid", "device", "slurm_job")},
-        "since": holder.get("started"),
+        "since": since if _number(since) else None,
     }

@@ -28,7 +28,7 @@ from bench.store import StorageError, write_atomic
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever tokens kept by an older version of this file must not be used any more."""
 
 CHUNK = 2048
@@ -76,7 +76,8 @@ class Tokens:
 
     Attributes:
         ids: (N, 2, W) int32. Row 0 are token ids, -1 where the text is over; row 1 segment ids (1 in the second text
-            of a pair), 0 where the text is over and where the tokenizer has none. W is the longest, after cutting.
+            of a pair), 0 where the text is over and where the tokenizer does not tell texts of a pair apart. W is the
+            longest, after cutting.
         lengths: (N,) int32, tokens of each text before it was cut, those that the tokenizer adds included.
         limit: what texts were cut to, in tokens.
     """
@@ -104,14 +105,17 @@ class _Run:
 def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
     """Tokenise texts, or find what came of it the last time.
 
-    Pairs that are too long lose tokens from the longer of the two first ("longest_first" of transformers).
+    Pairs that are too long lose tokens from the longer of the two first ("longest_first" of transformers). Where a
+    tokenizer puts nothing between the texts of a pair (GPT-2's), its end-of-text token is put there, as Radford et al.
+    2018 do.
 
     Args:
         tokenizer: a folder with a tokenizer's files and, of its model, config.json.
         max_length: tokens of a text, or of a pair, that are kept; fewer where tokenizer or model allow no more.
 
     Raises:
-        BenchError: there is no tokenizer in the folder, it is damaged or not the model's, or max_length is too small.
+        BenchError: there is no tokenizer in the folder, it is damaged or not the model's, max_length is too small, or a
+            text has no tokens.
     """
     config, settings = _json(tokenizer / "config.json"), _json(tokenizer / "tokenizer_config.json")
     limit = _limit(max_length, settings, config)
@@ -120,6 +124,11 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
     if run is None:
         run = _tokenise(texts, tokenizer, limit)
         _check_vocabulary(run, tokenizer, config)
+        if len(run.lengths) and not run.lengths.all():
+            raise BenchError(
+                f"text {int(run.lengths.argmin()) + 1} of {len(run.lengths)} has no tokens, and the tokenizer in "
+                f"{tokenizer} adds none of its own; leave that example out, or take another checkpoint"
+            )
         with suppress(StorageError):  # nothing is lost but time
             write_atomic(path, _packed(run))
     return Tokens(_padded(run, limit), run.lengths, limit)
@@ -178,7 +187,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _limit(max_length: int, settings: dict[str, Any], config: dict[str, Any]) -> int:
-    positions = config.get("max_position_embeddings")
+    positions = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2 has the other name for it
     if isinstance(positions, int) and config.get("model_type") in POSITIONS_AFTER_PADDING:
         padding = config.get("pad_token_id")
         positions -= (1 if padding is None else padding) + 1
@@ -201,6 +210,8 @@ def _key(texts: Texts, folder: Path, limit: int) -> str:
 
 def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
     tokenizer = _load(folder)
+    if texts.second is not None:
+        _separate_pairs(tokenizer, folder)
     added = tokenizer.num_special_tokens_to_add(pair=texts.second is not None)
     if limit <= added:
         raise BenchError(f"max_length = {limit} leaves no room for text: the tokenizer of {folder} adds {added} tokens")
@@ -224,7 +235,31 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each format has its own
         what = f"the tokenizer in {folder} cannot be loaded: {first_line(error)}"
-        raise BenchError(f"{what}; get its files again") from error
+        remedy = "" if isinstance(error, ImportError) else "; get its files again"
+        raise BenchError(f"{what}{remedy}") from error
+
+
+def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Have the end-of-text token put between the texts of a pair where the tokenizer puts nothing there.
+
+    Raises:
+        BenchError: the tokenizer puts nothing there, and it cannot be had otherwise.
+    """
+    alone, paired = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+    if paired > alone:
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if alone or backend is None or tokenizer.eos_token is None:
+        raise BenchError(
+            f"the tokenizer in {folder} puts nothing between the two texts of a pair; take a checkpoint "
+            "that reads pairs"
+        )
+    from tokenizers.processors import TemplateProcessing
+
+    end = str(tokenizer.eos_token)
+    backend.post_processor = TemplateProcessing(
+        single="$A", pair=f"$A:0 {end}:0 $B:1", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
 
 
 def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> _Run:
@@ -232,7 +267,7 @@ def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: 
     first = texts.first[start : start + CHUNK]
     second = None if texts.second is None else texts.second[start : start + CHUNK]
     whole = _call(tokenizer, first, second)
-    ids, segments = whole["input_ids"], whole.get("token_type_ids")
+    ids, segments = whole["input_ids"], whole["token_type_ids"]
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
     long = np.flatnonzero(lengths > limit).tolist()
     if long:
@@ -240,20 +275,20 @@ def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: 
         cut = _call(tokenizer, [first[index] for index in long], seconds, truncation="longest_first", max_length=limit)
         for number, index in enumerate(long):
             ids[index] = cut["input_ids"][number]
-            if segments is not None:
-                segments[index] = cut["token_type_ids"][number]
+            segments[index] = cut["token_type_ids"][number]
     kept = int(np.minimum(lengths, limit).sum())
-    flat = np.fromiter(chain.from_iterable(ids), np.int32, kept)
     return _Run(
-        flat,
-        np.zeros(kept, np.uint8) if segments is None else np.fromiter(chain.from_iterable(segments), np.uint8, kept),
+        np.fromiter(chain.from_iterable(ids), np.int32, kept),
+        np.fromiter(chain.from_iterable(segments), np.uint8, kept),
         lengths,
     )
 
 
 def _call(tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, **cut: Any) -> Any:
     pairs = () if second is None else (list(second),)
-    return tokenizer(list(first), *pairs, **cut, padding=False, return_attention_mask=False, verbose=False)
+    # Segments are asked for: ALBERT's, XLNet's and other tokenizers have them and, unasked, keep them to themselves.
+    asked = {"return_token_type_ids": True, "return_attention_mask": False}
+    return tokenizer(list(first), *pairs, **cut, **asked, padding=False, verbose=False)
 
 
 def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from bench.seeding import StreamState, continued, derive, numpy_stream, state_of
 from bench.spec import PROTOCOL, RunSpec
 from bench.step import set_up
 from bench.store import KEEP_WEIGHTS, RunFolder
-from bench.tasks.base import Data, Task
+from bench.tasks.base import Data, Task, sampled
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
@@ -66,6 +68,8 @@ class Clocks:
 
     setup_seconds: float = 0.0
     train_seconds: float = 0.0
+    train_cpu_seconds: float = 0.0
+    """CPU time of this process, all of its threads, in `train_seconds`: less than usual on a machine that is busy."""
     eval_seconds: float = 0.0
     passes: int = 0
     """Forward-backward passes over a batch."""
@@ -105,6 +109,7 @@ def train(
     checkpoint_minutes: float = 5.0,
     stop: Callable[[], bool] = lambda: False,
     group: Group = ALONE,
+    say: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it.
 
@@ -117,6 +122,7 @@ def train(
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
         group: the processes that do the run together, all of which call this (see `bench/distributed.py`): the first
             evaluates and writes; whoever is asked to stop stops all of them, after the same step.
+        say: takes what the user should know although the run goes on: that a checkpoint was damaged.
 
     Returns:
         The content of result.json, which is written last.
@@ -131,6 +137,7 @@ def train(
     memory = PeakMemory(device)
     run = set_up(spec, device, group)
     model, optimizer, data = run.model, run.optimizer, run.data
+    some = sampled(data.train, spec.train.eval_train)
     origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
     origin["initial_weights_sha256"] = weights_sha256(model)  # of a seed, or of a file of pretrained ones
     group.check_alike("initial weights", lambda: origin["initial_weights_sha256"])
@@ -143,8 +150,11 @@ def train(
 
     # ---- resume ----------------------------------------------------------------------------------------------
     clocks, curve, place = Clocks(), [], Place()
-    if group.from_first(folder.checkpoint.exists()):
-        state = checkpoint.load(folder.checkpoint, spec.run_id, device)
+
+    def restore(state: dict[str, Any]) -> None:
+        nonlocal clocks, curve, place
+        fresh = {"place": asdict(Place()), "clocks": asdict(Clocks()), "schedule": schedule.state_dict()}
+        checkpoint.check_keys(state, {**fresh, "optimizer": optimizer.state_dict()})
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -153,6 +163,8 @@ def train(
             checkpoint.set_own(state["others"][group.rank - 1], model, device)
         clocks, curve, place = Clocks(**state["clocks"]), state["curve"], Place(**state["place"])
         run.work = state["work"]
+
+    if checkpoint.resume(folder, device, group, restore, say):
         clocks.resumes += 1
     folder.write_curve(curve)
     skipped_before = clocks.skipped_steps
@@ -188,7 +200,7 @@ def train(
             "curve": curve,
         }
         if group.is_first:
-            checkpoint.save(folder.checkpoint, state)
+            checkpoint.save(folder, state)
         last_checkpoint = time.monotonic()
         if stopping:
             raise Stopped
@@ -228,7 +240,12 @@ def train(
         measured: dict[str, float] = {}
         if (epoch + 1) % spec.train.eval_every == 0 or epoch + 1 == epochs:
             with timed(clocks, "eval_seconds", device), run.measured_weights():
-                measured = group.from_first(evaluate(model, run.task, data, run.autocast) if group.is_first else {})
+                last = epoch + 1 == epochs
+                seen = data.train if last else some
+                found = evaluate(model, run.task, data, run.autocast, seen) if group.is_first else {}
+                measured = group.from_first(found)
+                if last:  # the weights that were measured are the ones that the run ends with
+                    final_sha256 = _end(model, folder, spec.run_id, keep=group.is_first)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
             point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": place.lr}
@@ -241,9 +258,7 @@ def train(
 
     # ---- the result ------------------------------------------------------------------------------------------
     group.check_alike("weights", lambda: _sha256(dict(model.named_parameters())))
-    done = {"status": "done", "epochs_done": epochs, "weights_sha256": weights_sha256(model)}
-    if group.is_first and os.environ.get(KEEP_WEIGHTS):
-        checkpoint.keep_weights(folder.weights, model, {"run_id": spec.run_id, "sha256": str(done["weights_sha256"])})
+    done = {"status": "done", "epochs_done": epochs, "weights_sha256": final_sha256}
     return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
 
 
@@ -254,10 +269,12 @@ def train(
 def timed(clocks: Clocks, name: str, device: torch.device) -> Iterator[None]:
     """Add the seconds inside to a clock, the device's work included."""
     synchronize(device)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     yield
     synchronize(device)
     setattr(clocks, name, getattr(clocks, name) + time.perf_counter() - started)
+    if name == "train_seconds":
+        clocks.train_cpu_seconds += time.process_time() - cpu
 
 
 def synchronize(device: torch.device) -> None:
@@ -277,6 +294,18 @@ def _texts(data: Data) -> dict[str, int]:
 def weights_sha256(model: nn.Module) -> str:
     """A fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
     return _sha256(model.state_dict())
+
+
+def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
+    """Return the fingerprint of the weights that are there, and write them where somebody has asked for them.
+
+    Args:
+        keep: whether this process is the one that writes.
+    """
+    sha256 = weights_sha256(model)
+    if keep and os.environ.get(KEEP_WEIGHTS):
+        checkpoint.keep_weights(folder.weights, model, {"run_id": run_id, "sha256": sha256})
+    return sha256
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -302,9 +331,14 @@ def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
     final = {name: value for name, value in curve[-1].items() if name not in about}
     if "val_loss" not in final:
         return final
-    best = max(curve, key=lambda point: (sign * point[f"val_{key}"], -point["val_loss"]))
+    best = max(curve, key=lambda point: [*map(_rankable, (sign * point[f"val_{key}"], -point["val_loss"]))])
     selected = {f"selected_test_{key}": best[f"test_{key}"]} if "test_loss" in final else {}
     return {**final, "selected_epoch": best["epoch"], **selected}
+
+
+def _rankable(value: float) -> float:
+    """Return a number that is the better the higher; one that is not finite comes last."""
+    return value if math.isfinite(value) else -math.inf
 
 
 def _finish(
@@ -320,6 +354,7 @@ def _finish(
         "protocol": PROTOCOL,
         **outcome,
         **asdict(clocks),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "metrics": metrics or {},
     }
     folder.write_result(result, curve)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bench.analysis.choice import phased, reported
-from bench.analysis.conditions import conditions, under
-from bench.analysis.contrasts import Contrast, Verdict, contrasts, rivals, wrappers
-from bench.analysis.summary import provenance
+from bench.analysis.conditions import conditions, merged, under
+from bench.analysis.contrasts import Contrast, Verdict, contrasts, pairs, rivals, wrappers
+from bench.analysis.load import WHY, contradict
+from bench.analysis.provenance import provenance
+from bench.analysis.searches import unequal
+from bench.analysis.stats import FEWEST
+from bench.analysis.summary import Row
 from bench.analysis.words import Words, enumerated
 
 if TYPE_CHECKING:
@@ -22,13 +27,13 @@ TALLY: dict[Verdict, str] = {
     "better": "better",
     "worse": "worse",
     "unclear": "no difference could be shown",
-    "untested": "not tested",
+    "untested": "no verdict",
 }
 VERDICTS: dict[Verdict, str] = {
     "better": "better than",
     "worse": "worse than",
     "unclear": "not shown to differ from",
-    "untested": "not tested against",
+    "untested": "not judged against",
 }
 
 
@@ -53,9 +58,9 @@ def question(results: Results) -> str:
 def answer(results: Results) -> list[str]:
     """What the test set says to that, a paragraph of sentences for each optimizer that is asked about.
 
-    Better and worse are said where Holm's corrected p is below 0.05; where no difference could be shown, the smallest
-    one that would be found with 80% power is named. One seed, a single optimizer or no finished run give a sentence
-    that says just that.
+    Better and worse are said where Holm's corrected p is below 0.05 over at least four pairs; where no difference
+    could be shown, the smallest one that would be found with 80% power is named. Fewer pairs, a single optimizer or no
+    finished run give a sentence that says just that. A degenerate optimizer is called so wherever it is named.
     """
     return list(_Answer(results).paragraphs())
 
@@ -88,6 +93,8 @@ class _Answer:
                 f"What was chosen for {enumerated(edge)} lies at the edge of what was tried: tuned further, it may do "
                 "better, and the comparison come out otherwise."
             )
+        if searched := unequal(self.results, pairs(self.contrasts)):
+            yield searched
         if self.words.caution():
             yield self.words.caution()
 
@@ -113,7 +120,13 @@ class _Answer:
         lost = "".join(
             f" {row.planned - row.done} of {row.planned} runs of {row.label} did not finish and count in no mean."
             for row in (ours, theirs)
-            if row.done and not row.complete
+            if 0 < row.done < row.planned
+        )
+        lost += "".join(
+            f" The score of {row.done - row.scored} of {row.done} finished runs of {row.label} is not finite: it "
+            "counts in no mean."
+            for row in (ours, theirs)
+            if row.scored < row.done
         )
         if n == 0:
             return f"{ours.name} and {theirs.name} have no seed in common that both finished: nothing to compare.{lost}"
@@ -134,45 +147,53 @@ class _Answer:
         clauses = []
         for verdict, words in VERDICTS.items():
             alike = [one for one in here if one.verdict == verdict]
-            each = [f"{one.theirs.name} ({self._difference(one)}{self._why(one)})" for one in alike]
+            each = [
+                f"{one.theirs.name} ({self._difference(one)}{self._why(one)}{_degenerate(one.theirs, '; ')})"
+                for one in alike
+            ]
             clauses += [f"{words} {enumerated(each)}"] if each else []
         start = "With neither budget equal" if budget == "neither" else f"At equal {budget}"
         yield f"{start} it is {'; '.join(clauses)}."
 
     def _verdict(self, contrast: Contrast) -> str:
-        ours, theirs = contrast.ours.label, contrast.theirs.label
+        ours, theirs = (
+            f"{row.label} ({_degenerate(row)})" if row.degenerate else row.label
+            for row in (contrast.ours, contrast.theirs)
+        )
         if contrast.verdict in ("better", "worse"):
             return f"{ours} is {VERDICTS[contrast.verdict]} {theirs}"
         if contrast.verdict == "untested":
-            why = (
-                "one seed gives no test"
-                if contrast.test.difference.n == 1
-                else "differences without spread give no test"
-            )
-            return f"{ours} against {theirs} ({why})"
+            return f"{ours} against {theirs} ({self._detail(contrast)})"
         return f"No difference between {ours} and {theirs} could be shown ({self._detail(contrast)})"
 
     def _detail(self, contrast: Contrast) -> str:
         """Why nothing was shown: what would have been or, where the correction decided, that it did."""
+        n = contrast.test.difference.n
+        if contrast.verdict == "untested":
+            few = "one seed gives no test" if n == 1 else f"{n} pairs are too few for a verdict"
+            return few if n < FEWEST else "differences without spread give no test"
         if not contrast.covers_zero:
             return f"p = {contrast.p:.3f} after Holm's correction for {contrast.among} comparisons"
         size = f"{contrast.detectable * self.words.scale:.{self.words.digits}f}{self.words.differences_in}"
         return f"at this n one of {size} would be found with 80% power"
 
     def _why(self, contrast: Contrast) -> str:
-        return f"; {self._detail(contrast)}" if contrast.verdict == "unclear" else ""
+        return f"; {self._detail(contrast)}" if contrast.verdict in ("unclear", "untested") else ""
 
     def _difference(self, contrast: Contrast) -> str:
         interval = contrast.test.difference
-        bounds = f" {self.words.signed_bounds(interval)}" if interval.n > 1 else ""
-        return f"{self.words.signed_mean(interval)}{self.words.differences_in}{bounds}"
+        limits = f" {self.words.signed_bounds(interval)}" if interval.n > 1 else ""
+        return f"{self.words.signed_mean(interval)}{self.words.differences_in}{limits}"
 
     def _price(self, contrast: Contrast) -> str:
         """Passes always; time only where it was taken on one machine."""
         passes = contrast.ours.passes / contrast.theirs.passes
         seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
-        time = "" if self.words.source.mixed else f" and {seconds:.2f} times the training time"
-        return f"at {passes:.2f} times the passes{time}"
+        if self.words.source.mixed or math.isnan(seconds):
+            return f"at {passes:.2f} times the passes"
+        where = "".join(f" on {hardware}" for hardware in self.words.source.clock[:1])
+        doubt = f" (these differ by more than a third: {WHY})" if contradict(seconds, passes) else ""
+        return f"at {passes:.2f} times the passes and {seconds:.2f} times the training time{where}{doubt}"
 
     # ---- many optimizers: rival by rival ---------------------------------------------------------------------
 
@@ -184,7 +205,8 @@ class _Answer:
             clauses = []
             for verdict, words in TALLY.items():
                 each = [
-                    f"{one.ours.label} ({self._difference(one)}, {one.ours.passes / one.theirs.passes:.2f}×)"
+                    f"{one.ours.label} ({self._difference(one)}, {one.ours.passes / one.theirs.passes:.2f}×"
+                    f"{_degenerate(one.ours, '; ')})"
                     for one in compared
                     if one.verdict == verdict
                 ]
@@ -192,7 +214,8 @@ class _Answer:
             if clauses:
                 corrected = f"p corrected by Holm's method for {compared[0].among} comparisons; "
                 passes = f"×: passes, {compared[0].theirs.label}'s are 1"
-                about = f"{corrected if compared[0].among else ''}{passes}"
+                flagged = _degenerate(compared[0].theirs, "; ")
+                about = f"{corrected if compared[0].among else ''}{passes}{flagged}"
                 where = f"{condition}: against" if condition else "Against"
                 yield f"{where} {rival} ({about}): {'; '.join(clauses)}."
 
@@ -211,7 +234,7 @@ class _Answer:
             span = f"{self.words.signed_mean(lowest)} to {self.words.signed_mean(highest)}{self.words.differences_in}"
             yield (
                 f"{label} against {rival}{same}, {len(self.among)} conditions: {'; '.join(self._tally(compared))} "
-                f"(differences {span})."
+                f"(differences {span}).{' '.join(['', *self._flagged(compared)])}"
             )
 
     def _tally(self, compared: Sequence[Contrast]) -> Iterator[str]:
@@ -220,7 +243,18 @@ class _Answer:
             if held or verdict in ("better", "worse"):
                 yield f"{name} {self._where(held)}"
 
+    def _flagged(self, compared: Sequence[Contrast]) -> Iterator[str]:
+        """A sentence on every degenerate side."""
+        sides = {(row.condition, row.label): row for one in compared for row in (one.ours, one.theirs)}
+        notes = [(row.condition, row.label, f" is {_degenerate(row)}.") for row in sides.values() if row.degenerate]
+        return merged(notes, self.among)
+
     def _where(self, held: Sequence[str]) -> str:
         if len(held) in (0, len(self.among)):
             return "under all" if held else "under none"
         return under(held, self.among).strip()
+
+
+def _degenerate(row: Row, before: str = "") -> str:
+    """What has to stand beside the name of a row that gives one answer to everything."""
+    return f"{before}degenerate: {row.degenerate}" if row.degenerate else ""

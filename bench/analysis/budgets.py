@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import footnotes
+from bench.analysis import bounds, footnotes, load
 from bench.analysis.cells import named, seconds
 from bench.analysis.conditions import KEY, conditions, keyed, merged, names, value_text
 from bench.analysis.contrasts import finished, wrappers
+from bench.analysis.provenance import timed
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row
 from bench.analysis.words import Words
+from bench.errors import counted
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -75,7 +77,7 @@ def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
     for condition in conditions(results.meta):
         rows = [row for row in best if row.condition == condition]
         here = {row.label: points[condition, row.label] for row in rows}
-        found += _at_equal_epochs(rows, here, results.meta["baseline"])
+        found += _at_equal_epochs(results, rows, here)
         for equal, column in COSTS.items():
             found += _within(results, rows, here, equal, column)
     return found
@@ -88,8 +90,8 @@ def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.D
     """
     metric = f"test_{results.meta['metric']['key']}"
     columns = ["run_id", "epoch", "passes", "train_seconds", "value"]
-    runs = finished(results).rename(columns={metric: "value", "epochs": "epoch"})
-    curves = keyed(results.curves).rename(columns={metric: "value"})
+    runs = timed(finished(results), results).rename(columns={metric: "value", "epochs": "epoch"})
+    curves = timed(keyed(results.curves), results).rename(columns={metric: "value"})
     before = curves[columns].merge(runs[["run_id", "epoch"]], on="run_id", suffixes=("", "_last"))
     before = before[before["epoch"] < before["epoch_last"]].assign(last=False)
     every = pd.concat([before[[*columns, "last"]], runs[columns].assign(last=True)], ignore_index=True)
@@ -102,7 +104,8 @@ def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.D
     return {key: every.iloc[places.get((*key, config), [])] for key, config in wanted.items()}
 
 
-def _at_equal_epochs(rows: Sequence[Row], points: dict[str, pd.DataFrame], baseline: str) -> Iterator[Spent]:
+def _at_equal_epochs(results: Results, rows: Sequence[Row], points: dict[str, pd.DataFrame]) -> Iterator[Spent]:
+    baseline, metric = results.meta["baseline"], results.meta["metric"]
     epochs = next(row.epochs for row in rows if row.label == baseline)
     reached = []
     for row in rows:
@@ -110,7 +113,7 @@ def _at_equal_epochs(rows: Sequence[Row], points: dict[str, pd.DataFrame], basel
             last = points[row.label][points[row.label]["last"]]
             values = last.set_index("seed")["value"]
             reached.append(Spent(row, EPOCHS, epochs, 1.0, epochs, values, 0, 0))
-    return _compared(reached, baseline)
+    return _compared(reached, baseline, bounds.of_difference(metric))
 
 
 def _within(
@@ -119,7 +122,7 @@ def _within(
     budget = _budget(_spenders(results, rows), points, column)
     reached = []
     for row in rows:
-        every = points[row.label]
+        every = points[row.label].dropna(subset=column)
         limit = every["seed"].map(budget)
         inside = every[every[column] <= limit * (1 + ROUNDING)].groupby("seed").tail(1).set_index("seed")
         runs = every.loc[limit.notna(), "seed"].nunique()
@@ -127,9 +130,10 @@ def _within(
         cut, epoch = int((~inside["last"].astype(bool)).sum()), float(inside["epoch"].mean())
         amount = float(budget.mean())
         reached.append(Spent(row, equal, amount, used, epoch, inside["value"], cut, runs - len(inside)))
-    kin = [one for one in reached if one.row.label in _kin(results)]
+    labels = _kin(results)
+    kin = [one for one in reached if one.row.label in labels]
     reference = max(kin, key=lambda one: -1.0 if np.isnan(one.used) else one.used)
-    return _compared(reached, reference.row.label)
+    return _compared(reached, reference.row.label, bounds.of_difference(results.meta["metric"]))
 
 
 def _budget(spenders: Sequence[str], points: dict[str, pd.DataFrame], column: str) -> pd.Series:
@@ -154,13 +158,13 @@ def _kin(results: Results) -> list[str]:
     return [label for label in results.meta["labels"] if tuple(about.loc[label]) == mine]
 
 
-def _compared(reached: Sequence[Spent], reference: str) -> Iterator[Spent]:
+def _compared(reached: Sequence[Spent], reference: str, limits: bounds.Bounds) -> Iterator[Spent]:
     theirs = next(one.values for one in reached if one.row.label == reference)
     for one in reached:
         if one.row.label == reference:
             yield one
         else:
-            yield replace(one, reference=reference, difference=mean_interval(one.values - theirs))
+            yield replace(one, reference=reference, difference=mean_interval(one.values - theirs).within(*limits))
 
 
 # ---- the table -----------------------------------------------------------------------------------------------
@@ -183,8 +187,8 @@ def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Ro
             named(one.row),
             f"{one.epoch:.4g} of {one.row.epochs:g}{CUT}" if one.cut else f"{one.row.epochs:g}",
             EMPTY if np.isnan(one.used) else f"{100 * one.used:.0f}%",
-            words.mean(mean_interval(one.values)),
-            _difference(words, one),
+            words.mean(mean_interval(one.values).within(*words.bounds)),
+            words.signed(one.difference),
             str(len(one.values)),
         ]
         for one in found
@@ -199,6 +203,7 @@ def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Ro
         "Difference: paired by seed, with its 95% t interval.",
     ]
     notes = [*footnotes.choices(best, rows), *_notes(found, conditions(results.meta)), *footnotes.mixed(words.source)]
+    notes += load.notes(best, results, words.source)
     title = f"{words.meta['title']}: three budgets"
     numbers = _numbers(words, found)
     keys = len(words.varied) + 1
@@ -211,13 +216,6 @@ def _budget_text(one: Spent) -> str:
         return one.equal
     amounts = {EPOCHS: f"{one.budget:g}", PASSES: f"{one.budget:,.0f}", TIME: seconds(one.budget)}
     return f"{one.equal} ({amounts[one.equal]})"
-
-
-def _difference(words: Words, one: Spent) -> str:
-    if one.difference.n == 0:
-        return EMPTY
-    bounds = f" {words.signed_bounds(one.difference)}" if one.difference.n > 1 else ""
-    return words.signed_mean(one.difference) + bounds
 
 
 def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
@@ -239,7 +237,7 @@ def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
         (
             one.row.condition,
             f"{one.row.label} at equal {one.equal}",
-            f": {one.without} runs had no evaluation within it.",
+            f": {counted(one.without, 'run')} had no evaluation within it.",
         )
         for one in found
         if one.without
@@ -251,7 +249,8 @@ def _numbers(words: Words, found: Sequence[Spent]) -> pd.DataFrame:
     unit = f" [{words.unit}]" if words.unit else ""
     data: list[dict[str, Any]] = []
     for one in found:
-        metric, difference = mean_interval(one.values).scaled(words.scale), one.difference.scaled(words.scale)
+        metric = mean_interval(one.values).within(*words.bounds).scaled(words.scale)
+        difference = one.difference.scaled(words.scale)
         data.append(
             {
                 **({"condition": one.row.condition, **one.row.varied} if one.row.varied else {}),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis import choice, footnotes
+from bench.analysis import bounds, choice, footnotes
 from bench.analysis.conditions import KEY, keyed, merged, names, value_text
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
@@ -110,7 +110,7 @@ class ByTask:
 
     def _measured(self, block: Block, task: str, column: str) -> Line:
         rows = {label: block.rows[task, label] for label in self.labels}
-        cells = {label: mean_interval(self.scores[row.condition, label][column]) for label, row in rows.items()}
+        cells = {label: self._interval(self.scores[row.condition, label][column]) for label, row in rows.items()}
         return Line(
             block,
             self.words.score_of(task, column),
@@ -123,7 +123,7 @@ class ByTask:
 
     def _average(self, block: Block) -> Line:
         over = {label: self._ran(block, label) for label in self.labels}
-        cells = {label: mean_interval(self._averages(block, label, tasks)) for label, tasks in over.items()}
+        cells = {label: self._interval(self._averages(block, label, tasks)) for label, tasks in over.items()}
         incomplete = {label for label in self.labels if self._lacks(block, label, cells[label])}
         counts = {label: len(tasks) for label, tasks in over.items()}
         return Line(block, self.average, self.average, "", cells, incomplete, counts)
@@ -134,7 +134,9 @@ class ByTask:
         theirs = self._ran(block, baseline)
         both = {label: [task for task in self._ran(block, label) if task in theirs] for label in self.labels}
         cells = {
-            label: mean_interval(self._averages(block, label, tasks) - self._averages(block, baseline, tasks))
+            label: self._interval(
+                self._averages(block, label, tasks) - self._averages(block, baseline, tasks), of_difference=True
+            )
             for label, tasks in both.items()
             if label != baseline
         }
@@ -144,6 +146,10 @@ class ByTask:
         return Line(block, name, self.average, name, cells, incomplete, counts, signed=True)
 
     # ---- parts -----------------------------------------------------------------------------------------------
+
+    def _interval(self, values: pd.Series, *, of_difference: bool = False) -> Interval:
+        limits = bounds.of_difference if of_difference else bounds.of_metric
+        return mean_interval(values).within(*limits(self.meta["metric"]))
 
     def _means(self, block: Block, task: str, label: str) -> pd.Series:
         """Each seed's mean of the task's scores; without the seeds that lack one of them."""

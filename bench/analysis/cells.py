@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.analysis.render import DAGGER, EMPTY
+from bench.analysis.render import DAGGER, EMPTY, SECTION
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
 
+ALIKE = " (all equal)"
+
 
 def named(row: Row) -> str:
-    """The name of a choice, marked if it lacks runs."""
-    return row.name if row.complete else row.name + DAGGER
+    """The name of a choice with its marks."""
+    return row.name + marks(row)
+
+
+def marks(row: Row) -> str:
+    """A dagger for a row that lacks runs, a section sign for a degenerate one."""
+    return DAGGER * (not row.complete) + SECTION * bool(row.degenerate)
 
 
 def counted(row: Row) -> str:
-    """How many runs finished, and of how many if not all did."""
-    return str(row.done) if row.complete else f"{row.done}/{row.planned}"
+    """Return how many runs finished with a score, and of how many if not all did."""
+    return str(row.scored) if row.scored == row.planned else f"{row.scored}/{row.planned}"
 
 
 def plain(interval: Interval, form: str) -> str:
-    """An interval in its own unit, as mean ± half-width; the mean alone where there is no interval."""
+    """Return an interval in its own unit: mean ± half-width, or [low, high] where an end of it was cut off.
+
+    The mean alone where there is no interval; of several values that are all the same this is said.
+    """
     mean = number(interval.mean, form)
-    return mean if interval.n < 2 else f"{mean} ± {interval.half_width:{form}}"
+    if not interval.known:
+        return mean + ALIKE * interval.alike
+    return f"{mean} {_bracketed(interval, form)}" if interval.cut else f"{mean} ± {interval.half_width:{form}}"
+
+
+def signed_bounds(difference: Interval, form: str) -> str:
+    """Return the bounds of a difference, e.g. "[+0.31, +1.33]", or that there are none."""
+    return _bracketed(difference, f"+z{form}") if difference.known else ALIKE.strip() if difference.alike else EMPTY
+
+
+def _bracketed(interval: Interval, form: str) -> str:
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def number(value: float, form: str, unit: str = "") -> str:

@@ -15,7 +15,7 @@ from bench.analysis.conditions import KEY, keyed
 
 UNFINISHED = ["running", "partial", "missing"]
 COUNTS = ["planned", "done", "diverged", "failed", "unfinished"]
-MIN_EDGE_VALUES = 3  # of two swept values both are edges, which says nothing
+MIN_EDGE_VALUES = 2  # of two swept values both are edges: a search that has no inside
 OUTER = 0.1  # share of a range, at either end, that counts as its edge
 
 
@@ -55,19 +55,19 @@ def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame
 def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
     """Flag one configuration a condition and label: that with the best mean validation metric over the seeds.
 
-    It is chosen among the configurations whose planned runs all finished; only if there are none, among those with
-    some finished run. Ties go to the lower mean validation loss, then to the first listed. Neither test numbers nor
-    those of other conditions play a part.
+    It is chosen among the configurations whose planned runs all finished with a finite metric; only if there are none,
+    among those with some such run. Ties go to the lower mean validation loss, then to the first listed. Neither test
+    numbers nor those of other conditions play a part.
 
     Args:
-        frame: by `KEY`, with "planned", "done", "val_<metric>:mean" and "val_loss:mean".
+        frame: by `KEY`, with "planned", "val_loss:mean" and, of "val_<metric>", ":count" and ":mean".
     """
     # Rounded, so that equal runs tie although their means were summed in another order.
     value = frame[f"val_{metric['key']}:mean"].round(12)
     ranking = pd.DataFrame(
         {
-            "incomplete": frame["done"] < frame["planned"],
-            "empty": frame["done"] == 0,
+            "incomplete": frame[f"val_{metric['key']}:count"] < frame["planned"],
+            "empty": frame[f"val_{metric['key']}:count"] == 0,
             "metric": -value if metric["higher_is_better"] else value,
             "loss": frame["val_loss:mean"].round(12),
             "order": np.arange(len(frame)),
@@ -106,7 +106,7 @@ def edges(
 ) -> dict[str, str]:
     """The swept numbers that lie at an end, as {key: "smallest" or "largest"}.
 
-    Of a list that is its first or last value in order, if it has at least three; of a range, its outer tenth (on a
+    Of a list that is its first or last value in order, if it has at least two; of a range, its outer tenth (on a
     logarithmic scale where it was searched on one).
 
     Args:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bench.analysis import bounds
+from bench.analysis.cells import signed_bounds
 from bench.analysis.choice import reported
 from bench.analysis.conditions import keyed, names, value_text, varied
+from bench.analysis.provenance import provenance
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, paired_test
-from bench.analysis.summary import Row, all_rows, provenance
+from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
 from bench.errors import BenchError
 
@@ -28,9 +31,11 @@ ABOUT = ("title", "task", "model", "baseline", "seeds", "protocol", "vary", "swe
 ENVIRONMENT = ("device", "threads", "torch", "python", "commit")
 NO_SETTINGS = {
     *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error", "run_id"),
-    *("setup_seconds", "train_seconds", "eval_seconds", "passes", "examples", "tokens", "peak_memory_mb", "phase"),
+    *("setup_seconds", "train_seconds", "train_cpu_seconds", "eval_seconds", "passes", "examples", "tokens"),
+    *("peak_memory_mb", "phase"),
     *("dirty", "data_fingerprint", "data_verified", "environments", "sequences", "truncated", "max_tokens", "resumes"),
-    *("skipped_steps", "initial_weights_sha256", "weights_sha256", "selected_epoch", *ENVIRONMENT),
+    *("skipped_steps", "initial_weights_sha256", "weights_sha256", "selected_epoch", "not_finite", *ENVIRONMENT),
+    *("finished_at", "device_type"),
 }
 """Columns of records that are no settings; those of metrics are told by their names."""
 
@@ -121,7 +126,8 @@ def _differences(a: Results, b: Results, labels: list[str]) -> Table:
     for ours, theirs in _pairs(a, b, labels):
         mine, yours = (_by_seed(results, row) for results, row in ((a, ours), (b, theirs)))
         together = pd.merge(mine, yours, left_index=True, right_index=True, suffixes=("_a", "_b"))
-        metric = paired_test(together[f"test_{key}_b"], together[f"test_{key}_a"])
+        limits = bounds.of_difference(a.meta["metric"])
+        metric = paired_test(together[f"test_{key}_b"], together[f"test_{key}_a"], bounds=limits)
         seconds = paired_test(together["train_seconds_b"], together["train_seconds_a"])
         point = [value_text(value) for value in ours.varied.values()]
         rows.append(
@@ -247,7 +253,7 @@ def _signed(difference: Interval, form: str) -> str:
     if difference.n == 0:
         return EMPTY
     mean = f"{difference.mean:+z{form}}"
-    return mean if difference.n < 2 else f"{mean} [{difference.low:+z{form}}, {difference.high:+z{form}}]"
+    return mean if difference.n < 2 else f"{mean} {signed_bounds(difference, form)}"
 
 
 def _bounds(name: str, interval: Interval, scale: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ paired and compared within a condition only. An experiment that varies nothing h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -64,6 +64,12 @@ def under(found: Collection[str], among: Collection[str]) -> str:
     key = min(found).partition("=")[0]
     *others, last = (name.partition("=")[2] for name in found)
     return f" under {key}={', '.join(others)}{' and ' if others else ''}{last}"
+
+
+def first_few(parts: Sequence[str], most: int = 5) -> str:
+    """Return parts as a list of which only the first few are named: "a; b; and 3 more"."""
+    more = [f"and {len(parts) - most} more"] if len(parts) > most else []
+    return "; ".join([*parts[:most], *more])
 
 
 def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Iterator[str]:

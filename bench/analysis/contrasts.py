@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.analysis import choice
+from bench.analysis import bounds, choice
 from bench.analysis.conditions import KEY, keyed
-from bench.analysis.stats import LEVEL, PairedTest, holm, paired_test, smallest_detectable
+from bench.analysis.once import once
+from bench.analysis.stats import FEWEST, LEVEL, PairedTest, holm, paired_test, smallest_detectable
 from bench.analysis.summary import Row, all_rows
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class Contrast:
     def verdict(self) -> Verdict:
         """What the numbers support: a side only where the corrected p is below 0.05.
 
-        "untested" without a p: one seed, or differences that are all the same, about which t says nothing.
+        "untested" below `FEWEST` pairs, whose spread says too little, and without a p: of differences that are all the
+        same t says nothing.
         """
-        if np.isnan(self.p):
+        if self.test.difference.n < FEWEST or np.isnan(self.p):
             return "untested"
         if self.p > 1 - LEVEL or self.covers_zero:
             return "unclear"
@@ -79,6 +81,7 @@ class Contrast:
         return smallest_detectable(self.differences)
 
 
+@once
 def contrasts(results: Results) -> list[Contrast]:
     """Everything that the results table, the table `statistics` and the words compare, rival by rival.
 
@@ -95,6 +98,11 @@ def contrasts(results: Results) -> list[Contrast]:
         ]
         compared += _corrected([_contrast(results, values, row, _partner(best, rival, row)) for row in ours])
     return compared
+
+
+def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
+    """Return the labels that are compared, each pair once."""
+    return dict.fromkeys((one.ours.label, one.theirs.label) for one in compared)
 
 
 def wrappers(results: Results) -> list[str]:
@@ -150,7 +158,7 @@ def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], o
         theirs,
         both[:, 0],
         both[:, 1],
-        paired_test(both[:, 0], both[:, 1]),
+        paired_test(both[:, 0], both[:, 1], bounds=bounds.of_difference(results.meta["metric"])),
         np.nan,
         0,
         equal_budget(ours, theirs),

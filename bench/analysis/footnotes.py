@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bench.analysis.conditions import merged, under
-from bench.analysis.render import DAGGER
-from bench.analysis.stats import smallest_sign_flip_p
-from bench.analysis.summary import Provenance, Row
+from bench.analysis.conditions import first_few, merged, under
+from bench.analysis.provenance import Provenance
+from bench.analysis.render import DAGGER, SECTION
+from bench.analysis.stats import FEWEST, smallest_sign_flip_p
+from bench.analysis.summary import Row
+from bench.errors import counted
 
 Budgets = Mapping[str, Mapping[float, list[str]]]
 """Condition -> epochs or passes -> the labels that have them."""
@@ -23,15 +25,24 @@ def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
     yield from gone(best)
     yield from gone_elsewhere(rows)
     yield from edges(best)
+    yield from degenerate(best)
 
 
 def gone(rows: Sequence[Row]) -> Iterator[str]:
-    """The daggers explained: a note for every row that lacks runs, one for all that have none."""
+    """The daggers explained: a note for every row that lacks runs or numbers, one for all that have none."""
     yield from merged(
         (
             (row.condition, f"{DAGGER} {row.title}", f": {_finished(row)}; its numbers are over those.")
             for row in rows
-            if row.done and not row.complete
+            if 0 < row.done < row.planned
+        ),
+        _conditions(rows),
+    )
+    yield from merged(
+        (
+            (row.condition, f"{DAGGER} {row.title}", f": not finite, and in no mean: {first_few(row.not_finite)}.")
+            for row in rows
+            if row.not_finite
         ),
         _conditions(rows),
     )
@@ -68,6 +79,18 @@ def edges(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
+def degenerate(rows: Sequence[Row]) -> Iterator[str]:
+    """The section signs explained: configurations that give one answer to everything."""
+    yield from merged(
+        (
+            (row.condition, f"{SECTION} {row.name}", f" is degenerate: {row.degenerate}.")
+            for row in rows
+            if row.degenerate
+        ),
+        _conditions(rows),
+    )
+
+
 def significance(rows: Sequence[Row]) -> Iterator[str]:
     """What the p values cannot say: few seeds; and over how many comparisons they are corrected."""
     sizes = [row.difference.difference.n for row in rows if row.difference]
@@ -77,6 +100,8 @@ def significance(rows: Sequence[Row]) -> Iterator[str]:
     elif 1 < n <= FEW_SEEDS:
         floor = f"p={smallest_sign_flip_p(n):g}"
         yield f"With n={n} pairs an exact sign-flip test cannot get below {floor} on any data: no stars."
+        if n < FEWEST:
+            yield f"With n={n} pairs nothing is called better or worse, whatever p is; at least {FEWEST} are needed."
     compared = sum(row.difference is not None and not np.isnan(row.difference.p_t) for row in rows)
     if compared > 1:
         yield f"p values are corrected for {compared} comparisons; the table of statistics has the others."
@@ -103,7 +128,12 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
 def mixed(source: Provenance) -> Iterator[str]:
     """Why times are not to be compared."""
     if source.mixed:
-        yield "The runs mix hardware, versions or commits (all listed above): times are not comparable."
+        yield "The runs mix versions, commits or precisions (all listed above): times are not comparable."
+    if source.clock:
+        yield (
+            "The runs mix hardware (all listed above): times are compared within one kind of it, that of most runs: "
+            f"those of {source.timed} finished runs, on {' and '.join(source.clock)}."
+        )
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------
@@ -121,11 +151,12 @@ def _at_the_edge(row: Row) -> str:
 
 
 def _finished(row: Row) -> str:
-    return f"{row.done} of {row.planned} runs finished ({_lost(row)})"
+    return f"{row.done} of {counted(row.planned, 'run')} finished ({_lost(row)})"
 
 
 def _lost(row: Row) -> str:
     kinds = {"diverged": row.diverged, "failed": row.failed, "unfinished": row.unfinished}
+    kinds["not finite"] = len(row.not_finite)
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
 
 

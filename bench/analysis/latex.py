@@ -30,6 +30,7 @@ TEX = str.maketrans(
         "×": r"$\times$",
         "†": r"$^\dagger$",
         "‡": r"$^\ddagger$",
+        "§": r"\S{}",
         "–": "--",
         "“": "``",
         "”": "''",
@@ -56,7 +57,7 @@ def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
         "\n".join([*heading, *(rf"    {_row(row, kinds)} \\" for row in rows)]) for heading, rows in blocks
     )
     caption = rf"\caption{{\textbf{{{escape(table.title)}.}} {escape(' '.join(table.caption))}}}"
-    label = rf"\label{{tab:{table.experiment}-{table.name}}}"
+    label = rf"\label{{tab:{_as_key(table.experiment)}-{table.name}}}"
     notes = [rf"    {escape(note)}\par" for note in [*table.answer, *table.footnotes]]
     turned = width > WIDEST * WIDTH
     head = rf"    {' & '.join(shown)} \\"
@@ -176,6 +177,11 @@ def _head(lines: Sequence[str], kind: str) -> str:
     text = r" \\ ".join(map(escape, lines))
     text = rf"\shortstack[r]{{{text}}}" if len(lines) > 1 else text
     return f"{{{text}}}" if kind.startswith("S") else text
+
+
+def _as_key(name: str) -> str:
+    """Return a name as a label may have it: no escape helps in one."""
+    return re.sub(r"[^\w.:+=,-]+", "-", name)
 
 
 def escape(text: str) -> str:

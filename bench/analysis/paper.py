@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bench.analysis.cells import plain
 from bench.analysis.conditions import KEY, keyed, value_text
+from bench.analysis.provenance import provenance
 from bench.analysis.render import DAGGER, EMPTY, Table
-from bench.analysis.stats import Interval
-from bench.analysis.summary import Row, all_rows, provenance, tried_rows
+from bench.analysis.stats import FEWEST, Interval
+from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.analysis.words import Words, enumerated
-from bench.errors import BadValue, nearest
+from bench.errors import BadValue, counted, nearest
 
 if TYPE_CHECKING:
     from bench.records import Results
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-REPRODUCED, DIFFERS, NOT_RUN, ONE, OTHER = "reproduced", "differs", "not run", "one seed", "other quantity"
+REPRODUCED, DIFFERS, NOT_RUN, OTHER = "reproduced", "differs", "not run", "other quantity"
+TOO_FEW, ALIKE = f"fewer than {FEWEST} runs", "all runs equal"
 PLACE = ["dataset", "model", "setting", "epochs"]
 BETTER_OF_TWO = "better of 1x and 2x epochs, mean"
 BEST_EPOCH = "best epoch on the test set"
@@ -41,8 +44,9 @@ class Cell:
         published: its line of published.csv.
         row: our row of the same setting, None if there is none.
         ours: its interval, in the unit of the published number.
-        verdict: "reproduced" if the intervals overlap, "differs" if they do not; "not run"; "one seed", which has no
-            interval; "other quantity" where they report what we do not, such as the best epoch on the test set.
+        verdict: "reproduced" if the intervals overlap, "differs" if they do not; "not run"; "fewer than 4 runs", and
+            "all runs equal", of which no interval follows; "other quantity" where they report what we do not, such as
+            the best epoch on the test set.
     """
 
     published: Mapping[str, Any]
@@ -145,8 +149,10 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
         return NOT_RUN
     if line["reported"] == BEST_EPOCH:
         return OTHER
-    if ours.n == 1:
-        return ONE
+    if ours.n < FEWEST:
+        return TOO_FEW
+    if ours.alike:
+        return ALIKE
     half = float(line["ci95"].removeprefix("<")) if line["ci95"] else 0.0
     overlap = ours.low <= line["value"] + half and ours.high >= line["value"] - half
     return REPRODUCED if overlap else DIFFERS
@@ -186,8 +192,7 @@ def _three(cell: Cell | None) -> list[str]:
         return [EMPTY] * 3
     line, ours, decimals = cell.published, cell.ours, _decimals(cell.published)
     mark = DAGGER * bool(cell.row and not cell.row.complete)
-    here = EMPTY if ours.n == 0 else f"{ours.mean:.{decimals}f}"
-    here += f" ± {ours.half_width:.{decimals}f}" if ours.n > 1 else ""
+    here = plain(ours, f".{decimals}f")
     width = f" ± {line['ci95']}" if line["ci95"] else ""
     return [here + mark, f"{line['value']:.{decimals - 1}f}{width}", cell.verdict]
 
@@ -211,13 +216,13 @@ def _caption(found: Sequence[Cell]) -> Iterator[str]:
         yield f"As published: {what}."
     yield (
         f"Verdict: {REPRODUCED} if the two intervals overlap (or ours holds a number published without one), {DIFFERS} "
-        "if not. Data, model, augmentation, label noise and, where they are published, epochs agree; the card that "
-        "opens the experiment's file says what else does."
+        f"if not; of fewer than {FEWEST} runs none is given. Data, model, augmentation, label noise and, where "
+        "they are published, epochs agree; the card that opens the experiment's file says what else does."
     )
 
 
 def _notes(found: Sequence[Cell]) -> Iterator[str]:
-    said = {REPRODUCED: REPRODUCED, DIFFERS: "differ", NOT_RUN: NOT_RUN, ONE: ONE, OTHER: OTHER}
+    said = {name: name for name in (REPRODUCED, DIFFERS, NOT_RUN, TOO_FEW, ALIKE, OTHER)} | {DIFFERS: "differ"}
     tally = {words: sum(cell.verdict == verdict for cell in found) for verdict, words in said.items()}
     yield f"Of {len(found)} numbers: {', '.join(f'{count} {words}' for words, count in tally.items() if count)}."
     if any(cell.published["ci95"].startswith("<") for cell in found):
@@ -228,7 +233,7 @@ def _notes(found: Sequence[Cell]) -> Iterator[str]:
         yield "The published numbers are as others tell them; the paper itself was not seen."
     short = [cell.row for cell in found if cell.row and not cell.row.complete]
     if short:
-        each = dict.fromkeys(f"{row.name} ({row.done} of {row.planned} runs)" for row in short)
+        each = dict.fromkeys(f"{row.name} ({row.done} of {counted(row.planned, 'run')})" for row in short)
         yield f"{DAGGER} not all runs finished: {', '.join(each)}."
 
 

@@ -18,6 +18,7 @@ from bench.store import write_atomic
 FORMATS = ("md", "tex", "csv")
 EMPTY = "–"
 DAGGER = "†"
+SECTION = "§"
 WIDE = 100  # columns from which the terminal has room between those of a table
 NARROWEST = 12  # columns for the names, however narrow the terminal
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bench.analysis.cells import plain
 from bench.analysis.conditions import KEY, keyed, names, value_text
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
+from bench.errors import counted
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -70,7 +72,7 @@ def table(words: Words, results: Results, best: list[Row]) -> list[Table]:
     rows = [row for row in best if len(_of(frame, row))]
     if not rows:
         return []
-    found = [{name: mean_interval(_of(frame, row)[name]) for name in MEASURES} for row in rows]
+    found = [{name: _interval(name, _of(frame, row)[name]) for name in MEASURES} for row in rows]
     cells = _cells(words, found)
     columns = [*names(words.varied), *cells, "n"]
     text = [
@@ -99,6 +101,12 @@ def _of(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
     return frame[here]
 
 
+def _interval(name: str, values: pd.Series) -> Interval:
+    """The calibration error is a share, whose interval ends where a share does."""
+    found = mean_interval(values)
+    return found.within(0.0, 1.0) if name == "ece" else found
+
+
 Found = Mapping[str, Interval]
 
 
@@ -120,8 +128,7 @@ def _mean(interval: Interval) -> str:
     if interval.n == 0:
         return EMPTY
     digits = 2 if interval.mean == 0 else max(0, 2 - int(np.floor(np.log10(abs(interval.mean)))))
-    mean = f"{interval.mean:.{digits}f}"
-    return f"{mean} ± {interval.half_width:.{digits}f}" if interval.n > 1 else f"{mean} (n=1)"
+    return plain(interval, f".{digits}f") + " (n=1)" * (interval.n == 1)
 
 
 def _count(row: Row, of: Found) -> str:
@@ -152,7 +159,9 @@ def _definitions(frame: pd.DataFrame, found: list[dict[str, Interval]]) -> list[
 def _notes(frame: pd.DataFrame) -> list[str]:
     notes = []
     if other := int((frame["weights_sha256"] != frame["recorded_sha256"]).sum()):
-        notes.append(f"{other} of {len(frame)} runs were measured with weights that are not the recorded ones.")
+        notes.append(
+            f"{other} of {counted(len(frame), 'run')} were measured with weights that are not the recorded ones."
+        )
     costs = [
         f"{title} {frame[f'{name}_seconds'].mean():.3g} s ({frame[count].mean():.3g} {unit})"
         for name, (title, unit, count) in COSTS.items()

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 
 def table(
-    words: Words, results: Results, contrasts: Sequence[Contrast], best: Sequence[Row], rows: Sequence[Row]
+    words: Words,
+    results: Results,
+    contrasts: Sequence[Contrast],
+    best: Sequence[Row],
+    rows: Sequence[Row],
+    searched: Sequence[str],
 ) -> Table:
     """The table "statistics".
 
@@ -38,6 +43,7 @@ def table(
         contrasts: what `contrasts.contrasts` gives, one a row.
         best: the chosen row of every condition and label.
         rows: all of them.
+        searched: what there is to say of unequal searches.
     """
     columns = [*names(words.varied), "against", "optimizer", "equal", f"difference{words.points}", "p (t)", "p (Holm)"]
     columns += ["p (sign flip)", "p (Wilcoxon)", "effect size", "P(better)", f"detectable{words.points}", "n"]
@@ -52,7 +58,7 @@ def table(
         "of its rival, over all pairs of runs, ties counting half. Detectable: the smallest true difference that the t "
         "test would find at this n with 80% power, if the differences spread as these do.",
     ]
-    notes = [*footnotes.choices(best, rows), *_reach(ordered), *_test_sets(words, results, best)]
+    notes = [*footnotes.choices(best, rows), *searched, *_reach(ordered), *_test_sets(words, results, best)]
     title = f"{words.meta['title']}: statistics"
     numbers, keys = _numbers(words, ordered), len(words.varied) + 1
     name = words.meta["name"]
@@ -63,16 +69,14 @@ def _cells(words: Words, one: Contrast) -> Iterator[str]:
     yield one.theirs.label
     yield named(one.ours)
     yield one.equal
-    interval = one.test.difference
-    bounds = f" {words.signed_bounds(interval)}" if interval.n > 1 else ""
-    yield words.signed_mean(interval) + bounds if interval.n else EMPTY
+    yield words.signed(one.test.difference)
     for p in (one.test.p_t, one.p, one.test.p_sign_flip, wilcoxon_p(one.differences)):
         yield p_value(p)
     effect = _towards_better(one)
     yield EMPTY if np.isnan(effect) else f"{effect:+z.2f}"
     yield number(_chance(one), ".2f")
     yield number(one.detectable * words.scale, f".{words.digits}f")
-    yield str(interval.n)
+    yield str(one.test.difference.n)
 
 
 def _towards_better(one: Contrast) -> float:

@@ -5,6 +5,7 @@ What statsmodels and scipy.stats have is taken from them, and imported where it 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats would do as well, at ten times the import time
 
 LEVEL = 0.95
+FEWEST = 4  # finished pairs, or runs, without which nothing is called better, worse or reproduced, whatever p is
 POWER = 0.8  # the usual one: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.4
 MOST_EXAMPLES = 1_000_000  # of a test set
 MAX_EXACT_N = 20  # 2^19 signed sums, 4 MiB; beyond it the t test is as good
@@ -21,7 +23,11 @@ MAX_EXACT_N = 20  # 2^19 signed sums, 4 MiB; beyond it the t test is as good
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` values and the bounds of its confidence interval (NaN where n < 2)."""
+    """A mean over `n` values and the bounds of its confidence interval.
+
+    The bounds are NaN where there is none: of one value, and of values that are all the same, whose spread of 0 would
+    be taken for certainty.
+    """
 
     n: int
     mean: float
@@ -32,6 +38,25 @@ class Interval:
     def half_width(self) -> float:
         """Half the length of the interval; NaN where it is undefined."""
         return (self.high - self.low) / 2
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
+    @property
+    def alike(self) -> bool:
+        """Whether several values are all the same, from which no interval follows."""
+        return self.n > 1 and not self.known and not math.isnan(self.mean)
+
+    @property
+    def cut(self) -> bool:
+        """Whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
+        return self.known and not math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-6)
+
+    def within(self, low: float, high: float) -> Interval:
+        """The interval cut at the bounds of what was measured; a mean beyond one of them takes that bound along."""
+        return Interval(self.n, self.mean, max(self.low, min(low, self.mean)), min(self.high, max(high, self.mean)))
 
     def scaled(self, factor: float) -> Interval:
         """The same interval in another unit, e.g. factor 100 from a fraction to percent."""
@@ -50,39 +75,50 @@ class PairedTest:
 def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.float64]:
     """Half-width of the Student-t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of any one shape.
 
-    `sd` is the sample standard deviation (ddof=1). NaN where n < 2: one value says nothing about spread.
+    `sd` is the sample standard deviation (ddof=1). NaN where n < 2, and where sd is 0: neither one value nor equal
+    ones say anything about spread.
     Normal quantiles (1.96) or a percentile bootstrap are too narrow at five seeds, hence t.
     """
     count = np.asarray(n, dtype=float)
     count = np.where(count > 1, count, np.nan)
+    deviation = np.asarray(sd, dtype=float)
     quantile = special.stdtrit(count - 1, 0.5 + level / 2)
-    return np.asarray(quantile * np.asarray(sd, dtype=float) / np.sqrt(count))
+    return np.asarray(quantile * np.where(deviation > 0, deviation, np.nan) / np.sqrt(count))
+
+
+def without_rounding(sd: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
+    """Return sample deviations, 0 for those that are nothing but rounding of equal values."""
+    deviation = np.asarray(sd, dtype=float)
+    return np.where(deviation <= 1e-12 * np.abs(np.asarray(mean, dtype=float)), 0.0, deviation)
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     """Mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
 
-    With one value the bounds are NaN, with none the mean is NaN too.
+    With one value, and with equal ones, the bounds are NaN, with none the mean is NaN too.
     """
     sample = np.asarray(values, dtype=float)
     sample = sample[~np.isnan(sample)]
     n = len(sample)
     mean = float(sample.mean()) if n else np.nan
-    half = float(half_width(n, sample.std(ddof=1), level)) if n > 1 else np.nan
+    half = float(half_width(n, _spread(sample), level)) if n > 1 else np.nan
     return Interval(n, mean, mean - half, mean + half)
 
 
-def paired_test(ours: ArrayLike, theirs: ArrayLike, level: float = LEVEL) -> PairedTest:
+def paired_test(
+    ours: ArrayLike, theirs: ArrayLike, level: float = LEVEL, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> PairedTest:
     """Compare two optimizers seed by seed: mean of ours - theirs, its t interval and two p values.
 
-    Both arguments have shape (seeds,), seeds in the same order; one that is NaN on either side is left out.
-    Raises ValueError if the shapes differ.
+    Both arguments have shape (seeds,), seeds in the same order; one that is NaN on either side is left out. `bounds`
+    are those of a difference, at which its interval is cut. Raises ValueError if the shapes differ.
     """
     a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"paired samples need one value per seed on both sides, got {a.shape} and {b.shape}")
     differences = (a - b)[~np.isnan(a - b)]
-    return PairedTest(mean_interval(differences, level), paired_t_p(differences), sign_flip_p(differences))
+    interval = mean_interval(differences, level).within(*bounds)
+    return PairedTest(interval, paired_t_p(differences), sign_flip_p(differences))
 
 
 def paired_t_p(differences: ArrayLike) -> float:
@@ -142,13 +178,11 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     Keeps the chance of even one false finding among them at the level (Holm, Scandinavian Journal of Statistics 6,
     1979).
     """
-    from statsmodels.stats.multitest import multipletests
-
+    # statsmodels' multipletests does the same, and collects all garbage at each call: half the time of all tables.
     values = np.asarray(p, dtype=float)
-    known = ~np.isnan(values)
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaN ones come last
     corrected = np.full_like(values, np.nan)
-    if known.any():
-        corrected[known] = multipletests(values[known], method="holm")[1]
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
     return corrected
 
 
@@ -185,12 +219,18 @@ def smallest_detectable(differences: ArrayLike, power: float = POWER, level: flo
     In the unit of the differences, of shape (n,); their observed deviation stands for the true one (Cohen 1988, section
     2.4, by statsmodels). NaN for n < 2 and where there is no spread.
     """
-    from statsmodels.stats.power import TTestPower
-
     sample = np.asarray(differences, dtype=float)
     if len(sample) < 2 or (sd := _spread(sample)) == 0:
         return np.nan
-    return float(sd * TTestPower().solve_power(nobs=len(sample), alpha=1 - level, power=power))
+    return float(sd * _detectable_effect(len(sample), power, level))
+
+
+@functools.cache
+def _detectable_effect(n: int, power: float, level: float) -> float:
+    """Return the smallest effect size that the t test finds at n; solving for it takes 10 ms, and most n are alike."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=n, alpha=1 - level, power=power))
 
 
 def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.analysis import choice
-from bench.analysis.conditions import KEY, conditions, keyed, merged, under, varied
-from bench.analysis.stats import Interval, PairedTest, half_width, paired_test
+from bench.analysis import bounds, choice, degenerate, not_finite
+from bench.analysis.conditions import KEY, conditions, keyed, varied
+from bench.analysis.once import once
+from bench.analysis.provenance import timed
+from bench.analysis.stats import Interval, PairedTest, half_width, paired_test, without_rounding
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -29,10 +31,14 @@ class Row:
     `condition` is its name ("" where nothing is varied), `varied` the same as {column: value}. `config` is the text of
     the swept values ("" without a sweep), `swept` the same as {key: value}. `edges` are the swept numbers of a chosen
     configuration that lie at an end of what was tried, as {key: "smallest" or "largest"}. `phase` is that of its runs:
-    "tune" (they have no test numbers), "final" or "". Intervals are over the finished (`done`) runs: metrics, losses
-    and gaps as stored (fractions, not percent), seconds of training. `passes` are forward-backward passes,
-    `peak_memory_mb` MB, `tokens_per_second` tokens trained on without padding (NaN where there is no text), all means
-    over the finished runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration
+    "tune" (they have no test numbers), "final" or "". `degenerate` says in words how far the runs give one answer to
+    everything ("" where they do not, or where it was not recorded; see `degenerate.py`).
+    `not_finite` names the finished runs with a number that is not finite, and so in no mean, each with what that is.
+
+    Intervals are over the finished (`done`) runs and end where their numbers must: metrics, losses and gaps as stored
+    (fractions, not percent), seconds of training. `passes` are forward-backward passes, `peak_memory_mb` MB,
+    `tokens_per_second` tokens trained on without padding (NaN where there is no text), all means over the finished
+    runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration
     under the same condition, over the seeds that both have finished; `difference` is None for that configuration.
     """
 
@@ -50,6 +56,8 @@ class Row:
     diverged: int
     failed: int
     unfinished: int
+    degenerate: str
+    not_finite: tuple[str, ...]
     test_metric: Interval
     val_metric: Interval
     train_metric: Interval
@@ -70,8 +78,13 @@ class Row:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned run finished."""
-        return self.done == self.planned
+        """Return whether every planned run finished, all its numbers finite."""
+        return self.done == self.planned and not self.not_finite
+
+    @property
+    def scored(self) -> int:
+        """Return how many finished runs have a score: on the test set or, of those for choosing, on validation."""
+        return self.val_metric.n if self.phase == "tune" else self.test_metric.n
 
     @property
     def title(self) -> str:
@@ -81,7 +94,8 @@ class Row:
     @property
     def name(self) -> str:
         """The title of a choice; without any number there was none to make, so no value is named."""
-        return self.title if self.done or not self.config else f"{self.label} (no run finished)"
+        lost = "no finite score" if self.done else "no run finished"
+        return self.title if self.scored or not self.config else f"{self.label} ({lost})"
 
     @property
     def sweep_point(self) -> tuple[str, float] | None:
@@ -92,28 +106,7 @@ class Row:
         return (key, float(value)) if isinstance(value, int | float) and not pd.isna(value) else None
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where the numbers come from: the distinct values found among the finished runs, as text.
-
-    `caution` is a sentence to stand wherever the numbers do, "" where none is needed: that some of the data files
-    are not those of their publisher, by their checksums. `cut` says how many texts were longer than the model was given
-    them, "" where none was.
-    """
-
-    devices: list[str]
-    torch: list[str]
-    python: list[str]
-    commits: list[str]
-    caution: str
-    cut: str
-
-    @property
-    def mixed(self) -> bool:
-        """Whether runs of different machines, versions or commits stand in one table."""
-        return max(map(len, (self.devices, self.torch, self.python, self.commits))) > 1
-
-
+@once
 def all_rows(results: Results) -> list[Row]:
     """Every (condition, label, configuration) as a row, conditions and labels in the order of the experiment.
 
@@ -129,6 +122,7 @@ def all_rows(results: Results) -> list[Row]:
     return _in_order(results.meta, [*rows, *(row for key, row in final.items() if key not in known)])
 
 
+@once
 def tried_rows(results: Results) -> list[Row]:
     """Every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
     records = choice.tuning(results.records)
@@ -163,15 +157,21 @@ def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
 def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
     """A row for every line of a frame of counts, from the finished ones among the records."""
     meta = results.meta
-    records = _with_speed(keyed(records))
+    records = _with_speed(timed(keyed(records), results))
     columns = _interval_columns(meta["metric"]["key"])
     frame = frame.join(choice.moments(records, frame.index, [*columns.values(), *MEANS]))
     swept = {key for keys in meta["sweeps"].values() for key in keys}
     settings = keyed(results.records).groupby(KEY, sort=False)[sorted({"epochs", *swept, *varied(meta)})].first()
     frame = frame.join(settings.add_prefix("set_"))
     comparisons = _comparisons(records, frame, meta)
+    limits = bounds.of_rows(meta["metric"])
+    frame["not_finite"] = not_finite.named(records, frame.index)
     for field, column in columns.items():
-        frame[field] = pd.Series(_intervals(frame, column), index=frame.index, dtype=object)
+        found = [
+            interval.within(*limits[field]) if field in limits else interval for interval in _intervals(frame, column)
+        ]
+        frame[field] = pd.Series(found, index=frame.index, dtype=object)
+    frame["degenerate"] = degenerate.described(records, frame, meta["metric"])
     phase = "tune" if choice.phased(meta) else ""
     return [
         _row(key, meta, {**values, "phase": phase}, comparisons[key])
@@ -183,58 +183,6 @@ def _in_order(meta: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
     places = {name: place for place, name in enumerate(conditions(meta))}
     labels = {label: place for place, label in enumerate(meta["labels"])}
     return sorted(rows, key=lambda row: (places[row.condition], labels[row.label]))
-
-
-def provenance(results: Results) -> Provenance:
-    """Hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
-    done = results.records[results.records["status"] == "done"]
-    dirty = done["dirty"].astype(str).str.lower() == "true"
-    commits = done["commit"].dropna().astype(str).str[:10]
-    setups = done[["device", "threads", "precision"]].drop_duplicates()
-    return Provenance(
-        devices=sorted({_device(*setup) for setup in setups.itertuples(index=False)}),
-        torch=_distinct(done["torch"]),
-        python=_distinct(done["python"]),
-        commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
-        caution=_caution(results),
-        cut=_cut(results),
-    )
-
-
-def title(meta: Mapping[str, Any], task: str) -> str:
-    """What tables call a task: its title or, without one, its name."""
-    return (meta.get("tasks") or {}).get(task, {}).get("title") or task
-
-
-def _caution(results: Results) -> str:
-    """Diverged runs count as well: their data took part in what is reported of them."""
-    if "data_verified" not in results.records:
-        return ""
-    unverified = results.records["data_verified"].astype(str).str.lower() == "false"
-    among = conditions(results.meta)
-    found = set(keyed(results.records[unverified])["condition"])
-    if not found:
-        return ""
-    where = under([name for name in among if name in found], among)
-    return f"Unverified data{where}: the checksums of the data files are not their publisher's."
-
-
-def _cut(results: Results) -> str:
-    """Said for each task, and for each condition where they differ. Counted before training, so any run will do that
-    has all splits."""
-    columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
-    records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
-    among = records.groupby("task")["condition"].unique()
-    notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
-    for task, condition, texts, cut, limit in records.drop_duplicates().itertuples(index=False):
-        if cut > 0:
-            counted = f"{cut:,.0f} of {texts:,.0f} of {title(results.meta, task)}"
-            notes.setdefault(limit, {}).setdefault(task, []).append((condition, counted, ""))
-    sentences = []
-    for limit, of_task in notes.items():
-        said = [part for task, found in of_task.items() for part in merged(found, among[task])]
-        sentences.append(f"Texts longer than {limit:,.0f} tokens were cut: {', '.join(said)}.")
-    return " ".join(sentences)
 
 
 def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
@@ -311,12 +259,13 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, 
     reference = values[is_baseline].set_axis(partners[is_baseline]).reindex(partners)
     ours, theirs = values.to_numpy(), reference.to_numpy()
     compared: dict[Any, Comparison] = {}
+    limits = bounds.of_difference(meta["metric"])
     alone = set(baselines)
     places = records.groupby(KEY, sort=False).indices
     for key in frame.index:
         rows = places.get(key, [])
         a, b = ours[rows], theirs[rows]
-        test = None if key in alone else paired_test(a[:, 0], b[:, 0])
+        test = None if key in alone else paired_test(a[:, 0], b[:, 0], bounds=limits)
         compared[key] = (test, _ratio_of_means(a[:, 1], b[:, 1]), _ratio_of_means(a[:, 2], b[:, 2]))
     return compared
 
@@ -330,7 +279,7 @@ def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> f
 def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
     """The t interval of one column for every configuration, in the order of the frame."""
     n, mean, sd = (frame[f"{column}:{moment}"].to_numpy() for moment in ("count", "mean", "std"))
-    half = half_width(n, sd)
+    half = half_width(n, without_rounding(sd, mean))
     bounds = zip(n.astype(int), mean.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True)
     return [Interval(int(count), *rest) for count, *rest in bounds]
 
@@ -367,15 +316,3 @@ def _with_edges(rows: list[Row], meta: Mapping[str, Any]) -> list[Row]:
         else row
         for row in rows
     ]
-
-
-def _device(device: Any, threads: Any, precision: Any) -> str:
-    """One setup as text, e.g. "AMD EPYC (2 threads, float32)"; what is not recorded is left out."""
-    details = [] if pd.isna(threads) else [f"{int(threads)} thread{'s' * (int(threads) != 1)}"]
-    details += [] if pd.isna(precision) else [str(precision)]
-    name = "unknown device" if pd.isna(device) else str(device)
-    return f"{name} ({', '.join(details)})" if details else name
-
-
-def _distinct(column: pd.Series) -> list[str]:
-    return sorted({str(value) for value in column.dropna()})

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bench.analysis import budgets, by_task, footnotes, sharpness, statistics, target, tuning
+from bench.analysis import budgets, by_task, footnotes, load, sharpness, statistics, target, tuning
 from bench.analysis.answer import answer
-from bench.analysis.cells import counted, named, number, p_value, plain
+from bench.analysis.cells import counted, marks, named, number, p_value, plain
 from bench.analysis.choice import phased
 from bench.analysis.conditions import names, value_text
-from bench.analysis.contrasts import Contrast, contrasts
-from bench.analysis.render import DAGGER, Table
-from bench.analysis.summary import Row, all_rows, comparison_frame, provenance, to_frame, tried_rows
+from bench.analysis.contrasts import Contrast, contrasts, pairs
+from bench.analysis.provenance import provenance
+from bench.analysis.render import Table
+from bench.analysis.searches import unequal
+from bench.analysis.summary import Row, all_rows, comparison_frame, to_frame, tried_rows
 from bench.analysis.words import Words
 
 if TYPE_CHECKING:
@@ -38,15 +40,18 @@ def build(results: Results) -> list[Table]:
     tried = tried_rows(results)
     tables = [by_task.table(words, results, best, rows)] if len(words.varied.get("task", [])) > 1 else []
     compared = contrasts(results)
+    searched = [note for note in [unequal(results, pairs(compared))] if note]
     tables += [
         replace(
-            _results(words, best, rows, compared, list(tuning.notes_on(results.meta, tried))), answer=answer(results)
+            _results(words, best, rows, compared, [*tuning.notes_on(results.meta, tried), *searched]),
+            answer=answer(results),
         ),
         _losses(words, best, rows),
-        _cost(words, best, rows),
+        _cost(words, results, best, rows),
     ]
     if compared and any(row.done for row in best):
-        tables += [budgets.table(words, results, best, rows), statistics.table(words, results, compared, best, rows)]
+        tables += [budgets.table(words, results, best, rows)]
+        tables += [statistics.table(words, results, compared, best, rows, searched)]
         tables += [one for one in [target.table(words, results, best, rows)] if one.rows]
     if phased(results.meta):
         tables.append(tuning.table(words, results, tried, best))
@@ -78,8 +83,8 @@ def _results(words: Words, best: list[Row], rows: list[Row], compared: list[Cont
     }
     paired = (
         f"Difference: test {words.metric} minus that of {words.baseline}{words.within()}, paired by seed, with its "
-        f"95% t interval; p: two-sided paired t test, corrected by Holm's method over the rows. Gap: train "
-        f"{words.metric} (true labels, no augmentation) minus test."
+        f"95% t interval; p: two-sided paired t test, corrected by Holm's method over the rows. "
+        f"{words.gap()}"
     )
     notes = [
         *footnotes.choices(best, rows),
@@ -92,6 +97,7 @@ def _results(words: Words, best: list[Row], rows: list[Row], compared: list[Cont
     fields = ["test_metric", "selected_metric", "val_metric", "train_metric", "noisy_metric", "gap_metric"]
     numbers = to_frame(best, fields, words.meta["metric"]).join(comparison_frame(best, words.meta["metric"]))
     numbers["p_holm"] = p
+    numbers["degenerate"] = [row.degenerate for row in best]
     return _table(words, "results", "results", [words.measured(), paired], cells, best, notes, numbers)
 
 
@@ -110,7 +116,7 @@ def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
         "n": counted,
     }
     about = (
-        f"Mean {what} on true labels without augmentation; gap: test minus train. "
+        f"Mean {what} {'on true labels ' * bool(words.true_labels)}without augmentation; gap: test minus train. "
         "Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
     )
     notes = [*footnotes.choices(best, rows), *footnotes.budget(best)]
@@ -118,7 +124,7 @@ def _losses(words: Words, best: list[Row], rows: list[Row]) -> Table:
     return _table(words, "losses", "losses", [about], cells, best, notes, numbers)
 
 
-def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
+def _cost(words: Words, results: Results, best: list[Row], rows: list[Row]) -> Table:
     longest = np.nanmax([0.0, *(row.train_seconds.mean for row in best)])
     digits = 2 if longest < 10 else 1 if longest < 1000 else 0
     texts = any(row.tokens_per_second > 0 for row in best)
@@ -138,6 +144,7 @@ def _cost(words: Words, best: list[Row], rows: list[Row]) -> Table:
         f"Ratios are to {words.baseline}{words.within()}, over the seeds both finished. Peak: largest memory in use."
     )
     notes = [*footnotes.choices(best, rows), *footnotes.budget(best), *footnotes.mixed(words.source)]
+    notes += load.notes(best, results, words.source)
     speed = "Tokens/s: training tokens a second of this time, without padding, each batch once whatever its passes."
     caption = [about, speed] if texts else [about]
     fields = ["train_seconds", "seconds_ratio", "passes", "passes_ratio", "peak_memory_mb"]
@@ -154,7 +161,7 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
         f"gap{words.points}": lambda row: words.mean(row.gap_metric),
     }
     cells: dict[str, Callable[[Row], str]] = {
-        "optimizer": lambda row: row.title if row.complete else row.title + DAGGER,
+        "optimizer": lambda row: row.title + marks(row),
         f"validation {words.metric}{words.brackets}": lambda row: words.mean(row.val_metric),
         **({} if apart else of_test),
         "n": counted,
@@ -163,6 +170,7 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
     notes = [
         *footnotes.gone(rows),
         *footnotes.edges([row for row in rows if row.chosen]),
+        *footnotes.degenerate(rows),
         *footnotes.mixed(words.source),
     ]
     fields = ["val_metric", "test_metric", "gap_metric", "val_loss", "chosen"]
@@ -171,6 +179,7 @@ def _sweep(words: Words, rows: list[Row]) -> Table:
     numbers = to_frame(rows, fields, words.meta["metric"])
     if not apart:
         numbers = numbers.join(comparison_frame(rows, words.meta["metric"]))
+    numbers["degenerate"] = [row.degenerate for row in rows]
     measured = words.measured("Validation" if apart else "Test")
     return _table(words, "sweep", "all swept configurations", [measured], cells, rows, notes, numbers)
 

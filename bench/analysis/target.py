@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import choice, footnotes
+from bench.analysis import choice, footnotes, load
 from bench.analysis.cells import named, seconds
 from bench.analysis.conditions import conditions, keyed, names, value_text
+from bench.analysis.provenance import clock
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.summary import Row, tried_rows
 from bench.analysis.words import Words
@@ -62,6 +63,7 @@ def costs_to_target(results: Results, best: Sequence[Row], target: float | None 
     # After a phase of tuning it is that of the runs that chose: what is refitted has no validation numbers.
     tried = [*(row for row in best if row.chosen), *(row for row in tried_rows(results) if row.chosen)]
     held_out = {row.condition: row.val_metric.mean for row in tried if row.label == results.meta["baseline"]}
+    elsewhere = clock(results).elsewhere
     runs, curves = _ended(results), _curves(results, f"test_{metric['key']}")
     for condition in conditions(results.meta):
         rows = [row for row in best if row.condition == condition]
@@ -73,7 +75,8 @@ def costs_to_target(results: Results, best: Sequence[Row], target: float | None 
         for row in rows:
             ids = runs.get((condition, row.label, row.config), [])
             needed = first.reindex(ids).fillna(math.inf)
-            passes, time = (sorted(needed[column].astype(float)) for column in ("passes", "train_seconds"))
+            passes = sorted(needed["passes"].astype(float))
+            time = sorted(needed.loc[~needed.index.isin(elsewhere), "train_seconds"].astype(float))
             found.append(Reached(row, float(goal), passes, time))
     return found
 
@@ -132,6 +135,7 @@ def table(
         "arrived. Nothing is interpolated: a target reached between two evaluations counts at the second.",
     ]
     notes = [*footnotes.choices(best, rows), *_steps(results, found), *footnotes.mixed(words.source)]
+    notes += load.notes(best, results, words.source)
     title = f"{words.meta['title']}: cost to a target"
     numbers, keys = _numbers(words, found), len(words.varied)
     name = words.meta["name"]

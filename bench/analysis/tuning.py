@@ -9,7 +9,8 @@ import pandas as pd
 
 from bench.analysis import choice, footnotes
 from bench.analysis.conditions import conditions, keyed, merged, names, value_text
-from bench.analysis.render import EMPTY, Table
+from bench.analysis.render import EMPTY, SECTION, Table
+from bench.analysis.searches import spelled
 from bench.analysis.summary import Row
 
 if TYPE_CHECKING:
@@ -43,7 +44,11 @@ def table(words: Words, results: Results, tried: Sequence[Row], best: Sequence[R
         elif not row.done:
             cells += [EMPTY, EMPTY, EMPTY]
         else:
-            cells += [row.config, words.mean(row.val_metric), _in_words(where, row.edges)]
+            cells += [
+                row.config + SECTION * bool(row.degenerate),
+                words.mean(row.val_metric),
+                _in_words(where, row.edges),
+            ]
         text.append([*map(value_text, final.varied.values()), *cells])
         numbers.append(
             {
@@ -72,6 +77,7 @@ def table(words: Words, results: Results, tried: Sequence[Row], best: Sequence[R
     notes = [
         *notes_on(words.meta, tried),
         *footnotes.edges([row for row in tried if row.chosen]),
+        *footnotes.degenerate([row for row in tried if row.chosen]),
         *_searched(tune["spaces"]),
     ]
     title = f"{words.meta['title']}: tuning"
@@ -157,13 +163,7 @@ def _searched(spaces: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for label, space in spaces.items():
         for key, values in space.items():
-            found.setdefault(f"{key} {_space(values)}", []).append(label)
+            found.setdefault(f"{key} {spelled(values)}", []).append(label)
     if found:
         each = (f"{what} ({', '.join(labels)})" for what, labels in found.items())
         yield f"Searched: {'; '.join(each)}."
-
-
-def _space(values: Any) -> str:
-    if isinstance(values, Mapping):
-        return f"from {values['low']:g} to {values['high']:g}{' on a log scale' * bool(values.get('log'))}"
-    return ", ".join(map(value_text, values))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.analysis import tuning
+from bench.analysis import bounds, cells, tuning
 from bench.analysis.choice import phased
 from bench.analysis.conditions import names, value_text, varied
+from bench.analysis.provenance import Provenance, title
 from bench.analysis.render import EMPTY
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Provenance, Row, title
+from bench.analysis.summary import Row
 
 NATS = "cross-entropy (nats)"
 NAMED = ("task", "model")  # named wherever the data are, so that conditions need not
@@ -28,24 +29,28 @@ class Words:
         self.points = {"%": " (points)", "": ""}.get(self.unit, self.brackets)
         self.differences_in = {"%": " points", "": ""}.get(self.unit, f" {self.unit}")
         self.times = self.brackets or (f" (times {self.scale:g})" if self.scale != 1 else "")
+        self.bounds = bounds.of_metric(meta["metric"])
         self.better = "higher" if meta["metric"]["higher_is_better"] else "lower"
         self.varied = varied(meta)
+        self.true_labels = ", true labels" if relabelled(meta) else ""
         self.tasks: Mapping[str, Any] = meta.get("tasks") or {}
         self.notes = list(dict.fromkeys(meta.get("notes") or []))
 
     def mean(self, interval: Interval) -> str:
         """Metric as mean ± half-width; the mean alone where there is no interval."""
-        shown = interval.scaled(self.scale)
-        if shown.n < 2:
-            return EMPTY if shown.n == 0 else f"{shown.mean:z.{self.digits}f} (n=1)"
-        return f"{shown.mean:z.{self.digits}f} ± {shown.half_width:.{self.digits}f}"
+        return cells.plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
 
     def difference(self, row: Row) -> str:
         """Paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if row.difference is None or row.difference.difference.n == 0:
             return EMPTY
-        interval = row.difference.difference
-        return self.signed_mean(interval) + (f" {self.signed_bounds(interval)}" if interval.n > 1 else "")
+        return self.signed(row.difference.difference)
+
+    def signed(self, difference: Interval) -> str:
+        """A difference with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
+        if difference.n < 2:
+            return self.signed_mean(difference)
+        return f"{self.signed_mean(difference)} {self.signed_bounds(difference)}"
 
     def signed_mean(self, difference: Interval) -> str:
         """The mean of a difference, e.g. "+0.82"."""
@@ -55,7 +60,7 @@ class Words:
 
     def signed_bounds(self, difference: Interval) -> str:
         """The bounds of a difference, e.g. "[+0.31, +1.33]"."""
-        return f"[{self._signed(difference.low)}, {self._signed(difference.high)}]" if difference.n > 1 else EMPTY
+        return cells.signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
 
     def _signed(self, value: float) -> str:
         return f"{value * self.scale:+z.{self.digits}f}"
@@ -67,6 +72,14 @@ class Words:
             f"{split} {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
             "Mean over seeds ± half-width of the 95% Student-t interval; n: finished runs."
         )
+
+    def gap(self) -> str:
+        """Return what the generalization gap is: positive where the test set is worse, for every metric."""
+        about = "(true labels, no augmentation)" if self.true_labels else "(no augmentation)"
+        train = f"train {self.metric} {about}"
+        if self.meta["metric"]["higher_is_better"]:
+            return f"Gap: {train} minus test."
+        return f"Gap: test {self.metric} minus {train}, so that positive is worse on the test set, as everywhere."
 
     def closing(self) -> list[str]:
         """What every caption ends with: the choice, what tasks and models have to say, the origin."""
@@ -113,6 +126,9 @@ class Words:
         held_out = f"({share}of the training data, held out)" if share else "(training data held out)"
         each = " for each condition by itself," if self.varied else ""
         if phased(self.meta):
+            # Before protocol 2 validation was one and the same for all seeds.
+            if self.meta["protocol"] > 1 and len(phased(self.meta)["tune"]["seeds"]) > 1:
+                held_out = f"{held_out[:-1]} anew for each seed)"
             return tuning.sentence(self.meta, self.metric, held_out, each)
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
 
@@ -164,6 +180,17 @@ class Words:
         ]
         every = "every combination of " if len(axes) > 1 else ""
         return f"Conditions: {every}{' and '.join(axes)}." if axes else ""
+
+
+def gap_of(metric: Mapping[str, Any]) -> str:
+    """Return the generalization gap of a metric as a difference, in which positive is worse on the test set."""
+    sides = ("train", "test") if metric["higher_is_better"] else ("test", "train")
+    return f"{' − '.join(sides)} {metric['name']}"
+
+
+def relabelled(meta: Mapping[str, Any]) -> bool:
+    """Return whether any training labels were replaced, so that true ones have to be told from others."""
+    return any([meta["data"].get("label_noise"), *varied(meta).get("label_noise", [])])
 
 
 def _plural(noun: str, count: int) -> str:

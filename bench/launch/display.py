@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bench.errors import counted
 from bench.launch.estimate import LONG, Speed, estimate
 from bench.spec import PlannedRun
 
@@ -130,7 +131,7 @@ class Display:
         head = Table.grid(padding=(0, 1))
         failures = Text(f"{self.failures} failed", "bold red") if self.failures else Text("")
         head.add_row(
-            Text(f"{self.over}/{len(self.passes)} runs", "bold"),
+            Text(f"{self.over}/{counted(len(self.passes), 'run')}", "bold"),
             ProgressBar(total=1.0, completed=self._share(), width=30),
             Text(f"{self._time_left()} left", "cyan"),
             failures,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.batching import Batch
-from bench.evaluate import BATCH, outputs
-from bench.registry import optimizers
-from bench.spec import PlannedRun, RunSpec
-from bench.step import Run, set_up
-from bench.tasks.base import Split
+from bench.evaluate import batch_size, evaluate, foldable, outputs
+from bench.folding import folded
+from bench.passes import passes_per_step
+from bench.spec import OptimizerChoice, PlannedRun, RunSpec
+from bench.step import Run, load, set_up
+from bench.tasks.base import Data, Split, Task, sampled
 from bench.train import synchronize
+
+FEW = 32
+"""Examples of each split that a rehearsal evaluates."""
 
 LONG_STEP = 10.0
 """Seconds from which on a step is not taken twice to know how long it takes."""
@@ -28,16 +33,20 @@ LONG = 86_400.0
 
 @dataclass(frozen=True)
 class Speed:
-    """What a kind of run costs on one worker, in seconds: to set it up, a pass over a batch, one evaluation."""
+    """What a kind of run costs on one worker, in seconds: to set it up, a pass over a batch, one evaluation.
+
+    The last evaluation takes `more` seconds than the others, which see only some of the training examples.
+    """
 
     setup: float
     a_pass: float
     an_evaluation: float
+    more: float = 0.0
 
     def run(self, spec: RunSpec, passes: int) -> float:
         """Seconds of a whole run."""
         evaluations = -(-spec.train.epochs // spec.train.eval_every)
-        return self.setup + passes * self.a_pass + evaluations * self.an_evaluation
+        return self.setup + passes * self.a_pass + evaluations * self.an_evaluation + self.more
 
 
 def kind(spec: RunSpec) -> str:
@@ -48,12 +57,13 @@ def kind(spec: RunSpec) -> str:
 
 def samples(runs: Iterable[PlannedRun]) -> dict[str, RunSpec]:
     """For every kind of run, the one that is measured: of the fewest passes a step."""
-    cheapest = sorted(runs, key=lambda run: passes_per_step(run.spec))
+    cheapest = sorted(runs, key=lambda run: passes_per_step(run.spec.optimizer))
     return {kind(run.spec): run.spec for run in reversed(cheapest)}
 
 
-def passes_per_step(spec: RunSpec) -> float:
-    return optimizers[spec.optimizer.name].passes(spec.optimizer.params)
+def configuration(spec: RunSpec) -> str:
+    """Return what runs that differ by their seed only have in common."""
+    return spec.model_dump_json(exclude={"seed"})
 
 
 def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
@@ -65,26 +75,85 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     A run of several processes is measured in one: on a GPU with the share of one of them, and without what they send
     each other; on a CPU, whose cores they share, with the whole batch.
     """
-    processes = spec.train.processes
-    share = spec.train.batch_size // (processes if device.type == "cuda" else 1)
-    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"processes": 1, "batch_size": share})})
-    started = time.perf_counter()
-    run = set_up(spec, device)
-    run.warm_up()
-    synchronize(device)
-    setup = time.perf_counter() - started
+    spec = in_one_process(spec, device)
+    run, setup = _set_up(spec, device)
+    if run.keeps_code:  # as the runs to come will find it
+        run, setup = _set_up(spec, device)
 
     batch = _usual(run.batches(0))
     a_step, a_pass = _seconds_a_step(run, batch, 0.0)
     if a_step < LONG_STEP:  # and it was the first one, which has things to import and state to make
         _, a_pass = _seconds_a_step(run, batch, seconds)
 
+    evaluate_some(run)
     run.model.eval()
-    a_unit = _seconds_a_unit(run, batch.examples)
-    usual = min(BATCH[device.type], len(run.data.train))
+    quick = any(foldable(run.task, split, run.autocast) for split in run.data.splits().values())
+    network = (folded(run.model) if quick else None) or run.model
+    a_unit = _seconds_a_unit(run, network, batch.examples)
+    usual = min(batch_size(run.data.train), len(run.data.train))
     if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
-        a_unit = _seconds_a_unit(run, torch.arange(usual, device=device))  # a batch as large as evaluation takes them
-    return Speed(setup, a_pass, a_unit * sum(map(_units, run.data.splits().values())))
+        # a batch as large as evaluation takes them
+        a_unit = _seconds_a_unit(run, network, torch.arange(usual, device=device))
+    some, whole = _units(sampled(run.data.train, spec.train.eval_train)), _units(run.data.train)
+    others = sum(map(_units, run.data.splits().values())) - whole
+    return Speed(setup, a_pass, a_unit * (some + others), a_unit * (whole - some))
+
+
+def rehearse(spec: RunSpec, device: torch.device) -> float:
+    """Build a run, take one step and evaluate a few examples: what fails in it would have failed the run.
+
+    Returns:
+        The passes of the step.
+    """
+    spec = in_one_process(spec, device)
+    run = set_up(spec, device, loaded=_loaded(_data_of(spec), device))
+    run.model.train()
+    run.step(run.batches(0)[0], np.random.RandomState(0))
+    passes = run.work
+    evaluate_some(run)
+    synchronize(device)
+    return passes
+
+
+def in_one_process(spec: RunSpec, device: torch.device) -> RunSpec:
+    """Return a spec of one process: on a GPU with one's share of the batch, on a CPU, which all share, the whole."""
+    processes = spec.train.processes
+    share = spec.train.batch_size // (processes if device.type == "cuda" else 1)
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"processes": 1, "batch_size": share})})
+
+
+def _data_of(spec: RunSpec) -> str:
+    """Return a spec as JSON of which only the data matter: equal for all that can have the same in memory."""
+    plain = spec.train.model_copy(update={"processes": 1})
+    return spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd"), "train": plain}).model_dump_json()
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(spec_json: str, device: torch.device) -> tuple[Task, Data]:
+    """Load the data of a rehearsal, kept for the next: configurations come in the order of an experiment."""
+    return load(RunSpec.model_validate_json(spec_json), device)
+
+
+def evaluate_some(run: Run) -> None:
+    """Evaluate a few examples of every split, as the run will all of them."""
+    data = run.data
+    few = torch.arange(FEW, device=data.train.targets.device)
+
+    def start(split: Split) -> Split:
+        return replace(split[few[: len(split)]], noisy=None) if len(split) else split  # all of the few may be noisy
+
+    others = {name: start(split) for name, split in data.others.items()}
+    few_of_all = replace(data, train=start(data.train), val=start(data.val), test=start(data.test), others=others)
+    evaluate(run.model, run.task, few_of_all, run.autocast)
+
+
+def _set_up(spec: RunSpec, device: torch.device) -> tuple[Run, float]:
+    """Return a run that is ready for its first step, and the seconds that took."""
+    started = time.perf_counter()
+    run = set_up(spec, device)
+    run.warm_up()
+    synchronize(device)
+    return run, time.perf_counter() - started
 
 
 def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> tuple[float, float]:
@@ -105,10 +174,10 @@ def _usual(batches: Sequence[Batch]) -> Batch:
     return min(batches, key=lambda batch: abs(batch.tokens - mean))
 
 
-def _seconds_a_unit(run: Run, which: Tensor) -> float:
+def _seconds_a_unit(run: Run, network: nn.Module, which: Tensor) -> float:
     some = run.data.train[which]
     started = time.perf_counter()
-    outputs(run.model, run.task, some, run.autocast)
+    outputs(network, run.task, some, run.autocast)
     synchronize(which.device)
     return (time.perf_counter() - started) / _units(some)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shlex
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from bench import archive, records
 from bench import experiment as experiments
 from bench.analysis import render, tables
+from bench.files import read_toml
 from bench.launch.repeat import recorded
 from bench.records import Results
 from bench.store import to_json
@@ -59,15 +59,15 @@ class Checked:
     other: list[str]
 
 
-def export(name: str, out: Path, overrides: Sequence[str] = ()) -> tuple[str, bytes]:
+def export(name: str, out: Path, overrides: Sequence[str] = (), results_name: str | None = None) -> tuple[str, bytes]:
     """The experiment's name, and the archive of its results. Arguments as for `bench.run`.
 
     Raises:
         BenchError: there are no results, they are not as they were written, or are not of this experiment.
     """
-    of = recorded(name, out, overrides)
+    of = recorded(name, out, overrides, results_name)
     path = experiments.find(name)
-    files = {file: (of.folder / file).read_bytes() for file in records.files(of.folder)}
+    files = records.files(of.folder)
     for table in tables.build(of.results):
         files |= {f"tables/{table.name}.{form}": render.render(table, form).encode() for form in FORMATS}
     plugins = _plugins(path)
@@ -88,7 +88,8 @@ def export(name: str, out: Path, overrides: Sequence[str] = ()) -> tuple[str, by
         lock=f"; `{LOCK}`: the versions to install" if lock.is_file() else "",
         archive=shlex.quote(experiment + archive.SUFFIX),
         quoted=shlex.quote(experiment),
-        overrides="".join(f" --set {shlex.quote(override)}" for override in overrides),
+        overrides="".join(f" --set {shlex.quote(override)}" for override in overrides)
+        + (f" --name {shlex.quote(results_name)}" if results_name else ""),
     ).encode()
     return experiment, archive.pack(experiment, files)
 
@@ -111,7 +112,7 @@ def check(path: Path) -> Checked:
 
 def _plugins(path: Path) -> dict[str, bytes]:
     """The plug-ins of an experiment file, where it looks for them; those outside its folder under plugins/."""
-    named = tomllib.loads(path.read_text(encoding="utf-8")).get("plugins", [])
+    named = read_toml(path).get("plugins", [])
     found = {}
     for plugin in named:
         place = PurePosixPath(plugin)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.errors import BenchError
-from bench.launch import queue
+from bench.launch import job_status
 from bench.launch.display import Display
-from bench.launch.local import Outcome
-from bench.launch.queue import Standing
+from bench.launch.job_status import JobStatus
+from bench.launch.outcome import Outcome
 from bench.launch.submission import failed_at
 from bench.spec import PlannedRun
 from bench.store import Store, reason_in
 
 SECONDS = 3.0
 """Between two looks."""
+
+QUEUE_SECONDS = 12.0
+"""Between two questions to SLURM, which a whole site shares."""
 
 LOOKS = 3
 """How many looks must agree that a job is over before its unfinished runs are given up: files may come late."""
@@ -40,12 +43,23 @@ class Followed:
     detached: bool = False
 
 
-def follow(runs: Sequence[PlannedRun], store: Store, display: Display, seconds: float = SECONDS) -> Followed:
-    """Show the progress of submitted runs until each is finished, has failed or has no job any more."""
-    watch = _Watch(runs, store, display)
+def follow(
+    runs: Sequence[PlannedRun],
+    store: Store,
+    display: Display,
+    seconds: float = SECONDS,
+    meanwhile: Callable[[str | None], None] = lambda run_id: None,
+) -> Followed:
+    """Show the progress of submitted runs until each is finished, has failed or has no job any more.
+
+    Args:
+        meanwhile: called with the id of every run that has finished, and with None after every look.
+    """
+    watch = _Watch(runs, store, display, meanwhile)
     try:
         while watch.waiting:
             watch.look()
+            meanwhile(None)
             if watch.waiting:
                 time.sleep(seconds)
     except KeyboardInterrupt:
@@ -54,7 +68,14 @@ def follow(runs: Sequence[PlannedRun], store: Store, display: Display, seconds: 
 
 
 class _Watch:
-    def __init__(self, runs: Sequence[PlannedRun], store: Store, display: Display) -> None:
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        store: Store,
+        display: Display,
+        meanwhile: Callable[[str | None], None],
+    ) -> None:
+        self.meanwhile = meanwhile
         self.waiting = {run.spec.run_id: run for run in runs}
         self.store = store
         self.display = display
@@ -62,34 +83,38 @@ class _Watch:
         self.idle: dict[str, int] = {}
         self.retried: dict[str, dict[str, int]] = {}
         self.silent = False
+        self.statuses: dict[str, JobStatus] | None = None
+        self.asked = float("-inf")
 
     def look(self) -> None:
-        standings = self._standings()
+        if time.monotonic() - self.asked >= QUEUE_SECONDS:
+            self.statuses, self.asked = self._ask(), time.monotonic()
         for run_id, run in list(self.waiting.items()):
-            if self._look_at(run, standings.get(run_id) if standings is not None else None, standings is None):
+            if self._look_at(run, (self.statuses or {}).get(run_id), self.statuses is None):
                 del self.waiting[run_id]
 
-    def _standings(self) -> dict[str, Standing] | None:
+    def _ask(self) -> dict[str, JobStatus] | None:
         try:
-            standings = queue.standings(self.store)
+            statuses = job_status.statuses(self.store)
         except BenchError as error:
             if not self.silent:
                 self.display.say(f"{str(error).splitlines()[0]} (still looking)")
             self.silent = True
             return None
         self.silent = False
-        return standings
+        return statuses
 
-    def _look_at(self, run: PlannedRun, standing: Standing | None, queue_is_silent: bool) -> bool:
+    def _look_at(self, run: PlannedRun, job: JobStatus | None, queue_is_silent: bool) -> bool:
         """Show where a run stands; whether it is over."""
         folder = self.store.run(run.spec.run_id)
         if result := folder.result():
             self.followed.outcome.finished += 1
             self._show_running(run)
             self.display.finished(run, result)
+            self.meanwhile(run.spec.run_id)
             return True
         status = folder.status()
-        if status == "failed" and failed_at(folder) != self._retried(run, standing):
+        if status == "failed" and failed_at(folder) != self._retried(run, job):
             reason = reason_in(folder.error() or "")
             self.followed.outcome.failed.append((run, reason))
             self.display.failed(run, reason)
@@ -101,29 +126,29 @@ class _Watch:
                 self.display.progressed(run, point["epoch"], run.spec.train.epochs, point)
         elif run.spec.run_id in self.display.running:
             self.display.dropped(run)
-        if queue_is_silent or status == "running" or (standing and standing.live):
+        if queue_is_silent or status == "running" or (job and (job.live or job.hidden)):
             self.idle.pop(run.spec.run_id, None)
             return False
-        return self._is_lost(run, standing)
+        return self._is_lost(run, job)
 
     def _show_running(self, run: PlannedRun) -> None:
         if run.spec.run_id not in self.display.running:
             self.display.started(run)
 
-    def _is_lost(self, run: PlannedRun, standing: Standing | None) -> bool:
+    def _is_lost(self, run: PlannedRun, job: JobStatus | None) -> bool:
         self.idle[run.spec.run_id] = looks = self.idle.get(run.spec.run_id, 0) + 1
         if looks < LOOKS:
             return False
-        words = standing.words() if standing else "it was never submitted"
+        words = job.words() if job else "it was never submitted"
         self.followed.lost.append((run, words))
         self.display.failed(run, words)
         return True
 
-    def _retried(self, run: PlannedRun, standing: Standing | None) -> int | None:
+    def _retried(self, run: PlannedRun, job: JobStatus | None) -> int | None:
         """When a run had failed that its job is to do again."""
-        if standing is None or not standing.live:
+        if job is None or not job.live:
             return None
-        key = standing.submission.name
+        key = job.submission.name
         if key not in self.retried:
-            self.retried[key] = standing.submission.runs()["retried"]
+            self.retried[key] = job.submission.runs()["retried"]
         return self.retried[key].get(run.spec.run_id)

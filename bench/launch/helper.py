@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.distributed import Call, start
+from bench.errors import counted
 from bench.launch import submission as submissions
 from bench.news import Teller
 from bench.store import read_json
@@ -45,10 +46,10 @@ def answer(call: Call, node: int) -> None:
     Args:
         node: which of the job's nodes this is; 0 is the first, which calls.
     """
-    teller = Teller(call.address, call.port, f"node {node}")
+    teller = Teller(call.address, call.port, f"node {node}", call.secret)
     first, gpus = node * call.here, torch.cuda.device_count()
     if 0 < gpus < call.here:
-        text = f"{os.uname().nodename} has {gpus} GPUs for {call.here} processes of this run"
+        text = f"{os.uname().nodename} has {counted(gpus, 'GPU')} for {call.here} processes of this run"
         teller.tell({"kind": "told", "rank": first, "text": text, "time": time.time()})
         return
     devices = [f"cuda:{local}" if gpus else "cpu" for local in range(call.here)]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.submission import Note, Settings, Submission, code_sha256
 from bench.store import KEEP_WEIGHTS, to_json, write_atomic
@@ -33,6 +34,9 @@ MARGIN = 5.0
 
 IDLE_LIMIT = 3
 """How often in a row a job may reach its time limit without getting any further before it is not queued again."""
+
+CANCELLED = "SLURM was ending this job for good when it was told to save, so it was not queued again"
+MARKED = "this job was started again after `bench cancel`, and has done nothing"
 
 LONGEST_GRACE = 600.0
 """Seconds for which a job that was told to end waits for SLURM to end it."""
@@ -57,6 +61,7 @@ class Job:
         self._progress: list[int] = []
         self._launcher: subprocess.Popen[bytes] | None = None
         self._stop_asked = False
+        self._cancelled = False
 
     def __call__(self) -> str:
         """Do the runs. Called by submitit, at every start of the job.
@@ -65,7 +70,8 @@ class Job:
             The state in words.
 
         Raises:
-            BenchError: the code has changed since, or runs failed; submitit prints it to the job's log.
+            BenchError: the job was cancelled, the code has changed since, or runs failed; submitit prints it to the
+                job's log.
         """
         signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
         submission = submissions.read(self.folder)
@@ -83,6 +89,9 @@ class Job:
         note = replace(note, starts=note.starts + 1, state="running", message="")
         from submitit.core.utils import UncompletedJobError
 
+        if submission.cancelled:
+            submission.write_note(self.task, replace(note, state="cancelled", message=MARKED))
+            raise BenchError(MARKED)
         try:
             self._check_code()
         except BenchError as error:
@@ -97,7 +106,8 @@ class Job:
                 f"reached its time limit of {submission.settings.time} min {IDLE_LIMIT} times without getting any "
                 "further, and was not queued again; give it more with --time"
             )
-            submission.write_note(self.task, replace(note, state="failed", message=message))
+            state, message = ("cancelled", CANCELLED) if self._cancelled else ("failed", message)
+            submission.write_note(self.task, replace(note, state=state, message=message))
             raise BenchError(message) from error
         return self._end(submission, note, status)
 
@@ -121,7 +131,12 @@ class Job:
         Writes nothing itself; runs save between two steps.
 
         Returns:
-            What the job is to be when it is started again; None, if that has led nowhere `IDLE_LIMIT` times.
+            What the job is to be when it is started again; None if it is not to be: it was cancelled, or that has led
+            nowhere `IDLE_LIMIT` times.
+
+        Raises:
+            SystemExit: SLURM has queued the job again by itself. Should it be cancelled now, doing so once more would
+                bring it back to life.
         """
         from submitit.core.utils import DelayedSubmission
 
@@ -134,6 +149,12 @@ class Job:
                 while not _is_over(launcher.pid) and time.monotonic() < deadline:
                     time.sleep(0.05)
         submission = submissions.read(self.folder)
+        fate = "ended" if submission.cancelled else queue.fate()  # the last look before submitit queues the job again
+        if fate == "requeued":
+            sys.exit(-1)
+        if fate == "ended":
+            self._cancelled = True
+            return None
         if submission.progress(self.task) != self._progress:
             self.idle = 0
         elif self._is_at_its_limit(submission.settings):
@@ -212,15 +233,8 @@ def _wait_while_running() -> None:
     Some sites send it at the beginning of the grace time before a preemption: a job that ended by itself then would
     count as completed, and not be started again.
     """
-    job, deadline = os.environ.get("SLURM_JOB_ID"), time.monotonic() + LONGEST_GRACE
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
-    while job and time.monotonic() < deadline:
-        try:
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        except (OSError, subprocess.SubprocessError):
-            return
-        if asked.stdout.strip() != "RUNNING":
-            return
+    job, deadline = queue.own_job(), time.monotonic() + LONGEST_GRACE
+    while job and time.monotonic() < deadline and queue.is_running(job):
         time.sleep(2)
 
 

@@ -7,50 +7,30 @@ import os
 import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
+from bench.launch import speeds
 from bench.launch.display import Display
-from bench.launch.estimate import samples
+from bench.launch.estimate import Speed, configuration, samples
+from bench.launch.outcome import Outcome
+from bench.launch.server import start_fork_server
+from bench.launch.signals import Interrupts
 from bench.launch.slots import Slot
-from bench.launch.worker import Event, Job, Measure, work
-from bench.numerics import allow_deterministic_kernels
+from bench.launch.worker import Event, Job, Measure, Rehearse, work
+from bench.numerics import allow_deterministic_kernels, has_bf16_units
+from bench.passes import passes_per_step
+from bench.registry import optimizers, undeclared
 from bench.spec import PlannedRun
 from bench.store import Claimed, Store, reason_in
 
+PASSES_ROUNDING = 1e-6
+"""Of passes that are sums of shares of a batch."""
 GRACE_SECONDS = 30.0
 """How long workers may take to reach the end of their step and save, once asked to stop."""
-
-
-@dataclass
-class Outcome:
-    """What became of a launch.
-
-    Attributes:
-        failed: the runs that failed, with the last line of what went wrong.
-        elsewhere: runs that another launch is doing.
-        interrupted: stopped by Ctrl-C or by `--fail-fast` before the queue was empty.
-        disk: the message, if the disk refused.
-    """
-
-    finished: int = 0
-    failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
-    elsewhere: int = 0
-    interrupted: bool = False
-    disk: str | None = None
-
-    def __add__(self, other: Outcome) -> Outcome:
-        """Of two phases of a launch, one after the other."""
-        return Outcome(
-            self.finished + other.finished,
-            self.failed + other.failed,
-            self.elsewhere + other.elsewhere,
-            self.interrupted or other.interrupted,
-            self.disk or other.disk,
-        )
 
 
 @dataclass
@@ -73,6 +53,7 @@ def run_local(
     checkpoint_minutes: float = 5.0,
     only_estimate: bool = False,
     grace_seconds: float = GRACE_SECONDS,
+    meanwhile: Callable[[str | None], None] = lambda run_id: None,
 ) -> Outcome:
     """Do all the runs, several at once; a failed one is recorded and the others go on.
 
@@ -81,25 +62,29 @@ def run_local(
         shares: the machine in the shares that runs get, from `slots`.
         fail_fast: end the launch at the first failure.
         checkpoint_minutes: time between two checkpoints of a run.
-        only_estimate: measure and say how long they would take, and do none of them.
+        only_estimate: measure and say how long they would take, build each configuration and take one step of it, and
+            do none of them; configurations that fail are the failed runs of the outcome.
         grace_seconds: how long workers may take to save, once asked to stop.
+        meanwhile: called with the id of every run that has finished, and with None about every second.
     """
     if any(run.spec.train.deterministic for run in runs):
         allow_deterministic_kernels()
-    pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes)
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops us as Ctrl-C does
-    try:
-        pool.start(shares[: len(runs)])
-        pool.measure()
-        if not only_estimate:
-            pool.work_off()
-    except KeyboardInterrupt:
-        pool.outcome.interrupted = True
-        display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
-        pool.drain(grace_seconds)
-    finally:
-        pool.close()
-        signal.signal(signal.SIGTERM, terminate)
+    pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes, meanwhile)
+    with Interrupts() as interrupts:
+        try:
+            pool.start(shares[: len(runs)])
+            pool.measure()
+            if only_estimate:
+                pool.rehearse()
+            else:
+                pool.work_off()
+        except KeyboardInterrupt:
+            pool.outcome.interrupted = True
+            display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
+            pool.drain(grace_seconds)
+        finally:
+            interrupts.close()
+            pool.close()
     return pool.outcome
 
 
@@ -111,8 +96,10 @@ class _Pool:
         display: Display,
         fail_fast: bool,
         checkpoint_minutes: float,
+        meanwhile: Callable[[str | None], None] = lambda run_id: None,
     ) -> None:
         self.queue = deque(runs)
+        self.meanwhile = meanwhile
         self.store = store
         self.display = display
         self.fail_fast = fail_fast
@@ -122,13 +109,18 @@ class _Pool:
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
         """By device: runs that memory was short for, to be done once more with nothing else there."""
         self.draining = False
+        self.rehearsing = False
+        self.absent = False
+        """Whether a rehearsal met data that are not here."""
+        self.tried: set[str] = set()
+        """Configurations of which a step was taken when they were measured."""
         self.workers: list[_Worker] = []
-        # A fork server imports torch once for all workers; without threads or a CUDA context it is safe to fork.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["bench.launch.worker"])
+        start_fork_server()
 
     def start(self, shares: Sequence[Slot]) -> None:
-        self.workers = [self._hire(slot) for slot in shares]
+        for slot in shares:  # one by one, so that those that are there are seen off if this is interrupted
+            self.workers.append(self._hire(slot))
 
     def _hire(self, slot: Slot) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
@@ -138,17 +130,38 @@ class _Pool:
         return _Worker(slot, process, ours)
 
     def measure(self) -> None:
-        """Say how long the queue will take: a few steps of every kind of run, on all workers at once, are timed."""
-        speeds = {}
-        for name, spec in samples(self.queue).items():
+        """Say how long the queue will take: a few steps of every kind of run, on all workers at once, are timed.
+
+        What an earlier launch has timed here is not timed again.
+        """
+        self._warn_of_slow_precision()
+        kinds = samples(self.queue)
+        shares = [worker.slot for worker in self.workers]
+        keys = {name: speeds.key(spec, shares) for name, spec in kinds.items()}
+        known = speeds.recalled(keys)
+        measured: dict[str, Speed] = {}
+        for name, spec in kinds.items():
+            if name in known:
+                continue
             events = self._ask_all(Measure(spec.model_dump_json()))
             found = [event.content for event in events if event.kind == "speed"]
             if not found:
                 reason = events[0].content if events else "the worker died; was memory short?"
                 self.display.say(f"No estimate of the time: {reason}")
                 return
-            speeds[name] = max(found, key=lambda speed: speed.a_pass)
-        self.display.estimated(list(self.queue), speeds, len(self.workers))
+            if len(found) == len(self.workers):
+                self.tried.add(configuration(spec))
+            measured[name] = max(found, key=lambda speed: speed.a_pass)
+        speeds.remember({keys[name]: speed for name, speed in measured.items()})
+        self.display.estimated(list(self.queue), known | measured, len(self.workers))
+
+    def _warn_of_slow_precision(self) -> None:
+        on_cpu = any(worker.slot.device == "cpu" for worker in self.workers)
+        if on_cpu and any(run.spec.train.precision == "bf16" for run in self.queue) and not has_bf16_units():
+            self.display.say(
+                'train.precision = "bf16": this CPU has no bf16 matrix units (AMX), so bf16 is slower than fp32 here; '
+                'set train.precision = "fp32"'
+            )
 
     def _ask_all(self, question: Measure) -> list[Event]:
         """The answers of all workers; one that dies over it gives none, and is replaced."""
@@ -163,11 +176,21 @@ class _Pool:
                 self.workers[place] = self._hire(worker.slot)
         return events
 
+    def rehearse(self) -> None:
+        """Build every configuration and take one step of it; what fails there would have failed the run."""
+        of_seeds = {configuration(run.spec): run for run in reversed(self.queue)}
+        self.queue = deque(run for name, run in reversed(of_seeds.items()) if name not in self.tried)
+        self.rehearsing = True
+        self.work_off()
+        if not (self.outcome.interrupted or self.outcome.failed or self.absent):
+            self.display.say(f"Took one step of {len(of_seeds)} configurations: all of them can run.")
+
     def work_off(self) -> None:
         """Hand out runs and listen, until the queue is empty and all is quiet."""
         while self.queue or any(self.lonely.values()) or any(worker.run for worker in self.workers):
             self._hand_out()
             self._listen(timeout=1.0)
+            self.meanwhile(None)
             if self._ended_early():
                 self.drain()
                 return
@@ -201,10 +224,11 @@ class _Pool:
             self._clear(device)
         worker = self.workers[place]
         worker.run, worker.alone = run, alone
-        folder = self.store.run(run.spec.run_id).path
+        spec, folder = run.spec.model_dump_json(), self.store.run(run.spec.run_id).path
         self.display.started(run)
+        job = Rehearse(spec, alone) if self.rehearsing else Job(spec, folder, self.checkpoint_minutes, alone)
         try:
-            worker.connection.send(Job(run.spec.model_dump_json(), folder, self.checkpoint_minutes, alone))
+            worker.connection.send(job)
         except OSError:  # it died while it had nothing to do
             self._replace(worker)
 
@@ -234,10 +258,18 @@ class _Pool:
         if event.kind == "epoch":
             self.display.progressed(run, event.epochs_done, event.epochs, event.content)
             return
+        if event.kind == "said":
+            self.display.say(f"{run.name}: {event.content}")
+            return
         worker.run, worker.alone = None, False
         if event.kind == "done":
             self.outcome.finished += 1
             self.display.finished(run, event.content)
+            self.meanwhile(run.spec.run_id)
+        elif event.kind == "rehearsed":
+            self._compare_passes(run, event.content)
+        elif event.kind == "absent":
+            self._absent(run, event.content)
         elif event.kind == "failed":
             self._failed(run, event.content)
         elif event.kind == "memory":
@@ -251,6 +283,24 @@ class _Pool:
         elif event.kind == "stopped":  # by us, or by whoever told its worker to end
             self.outcome.interrupted = True
             self.display.dropped(run)
+
+    def _compare_passes(self, run: PlannedRun, passes: float) -> None:
+        """Tell of an optimizer whose passes could not be counted when they were planned."""
+        self.display.dropped(run)
+        name, planned = run.spec.optimizer.name, passes_per_step(run.spec.optimizer)
+        if optimizers[name].passes is undeclared and planned == 1 and abs(passes - planned) > PASSES_ROUNDING:
+            self.display.say(
+                f"{run.name}: its first step took {passes:g} passes, and 1 is planned with; say how many "
+                f'{name} takes: register_optimizer("{name}", passes=lambda params: {passes:g})'
+            )
+
+    def _absent(self, run: PlannedRun, reason: str) -> None:
+        """Data that a launch would fetch first: nothing of this kind can be tried here, and nothing is wrong."""
+        self.display.dropped(run)
+        self.queue.clear()
+        if not self.absent:
+            self.display.say(f"No step was taken: {reason}")
+        self.absent = True
 
     def _failed(self, run: PlannedRun, text: str) -> None:
         reason = reason_in(text)
@@ -282,6 +332,9 @@ class _Pool:
         if deaths == 1:
             self.display.say(f"{run.name}: worker died ({cause}); once more")
             (self.lonely[worker.slot.device] if worker.alone else self.queue).appendleft(run)
+            return
+        if self.rehearsing:
+            self._failed(run, f"the worker process died twice in its first step, last by {cause}; was memory short?")
             return
         text = f"the worker process died twice under this run, last by {cause}; was memory short?"
         folder = self.store.run(run.spec.run_id)

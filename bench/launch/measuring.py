@@ -16,7 +16,7 @@ from rich.console import Console
 from bench import records
 from bench.checkpoint import load_weights
 from bench.environment import describe
-from bench.errors import BenchError
+from bench.errors import BenchError, counted
 from bench.launch.repeat import Recorded, repeat, weights_kept
 from bench.measures.measure import Settings, measure, prepared
 from bench.spec import PlannedRun
@@ -105,7 +105,7 @@ def _final_weights(
     gone = [run for run in runs if not found[run.spec.run_id].path.exists()]
     with tempfile.TemporaryDirectory(prefix="bench-measure-") as scratch:
         if gone:
-            said = f"{len(gone)} of {len(runs)} runs left no weights (--keep-weights): they are repeated"
+            said = f"{len(gone)} of {counted(len(runs), 'run')} left no weights (--keep-weights): they are repeated"
             console.print(said, highlight=False)
             with weights_kept():
                 outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, console=console)

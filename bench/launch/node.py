@@ -9,19 +9,19 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from bench import terminal
 from bench.distributed import Team
 from bench.errors import BenchError
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.display import Display
 from bench.launch.job import STOPPED
-from bench.launch.local import GRACE_SECONDS, Outcome, run_local
+from bench.launch.local import GRACE_SECONDS, run_local
+from bench.launch.outcome import Outcome
+from bench.launch.server import start_fork_server
 from bench.launch.slots import Slot, slots
 from bench.launch.submission import Settings, Submission
 from bench.spec import PlannedRun, RunSpec
@@ -60,7 +60,7 @@ def do(submission: Submission, task: int) -> Outcome:
     content, settings = submission.runs(), submission.settings
     total = Outcome()
     deadline = time.monotonic() + PATIENCE
-    with Display(_passes(content, submission.tasks[task]), content["metric"], Console(stderr=True)) as display:
+    with Display(_passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)) as display:
         team = _team(submission, task)
         while runs := _to_do(store, submission.tasks[task], content):
             outcome = run_local(
@@ -139,10 +139,9 @@ def _start_forkserver() -> None:
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would
     have it kill its workers while they save.
     """
-    forkserver.set_forkserver_preload(["bench.launch.worker"])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    forkserver.ensure_running()
+    start_fork_server()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 

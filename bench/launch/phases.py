@@ -5,13 +5,17 @@ results/<experiment>/chosen.json    every candidate with its validation numbers,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import records
+from bench import collecting
+from bench.collecting import NOTHING, Held
+from bench.errors import BenchError, shown
 from bench.spec import Experiment, Place, PlannedRun
-from bench.store import Store, read_json, to_json, write_atomic
+from bench.store import FINISHED, Store, read_json, to_json, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,17 +37,20 @@ class Choices:
     content: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def superseded(self, store: Store) -> list[dict[str, Any]]:
-        """Choices that others have taken the place of, with their finished final runs, if there are any."""
-        found = []
+    def superseded(self, store: Store, held: Held = NOTHING) -> list[dict[str, Any]]:
+        """Return choices that others have taken the place of, with their finished final runs, if there are any."""
+        there = store.present()
+        found = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
         for earlier in self.history:
-            if self.chosen.get((earlier["condition"], earlier["label"])) == earlier["config"]:
-                continue
-            finished = sum(store.run(run_id).result() is not None for run_id in earlier["final"])
-            if finished:
-                named = {key: earlier[key] for key in ("condition", "label", "config")}
-                found.append({**named, "finished": finished})
-        return found
+            runs = (collecting.look(store.run(run_id), held, there, whole=False) for run_id in earlier["final"])
+            found[_named(earlier)] = max(found[_named(earlier)], sum(run.status in FINISHED for run in runs))
+        for earlier in (held.meta.get("phases") or {}).get("superseded", []):  # whose runs may be nowhere any more
+            found[_named(earlier)] = max(found[_named(earlier)], earlier["finished"])
+        return [
+            {"condition": condition, "label": label, "config": config, "finished": finished}
+            for (condition, label, config), finished in found.items()
+            if finished and self.chosen.get((condition, label), config) != config
+        ]
 
     def changed(self) -> Iterator[str]:
         """What has to be said of choices that are not those for which final runs were planned before."""
@@ -57,27 +64,31 @@ class Choices:
                 )
 
 
-def choose(experiment: Experiment, store: Store) -> Choices:
+def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Choices:
     """Choose where tuning is over: wherever no run of it is left to do, failed ones counting as done.
 
     Nothing but the validation numbers of these runs is read.
 
+    Args:
+        held: what the records hold; default: they are read.
+
     Raises:
-        BenchError: a result or the file of earlier choices is damaged.
+        BenchError: a result, the records or the file of earlier choices are damaged.
     """
     from bench.analysis import choice
 
-    history = read_json(store.folder / FILE, missing={}).get("history", [])
+    history = _history(store.folder / FILE)
+    held = collecting.held(store) if held is None else held
     runs = experiment.tuning
-    if not store.present():
+    if not (store.present() or held.rows):
         return Choices(history=history)
-    frame = choice.candidates(_validation(runs, store, experiment.metric["key"]), experiment.metric)
+    frame = choice.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
     for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):
         ((condition, label, config),) = group.index[group["chosen"]]
         best = group[group["chosen"]].iloc[0]
-        if group["unfinished"].any() or not best["done"]:
+        if group["unfinished"].any() or not best[f"val_{experiment.metric['key']}:count"]:
             continue
         chosen[condition, label] = config
         candidates = [
@@ -121,22 +132,40 @@ def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
     write_atomic(store.folder / FILE, to_json(content))
 
 
+def _history(path: Path) -> list[dict[str, Any]]:
+    """Return the choices that chosen.json has from before.
+
+    Raises:
+        BenchError: the file is damaged.
+    """
+    history: list[dict[str, Any]] = read_json(path, missing={}).get("history", [])
+    for one in history if isinstance(history, list) else [None]:
+        texts = isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("condition", "label", "config"))
+        final = one.get("final") if isinstance(one, dict) else None
+        if not texts or not isinstance(final, list) or not all(isinstance(run_id, str) for run_id in final):
+            raise BenchError(f"{path} is damaged (its history has {shown(one)}); delete it to have it made again")
+    return history
+
+
 # ---- parts ---------------------------------------------------------------------------------------------------
 
 
-def _validation(runs: Iterable[PlannedRun], store: Store, key: str) -> pd.DataFrame:
-    """Where every run of tuning stands, with its validation numbers."""
+def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) -> pd.DataFrame:
+    """Return where every run of tuning stands, with its validation numbers."""
     import pandas as pd
 
     there, rows = store.present(), []
     for run in runs:
-        folder = store.run(run.spec.run_id)
-        status, result = records.standing(folder) if folder.run_id in there else ("missing", None)
-        metrics: Mapping[str, float] = (result or {}).get("metrics", {})
-        of_val = {name: metrics.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
-        condition, label = run.place
-        rows.append({"condition": condition, "optimizer": label, "config": run.config_text, "status": status, **of_val})
+        found = collecting.look(store.run(run.spec.run_id), held, there, whole=False)
+        of_val = {name: found.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
+        place = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
+        rows.append({**place, "status": found.status, **of_val})
     return pd.DataFrame(rows)
+
+
+def _named(choice: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the place and the configuration of an earlier choice, or of a row of records."""
+    return choice.get("condition", ""), choice.get("label") or choice["optimizer"], choice.get("config", "")
 
 
 def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) -> dict[str, Any]:
@@ -154,8 +183,9 @@ def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) ->
 def _why(group: pd.DataFrame, best: pd.Series, metric: Mapping[str, Any]) -> str:
     """In a sentence, with the runner-up."""
     column = f"val_{metric['key']}:mean"
-    complete = group[group["done"] == group["planned"]]
-    among = complete if len(complete) else group[group["done"] > 0]
+    scored = group[f"val_{metric['key']}:count"]
+    complete = group[scored == group["planned"]]
+    among = complete if len(complete) else group[scored > 0]
     what = "complete configurations" if len(complete) else "configurations, of which none is complete"
     said = f"best mean validation {metric['name']} ({_shown(best[column], metric)}) of {len(among)} {what}"
     others = among.drop(index=best.name)[column]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bench import checkpoint
-from bench.errors import BadValue, BenchError, nearest
+from bench import checkpoint, collecting
+from bench.collecting import NOTHING, Held
+from bench.errors import BadValue, BenchError, counted, nearest
+from bench.launch import leftover
 from bench.launch.phases import Choices, choose
-from bench.registry import optimizers
+from bench.launch.shard import Shard, part
+from bench.passes import passes_per_step
 from bench.spec import Experiment, PlannedRun, RunSpec
 from bench.step import load_task, steps_per_epoch
-from bench.store import Status, Store
-from bench.tasks.base import check_label_noise, learned_from
+from bench.store import FINISHED, Status, Store
+from bench.tasks.base import check_label_noise
+from bench.tasks.splits import learned_from
 
 
 @dataclass(frozen=True)
@@ -23,38 +27,87 @@ class Plan:
     """Every run of an experiment with where it stands, in the order of the file.
 
     Attributes:
-        chosen: the runs that this launch is about (`--only`).
+        asked: the experiment as it was asked for.
+        experiment: the same with what the records hold of it beside: other seeds; final runs, where tuning goes on.
+        chosen: the runs that this launch is about (`--only`, `--seeds`, `--shard`).
         statuses: by run_id.
         ids: the run_id of every run of the experiment, in its order: hashes, which take a while where runs are many.
+        held: the finished runs that the records hold; they count as done unless `redo` is set.
         only: the labels that this launch is about; all if empty.
         choices: what tuning has led to, in an experiment with phases.
     """
 
+    asked: Experiment
     experiment: Experiment
     store: Store
     chosen: list[PlannedRun]
     statuses: dict[str, Status]
     retry_failed: bool
     ids: list[str]
+    held: Held
     only: Collection[str] = ()
     choices: Choices = field(default_factory=Choices)
+    redo: bool = False
+    shard: Shard | None = None
 
     def meta(self) -> dict[str, Any]:
-        """experiment.json, with what only a look at the data and at the results tells of the phases."""
-        meta = self.experiment.meta()
+        """Return experiment.json, with what only the data and the results tell of phases, parts and shards."""
+        meta = self.experiment.meta() | {key: self.held.meta[key] for key in ("parts",) if key in self.held.meta}
+        if self.shard:
+            meta["before_shards"] = sorted(_before_shards(self.trusted))
         if self.experiment.phases:
             passes = dict.fromkeys(self.experiment.phases.trials, 0)
             for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
                 if run.phase == "tune":
                     passes[run.label] += self.passes[run_id]
             meta["phases"]["tune"]["passes"] = passes
-            meta["phases"]["superseded"] = self.choices.superseded(self.store)
+            meta["phases"]["superseded"] = self.choices.superseded(self.store, self.held)
         return meta
+
+    @property
+    def trusted(self) -> Held:
+        """What of the records counts as done."""
+        return NOTHING if self.redo else self.held
+
+    def with_records(self, held: Held) -> Plan:
+        """Return the plan as the records are now: whoever else works on the experiment may have added to them."""
+        experiment, choices = whole(self.asked, self.store, held, held)
+        ids = self.ids if experiment.runs == self.experiment.runs else [run.spec.run_id for run in experiment.runs]
+        return replace(self, experiment=experiment, choices=choices, ids=ids, held=held)
+
+    @cached_property
+    def strangers(self) -> list[leftover.Leftover]:
+        """Finished runs that are in the records alone, and are no part of the experiment any more."""
+        return leftover.strangers(self.experiment, self.store, self.ids, self.held)
+
+    def refusal(self) -> str:
+        """Return why nothing may start: finished runs that are nowhere else would leave the records; else ""."""
+        there, here = self.held.meta, self.asked
+        of, overrides = there.get("of", here.of), there.get("overrides", list(here.overrides))
+        if (of, overrides) != (here.of, list(here.overrides)):  # of another experiment under the same --name
+            was = " ".join([of, *(f"--set {override}" for override in overrides)])
+            return f"the results in {self.store.folder} are of {was}; give the same, or another --name"
+        if not self.strangers or self.redo:
+            return ""
+        return (
+            f"the records in {self.store.folder} hold {counted(len(self.strangers), 'finished run')} of another "
+            f"machine that are no part of {self.asked.name} as it is now: {'; '.join(leftover.told(self.strangers))}. "
+            "They are neither mixed with others nor dropped unasked: `bench clean` removes them from the records, "
+            "--redo replaces the records, --name NAME leaves them and gives this experiment results of its own"
+        )
+
+    def check_records(self) -> None:
+        """Raise BenchError where `refusal` says so."""
+        if words := self.refusal():
+            raise BenchError(words)
 
     @cached_property
     def to_be_chosen(self) -> list[PlannedRun]:
         """The final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
-        return [run for run in self.experiment.to_be_chosen() if not self.only or run.label in self.only]
+        if not self.experiment.phases:
+            return []
+        waiting = self.experiment.with_final(self.choices.chosen).to_be_chosen()
+        return [run for run in waiting if _is_asked(run, self.asked, self.only)]
 
     @cached_property
     def to_do(self) -> list[PlannedRun]:
@@ -91,35 +144,95 @@ class Plan:
         counts = Counter(self.statuses[run_id] for run_id in self._runs)
         return sum(counts[status] for status in statuses)
 
+    def count_held(self) -> int:
+        """Return how many of the chosen runs count as done by the records alone."""
+        there = self.store.present()
+        return sum(
+            self.statuses[run_id] in FINISHED and run_id in self.trusted.rows and run_id not in there
+            for run_id in self._runs
+        )
 
-def make_plan(experiment: Experiment, store: Store, only: Collection[str] = (), retry_failed: bool = False) -> Plan:
-    """Look at every run's folder; in an experiment with phases, plan the final runs of what tuning has led to.
+
+def make_plan(
+    experiment: Experiment,
+    store: Store,
+    only: Collection[str] = (),
+    retry_failed: bool = False,
+    *,
+    redo: bool = False,
+    shard: Shard | None = None,
+) -> Plan:
+    """Look at every run's folder and at the records; with phases, plan the final runs of what tuning has led to.
 
     Args:
         only: labels to run; all if empty.
         retry_failed: failed runs are to be done again.
+        redo: runs that only the records hold are to be done again.
+        shard: the part of the missing runs to do; all if None.
 
     Raises:
         BadValue: `only` names no label of the experiment.
-        BenchError: the task cannot have its labels replaced, or results or checkpoints on disk are damaged or
+        BenchError: the task cannot have its labels replaced; or records, results or checkpoints on disk are damaged or
             foreign: all of those are told.
     """
-    choices = Choices()
-    if experiment.phases:
-        choices = choose(experiment, store)
-        experiment = experiment.with_final(choices.chosen)
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
+    held = collecting.held(store)
+    trusted = NOTHING if redo else held
+    asked, (experiment, choices) = experiment, whole(experiment, store, held, trusted)
     for spec in {run.condition_text: run.spec for run in experiment.runs}.values():
         check_label_noise(load_task(spec), spec.data.label_noise)
     ids = [run.spec.run_id for run in experiment.runs]
-    statuses = _statuses(store, dict.fromkeys(ids))
-    chosen = [run for run in experiment.runs if not only or run.label in only]
-    return Plan(experiment, store, chosen, statuses, retry_failed, ids, only, choices)
+    statuses = _statuses(store, dict.fromkeys(ids), trusted)
+    tuned = asked.phases.trials if asked.phases else {}
+    open_ = {run.place for run in experiment.runs if run.label in tuned} - {*choices.chosen}
+    chosen = [run for run in experiment.runs if _is_asked(run, asked, only)]
+    chosen = [run for run in chosen if run.phase != "final" or run.place not in open_]
+    plan = Plan(asked, experiment, store, chosen, statuses, retry_failed, ids, held, only, choices, redo, shard)
+    if shard is None:
+        return plan
+    missing = {run_id: run for run_id, run in plan._runs.items() if run_id not in _before_shards(trusted)}
+    mine = part(missing, plan.passes, shard)
+    return replace(plan, chosen=[run for run_id, run in plan._runs.items() if run_id in mine])
 
 
-def _statuses(store: Store, ids: Iterable[str]) -> dict[str, Status]:
+def whole(asked: Experiment, store: Store, held: Held, trusted: Held) -> tuple[Experiment, Choices]:
+    """Return an experiment with what the records hold of it beside what was asked for, and what tuning has led to.
+
+    Args:
+        trusted: what of the records counts for choosing.
+    """
+    choices, experiment = Choices(), asked
+    if asked.phases:
+        choices = choose(asked, store, trusted)
+        candidates = {(*run.place, run.config_text) for run in asked.tuning}
+        finals = [row for row in held.rows.values() if row.get("phase") == "final"]
+        before = {(row.get("condition", ""), row["optimizer"]): row.get("config", "") for row in finals}
+        standing = {place: config for place, config in before.items() if (*place, config) in candidates}
+        experiment = asked.with_final({**standing, **choices.chosen})
+    seeds = {row["seed"] for row in held.rows.values() if row.get("phase") != "tune"}
+    if seeds <= {*asked.seeds}:
+        return experiment, choices
+    wide = experiment.with_seeds(sorted({*asked.seeds, *seeds}))
+    known = {run.spec.seed for run in wide.runs if run.phase != "tune" and run.spec.run_id in held.rows}
+    return experiment.with_seeds([*asked.seeds, *sorted(known - {*asked.seeds})]), choices
+
+
+def _is_asked(run: PlannedRun, asked: Experiment, only: Collection[str]) -> bool:
+    return (not only or run.label in only) and (run.phase == "tune" or run.spec.seed in asked.seeds)
+
+
+def _before_shards(held: Held) -> set[str]:
+    """Return the runs that were finished when the work was shared out: what is missing to everyone is the rest.
+
+    The runs that this machine has finished of its own shard since are not among them, or its shard would change with
+    each of them.
+    """
+    return {*held.meta.get("before_shards", held.rows)}
+
+
+def _statuses(store: Store, ids: Iterable[str], held: Held = NOTHING) -> dict[str, Status]:
     """Where every run stands; a checkpoint that one would go on from is looked into."""
     statuses: dict[str, Status] = {}
     faults = []
@@ -127,9 +240,11 @@ def _statuses(store: Store, ids: Iterable[str]) -> dict[str, Status]:
         try:
             if isinstance(status, BenchError):
                 raise status
+            if status not in FINISHED and folder.run_id in held.rows:
+                status = held.rows[folder.run_id]["status"]
             statuses[folder.run_id] = status
-            if status in ("partial", "failed") and folder.checkpoint.exists():
-                checkpoint.load(folder.checkpoint, folder.run_id)
+            if status in ("partial", "failed"):
+                checkpoint.check(folder)
         except BenchError as error:
             faults.append(str(error))
     if faults:
@@ -138,5 +253,5 @@ def _statuses(store: Store, ids: Iterable[str]) -> dict[str, Status]:
 
 
 def _passes(spec: RunSpec, train_size: int) -> int:
-    per_step = optimizers[spec.optimizer.name].passes(spec.optimizer.params)
-    return round(spec.train.epochs * steps_per_epoch(train_size, spec.train.batch_size) * per_step)
+    steps = spec.train.epochs * steps_per_epoch(train_size, spec.train.batch_size)
+    return round(steps * passes_per_step(spec.optimizer))

@@ -1,25 +1,61 @@
-"""Have everything that an experiment needs on this machine, so that runs never download."""
+"""Have everything that an experiment needs on this machine, so that runs never download, and try what reads texts."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.launch.trial import try_texts
 from bench.registry import models
 from bench.spec import Experiment
 from bench.step import encoder, load_task
+from bench.tasks.base import fingerprint
+
+if TYPE_CHECKING:
+    from bench.launch.plan import Plan
 
 
 def fetch(experiment: Experiment) -> None:
-    """Fetch and check data and pretrained weights, each once, and have texts tokenised.
+    """Fetch and check data and pretrained weights, each once, have texts tokenised, and try the models on them.
+
+    A model is tried once in each precision on single texts, and once on pairs.
 
     Raises:
-        BenchError: something is missing and cannot be had, or is not what it should be.
+        BenchError: something is missing and cannot be had, or is not what it should be; or a model cannot be trained.
     """
     specs = [run.spec for run in experiment.runs]
     for spec in {spec.task.model_dump_json(): spec for spec in specs}.values():
         load_task(spec).fetch()
     for model in {spec.model.model_dump_json(): spec.model for spec in specs}.values():
         models[model.name].prepare(model.params)
-    for spec in {f"{spec.task} {spec.model}": spec for spec in specs}.values():
+    tried = set[str]()
+    for spec in {f"{spec.task} {spec.model} {spec.train.precision}": spec for spec in specs}.values():
         task = load_task(spec)
-        if encode := encoder(spec, task):
-            for split in (*task.load(), *task.load_others().values()):
-                encode(split.inputs)
+        encode = encoder(spec, task)
+        if encode is None:
+            continue
+        train, *others = (*task.load(), *task.load_others().values())
+        tokens = encode(train.inputs)
+        for split in others:
+            encode(split.inputs)
+        kind = f"{spec.model} {spec.train.precision} {train.inputs.second is None}"
+        if kind not in tried:
+            try_texts(spec, task, tokens)
+            tried.add(kind)
+
+
+def check_data(planned: Plan) -> None:
+    """Raise BenchError where a task's data here are not those of the runs that the records hold from elsewhere."""
+    there = planned.store.present()
+    known = {
+        run.condition_text: planned.trusted.rows[run_id].get("data_fingerprint")
+        for run_id, run in zip(planned.ids, planned.experiment.runs, strict=True)
+        if run_id in planned.trusted.rows and run_id not in there
+    }
+    for condition, run in {run.condition_text: run for run in planned.to_do}.items():
+        if (recorded := known.get(condition)) and recorded != (here := fingerprint(load_task(run.spec))):
+            raise BenchError(
+                f"the data of task {run.spec.task.name} here (fingerprint {here}) are not those of the runs in "
+                f"{planned.store.folder / 'records.csv'} ({recorded}), so their numbers cannot stand in one table: "
+                "have the same files here, or give these runs results of their own with --name NAME"
+            )

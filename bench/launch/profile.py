@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from bench.checking import Checker
 from bench.errors import BadValue, BenchError, nearest
+from bench.files import expanded, read_toml
 from bench.registry import STRICT
 
 OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "signal")
@@ -21,7 +21,16 @@ OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", 
 NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-per-task", "gpus-per-node", "nodes"}
 """Parameters of sbatch that have a setting of their own."""
 
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+SITE_WIDE = ("partition", "account", "qos", "constraint", "reservation", "wckey", "export")
+"""Parameters whose SBATCH_* variable, which sites have their users set, counts where neither file nor flag says."""
+
+MOST = 1_000_000
+"""Of anything that is counted, and GB of memory: no site has more."""
+
+LONGEST_TIME = 10 * 366 * 24 * 60
+"""Minutes of the longest time limit: ten years."""
+
+TIME = re.compile(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", re.ASCII)
 
 
 class Profile(BaseModel):
@@ -52,19 +61,24 @@ class Profile(BaseModel):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    time: int = Field(default=60, ge=1)
-    nodes: int = Field(default=1, ge=1)
-    mem_gb: float | None = Field(default=None, gt=0)
-    gpus: int = Field(default=0, ge=0)
-    cpus: int = Field(default=1, ge=1)
+    time: int = Field(default=60, ge=1, le=LONGEST_TIME)
+    nodes: int = Field(default=1, ge=1, le=MOST)
+    mem_gb: float | None = Field(default=None, gt=0, le=MOST)
+    gpus: int = Field(default=0, ge=0, le=MOST)
+    cpus: int = Field(default=1, ge=1, le=MOST)
     setup: list[str] = []
-    runs_per_job: int | None = Field(default=None, ge=1)
-    jobs: int | None = Field(default=None, ge=1)
-    jobs_per_gpu: int = Field(default=1, ge=1)
-    max_array_size: int | None = Field(default=None, ge=1)
-    max_jobs: int = Field(default=256, ge=1)
-    grace_seconds: int | None = Field(default=None, ge=10)
+    runs_per_job: int | None = Field(default=None, ge=1, le=MOST)
+    jobs: int | None = Field(default=None, ge=1, le=MOST)
+    jobs_per_gpu: int = Field(default=1, ge=1, le=MOST)
+    max_array_size: int | None = Field(default=None, ge=1, le=MOST)
+    max_jobs: int = Field(default=256, ge=1, le=MOST)
+    grace_seconds: int | None = Field(default=None, ge=10, le=MOST)
     sbatch: dict[str, Any] = {}
+
+    @field_validator("partition", "account", "qos", "constraint")
+    @classmethod
+    def _is_one_line(cls, value: str | None) -> str | None:
+        return value and _one_line(value)
 
     @field_validator("time", mode="before")
     @classmethod
@@ -76,6 +90,9 @@ class Profile(BaseModel):
     def _is_of_sbatch(cls, table: dict[str, Any]) -> dict[str, Any]:
         given = {key.lstrip("-").replace("_", "-"): value for key, value in table.items()}
         for key, value in given.items():
+            _one_line(key)
+            if isinstance(value, str):
+                _one_line(value)
             if key in OURS:
                 raise ValueError(f'"{key}" is set by bench')
             if key in NAMED:
@@ -134,6 +151,13 @@ class Profile(BaseModel):
         return {key: value for key, value in given.items() if value is not None}
 
 
+def _one_line(text: str) -> str:
+    """Refuse what would end a line of the job's script, and begin another there."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("has a line break or another control character")
+    return text
+
+
 def minutes(text: str) -> int:
     """A time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds are rounded up.
 
@@ -158,11 +182,17 @@ def minutes(text: str) -> int:
 
 def default_path() -> Path:
     """Where the user's own profile is looked for."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sam-bench" / "slurm.toml"
+    return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "sam-bench" / "slurm.toml"
+
+
+def ignored_variables() -> list[str]:
+    """Return the names of variables that sbatch would obey and that are kept from it, so that settings win."""
+    heeded = {f"SBATCH_{name.upper()}" for name in SITE_WIDE}
+    return sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in heeded)
 
 
 def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Profile:
-    """The settings of a file, with flags over them.
+    """The settings of a file, with flags over them, and below both the variables of `SITE_WIDE`.
 
     Args:
         path: the file; by default the user's own, if there is one.
@@ -178,10 +208,11 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Pr
     if of_file is None:
         raise checker.verdict()
     given = {key: value for key, value in (flags or {}).items() if value not in (None, (), {})}
-    if "sbatch" in given:
-        given["sbatch"] = of_file.sbatch | given["sbatch"]
+    usual = {name: text for name in SITE_WIDE if (text := os.environ.get(f"SBATCH_{name.upper()}"))}
+    named = {name: usual.pop(name) for name in list(usual) if name in Profile.model_fields}
+    given["sbatch"] = usual | of_file.sbatch | given.get("sbatch", {})
     checker = Checker("command line")
-    profile = checker.check(Profile, ("", of_file.model_dump()), ("", given))
+    profile = checker.check(Profile, ("", named), ("", of_file.model_dump(exclude_none=True)), ("", given))
     if profile is not None and profile.grace >= 60 * profile.time:
         checker.problem(
             "grace_seconds", f"{profile.grace_seconds} s are not less than the time limit of {profile.time} min"
@@ -196,14 +227,9 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Pr
 
 
 def _read(path: Path, needed: bool) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if needed:
-            raise BenchError(f"{path}: no such profile; it is a TOML file with a table [slurm]") from None
-        return {}
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path} cannot be read as TOML: {error}") from error
+    if needed and not path.exists():
+        raise BenchError(f"{path}: no such profile; it is a TOML file with a table [slurm]")
+    document = read_toml(path, missing={})
     if unknown := [key for key in document if key != "slurm"]:
         raise BadValue(str(path), [f"{key}: unknown table; {nearest(key, ['slurm'])}" for key in unknown])
     table = document.get("slurm", {})

@@ -1,19 +1,16 @@
-"""What SLURM says of our jobs, and what follows from it for the runs."""
+"""SLURM's commands, and what its controller and its accounts say of jobs."""
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.errors import BenchError
-from bench.launch import submission as submissions
-from bench.launch.submission import Note, Submission
-from bench.store import Store
+from bench.errors import BenchError, counted
 
 OVER = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL"),
@@ -21,13 +18,23 @@ OVER = (
 )
 """States of jobs that do nothing any more."""
 
+OF_SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SALLOC|SBATCH|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO)_")
+"""Variables of SLURM: of an allocation that this process is in, and of the user's habits."""
+
+KEPT = {"SLURM_CONF", "SLURM_JWT"}
+"""Those of them that say which SLURM it is, and who asks."""
+
+MANY = 500
+"""Names or ids in one command: its arguments have a longest length."""
+
 
 @dataclass(frozen=True)
 class Queued:
-    """A job as the queue shows it: its state ("PENDING", "RUNNING", ...), node, name, and why it waits or ended."""
+    """A job as the queue shows it: its state ("PENDING", ...), node, user, name, and why it waits or ended."""
 
     state: str
     node: str
+    user: str
     name: str
     reason: str
 
@@ -37,87 +44,50 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a submitted run stands.
+class Cluster:
+    """What a cluster says of itself.
 
     Attributes:
-        submission: the newest that has it.
-        job: its job's id.
-        state: of the job; "" if SLURM knows it no more.
-        reason: why the job waits, as SLURM says.
-        log: what the job printed.
+        private: a user may be shown no jobs but their own.
+        max_array_size: jobs of the longest array.
     """
 
-    submission: Submission
-    job: str
-    state: str
-    node: str
-    reason: str
-    note: Note
-    log: Path
-
-    @property
-    def live(self) -> bool:
-        """Whether the job is in the queue or runs."""
-        return self.state not in ("", *OVER)
-
-    def words(self) -> str:
-        """The standing of a run that is not finished, in one line."""
-        requeued = self.note.starts - (self.state != "PENDING")
-        times = f", requeued {requeued} time{'s' * (requeued > 1)}" if requeued > 0 else ""
-        if self.state == "PENDING":
-            return f"pending{times} (job {self.job}: {self.reason})"
-        if self.live:
-            return f"{self.state.lower()} on {self.node or '?'}{times} (job {self.job})"
-        if self.note.state in ("refused", "failed"):
-            return f"{self.note.state}: {self.note.message} (job {self.job}); log: {self.log}"
-        if not self.note.starts:
-            return f"job {self.job} never started: {self._ending()}"
-        return f"its job {self.job} ended without finishing it: {self._ending()}; log: {self.log}"
-
-    def _ending(self) -> str:
-        return self.state.lower().replace("_", " ") or "SLURM does not know it any more"
+    name: str
+    private: bool
+    max_array_size: int
 
 
-def ask() -> dict[str, Queued]:
-    """The user's jobs that the controller knows, by id; a job of an array has an id of its own ("12_3").
+def environment() -> dict[str, str]:
+    """Return the variables for SLURM's commands: this process's own, without `OF_SLURM`.
 
-    Raises:
-        BenchError: there is no SLURM here, or it does not answer.
+    Inside an allocation SLURM_* and SRUN_* would size the jobs that are submitted, and reach them; SBATCH_* go over an
+    experiment's settings, SQUEUE_* hide jobs, SCANCEL_* spare them.
     """
-    command = ["squeue", "--array", "--noheader", "--states=all", "--format=%i|%T|%N|%j|%r"]
-    jobs: dict[str, Queued] = {}
-    for line in call([*command, f"--user={getpass.getuser()}"]).splitlines():
-        job, state, node, name, reason = line.split("|", 4)
-        jobs |= dict.fromkeys(expanded(job), Queued(state, node, name, reason))
-    return jobs
+    return {name: value for name, value in os.environ.items() if name in KEPT or not OF_SLURM.match(name)}
 
 
-def expanded(job: str) -> list[str]:
-    """The ids in an id as SLURM writes it: "12_[0-2,5%4]" as 12_0, 12_1, 12_2 and 12_5."""
-    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job.strip())
-    if match is None:
-        return [job.strip()]
-    ends = [part.partition("-") for part in match[2].split(",")]
-    return [f"{match[1]}_{task}" for first, _, last in ends for task in range(int(first), int(last or first) + 1)]
-
-
-def accounted(job_ids: Sequence[str]) -> dict[str, str]:
-    """The states of jobs that the controller has forgotten, where the site keeps accounts."""
-    if not job_ids or shutil.which("sacct") is None:
-        return {}
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]
-    some = [job_ids[start : start + 1000] for start in range(0, len(job_ids), 1000)]  # an argument has a longest length
+def user() -> str:
+    """Return the name of the user that this process runs as, whatever LOGNAME says; the number if it has none."""
     try:
-        answers = [call([*command, ",".join(ids)]) for ids in some]
-    except BenchError:
-        return {}
-    lines = [line.split("|", 1) for answer in answers for line in answer.splitlines()]
-    return {job: state.split(" ")[0] for jobs, state in lines for job in expanded(jobs)}
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
-def call(command: Sequence[str]) -> str:
-    """What a command of SLURM prints.
+def own_job() -> str | None:
+    """Return the id of the job that this process is part of, as `ask` writes it; None outside of a job.
+
+    SLURM_JOB_ID alone would not do: that of an array's last job is the number of the array, and means all of its jobs.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def call(command: Sequence[str], seconds: float = 120) -> str:
+    """Return what a command of SLURM prints.
+
+    Args:
+        seconds: after which it counts as failed.
 
     Raises:
         BenchError: it is not there, or failed.
@@ -127,7 +97,9 @@ def call(command: Sequence[str]) -> str:
             f"no {command[0]} on PATH: --on slurm works where jobs can be submitted (a login node of a cluster)"
         )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment()
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise BenchError(f"SLURM does not answer: {command[0]}: {error}") from error
     if done.returncode:
@@ -135,122 +107,106 @@ def call(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def live_runs(store: Store) -> set[str]:
-    """The runs whose jobs are queued or running.
+def cluster() -> Cluster:
+    """Ask the controller which cluster this is.
 
     Raises:
-        BenchError: SLURM does not answer.
+        BenchError: there is no SLURM here, or it does not answer.
     """
-    jobs = ask()
-    found: set[str] = set()
-    for submission in known(store, jobs):
-        for job, runs in zip(submission.job_ids, submission.tasks, strict=True):
-            queued = _find(jobs, job, submission)
-            if queued is not None and queued.live:
-                found.update(runs)
-    return found
+    pairs = (line.partition("=") for line in call(["scontrol", "show", "config"]).splitlines())
+    config = {key.strip(): value.strip() for key, _, value in pairs}
+    size = config.get("MaxArraySize", "")
+    return Cluster(
+        name=config.get("ClusterName", ""),
+        private="jobs" in config.get("PrivateData", "").split(","),
+        max_array_size=max(1, int(size) - 1) if size.isdecimal() else 1000,
+    )
 
 
-def elsewhere(store: Store, run_ids: Collection[str]) -> tuple[set[str], str]:
-    """Of runs that are to be done on this machine, those that a job in the queue will do or is doing.
+def ask(names: Sequence[str]) -> dict[str, Queued]:
+    """Return the jobs of these names that the controller knows and shows, by id; of an array each has its own ("12_3").
+
+    They are asked for by name: a user's jobs would leave out those of others on a shared folder.
+
+    Raises:
+        BenchError: there is no SLURM here, or it does not answer.
+    """
+    jobs: dict[str, Queued] = {}
+    for some in _some(names):
+        asked = ["--array", "--noheader", "--states=all", f"--name={','.join(some)}"]
+        for line in call(["squeue", *asked, "--format=%i|%T|%N|%u|%j|%r"]).splitlines():
+            job, state, node, user, name, reason = line.split("|", 5)
+            jobs |= dict.fromkeys(expanded(job), Queued(state, node, user, name, reason))
+    return jobs
+
+
+def fate() -> str:
+    """Return what SLURM is doing with the job that this process is part of.
 
     Returns:
-        Those; and what is wrong if SLURM cannot be asked although some were submitted whose jobs have not ended as far
-        as is known here.
+        "" (the job goes on or has reached its time limit, or SLURM does not answer), "requeued" (SLURM is ending the
+        job and has queued it again by itself) or "ended" (SLURM is ending the job for good: it was cancelled).
     """
-    unended = {
-        run
-        for submission in submissions.read_all(store)
-        for task, runs in enumerate(submission.tasks)
-        if submission.note(task).state in ("", "running", "stopped")
-        for run in runs
-    } & set(run_ids)
-    if not unended:
-        return set(), ""
+    job = own_job()
+    if job is None:
+        return ""
     try:
-        return live_runs(store) & unended, ""
-    except BenchError as error:
-        return (
-            set(),
-            f"{len(unended)} of these runs were submitted to SLURM, and may be in its queue: {error}",
-        )
+        shown = call(["scontrol", "show", "job", job], seconds=20)
+    except BenchError:
+        return ""
+    about = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    # A job that is being ended is COMPLETING, whatever ends it; these two tell what.
+    if int(about.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return "requeued"
+    over = about.get("JobState") in ("COMPLETING", *OVER)
+    return "ended" if over and about.get("Reason") != "TimeLimit" else ""
 
 
-def known(store: Store, jobs: dict[str, Queued]) -> list[Submission]:
-    """The submissions that have jobs; one that died before it could record their ids finds them by their name."""
-    found = []
-    for submission in submissions.read_all(store):
-        if not submission.job_ids:
-            ids = [job for job, queued in jobs.items() if queued.name == submission.name]
-            if len(ids) != len(submission.tasks):
-                continue
-            submission = submissions.with_job_ids(submission, sorted(ids, key=_place))
-        found.append(submission)
-    return found
+def is_running(job: str) -> bool:
+    """Return whether the queue shows a job as running; False if SLURM does not answer."""
+    try:
+        return call(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], seconds=60).strip() == "RUNNING"
+    except BenchError:
+        return False
 
 
-def standings(store: Store) -> dict[str, Standing]:
-    """Where every run stands that was submitted, by run id; what counts is its newest submission.
-
-    Raises:
-        BenchError: SLURM does not answer.
-    """
-    jobs = ask()
-    all_submissions = known(store, jobs)
-    newest = {
-        run: (submission, task)
-        for submission in all_submissions
-        for task, runs in enumerate(submission.tasks)
-        for run in runs
-    }
-    forgotten = sorted({s.job_ids[task] for s, task in newest.values() if _find(jobs, s.job_ids[task], s) is None})
-    accounts = accounted(forgotten)
-    return {run: _standing(submission, task, jobs, accounts) for run, (submission, task) in newest.items()}
+def accounted(job_ids: Sequence[str]) -> dict[str, str]:
+    """Return the states of jobs that the controller has forgotten, where the site keeps accounts."""
+    if not job_ids or shutil.which("sacct") is None:
+        return {}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]
+    try:
+        answers = [call([*command, ",".join(ids)]) for ids in _some(job_ids)]
+    except BenchError:
+        return {}
+    lines = [line.split("|", 1) for answer in answers for line in answer.splitlines()]
+    return {job: state.split(" ")[0] for jobs, state in lines for job in expanded(jobs)}
 
 
-def cancel(store: Store) -> list[str]:
-    """Cancel the experiment's jobs that are queued or running: their ids.
+def scancel(job_ids: Sequence[str]) -> None:
+    """Cancel jobs.
 
     Raises:
-        BenchError: SLURM does not answer.
+        BenchError: SLURM refuses, or does not answer.
     """
-    jobs = ask()
-    live = [
-        job
-        for submission in known(store, jobs)
-        for job in submission.job_ids
-        if (queued := _find(jobs, job, submission)) and queued.live
-    ]
-    for some in (live[start : start + 500] for start in range(0, len(live), 500)):
+    for some in _some(job_ids):
         call(["scancel", *some])
-    return live
+
+
+def expanded(job: str) -> list[str]:
+    """Return the ids in an id as SLURM writes it: "12_[0-2,5%4]" as 12_0, 12_1, 12_2 and 12_5."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job.strip())
+    if match is None:
+        return [job.strip()]
+    ends = [part.partition("-") for part in match[2].split(",")]
+    return [f"{match[1]}_{task}" for first, _, last in ends for task in range(int(first), int(last or first) + 1)]
 
 
 def ranges(job_ids: Iterable[str]) -> str:
-    """Job ids in short: "12_0 ... 12_7 (8 jobs)"."""
+    """Return job ids in short: "12_0 ... 12_7 (8 jobs)"."""
     ids = list(job_ids)
-    return f"{ids[0]} ... {ids[-1]} ({len(ids)} jobs)" if len(ids) > 2 else ", ".join(ids)
+    return f"{ids[0]} ... {ids[-1]} ({counted(len(ids), 'job')})" if len(ids) > 2 else ", ".join(ids)
 
 
-def _find(jobs: dict[str, Queued], job: str, submission: Submission) -> Queued | None:
-    """A job of a submission in the queue; an array that was cancelled whole is there under its first number alone.
-
-    Job ids begin anew when a controller loses its state; names do not.
-    """
-    queued = jobs.get(job) or jobs.get(job.partition("_")[0])
-    return queued if queued is not None and queued.name == submission.name else None
-
-
-def _standing(submission: Submission, task: int, jobs: dict[str, Queued], accounts: dict[str, str]) -> Standing:
-    job = submission.job_ids[task]
-    queued = _find(jobs, job, submission)
-    note, log = submission.note(task), submission.log(task)
-    if queued is None:
-        return Standing(submission, job, accounts.get(job, ""), note.node, "", note, log)
-    return Standing(submission, job, queued.state, queued.node or note.node, queued.reason, note, log)
-
-
-def _place(job: str) -> int:
-    """The place of a job in its array."""
-    match = re.search(r"_(\d+)$", job)
-    return int(match[1]) if match else 0
+def _some(items: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (items[start : start + MANY] for start in range(0, len(items), MANY))

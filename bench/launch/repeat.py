@@ -14,18 +14,19 @@ import torch
 from rich.console import Console
 
 from bench import experiment as experiments
-from bench import records
+from bench import records, terminal
 from bench.analysis.choice import reported
 from bench.analysis.conditions import keyed
 from bench.analysis.summary import all_rows
 from bench.environment import processor
 from bench.errors import BadValue, BenchError, nearest
 from bench.launch.display import Display
-from bench.launch.local import Outcome, run_local
+from bench.launch.local import run_local
+from bench.launch.outcome import Outcome
 from bench.launch.prepare import fetch
 from bench.launch.slots import Slot, slots
 from bench.records import Results
-from bench.spec import Experiment, PlannedRun
+from bench.spec import PROTOCOL, Experiment, PlannedRun
 from bench.store import FINISHED, KEEP_WEIGHTS, Store
 
 if TYPE_CHECKING:
@@ -103,26 +104,31 @@ class Recorded:
         return [self.finished[run_id] for run_id in run_ids]
 
 
-def recorded(name: str, out: Path, overrides: Sequence[str] = ()) -> Recorded:
+def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: str | None = None) -> Recorded:
     """Read an experiment and its results; folders of runs are not needed.
 
     Args:
-        name, out, overrides: as for `bench.run`.
+        name, out, overrides, results_name: as for `bench.run`.
 
     Raises:
         BenchError: there are no results, or the experiment is no longer the one that they are of.
     """
     path = experiments.find(name)
-    experiment = experiments.load(path, overrides)
+    experiment = experiments.load(path, overrides, results_name=results_name)
     folder = out / experiment.name
     results = records.read(folder)
-    if list(experiment.seeds) != results.meta["seeds"]:  # `bench run --seeds N`
-        experiment = experiments.load(path, overrides, len(results.meta["seeds"]))
+    experiment = experiment.with_seeds(results.meta["seeds"])  # `bench run --seeds N`, or of several machines
     if experiment.phases:
         final = keyed(results.records[results.records["phase"] == "final"])
         tuned = final[final["optimizer"].isin(experiment.phases.trials)]
         places = zip(tuned["condition"], tuned["optimizer"], strict=True)
         experiment = experiment.with_final(dict(zip(places, tuned["config"], strict=True)))
+    if (protocol := results.meta.get("protocol")) not in (None, PROTOCOL):
+        raise BenchError(
+            f"the results in {folder} were measured under protocol {protocol}, and this version of the package has "
+            f"protocol {PROTOCOL}, under which no run repeats their bits: repeat them with the version that made them "
+            "(the commit under their tables), or make them again with `bench run`"
+        )
     planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
     done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]
     if gone := [run_id for run_id in done if run_id not in planned]:
@@ -168,9 +174,9 @@ def repeat(
     groups: dict[tuple[bool, int, int], list[PlannedRun]] = defaultdict(list)
     for run in runs:
         record = of.record(run.spec.run_id)
-        groups[(_on_processor(record["device"]), int(record["threads"]), run.spec.train.processes)].append(run)
+        groups[(_on_processor(record["device"]), _threads(record["threads"]), run.spec.train.processes)].append(run)
     passes = {run.spec.run_id: int(of.record(run.spec.run_id)["passes"]) for run in runs}
-    with Display(passes, of.experiment.metric, console or Console(stderr=True)) as display:
+    with Display(passes, of.experiment.metric, console or terminal.console(stderr=True)) as display:
         for (on_processor, threads, processes), group in groups.items():
             if on_processor:
                 shares = _cores(jobs, threads * processes)
@@ -183,6 +189,11 @@ def repeat(
             if outcome.interrupted or outcome.disk:
                 break
     return total
+
+
+def _threads(recorded: Any) -> int:
+    """Return the number of threads that a run was done with; 1 where its environment is lost."""
+    return 1 if recorded != recorded else int(recorded)
 
 
 def _on_processor(device: str) -> bool:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from bench import collecting, records, terminal
 from bench import experiment as experiments
-from bench import records
-from bench.launch import phases, queue
+from bench.errors import BadValue, BenchError, counted
+from bench.launch import job_status, phases
 from bench.launch.display import Display
-from bench.launch.local import Outcome, run_local
+from bench.launch.local import run_local
+from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
-from bench.launch.prepare import fetch
+from bench.launch.prepare import check_data, fetch
+from bench.launch.shard import Shard, parse
 from bench.launch.slots import slots
 from bench.records import Results
 from bench.store import FINISHED, Store
+
+RUNS, SECONDS, SHARE = 10, 60.0, 50
+"""When a launch collects: after so many runs or seconds; and how much longer than it takes the pause is at least."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +33,20 @@ class Launched:
     """What a launch leaves.
 
     Attributes:
-        results: all that is there now, of this launch and of those before.
+        results: all that is there now, of this launch, of those before, and of other machines.
         folder: where they are written.
-        kept: finished runs in `folder` made on another machine, which these results must not replace: nothing was
-            written over them.
     """
 
     plan: Plan
     outcome: Outcome
     results: Results
     folder: Path
-    kept: int
+
+    @property
+    def nothing_to_show(self) -> bool:
+        """Whether the launch was stopped before any run of the experiment had ended, now or in an earlier launch."""
+        ended = self.results.records["status"].isin([*FINISHED, "failed"]).any()
+        return self.outcome.interrupted and not (ended or self.outcome.disk)
 
 
 def plan(
@@ -46,10 +57,14 @@ def plan(
     seeds: int | None = None,
     only: Collection[str] = (),
     retry_failed: bool = False,
+    redo: bool = False,
+    shard: Shard | None = None,
+    results_name: str | None = None,
 ) -> Plan:
     """Read an experiment and look at what of it is done. See `run` for the arguments and errors."""
-    experiment = experiments.load(experiments.find(name), overrides, seeds)
-    return make_plan(experiment, Store(out / experiment.name), only, retry_failed)
+    experiment = experiments.load(experiments.find(name), overrides, seeds, results_name)
+    store = Store(out / experiment.name)
+    return make_plan(experiment, store, only, retry_failed, redo=redo, shard=shard)
 
 
 def run(
@@ -60,6 +75,9 @@ def run(
     seeds: int | None = None,
     only: Collection[str] = (),
     retry_failed: bool = False,
+    redo: bool = False,
+    shard: str | None = None,
+    results_name: str | None = None,
     jobs: int | None = None,
     jobs_per_gpu: int = 1,
     gpus: Sequence[int] | None = None,
@@ -73,9 +91,12 @@ def run(
         name: an experiment under experiments/, or the path of a TOML file.
         out: the folder of all results; this experiment's are in `out/<experiment>`.
         overrides: "KEY=VALUE" each, over the file ("train.epochs=10"); the results go to a folder of their own.
+        results_name: what that folder is called; default: the experiment's name with the overrides.
         seeds: seeds 0..seeds-1 instead of the file's; in an experiment with phases so many final ones.
         only: labels of the optimizers to run; all if empty.
         retry_failed: do failed runs again, from their checkpoints.
+        redo: do runs again that only the records hold, whose folders are not here.
+        shard: "2/5" does the second of five equal parts of what is missing, the same part on whichever machine.
         jobs: runs at once; default one a GPU, else one a core.
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         gpus: the GPUs to use, numbered as torch sees them; default all.
@@ -89,7 +110,17 @@ def run(
     Example:
         >>> bench.run("digits_noise", seeds=3).results.records[["optimizer", "seed", "test_acc"]]
     """
-    planned = plan(name, out=out, overrides=overrides, seeds=seeds, only=only, retry_failed=retry_failed)
+    planned = plan(
+        name,
+        out=out,
+        overrides=overrides,
+        seeds=seeds,
+        only=only,
+        retry_failed=retry_failed,
+        redo=redo,
+        shard=parse(shard) if shard else None,
+        results_name=results_name,
+    )
     return execute(
         planned,
         jobs=jobs,
@@ -112,18 +143,21 @@ def execute(
     console: Console | None = None,
 ) -> Launched:
     """Do a plan, the runs of tuning first, then the final ones of what is chosen by them. See `run`."""
-    console = console or Console(stderr=True)
+    console = console or terminal.console(stderr=True)
+    if not 0 <= checkpoint_minutes < math.inf:
+        raise BadValue("checkpoint_minutes", [f"must be a finite number >= 0, got {checkpoint_minutes}"])
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     planned.store.check_writable()
-    records.finished(planned.store.folder)  # an unreadable records.csv stops us now, not after hours
-    outcome = Outcome()
+    planned.check_records()
+    outcome, collector = Outcome(), Collector(planned, console)
     following: Plan | None = planned
     while following is not None:
         planned = following
         phases.write_down(planned.choices, planned.experiment, planned.store)
         if planned.to_do:
             fetch(planned.experiment)
+            check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
             with Display(passes, planned.experiment.metric, console) as display:
                 outcome += run_local(
@@ -133,6 +167,7 @@ def execute(
                     shares=shares,
                     fail_fast=fail_fast,
                     checkpoint_minutes=checkpoint_minutes,
+                    meanwhile=collector,
                 )
         over = outcome.interrupted or outcome.disk or (fail_fast and outcome.failed)
         following = None if over else next_phase(planned)
@@ -145,21 +180,58 @@ def next_phase(planned: Plan) -> Plan | None:
     if not planned.to_be_chosen:
         return None
     known = set(planned.ids)
-    following = make_plan(planned.experiment, planned.store, planned.only, planned.retry_failed)
+    following = make_plan(
+        planned.asked, planned.store, planned.only, planned.retry_failed, redo=planned.redo, shard=planned.shard
+    )
     fresh = [run for run in following.chosen if run.phase == "final" and run.spec.run_id not in known]
     return replace(following, chosen=fresh) if fresh else None
 
 
 def collect(planned: Plan, outcome: Outcome) -> Launched:
     """Collect all there is of an experiment, whoever did it, and write it down."""
+    return Launched(planned, outcome, _collected(planned), planned.store.folder)
+
+
+def _collected(planned: Plan, changed: Collection[str] | None = None) -> Results:
+    """Return all there is of an experiment, now also in its records.
+
+    Args:
+        changed: see `records.collect`.
+    """
     store = planned.store
-    held = records.finished(store.folder)
     with store.collecting():
-        results = records.collect(store, planned.meta(), planned.experiment.runs)
-        kept = _to_be_kept(held, results, store, whole=not planned.experiment.to_be_chosen())
-        if not kept:
-            records.publish(results, store.folder)
-    return Launched(planned, outcome, results, store.folder, len(kept))
+        now = planned.with_records(collecting.held(store))
+        now.check_records()
+        results = collecting.collect(store, now.meta(), now.experiment.runs, now.held, changed)
+        records.publish(results, store.folder)
+    return results
+
+
+class Collector:
+    """Collects while a launch goes on, so that a machine that is lost takes no more than its last runs with it.
+
+    That is after every tenth run, or a minute after one has ended, but never for more than a fiftieth of the time.
+    """
+
+    def __init__(self, planned: Plan, console: Console) -> None:
+        self.planned, self.console = planned, console
+        self.fresh: set[str] = set()
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def __call__(self, run_id: str | None = None) -> None:
+        """Take note of a run that has just ended, and collect if that is due."""
+        self.fresh |= {run_id} if run_id else set()
+        waited = time.monotonic() - self.last
+        if not self.fresh or (len(self.fresh) < RUNS and waited < SECONDS) or waited < SHARE * self.cost:
+            return
+        started = time.monotonic()
+        try:
+            _collected(self.planned, self.fresh)
+        except BenchError as error:  # the runs themselves are safe, and the end of the launch will meet it again
+            self.console.print(f"Not collected yet: {error}", style="yellow", highlight=False, markup=False)
+        self.fresh.clear()
+        self.last = time.monotonic()
+        self.cost = self.last - started
 
 
 def estimate(
@@ -169,14 +241,20 @@ def estimate(
     jobs_per_gpu: int = 1,
     gpus: Sequence[int] | None = None,
     console: Console,
-) -> None:
-    """Say how long a plan would take on this machine, measured on a few steps; see `execute` for the arguments."""
+) -> Outcome:
+    """Say how long a plan would take on this machine, and take one step of each configuration; see `execute`.
+
+    Returns:
+        With the configurations that would fail.
+    """
+    planned.check_records()
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     runs = [*planned.to_do, *planned.to_be_chosen]
-    if runs:
-        with Display(planned.passes, planned.experiment.metric, console) as display:
-            run_local(runs, planned.store, display, shares=shares, only_estimate=True)
+    if not runs:
+        return Outcome()
+    with Display(planned.passes, planned.experiment.metric, console) as display:
+        return run_local(runs, planned.store, display, shares=shares, only_estimate=True)
 
 
 def prepare(name: str, overrides: Sequence[str] = ()) -> None:
@@ -190,13 +268,13 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
 
 def _without_queued(planned: Plan, console: Console) -> Plan:
     """The plan without the runs that jobs on SLURM will do."""
-    queued, trouble = queue.elsewhere(planned.store, [run.spec.run_id for run in planned.to_do])
-    if trouble:
-        console.print(trouble, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    queued, warning = job_status.elsewhere(planned.store, [run.spec.run_id for run in planned.to_do])
+    if warning:
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if not queued:
         return planned
     console.print(
-        f"{len(queued)} runs are in SLURM's queue, and left to it (`bench cancel` takes them out).",
+        f"Left to SLURM, in its queue already: {counted(len(queued), 'run')} (`bench cancel` takes them out)",
         style="yellow",
         highlight=False,
     )
@@ -206,19 +284,3 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
 def _processes(planned: Plan) -> set[int]:
     """By how many processes the runs are done that would start now."""
     return {run.spec.train.processes for run in (*planned.to_do, *planned.to_be_chosen)}
-
-
-def _to_be_kept(held: set[str], results: Results, store: Store, whole: bool = True) -> set[str]:
-    """Finished runs of another machine in records.csv that these results must not replace.
-
-    Their folders are not here to collect them from again. A part of an experiment never replaces them; a whole one
-    does, unless it is only a part of what they are (fewer seeds).
-
-    Args:
-        whole: False while final runs are not even planned, since nothing is chosen yet.
-    """
-    finished = results.records.status.isin(FINISHED)
-    here = set(results.records.run_id[finished])
-    elsewhere = {run_id for run_id in held - here if store.run(run_id).result() is None}
-    planned = set(results.records.run_id)
-    return set() if whole and finished.all() and not planned <= held else elsewhere

@@ -5,28 +5,44 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shlex
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
+from submitit.core.utils import DelayedSubmission
 
 from bench.data import data_folder
 from bench.errors import BenchError
-from bench.launch import phases, queue
+from bench.launch import job_status, phases, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job
+from bench.launch.job_status import JobStatus
 from bench.launch.plan import Plan
 from bench.launch.prepare import fetch
 from bench.launch.profile import Profile
+from bench.launch.queue import Cluster
 from bench.launch.submission import Settings, Submission, code_sha256, failed_at
 from bench.spec import PlannedRun
 from bench.store import KEEP_WEIGHTS, to_json, write_atomic
 
 TIME_OUTS = 1000
 """How often a job that reaches its time limit is queued again; every time it gets a little further."""
+
+
+UNCLEAR = re.compile(r"timed out|unable to contact|communicat|transmitted|transport|does not answer|said: ", re.I)
+"""In what sbatch says when it fails: the controller may have taken the jobs all the same."""
+
+LOOKS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further look into the queue for jobs that sbatch is not sure of; a job waits a minute for us."""
+
+
+class Unsure(BenchError):
+    """sbatch has failed, and whether the jobs are in the queue cannot be found out."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +53,13 @@ class Submitted:
         jobs: ids of the jobs that it submitted.
         new: the runs that these do.
         queued: runs that earlier submissions already had in the queue.
+        hidden: jobs that have others of the runs and cannot be seen from here; these runs were left to them.
     """
 
     jobs: list[str]
     new: set[str]
     queued: set[str]
+    hidden: list[JobStatus]
 
 
 def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fail_fast: bool = False) -> Submitted:
@@ -55,29 +73,37 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         BenchError: there is no SLURM here, it refuses, or data cannot be had. What was submitted before that is told.
     """
     check_there_is_slurm()
+    plan.check_records()
     profile.check({run.spec.train.processes for run in plan.to_do})
     store = plan.store
     store.check_writable()
     _check_folder(store.folder)
     phases.write_down(plan.choices, plan.experiment, store)
     with submissions.submitting(store):
-        queued = queue.live_runs(store)
-        free = [run for run in plan.to_do if run.spec.run_id not in queued]
-        runs = [run for run in free if store.run(run.spec.run_id).result() is None]  # a job has ended since we planned
-        still = queued & {run.spec.run_id for run in plan.chosen}
+        statuses = job_status.look(store)
+        of_runs = job_status.by_run(statuses)
+        chosen = {run.spec.run_id for run in plan.chosen}
+        queued = {run for run, status in of_runs.items() if status.live and run in chosen}
+        runs = [run for run in _free(plan, of_runs) if store.run(run.spec.run_id).result() is None]  # ended meanwhile
+        left = {run.spec.run_id for run in plan.to_do}
+        hidden = [status for run, status in of_runs.items() if status.hidden and run in left]
         if not runs:
-            return Submitted([], set(), still)
+            return Submitted([], set(), queued, hidden)
         fetch(plan.experiment)
         jobs: list[str] = []
-        arrays = list(_arrays(runs, profile))
-        for number, tasks in enumerate(arrays):
-            submission = _prepare(plan, profile, tasks, number, checkpoint_minutes, fail_fast)
+        cluster = queue.cluster()
+        at_once, after = _room(profile.max_jobs, statuses)
+        for number, tasks in enumerate(_arrays(runs, profile, cluster)):
+            submission = _prepare(plan, profile, tasks, number, cluster, at_once, checkpoint_minutes, fail_fast)
             try:
-                jobs += _submit(submission, profile, len(arrays)).job_ids
+                submission = _submit(submission, profile, after)
             except BenchError as error:
-                before = f"; submitted before that: {queue.ranges(jobs)}" if jobs else "; nothing was submitted"
+                nothing = "" if isinstance(error, Unsure) else "; nothing was submitted"
+                before = f"; submitted before that: {queue.ranges(jobs)}" if jobs else nothing
                 raise BenchError(f"{error}{before}") from error
-    return Submitted(jobs, {run.spec.run_id for run in runs}, still)
+            jobs += submission.job_ids
+            after = [submission.array_id]
+    return Submitted(jobs, {run.spec.run_id for run in runs}, queued, hidden)
 
 
 def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
@@ -87,15 +113,15 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
         BenchError: there is no SLURM here, or it does not answer.
     """
     check_there_is_slurm()
+    plan.check_records()
     profile.check({run.spec.train.processes for run in plan.to_do})
-    queued = queue.live_runs(plan.store)
-    arrays = list(_arrays([run for run in plan.to_do if run.spec.run_id not in queued], profile))
-    for number, tasks in enumerate(arrays):
+    statuses = job_status.look(plan.store)
+    at_once, after = _room(profile.max_jobs, statuses)
+    runs = _free(plan, job_status.by_run(statuses))
+    for number, tasks in enumerate(_arrays(runs, profile, queue.cluster())):
         name = _name(plan.experiment.name, number)
-        executor = _executor(plan.store.folder.resolve() / "slurm" / name, name, profile, len(arrays))
-        if len(tasks) > 1:
-            executor.parameters["map_count"] = len(tasks)
-        yield executor._make_submission_file_text(executor._submitit_command_str, "")
+        yield _script(plan.store.folder.resolve() / "slurm" / name, name, profile, len(tasks), at_once, after)
+        after = ["ARRAY_BEFORE"]
 
 
 def check_there_is_slurm() -> None:
@@ -113,22 +139,44 @@ def _check_folder(folder: Path) -> None:
         raise BenchError(f"{folder.resolve()}: SLURM cannot write logs to a path with a % in it; choose another --out")
 
 
-def _arrays(runs: Sequence[PlannedRun], profile: Profile) -> Iterator[list[list[PlannedRun]]]:
+def _free(plan: Plan, of_runs: Mapping[str, JobStatus]) -> list[PlannedRun]:
+    """Return the runs to do that no job has, or may have."""
+    taken = {run for run, status in of_runs.items() if status.live or status.hidden}
+    return [run for run in plan.to_do if run.spec.run_id not in taken]
+
+
+def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]:
+    """Return how many jobs a new array may run at once beside those of earlier submissions in the queue.
+
+    Returns:
+        The number of jobs; and the earlier arrays after whose end the new array may begin, if they leave no room now.
+    """
+    earlier: dict[str, list[JobStatus]] = {}
+    for status in statuses:
+        if status.live:
+            earlier.setdefault(status.submission.array_id, []).append(status)
+    used = sum(min(len(some), some[0].submission.settings.max_jobs or len(some)) for some in earlier.values())
+    return (max_jobs - used, []) if used < max_jobs else (max_jobs, sorted(earlier))
+
+
+def _arrays(runs: Sequence[PlannedRun], profile: Profile, cluster: Cluster) -> Iterator[list[list[PlannedRun]]]:
     """Runs put into jobs, and jobs into arrays that the site takes; runs of one job are about as long as each other."""
     pack = profile.pack(max((run.spec.train.processes for run in runs), default=1))
     jobs = [list(runs[start : start + pack]) for start in range(0, len(runs), pack)]
-    size = profile.max_array_size or _site_limit()
+    size = profile.max_array_size or cluster.max_array_size
     for start in range(0, len(jobs), size):
         yield jobs[start : start + size]
 
 
-def _site_limit() -> int:
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", queue.call(["scontrol", "show", "config"]), flags=re.M)
-    return max(1, int(match[1]) - 1) if match else 1000
-
-
 def _prepare(
-    plan: Plan, profile: Profile, tasks: list[list[PlannedRun]], number: int, checkpoint_minutes: float, fail_fast: bool
+    plan: Plan,
+    profile: Profile,
+    tasks: list[list[PlannedRun]],
+    number: int,
+    cluster: Cluster,
+    at_once: int,
+    checkpoint_minutes: float,
+    fail_fast: bool,
 ) -> Submission:
     """Write all that the jobs of an array read, before the first of them can start."""
     name = _name(plan.experiment.name, number)
@@ -144,6 +192,7 @@ def _prepare(
         data=str(data_folder().resolve()) if os.environ.get("BENCH_DATA") else None,
         nodes=profile.nodes,
         keep_weights=bool(os.environ.get(KEEP_WEIGHTS)),
+        max_jobs=at_once,
     )
     submission = Submission(
         folder=plan.store.folder.resolve() / "slurm" / name,
@@ -153,6 +202,8 @@ def _prepare(
         tasks=[[run.spec.run_id for run in runs] for runs in tasks],
         job_ids=[],
         settings=settings,
+        cluster=cluster.name,
+        user=queue.user(),
     )
     runs = {run.spec.run_id: run for some in tasks for run in some}
     content = {
@@ -181,44 +232,101 @@ def _name(experiment: str, number: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', experiment)[:60]}-{stamp}-{number}-{os.getpid()}"
 
 
-def _submit(submission: Submission, profile: Profile, arrays: int) -> Submission:
-    executor = _executor(submission.folder, submission.name, profile, arrays)
-    jobs = [Job(submission.folder, task, submission.code) for task in range(len(submission.tasks))]
+def _submit(submission: Submission, profile: Profile, after: Sequence[str]) -> Submission:
+    """Submit an array, or a single job, and return the submission with the ids of its jobs.
+
+    Args:
+        after: ids of arrays that must end before.
+    """
+    folder, count = submission.folder, len(submission.tasks)
+    for task in range(count):
+        job = DelayedSubmission(Job(folder, task, submission.code))
+        job.set_timeout(profile.time, TIME_OUTS)
+        job.dump(submission.pickle(task))
+    path = folder / "submit.sh"
+    write_atomic(path, _script(folder, submission.name, profile, count, submission.settings.max_jobs or count, after))
+    return submissions.with_job_ids(submission, submission.ids_of(_sbatch(path, submission)))
+
+
+def _sbatch(script: Path, submission: Submission) -> str:
+    """Run sbatch and return the number that SLURM gives to the jobs of a script.
+
+    sbatch may fail although the controller has taken the jobs (its answer came too late), so the queue is asked before
+    the submission is given up.
+
+    Raises:
+        Unsure: sbatch has failed, and the queue does not show whether the jobs were taken.
+        BenchError: SLURM refuses the jobs; the folder of the submission is gone.
+    """
     try:
-        submitted = executor.submit_array(jobs)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        shutil.rmtree(submission.folder, ignore_errors=True)
-        raise BenchError(f"sbatch refused the jobs: {_last_words(error)}") from error
-    return submissions.with_job_ids(submission, [job.job_id for job in submitted])
+        said = queue.call(["sbatch", "--parsable", str(script)])
+        if match := re.search(r"^(?:Submitted batch job )?(\d+)(?:;\S+)?$", said, flags=re.M):
+            return match[1]
+        failure = BenchError(f"sbatch said: {said}")
+    except BenchError as error:
+        failure = error
+    unsure = bool(UNCLEAR.search(str(failure)))
+    for seconds in (0.0, *LOOKS) if unsure else (0.0,):
+        time.sleep(seconds)
+        try:
+            if jobs := queue.ask([submission.name]):
+                return next(iter(jobs)).partition("_")[0]
+        except BenchError:
+            unsure = True
+    if unsure:
+        raise Unsure(
+            f"sbatch failed: {_last_words(failure)}; whether SLURM has taken these jobs all the same is not known. If "
+            "it has, `bench status` will show them, and `bench cancel` stops them"
+        ) from failure
+    shutil.rmtree(submission.folder, ignore_errors=True)
+    raise BenchError(f"sbatch refused the jobs: {_last_words(failure)}") from failure
 
 
-def _executor(folder: Path, name: str, profile: Profile, arrays: int) -> submitit.SlurmExecutor:
-    """Submitit's, set up for one of so many arrays.
+def _script(folder: Path, name: str, profile: Profile, count: int, at_once: int, after: Sequence[str]) -> str:
+    """Return the sbatch script of an array, or of a single job.
+
+    Args:
+        count: jobs of the array.
+        at_once: jobs of the array that run at the same time.
+        after: ids of arrays that must end before.
 
     Raises:
         BenchError: submitit does not take the settings.
     """
+    # Since 22.05 srun does not take the number of cores from the job. --ntasks: one process per node, whatever else the
+    # job asks for. --export=ALL: the script's variables, also where --export=NONE keeps the submitter's from the job.
+    srun_args = [f"--cpus-per-task={profile.cpus}", f"--ntasks={profile.nodes}", "--export=ALL"]
+    if profile.nodes > 1:
+        srun_args.append("--kill-on-bad-exit=1")  # a node that is lost would be waited for
+    parameters = {"requeue": True, **profile.sbatch}
+    if after:
+        own = [str(parameters["dependency"])] if "dependency" in parameters else []
+        parameters["dependency"] = ",".join([*own, f"afterany:{':'.join(after)}"])
+    settings = profile.parameters()
+    # What a job needs to start, also with --export=NONE.
+    given = {name: os.environ[name] for name in ("PYTHONPATH", "SLURM_CONF") if name in os.environ}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
+    settings["setup"] = [*exports, *settings.get("setup", [])] or None
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIME_OUTS)
-        srun_args = [f"--cpus-per-task={profile.cpus}"]  # since 22.05 srun does not take it from the job
-        if profile.nodes > 1:
-            srun_args.append("--kill-on-bad-exit=1")  # a node that is lost would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             executor.update_parameters(
                 job_name=name,
                 wckey=None,  # "submitit" by default, which sites that keep such keys refuse
-                array_parallelism=max(1, profile.max_jobs // arrays),
-                additional_parameters={"requeue": True, **profile.sbatch},
+                array_parallelism=at_once,
+                additional_parameters=parameters,
                 srun_args=srun_args,
-                **profile.parameters(),
+                **settings,
             )
     except (ValueError, TypeError, RuntimeError) as error:
         raise BenchError(f"submitit refuses the settings: {error}") from error
-    return executor
+    if count > 1:
+        executor.parameters["map_count"] = count
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
 def _last_words(error: Exception) -> str:
-    """What sbatch said, of all that submitit tells."""
-    lines = [line.strip() for line in str(error).splitlines() if "sbatch: " in line]
+    """Return what sbatch said, on one line."""
+    lines = [line[line.index("sbatch: ") :].strip() for line in str(error).splitlines() if "sbatch: " in line]
     return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines) or str(error).strip()

@@ -4,6 +4,8 @@ results/<experiment>/slurm/<name>/
     submission.json     which runs each job does, job ids, settings, when, the code's hash
     runs.json           the specs of all its runs
     job-<n>.json        what became of the n-th job, from inside
+    cancelled           its jobs were cancelled: none of them is to work again, whoever starts it
+    submit.sh           what sbatch was given; task-<n>.pkl until the jobs' ids are known
     calls-<n>-<m>.json  of a job on several nodes, at its m-th restart: what the first node has the others do
     <job id>_0_log.err  what it printed; submitit's own files beside it
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ class Settings:
         keep_weights: whether runs leave their final weights.
         time: the job's limit in minutes.
         nodes: of a job, which has `gpus` and `cpus` on each.
+        max_jobs: jobs of the array that are done at once; None: all of them.
     """
 
     jobs: int | None
@@ -46,6 +49,7 @@ class Settings:
     data: str | None
     nodes: int = 1
     keep_weights: bool = False
+    max_jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Submission:
         code: hash of the package that the jobs were submitted from.
         tasks: the run ids of each job.
         job_ids: of each job, as SLURM writes them; empty while sbatch has not answered.
+        cluster: where the jobs are; "" if that is not recorded, as by earlier versions.
+        user: whose they are; "" likewise.
     """
 
     folder: Path
@@ -67,6 +73,26 @@ class Submission:
     tasks: list[list[str]]
     job_ids: list[str]
     settings: Settings
+    cluster: str = ""
+    user: str = ""
+
+    @property
+    def array_id(self) -> str:
+        """Return SLURM's number for all of its jobs."""
+        return self.job_ids[0].partition("_")[0]
+
+    def ids_of(self, number: str) -> list[str]:
+        """Return the ids of its jobs, from SLURM's number for all of them."""
+        return [f"{number}_{task}" for task in range(len(self.tasks))] if len(self.tasks) > 1 else [number]
+
+    @property
+    def cancelled(self) -> bool:
+        """Return whether its jobs are to do nothing any more, even if SLURM starts them again."""
+        return (self.folder / "cancelled").exists()
+
+    def mark_cancelled(self) -> None:
+        """Have its jobs do nothing any more: they look at this mark at every start, and before they requeue."""
+        write_atomic(self.folder / "cancelled", "")
 
     @property
     def results(self) -> Path:
@@ -81,6 +107,10 @@ class Submission:
     def log(self, task: int) -> Path:
         """What a job printed."""
         return self.folder / f"{self.job_ids[task]}_0_log.err"
+
+    def pickle(self, task: int) -> Path:
+        """Return the path of the pickled job, until its id is known."""
+        return self.folder / f"task-{task}.pkl"
 
     def note(self, task: int) -> Note:
         """What a job said of itself."""
@@ -108,8 +138,8 @@ class Note:
 
     Attributes:
         starts: how many times it has been started; more than once if it was queued again.
-        state: "" (not started), "running", "done", "stopped" (to be started again), "failed" or "refused".
-        message: the reason of the last two.
+        state: "" (not started), "running", "done", "stopped" (to be started again), "failed", "refused" or "cancelled".
+        message: the reason of the last three.
     """
 
     starts: int = 0
@@ -141,8 +171,11 @@ def read_all(store: Store) -> list[Submission]:
 
 
 def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
-    """The submission with its jobs' ids, recorded."""
+    """Record the ids of a submission's jobs, and move each pickled job to where submitit looks for it."""
     known = replace(submission, job_ids=job_ids)
+    for task, job in enumerate(job_ids):
+        with suppress(FileNotFoundError):  # another command has been faster
+            known.pickle(task).rename(known.folder / f"{job}_submitted.pkl")
     known.write()
     return known
 

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from bench.analysis.conditions import keyed
-from bench.environment import processor
-from bench.records import metric_columns
-from bench.spec import PlannedRun
-
-if TYPE_CHECKING:
-    from bench.launch.repeat import Recorded
+from bench.records import Results, metric_columns
 
 SPREADS = 4.0
 """Standard deviations over the seeds by which a final number may differ where bits need not repeat: more than two runs
@@ -44,6 +39,17 @@ BITS = ("initial_weights_sha256", "weights_sha256", "skipped_steps")
 Word = Literal["identical", "agrees", "differs"]
 
 
+class Numbers(Protocol):
+    """Results of which single runs can be looked up."""
+
+    @property
+    def results(self) -> Results: ...
+
+    def record(self, run_id: str) -> pd.Series[Any]: ...
+
+    def curve(self, run_id: str) -> pd.DataFrame: ...
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What came of repeating a run.
@@ -65,18 +71,17 @@ class Verdict:
     code: str = ""
 
 
-def verdict(run: PlannedRun, then: Recorded, now: Recorded) -> Verdict:
+def verdict(run_id: str, then: Numbers, now: Numbers) -> Verdict:
     """Compare a run that was done again with what is recorded of it.
 
     Args:
         then: as recorded.
         now: as collected from the repetition.
     """
-    run_id = run.spec.run_id
     old, new = then.record(run_id), now.record(run_id)
     if new["status"] not in ("done", "diverged"):
         return Verdict(run_id, "differs", [f"failed here: {new['error']}"])
-    elsewhere = _elsewhere(run, old, new)
+    elsewhere = _elsewhere(old, new)
     exact = list(_unequal(old, new, EXACT))
     bits = list(_unequal(old, new, BITS))
     first_epoch, in_curve = _first_difference(then.curve(run_id), now.curve(run_id))
@@ -86,20 +91,22 @@ def verdict(run: PlannedRun, then: Recorded, now: Recorded) -> Verdict:
     if not exact and not bits:
         return Verdict(run_id, "identical", [], elsewhere, None, code)
     if elsewhere and not exact:
-        if far := list(_too_far(then, run, old, new, key)):
+        if far := list(_too_far(then.results, old, new, key)):
             return Verdict(run_id, "differs", far, elsewhere, first_epoch, code)
         return Verdict(run_id, "agrees", [], elsewhere, first_epoch, code)
     return Verdict(run_id, "differs", [*exact, *bits], elsewhere, first_epoch, code)
 
 
-def tolerances(then: Recorded, run: PlannedRun, key: str) -> dict[str, float]:
-    """By how much each final number of a run may differ on other hardware or with other versions, as stored."""
-    records = keyed(then.results.records)
-    if "phase" in records:
-        records = records[records["phase"].fillna("") == run.phase]
-    recorded = then.record(run.spec.run_id)
-    place = (records["condition"] == run.condition_text) & (records["optimizer"] == run.label)
-    seeds = records[place & (records["config"] == run.config_text) & (records["status"] == "done")]
+def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, float]:
+    """Return by how much each final number of a run may differ on other hardware or with other versions, as stored.
+
+    Args:
+        recorded: the run's row of the records.
+    """
+    records = keyed(then.records)
+    done = records[records["status"] == "done"]
+    place = [name for name in ("condition", "phase", "optimizer", "config") if name in then.records]
+    seeds = done[(done[place].fillna("") == recorded[place].fillna("")).all(axis="columns")]
     allowed = {}
     for name in (f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", key)):
         if name not in seeds or pd.isna(recorded[name]):
@@ -110,17 +117,17 @@ def tolerances(then: Recorded, run: PlannedRun, key: str) -> dict[str, float]:
     return allowed
 
 
-def _too_far(then: Recorded, run: PlannedRun, old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
-    for name, allowed in tolerances(then, run, key).items():
+def _too_far(then: Results, old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
+    for name, allowed in tolerances(then, old, key).items():
         difference = abs(float(new[name]) - float(old[name]))
         if not difference <= allowed:
             values = f"recorded {old[name]:.6g}, here {new[name]:.6g}"
             yield f"{name}: {values}; {difference:.3g} apart, allowed {allowed:.3g}"
 
 
-def _elsewhere(run: PlannedRun, old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
+def _elsewhere(old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
     found = list(_unequal(old, new, SAME))
-    if new["device"] != processor() and not run.spec.train.deterministic:
+    if new.get("device_type") == "cuda" and str(new["deterministic"]).lower() != "true":
         found.append("a GPU without deterministic = true")
     return found
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from bench.distributed import run_distributed
-from bench.errors import BenchError
-from bench.launch.estimate import measure
+from bench.errors import BenchError, NotPrepared
+from bench.launch.estimate import measure, rehearse
 from bench.launch.memory import out_of_memory
 from bench.launch.slots import Slot
 from bench.spec import RunSpec
@@ -47,11 +47,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Rehearse:
+    """Build a run and take one step of it, and leave nothing of it; see `estimate.rehearse`."""
+
+    spec_json: str
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class Event:
     """What a worker tells.
 
-    Kind "epoch", "done", "failed", "memory" (was short; not failed yet), "claimed", "stopped", or "disk" (which ends a
-    launch); asked to measure, "speed" or "failed".
+    Kind "epoch", "said" (a sentence for the user), "done", "failed", "memory" (was short; not failed yet), "claimed",
+    "stopped", or "disk" (which ends a launch); asked to measure, "speed" or "failed"; asked to
+    rehearse, "rehearsed" (the passes of the step), "failed", "memory" or "absent" (data that a launch would fetch).
     """
 
     kind: str
@@ -79,14 +88,17 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
     device = torch.device(slot.device)
     while True:
         try:
-            job: Job | Measure | None = connection.recv()
+            job: Job | Measure | Rehearse | None = connection.recv()
         except (EOFError, OSError):
             return
         if job is None:
             return
         if device.type == "cuda":  # not earlier: a worker that waits takes none of the GPU's memory
             torch.cuda.set_device(device)
-        event = _measure(job, device) if isinstance(job, Measure) else _do(job, slot, connection, stop_sign)
+        if isinstance(job, Job):
+            event = _do(job, slot, connection, stop_sign)
+        else:
+            event = _measure(job, device) if isinstance(job, Measure) else _rehearse(job, device)
         connection.send(event)
 
 
@@ -102,7 +114,19 @@ def _measure(job: Measure, device: torch.device) -> Event:
     try:
         return Event("speed", content=measure(RunSpec.model_validate_json(job.spec_json), device))
     except Exception as error:  # the run itself will meet it again, and have it recorded
-        return Event("failed", content=f"{type(error).__name__}: {error}".partition("\n")[0])
+        words = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+        return Event("failed", content=words.partition("\n")[0])
+
+
+def _rehearse(job: Rehearse, device: torch.device) -> Event:
+    try:
+        return Event("rehearsed", content=rehearse(RunSpec.model_validate_json(job.spec_json), device))
+    except NotPrepared as error:
+        return Event("absent", content=str(error))
+    except Exception as error:
+        if (short := out_of_memory(error)) and not job.alone:
+            return Event("memory", content=short)
+        return Event("failed", content=str(error) if isinstance(error, BenchError) else traceback.format_exc())
 
 
 def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Event:
@@ -110,6 +134,9 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Ev
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
         connection.send(Event("epoch", done, epochs, measured))
+
+    def say(words: str) -> None:
+        connection.send(Event("said", content=words))
 
     try:
         with folder.claim(slot.device) as claim:
@@ -121,7 +148,7 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Ev
                 return stop_sign.is_up or claim.lost
 
             try:
-                return Event("done", content=_run(job, slot, folder, report, stop))
+                return Event("done", content=_run(job, slot, folder, report, stop, say))
             except Stopped:
                 return Event("claimed" if claim.lost else "stopped")
             except StorageError:
@@ -134,15 +161,22 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Ev
         return Event("disk", content=str(error))
 
 
-def _run(job: Job, slot: Slot, folder: RunFolder, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def _run(
+    job: Job,
+    slot: Slot,
+    folder: RunFolder,
+    report: Report,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Do a run here, or in as many processes as it asks for."""
     spec = RunSpec.model_validate_json(job.spec_json)
     devices = slot.devices(spec.train.processes)
     if spec.train.processes == 1:
-        return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop)
+        return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop, say=say)
     if slot.device != "cpu":
         torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
-    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop, slot.team)
+    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop, slot.team, say)
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import data_folder
-from bench.errors import BenchError
+from bench.errors import BenchError, NotPrepared
 from bench.text import TOKENIZER_FILES, VOCABULARIES, first_line
 
 CONFIG = "config.json"
@@ -178,7 +178,7 @@ def _absent(name: str, weights: bool, reason: str = "") -> BenchError:
         what = f"{partly} is {without}" if partly else "there is no such folder"
         return BenchError(f'checkpoint = "{name}": {what}; name a folder with {_wanted(weights)}, or a name of the hub')
     where = f"on this machine {without}" if partly else "not on this machine"
-    return BenchError(
+    return NotPrepared(
         f'the checkpoint "{name}" is {where}: {reason}\n'
         f"To get it some other way, put {_wanted(weights)} there\n  {_local(name)}/\n"
         f"    from {constants.ENDPOINT}/{name}/tree/main\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.models import checkpoints
+from bench.models.padding import Padding
 from bench.models.vit import Rate
 from bench.registry import register_model
 from bench.tasks.base import Task
@@ -31,7 +32,18 @@ DROPOUTS = (
 )
 """Architectures' names for their rates of dropout."""
 
-COMMON = ("bert", "roberta", "distilbert", "electra", "albert", "deberta-v2", "mpnet", "modernbert")
+RELATIVE_SEGMENTS = ("funnel", "xlnet")
+"""Architectures that see whether two tokens are of one segment, and need no type_vocab_size for that."""
+
+STARTED_BY_PADDING = ("mt5", "t5", "umt5")
+"""Architectures whose decoder starts with the token of padding, which not every config.json of theirs says."""
+
+COMMON = (
+    *("bert", "roberta", "distilbert", "electra", "albert", "deberta", "deberta-v2", "modernbert", "mpnet"),
+    *("xlnet", "squeezebert", "funnel", "big_bird", "xlm-roberta", "camembert", "convbert", "nystromformer"),
+    *("roformer", "rembert", "ernie", "t5", "gpt2", "llama", "qwen3"),
+)
+"""Architectures that the tests train: tests/models/test_architectures.py."""
 
 MINILM_NOTE = (
     "minilm starts from all-MiniLM-L6-v2 (22.7 M parameters), which was fine-tuned for sentence embeddings on over a "
@@ -52,18 +64,19 @@ class Encoder(nn.Module):
     def __init__(self, net: PreTrainedModel) -> None:
         super().__init__()
         self.net = net
+        self.layout = Padding(net.config, net)
         self.padding: int = net.config.pad_token_id
         takes_segments = "token_type_ids" in inspect.signature(net.forward).parameters
-        self.has_segments = takes_segments and getattr(net.config, "type_vocab_size", 0) > 1
+        has_several = getattr(net.config, "type_vocab_size", 0) > 1 or net.config.model_type in RELATIVE_SEGMENTS
+        self.has_segments = takes_segments and has_several
 
     def forward(self, tokens_B2W: Tensor) -> Tensor:
         """Logits (B, num_outputs) of token ids (row 0; -1 is nothing) and segment ids (row 1)."""
-        ids_BW = tokens_B2W[:, 0].long()
-        is_there_BW = ids_BW >= 0
+        ids_BW, segments_BW, is_there_BW = self.layout(tokens_B2W)
         # Nothing gets the id of padding, though nobody attends to it: RoBERTa tells positions by it.
         inputs = {"input_ids": ids_BW.where(is_there_BW, self.padding), "attention_mask": is_there_BW.long()}
         if self.has_segments:
-            inputs["token_type_ids"] = tokens_B2W[:, 1].long()
+            inputs["token_type_ids"] = segments_BW
         logits_BK: Tensor = self.net(**inputs, return_dict=True).logits
         return logits_BK
 
@@ -122,7 +135,7 @@ def tokenizer_of_minilm(params: dict[str, Any]) -> Path:
     return checkpoints.minilm()
 
 
-@register_model("minilm", fetch=fetch_minilm, tokenizer=tokenizer_of_minilm, note=MINILM_NOTE)
+@register_model("minilm", title="MiniLM", fetch=fetch_minilm, tokenizer=tokenizer_of_minilm, note=MINILM_NOTE)
 def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
     """all-MiniLM-L6-v2 (6 layers of 384, 22.7 million parameters) with a new head; its weights come with a package.
 
@@ -156,8 +169,7 @@ def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreT
             f'"{config.model_type}" ({path}) has no classification head in transformers; encoders that do: '
             f"{', '.join(COMMON)}, ..."
         )
-    if getattr(config, "pad_token_id", None) is None:
-        raise BenchError(f"{path} has no pad_token_id, so texts of different lengths cannot share a batch; add it")
+    _complete(config, path)
     if dropout is not None:
         rates = [name for name in DROPOUTS if hasattr(config, name)]
         if not rates:
@@ -165,6 +177,31 @@ def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreT
         for name in rates:
             setattr(config, name, dropout)
     return config
+
+
+def _complete(config: PreTrainedConfig, path: Path) -> None:
+    """Set what config.json leaves open, or sets for generating text, as classifying texts needs it.
+
+    Raises:
+        BenchError: something is left open that only the user can know.
+    """
+    if getattr(config, "pad_token_id", None) is None:
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
+        if config.pad_token_id is None or config.is_encoder_decoder:
+            raise BenchError(f"{path} has no pad_token_id, so texts of different lengths cannot share a batch; add it")
+    if config.model_type in STARTED_BY_PADDING and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id
+    if config.model_type == "xmod" and config.default_language is None:
+        raise BenchError(
+            f"{path} does not say which of X-MOD's languages the texts are in; add "
+            f'"default_language": "{config.languages[0]}", or one of {", ".join(config.languages[1:]) or "no other"}'
+        )
+    if config.model_type == "big_bird":
+        # transformers changes to full attention, with a warning, at the first text of fewer than 704 tokens.
+        config.attention_type = "original_full"
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # keys and values of every layer, kept for tokens that are never generated
 
 
 def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool) -> Encoder:
@@ -218,22 +255,21 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
     """Put a checkpoint's weights into a net, all but its head.
 
     They go through a twin without head: transformers then translates the names of older files, and a head that the
-    file may have is left there.
+    file may have is left there. The twin is of the class that the net has within: for Funnel AutoModel would take
+    another one, with a decoder.
 
     Raises:
         BenchError: a file is damaged or holds something else; the message names the first misfit.
     """
-    from transformers import AutoModel
-
     file = _check_readable(folder)
+    kind = cast(Any, type(net.base_model))
     try:
         with quiet_transformers():
-            twin, found = AutoModel.from_pretrained(
+            twin, found = kind.from_pretrained(
                 str(folder),
                 config=copy.deepcopy(net.config),
                 use_safetensors=True,
                 local_files_only=True,
-                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # they are told below
                 output_loading_info=True,

@@ -12,7 +12,7 @@ from bench.registry import register_model
 from bench.tasks.base import Task
 
 
-@register_model("mlp")
+@register_model("mlp", title="MLP")
 def mlp(
     task: Task,
     *,

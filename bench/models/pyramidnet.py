@@ -112,7 +112,7 @@ class PyramidNet(nn.Module):
         return logits_BK
 
 
-@register_model("pyramidnet272")
+@register_model("pyramidnet272", title="PyramidNet-272")
 def pyramidnet272(task: Task, *, shakedrop: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> nn.Module:
     """PyramidNet-272, alpha 200, bottlenecks (Han et al. 2017), 26.2 million parameters, with ShakeDrop.
 

@@ -67,25 +67,25 @@ class SmallResNet(nn.Module):
         return logits_BK
 
 
-@register_model("resnet8")
+@register_model("resnet8", title="ResNet-8")
 def resnet8(task: Task, *, width: Width = 16) -> nn.Module:
     """ResNet of 8 layers (one block a stage), 75 thousand parameters at width 16: suits 8x8 images."""
     return small_resnet(8, width, task)
 
 
-@register_model("resnet20")
+@register_model("resnet20", title="ResNet-20")
 def resnet20(task: Task, *, width: Width = 16) -> nn.Module:
     """ResNet of 20 layers for CIFAR (He et al. 2016), 0.27 million parameters at width 16."""
     return small_resnet(20, width, task)
 
 
-@register_model("resnet32")
+@register_model("resnet32", title="ResNet-32")
 def resnet32(task: Task, *, width: Width = 16) -> nn.Module:
     """ResNet of 32 layers for CIFAR (He et al. 2016), 0.46 million parameters at width 16."""
     return small_resnet(32, width, task)
 
 
-@register_model("resnet56")
+@register_model("resnet56", title="ResNet-56")
 def resnet56(task: Task, *, width: Width = 16) -> nn.Module:
     """ResNet of 56 layers for CIFAR (He et al. 2016), 0.85 million parameters at width 16."""
     return small_resnet(56, width, task)
@@ -95,7 +95,7 @@ def small_resnet(depth: int, width: int, task: Task) -> nn.Module:
     return SmallResNet(depth, width, image_shape(task)[0], task.num_outputs)
 
 
-@register_model("resnet18")
+@register_model("resnet18", title="ResNet-18")
 def resnet18(task: Task) -> nn.Module:
     """ResNet-18 (He et al. 2016) with a 3x3 stem and no max pool, as is usual for CIFAR: 11.2 million parameters."""
     from torchvision.models.resnet import BasicBlock, ResNet  # slow to import

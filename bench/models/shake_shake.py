@@ -99,7 +99,7 @@ class ShakeShakeNet(nn.Module):
         return logits_BK
 
 
-@register_model("shakeshake26_2x96d")
+@register_model("shakeshake26_2x96d", title="Shake-Shake-26 2x96d")
 def shakeshake26_2x96d(task: Task) -> nn.Module:
     """Shake-Shake-Image of 26 layers, two branches of 96 channels (Gastaldi 2017), 26.2 million parameters."""
     return ShakeShakeNet(26, 96, image_shape(task)[0], task.num_outputs)

@@ -23,7 +23,7 @@ B16 = "vit_base_patch16_224.augreg_in21k"
 `augreg_in21k_ft_in1k` has: what is usually fine-tuned to other data sets."""
 
 
-@register_model("vit_tiny")
+@register_model("vit_tiny", title="ViT-tiny")
 def vit_tiny(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
     """ViT-Ti (12 layers of 192, 3 heads) from scratch at the task's own resolution, 5.4 million parameters.
 
@@ -34,7 +34,7 @@ def vit_tiny(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, dr
     return from_scratch("vit_tiny_patch16_224", task, patch_size, drop_path, dropout)
 
 
-@register_model("vit_small")
+@register_model("vit_small", title="ViT-small")
 def vit_small(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
     """ViT-S (12 layers of 384, 6 heads) from scratch at the task's own resolution, 21.3 million parameters.
 
@@ -76,13 +76,13 @@ def fetch_b16(params: dict[str, Any]) -> None:
         weights.fetch(B16)
 
 
-@register_model("vit_s16", fetch=fetch_s16)
+@register_model("vit_s16", title="ViT-S/16", fetch=fetch_s16)
 def vit_s16(task: Task, *, pretrained: bool = True, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
     """ViT-S/16 on images resized to 224x224, 21.7 million parameters, from ImageNet-21k (Steiner et al. 2022)."""
     return build(S16, task, pretrained, **rates(drop_path, dropout))
 
 
-@register_model("vit_b16", fetch=fetch_b16)
+@register_model("vit_b16", title="ViT-B/16", fetch=fetch_b16)
 def vit_b16(task: Task, *, pretrained: bool = True, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
     """ViT-B/16 on images resized to 224x224, 85.8 million parameters, from ImageNet-21k (Steiner et al. 2022)."""
     return build(B16, task, pretrained, **rates(drop_path, dropout))

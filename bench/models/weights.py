@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bench.data import data_folder
-from bench.errors import BenchError
+from bench.errors import BenchError, NotPrepared
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -146,7 +146,7 @@ def _absent(name: str, reason: str) -> BenchError:
         )
     else:
         address, suffix, otherwise = str(config(name).url), SUFFIXES[1], ""
-    return BenchError(
+    return NotPrepared(
         f"the pretrained weights {_full_name(name)} are not on this machine: {reason}\n"
         f"To get them some other way, put there\n  {_local(name)}{suffix}\n    from {address}{otherwise}"
     )

@@ -62,13 +62,13 @@ class WideResNet(nn.Module):
         return logits_BK
 
 
-@register_model("wrn28_10")
+@register_model("wrn28_10", title="WRN-28-10")
 def wrn28_10(task: Task, *, dropout: Dropout = 0.0) -> nn.Module:
     """WRN-28-10 (Zagoruyko & Komodakis 2016), 36.5 million parameters."""
     return WideResNet(28, 10, dropout, image_shape(task)[0], task.num_outputs)
 
 
-@register_model("wrn16_8")
+@register_model("wrn16_8", title="WRN-16-8")
 def wrn16_8(task: Task, *, dropout: Dropout = 0.0) -> nn.Module:
     """WRN-16-8 (Zagoruyko & Komodakis 2016), 11.0 million parameters."""
     return WideResNet(16, 8, dropout, image_shape(task)[0], task.num_outputs)

@@ -5,7 +5,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from bench.optim.options import AscentOptions, one_more_where_perturbed
-from bench.optim.sam import SAM
+from bench.optim.sam import SAM, AdaptiveOn
 from bench.optim.types import NonNegative
 from bench.registry import register_optimizer
 
@@ -17,11 +17,13 @@ def asam(
     *,
     rho: NonNegative = 0.5,
     eta: NonNegative = 0.01,
+    adaptive_on: AdaptiveOn = "all",
     **options: Unpack[AscentOptions],
 ) -> SAM:
     """Adaptive SAM over a base optimizer: the neighbourhood scales with each weight; rho about ten times SAM's.
 
     e = rho * T^2 g / ||T g|| with T = |w| + eta; the paper (Kwon et al. 2021) takes rho 0.5 for CIFAR-10, 1.0 for
-    CIFAR-100, eta 0.01. Options as in sam.
+    CIFAR-100, eta 0.01. adaptive_on: "all" parameters, or those called "weight", as in the authors' code (T = 1 for the
+    others), whose numbers belong to that. Options as in sam.
     """
-    return SAM(base, rho=rho, adaptive=True, eta=eta, model=model, **options)
+    return SAM(base, rho=rho, adaptive=True, eta=eta, adaptive_on=adaptive_on, model=model, **options)

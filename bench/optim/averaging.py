@@ -1,28 +1,32 @@
-"""Averages of weights over the steps of training: what EMA and SWA have in common."""
+"""Weights for evaluation beside those for training: averages over the steps (EMA, SWA), and what a base keeps."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from bench.optim.forward_state import kept_buffers
 from bench.optim.memory import Remembering
-from bench.optim.method import kept_buffers, rewinder
+from bench.optim.method import Method
+from bench.optim.sharded import reshard
+from bench.optim.side_effects import clear_caches, rewinder
+from bench.optim.tensors import as_real
 
 
 class Averaging(Remembering):
     """A base optimizer, and beside it an average of the weights it goes through, which is what gets evaluated.
 
     Training is the base's, bit for bit. After each step a <- a + weight * (w - a), beginning with a = w. A skipped step
-    leaves w where it was, and counts as one that stayed there. The average is in the state_dict as "average".
+    leaves w where it was, and counts as one that stayed there. The average is in the state_dict as "averaged_weights".
     Memory: one copy of the parameters.
     """
 
-    remembers = "average"
+    remembers = "averaged_weights"
 
     @abstractmethod
     def weight(self) -> float | None:
@@ -36,8 +40,16 @@ class Averaging(Remembering):
         trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         known = [p for p in trained if p in self.memory]
         if known:
-            torch._foreach_lerp_(self.remembered(known), known, weight)
-        self.memory |= {p: p.detach().clone() for p in trained if p not in self.memory}
+            torch._foreach_lerp_(self.remembered(known), [as_real(p) for p in known], weight)
+        self.memory |= {p: as_real(p).detach().clone() for p in trained if p not in self.memory}
+
+    def nothing_of(self, parameter: Tensor) -> Tensor:
+        return as_real(parameter).detach().clone()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is an average."""
+        return bool(self.memory)
 
     @contextmanager
     def averaged(self, inputs: Iterable[Tensor]) -> Iterator[None]:
@@ -48,20 +60,82 @@ class Averaging(Remembering):
                 the averaged weights, since those that training left belong to other weights (Izmailov et al. 2018,
                 section 3.2). Models without batch norm do not ask for them.
         """
-        averages = list(self.memory.items())
-        if not averages:
+
+        def put_in() -> None:
+            torch._foreach_copy_([as_real(p) for p in self.memory], list(self.memory.values()))
+
+        with _other_weights(list(self.memory) if self.has_begun else [], self.model, inputs, put_in):
             yield
-            return
-        weights = [p for p, _ in averages]
-        spare = [p.detach().clone() for p in weights]
-        rewind = rewinder(weights[0].device)
-        with torch.no_grad(), kept_buffers(self.model):
-            try:
-                torch._foreach_copy_(weights, [average for _, average in averages])
-                if self.model is not None:
-                    update_bn(inputs, self.model)
-                rewind()  # dropout has drawn
-                yield
-            finally:
-                torch._foreach_copy_(weights, spare)
-                torch.clear_autocast_cache()
+
+
+@contextmanager
+def evaluation_weights(
+    optimizer: torch.optim.Optimizer, model: nn.Module | None, inputs: Iterable[Tensor]
+) -> Iterator[None]:
+    """Put in the weights that an optimizer wants to be evaluated; on leaving, all is as it was, to the bit.
+
+    They are the average of `Averaging`, and of one with `train()` and `eval()` (schedule-free: Defazio et al. 2024,
+    arXiv:2405.15682) those that its `eval()` puts in. Of other optimizers they are the weights that are there.
+
+    Args:
+        inputs: see `Averaging.averaged`.
+    """
+    if isinstance(optimizer, Averaging):
+        with optimizer.averaged(inputs):
+            yield
+    elif keeps_evaluation_weights(optimizer):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        # The way back is rounded (along a line to other weights and back): the bits are put back after it, too.
+        with _other_weights(weights, model, inputs, optimizer.eval, optimizer.train):  # type: ignore[attr-defined]
+            yield
+    else:
+        yield
+
+
+def keeps_evaluation_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer, or the base of a method, has other weights for evaluation than for training."""
+    if isinstance(optimizer, Method):
+        return optimizer.keeps_evaluation_weights
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+def to_training(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer that keeps other weights for evaluation put those for training in; others do nothing."""
+    if keeps_evaluation_weights(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _other_weights(
+    weights: list[Tensor],
+    model: nn.Module | None,
+    inputs: Iterable[Tensor],
+    put_in: Callable[[], None],
+    put_out: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Other weights for a while, with batch-norm statistics of their own; weights, buffers and random numbers return.
+
+    Args:
+        put_in: changes the weights.
+        put_out: tells whoever did that they are about to be put back.
+    """
+    if not weights:
+        yield
+        return
+    weights = [as_real(p) for p in weights]
+    spare = [p.detach().clone() for p in weights]
+    rewind = rewinder(weights)
+    with torch.no_grad(), kept_buffers(model):
+        try:
+            put_in()
+            reshard(model)
+            clear_caches()
+            if model is not None:
+                update_bn(inputs, model)
+            rewind()  # dropout has drawn
+            yield
+        finally:
+            put_out()
+            torch._foreach_copy_(weights, spare)
+            reshard(model)
+            clear_caches()

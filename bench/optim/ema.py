@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from bench.optim.averaging import Averaging
 from bench.optim.types import Momentum
@@ -17,7 +18,7 @@ class EMA(Averaging):
         base: a constructed torch optimizer.
         decay: 1 / (1 - decay) is about how many steps it averages over.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm: as of `bench.optim.method.Method`.
+        clip_norm, norm_group: as of `bench.optim.method.Method`.
     """
 
     def __init__(
@@ -26,10 +27,11 @@ class EMA(Averaging):
         decay: float = 0.999,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be in [0, 1), got {decay}")
-        super().__init__(base, model=model, clip_norm=clip_norm)
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group)
         self.decay = decay
 
     def weight(self) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
-from bench.optim.method import gradients
 from bench.optim.options import AscentOptions, one_more_where_perturbed
-from bench.optim.perturbing import TINY, Perturbing, dot
+from bench.optim.perturbing import Perturbing
+from bench.optim.tensors import TINY, gradients
 from bench.optim.types import NonNegative
 from bench.registry import register_optimizer
 
@@ -25,7 +28,8 @@ class GSAM(Perturbing):
 
     Args:
         alpha: weight of g_; 0 is SAM. The paper tries 0.01 to 0.4.
-        others: as of `bench.optim.perturbing.Perturbing`. The paper has rho go down as lr does: rho_schedule="lr".
+        others: as of `bench.optim.perturbing.Perturbing`. The paper has rho go down as lr does, from
+            rho_max to rho_min: rho=rho_max, rho_schedule="lr", rho_end=rho_min, and lr_min where lr does not end at 0.
 
     Traps: one scalar product over all parameters, not one a tensor. g has to be kept through the second pass: one copy
     of the parameters more than SAM needs.
@@ -41,19 +45,24 @@ class GSAM(Perturbing):
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
+        norm_group: ProcessGroup | None = None,
         **options: Unpack[AscentOptions],
     ) -> None:
         if not alpha >= 0:
             raise ValueError(f"GSAM: alpha must be >= 0, got {alpha}")
-        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, **options)
+        super().__init__(
+            base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
+        )
         self.alpha = alpha
 
     def combine(self, first: dict[Tensor, Tensor]) -> None:
         parameters, at_w = self.with_first(first)
         moved = gradients(parameters)
+        dot = partial(self.reductions.dot, parameters)
         along = dot(at_w, moved) / (dot(moved, moved) + TINY)
-        torch._foreach_mul_(moved, 1 + self.alpha * along)
-        torch._foreach_add_(moved, at_w, alpha=-self.alpha)
+        if moved:
+            torch._foreach_mul_(moved, 1 + self.alpha * along)
+            torch._foreach_add_(moved, at_w, alpha=-self.alpha)
 
 
 @register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)

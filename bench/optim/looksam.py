@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.optim.closures import Closure
 from bench.optim.memory import Remembering
-from bench.optim.method import Closure, global_norm, gradients
 from bench.optim.options import Ascent, share_perturbed
-from bench.optim.perturbing import TINY, Perturbing, dot
+from bench.optim.perturbing import Perturbing
+from bench.optim.tensors import TINY, gradients
 from bench.optim.types import AtLeastOne, NonNegative
 from bench.registry import register_optimizer
 
@@ -30,13 +33,13 @@ class LookSAM(Perturbing, Remembering):
         others: as of `bench.optim.perturbing.Perturbing`, without perturb_every.
 
     Traps: norms and the scalar product are over all parameters. What is remembered is g_v, in the state_dict as
-    "reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.
+    "looksam_reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.
     Memory: g_v between steps, and in every k-th one a copy of g.
     """
 
     needs_steps = True
     keeps_first_gradient = True
-    remembers = "reused"
+    remembers = "looksam_reused"
 
     def __init__(
         self,
@@ -47,20 +50,26 @@ class LookSAM(Perturbing, Remembering):
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
+        norm_group: ProcessGroup | None = None,
         **options: Unpack[Ascent],
     ) -> None:
         if k < 1 or not alpha >= 0:
             raise ValueError(f"LookSAM: k must be >= 1 and alpha >= 0, got {k} and {alpha}")
-        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, **options)
+        super().__init__(
+            base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
+        )
         self.perturb_every = k
         self.alpha = alpha
 
-    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if self.is_due() or self.steps_inside() is None:
             return super().gradient(closure)
         loss = closure()
-        g, reused = gradients(self.parameters_with_gradient()), list(self.memory.values())
-        factor = self.alpha * global_norm(g) / (global_norm(reused) + 1e-12)
+        if self.nothing_to_follow():
+            return loss, None
+        parameters, norm = self.parameters_with_gradient(), self.reductions.norm
+        of_g, of_reused = norm(parameters, gradients(parameters)), norm(list(self.memory), list(self.memory.values()))
+        factor = self.alpha * of_g / (of_reused + 1e-12)
         known = [p for p in self.memory if p.grad is not None]
         if known:
             torch._foreach_add_(gradients(known), torch._foreach_mul(self.remembered(known), factor))
@@ -69,8 +78,10 @@ class LookSAM(Perturbing, Remembering):
     def combine(self, first: dict[Tensor, Tensor]) -> None:
         parameters, at_w = self.with_first(first)
         moved = gradients(parameters)
+        dot = partial(self.reductions.dot, parameters)
         along = dot(moved, at_w) / (dot(at_w, at_w) + TINY)
-        self.note(parameters, torch._foreach_sub(moved, torch._foreach_mul(at_w, along)))
+        if moved:
+            self.note(parameters, torch._foreach_sub(moved, torch._foreach_mul(at_w, along)))
 
 
 def _passes(params: dict[str, Any]) -> float:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.optim.method import Method, found_inf
+from bench.optim.method import Method
+from bench.optim.sharded import part_of, with_part
+from bench.optim.tensors import as_real, found_inf
 
 
 class Remembering(Method):
@@ -17,8 +19,9 @@ class Remembering(Method):
 
     Attributes:
         remembers: the name under which it stands in `state_dict()["state"]`, beside what the base keeps there.
-        memory: what it remembers, by parameter. It is not in the base's state: bases make their own at a parameter's
-            first update, and take one that has any for a parameter they know.
+        memory: what it remembers, by parameter; of complex ones the real and imaginary parts. It is not in the base's
+            state: bases make their own at a parameter's first update, and take one that has any for a parameter they
+            know.
 
     What is noted while gradients are computed is averaged over the parts of the step and over the processes, and
     becomes memory only if the step is not skipped: a gradient that is not finite changes it as little as the weights.
@@ -30,10 +33,16 @@ class Remembering(Method):
         super().__init__(base, **settings)
         self.memory: dict[Tensor, Tensor] = {}
         self._noted: dict[Tensor, Tensor] = {}
+        self._saves_all = False  # also what stands for the memory of parameters that have none,
+        self._shows_all = False  # and `state` has it, too
 
     def remembered(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """What is remembered of some parameters, zeros where that is nothing."""
-        return [self.memory[p] if p in self.memory else torch.zeros_like(p) for p in parameters]
+        """What is remembered of some parameters."""
+        return [self.memory[p] if p in self.memory else self.nothing_of(p) for p in parameters]
+
+    def nothing_of(self, parameter: Tensor) -> Tensor:
+        """Return what stands for the memory of a parameter of which there is none yet: zeros."""
+        return torch.zeros_like(as_real(parameter))
 
     def note(self, parameters: Sequence[Tensor], found: Sequence[Tensor]) -> None:
         """Keep what this part of the step has to say of some parameters; the tensors are ours from now on."""
@@ -49,30 +58,72 @@ class Remembering(Method):
 
     def after_update(self, skip: Tensor) -> None:
         super().after_update(skip)
-        if not self._noted:
+        self._shows_all = False
+        if not self._noted and self.reductions.group is None:
             return
         trainable = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         parameters = list(self._noted) if self.group.size == 1 else trainable  # the same ones in all processes
-        noted = [self._noted[p] if p in self._noted else torch.zeros_like(p) for p in parameters]
+        noted = [self._noted[p] if p in self._noted else torch.zeros_like(as_real(p)) for p in parameters]
         self._noted = {}
-        torch._foreach_mul_(noted, 1 / self._parts)
-        self.group.mean_(noted)
-        skipped = (skip + found_inf(noted)) > 0
+        if noted:
+            torch._foreach_mul_(noted, 1 / self._parts)
+            self.group.mean_(noted)
+        skipped = (skip + self.reductions.anywhere(found_inf(noted))) > 0
+        if not noted:  # none here: what there is may be in other processes
+            return
         old = self.remembered(parameters)
         for parameter, before, after in zip(parameters, old, self.renewed(old, noted), strict=True):
             self.memory[parameter] = torch.where(skipped, before, after)
 
-    def state_dict(self) -> dict[str, Any]:
-        packed = super().state_dict()
-        numbers = {p: n for n, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        for parameter, tensor in self.memory.items():
-            number = numbers[parameter]
-            packed["state"][number] = {**packed["state"].get(number, {}), self.remembers: tensor}
-        return packed
+    def make_state(self) -> None:
+        super().make_state()
+        self._saves_all = self._shows_all = True  # torch.distributed.checkpoint loads what it finds here
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "base" not in state:  # the end of load_state_dict
-            kept = state["state"]
-            self.memory = {p: own.pop(self.remembers) for p, own in kept.items() if self.remembers in own}
-            state = {**state, "state": defaultdict(dict, {p: own for p, own in kept.items() if own})}
-        super().__setstate__(state)
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The base's; while a checkpoint is about to be loaded into a new optimizer, a copy that has the memory too."""
+        if not self._shows_all:
+            return self.base.state
+        whole = defaultdict(dict, {p: dict(kept) for p, kept in self.base.state.items()})
+        for parameter, tensor in self._saved_memory().items():
+            whole[parameter][self.remembers] = tensor
+        return whole
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.base.state = state
+
+    def _saved_memory(self) -> dict[Tensor, Tensor]:
+        memory = dict(self.memory)
+        if self._saves_all:
+            memory |= {p: self.nothing_of(p) for p in self._parameters() if p.requires_grad and p not in memory}
+        return {parameter: with_part(parameter, tensor) for parameter, tensor in memory.items()}
+
+    def _save(self) -> dict[str, Any]:
+        state_dict = super()._save()
+        memory = self._saved_memory()
+        if not memory:
+            return state_dict
+        numbers: dict[Tensor, int] = {parameter: number for number, parameter in enumerate(self._parameters())}
+        state = dict(state_dict.get("state", {}))
+        for parameter, tensor in memory.items():
+            number = numbers[parameter]
+            state[number] = {**(state.get(number) or {}), self.remembers: tensor}
+        return {**state_dict, "state": state}
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        groups = state_dict.get("param_groups")
+        numbers = range(len(self._parameters())) if groups is None else (n for group in groups for n in group["params"])
+        parameters = dict(zip(numbers, self._parameters(), strict=False))  # the base tells where there are too many
+        memory, of_base = dict[Tensor, Tensor](), dict[Any, Any]()
+        for number, kept in state_dict.get("state", {}).items():
+            if isinstance(kept, dict) and self.remembers in kept:
+                kept = dict(kept)
+                like = as_real(parameters[number])
+                part = part_of(kept.pop(self.remembers), parameters[number])
+                memory[parameters[number]] = part.to(like.device, like.dtype, copy=True)
+                if not kept:
+                    continue
+            of_base[number] = kept
+        super()._load({**state_dict, "state": of_base})
+        self.memory, self._shows_all = memory, False

@@ -1,28 +1,41 @@
-"""What every method that wraps an optimizer has in common: whose state is whose, and when an update happens."""
+"""What every method that wraps an optimizer has in common: when its base makes an update, and of which gradient."""
 
 from __future__ import annotations
 
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, overload
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
+from torch.distributed import ProcessGroup
 
 from bench.group import ALONE
-from bench.optim.sparse import coalesced, is_sparse
+from bench.optim.closures import (
+    Closure,
+    OldGradient,
+    check_accelerate,
+    check_backward,
+    check_base,
+    mean_loss,
+    no_sync_refused,
+)
+from bench.optim.delegation import Delegating, quiet_global_hooks
+from bench.optim.earlier import Earlier
+from bench.optim.forward_state import ForwardState
+from bench.optim.inputs import SameInputs, compiled_frames
+from bench.optim.reductions import Reductions
+from bench.optim.tensors import found_inf, gradients
 
-Closure = Callable[..., Tensor]
+Loss = TypeVar("Loss")
 
 
-class Method(torch.optim.Optimizer):
+class Method(Delegating):
     """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
-    override `gradient`. It *shares* the base's `param_groups` and `state` (they are the same objects, always), so
+    override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.delegation`), so
     schedulers, checkpoints and the base see one lr and one momentum, before and after a `load_state_dict`.
 
     Args:
@@ -30,6 +43,8 @@ class Method(torch.optim.Optimizer):
         model: the module being trained; given it, a second evaluation leaves its buffers (batch-norm statistics)
             as the first one left them.
         clip_norm: largest norm of the gradient handed to the base; None leaves it alone. Nothing else is clipped.
+        norm_group: the processes among which one model is split where no DTensor tells of it (pipeline stages, FSDP1):
+            norms are those of all of it, and a step is skipped by all of them.
 
     Over several processes the gradient is averaged in one of two places. Where closures do it (those of `bench run` for
     the whole batch, or DistributedDataParallel's backward pass), every method sees what one process with the whole
@@ -38,21 +53,33 @@ class Method(torch.optim.Optimizer):
     What a method remembers must come out the same in all processes: only the first one's is in a checkpoint (`bench
     run` checks that). Random numbers are each process's own.
 
+    Raises:
+        TypeError: base is no optimizer.
+        ValueError: base needs a closure of its own (LBFGS, another method).
+
     Attributes:
+        needs_closure: that its step does, so that it is no base for another method.
         takes_losses: whether closures are to return the losses of single examples, and leave backward to the method:
             those of the examples they are told, by default of all (see `bench.optim.esam.ESAM`).
         loss_is_at_w: whether the loss that `step` returns is that of the weights themselves.
+        needs_averages: whether gradients have to be averaged over processes in every pass of a micro-batch, since what
+            is made of them, or remembered, is not in proportion to them.
         first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
             logs or counts does so once a step if it asks.
         total_steps: steps of the whole training, for methods that go by shares of it; None: nobody has said.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
+        checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
+            the same inputs (see `bench.optim.inputs`), for which they wait for the device. 0: none does; it becomes 0
+            where the first call has compiled something.
 
-    Nothing in a step waits for the device when the base is a fused torch optimizer (as all of this package are); with
-    another base, one value a step is fetched to see whether the gradient is finite.
+    Nothing else in a step waits for the device when the base is a fused torch optimizer (as all of this package are);
+    with another base, one value per step is fetched to see whether the gradient is finite.
     """
 
+    needs_closure: ClassVar[bool] = True
     takes_losses: ClassVar[bool] = False
     loss_is_at_w: ClassVar[bool] = True
+    needs_averages: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,50 +87,58 @@ class Method(torch.optim.Optimizer):
         *,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
         **group_defaults: float,
     ) -> None:
-        if not isinstance(base, torch.optim.Optimizer):
-            raise TypeError(
-                f"{type(self).__name__} wraps a constructed optimizer, for example "
-                f"{type(self).__name__}(torch.optim.SGD(model.parameters(), lr=0.1)); got {type(base).__name__}"
-            )
-        # Optimizer.__init__ would make groups and state of its own; __setstate__ makes only the hooks.
-        super().__setstate__({"base": base, "defaults": {**base.defaults, **group_defaults}})
-        self.base: torch.optim.Optimizer
+        check_base(type(self).__name__, base)
+        super().__init__(base, **group_defaults)
         self.model = model
         self.clip_norm = clip_norm
+        self.reductions = Reductions(self._parameters, norm_group)
+        self.state_of_forward = ForwardState()
         self.group = ALONE
         self.total_steps: int | None = None
         self.seed = 0
+        self.checked_steps = 3
+        self._checked_so_far = 0
         self.first_pass = True
+        self._is_idle = False  # the first pass has called no backward
         self._has_gradient = False  # `.grad` is what `backward` left there
+        self._earlier = Earlier([])  # what parts of this step have left so far
         self._parts = 0  # of this step that `gradient` has been asked for,
         self._parts_before = 0  # and those that are other processes'
-        self._zeroed = True
         self._skipped: int | Tensor = 0
-        self._group_defaults = group_defaults
-        for group in self.param_groups:
-            self._fill(group)
 
-    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         """Leave in `.grad` what the base shall follow, with the weights as they were found.
 
         Returns:
-            The loss at w, and the norm of a gradient that was needed on the way (None if none was): the update is
-            skipped unless it is finite.
+            What the closure has returned at w, and the norm of a gradient that was needed on the way (None if none
+            was): the update is skipped unless it is finite.
         """
-        return closure(), None
+        with self.last_pass():
+            return closure(), None
+
+    @contextmanager
+    def last_pass(self) -> Iterator[None]:
+        """Have the pass in here, the one whose gradients are followed, add to what earlier micro-batches have left.
+
+        See `bench.optim.earlier.Earlier`. Not for a method that makes something else of these gradients.
+        """
+        with nullcontext() if self.needs_averages or self.group.size > 1 else self._earlier.while_adding():
+            yield
 
     def after_update(self, skip: Tensor) -> None:
         """What is left to do when the base has made its step, or has left it out where `skip` is 1."""
-        for group in self.param_groups:
-            if "steps_done" in group:
-                group["steps_done"] += 1
+        if counter := self.keys.get("steps_done"):
+            for group in self.param_groups:
+                group[counter] += 1
 
     @property
     def steps_done(self) -> int:
         """Calls of `step` so far, where the method asks for the count ("steps_done" in the groups), else 0."""
-        return int(self.param_groups[0].get("steps_done", 0))
+        counter = self.keys.get("steps_done")
+        return int(self.param_groups[0][counter]) if counter else 0
 
     @property
     def skipped_steps(self) -> int:
@@ -111,14 +146,17 @@ class Method(torch.optim.Optimizer):
         return int(self._skipped)
 
     @overload  # type: ignore[override]
-    def step(self, closure: Closure | Sequence[Closure]) -> Tensor: ...
+    def step(self, closure: Callable[..., Loss]) -> Loss: ...
+
+    @overload
+    def step(self, closure: Sequence[Closure]) -> Tensor: ...
 
     @overload
     def step(self, closure: None = None) -> None: ...
 
     @torch.no_grad()
-    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:
-        """One update.
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Any:
+        """Make one update.
 
         Args:
             closure: zeroes the gradients, runs forward and backward on one batch, returns the loss; evaluated as
@@ -127,41 +165,61 @@ class Method(torch.optim.Optimizer):
                 the mean of what they give (m-SAM: one perturbation for every m examples). None after `backward`.
 
         Returns:
-            The loss at the weights before the update, the mean over the parts; None after `backward`.
+            What the closure has returned at the weights before the update: the loss, or whatever else it returns, as
+            torch's optimizers do. Over several parts the mean of their losses. None after `backward`.
 
         Raises:
-            TypeError: there is neither a closure nor a gradient from `backward`, or there are both.
-            RuntimeError: the closure has added to gradients that it should have zeroed.
+            TypeError: there is neither a closure nor a gradient from `backward`, or there are both; one of several
+                closures returns no number.
+            RuntimeError: the closure has added to gradients that it should have zeroed, or has not called backward.
         """
-        loss, norms_on_the_way = None, list[Tensor]()
+        loss: Any = None
+        norms_on_the_way = list[Tensor]()
         if self._has_gradient:
             # Lightning's manual optimization hands one over all the same, which computes nothing (but may clip).
             if closure is not None and (not callable(closure) or torch.enable_grad()(closure)() is not None):
                 raise TypeError(f"{type(self).__name__}.step takes no closure after backward(closure)")
         elif closure is None or closure == []:
+            if self._has_nothing_to_do():
+                return self.make_state()
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that zeroes the gradients, runs forward and backward, "
                 "and returns the loss: optimizer.step(closure); or optimizer.backward(closure) before it, where a loop "
                 "has loss.backward()"
             )
         else:
+            check_accelerate(self)
             loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
-            everything = (p for group in self.param_groups for p in group["params"])
-            loss, *norms_on_the_way = self.group.mean_gradients(everything, loss, *norms_on_the_way)
+            loss, *norms_on_the_way = self.group.mean_gradients(self._parameters(), loss, *norms_on_the_way)
         self._has_gradient = False
         parameters = self.parameters_with_gradient()
         final = gradients(parameters)
         if self.clip_norm is not None:
-            norm = global_norm(final)
-            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            norm = self.reductions.norm(parameters, final)
+            if final:
+                torch._foreach_mul_(final, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
             final = [norm]
-        skip = found_inf([*final, *norms_on_the_way])
+        skip = self.reductions.anywhere(found_inf([*final, *norms_on_the_way]))
         self._update_unless(skip, parameters)
         self.after_update(skip)
         return loss
 
+    def make_state(self) -> None:
+        """Have the base make its state, and change nothing: for torch.distributed.checkpoint to load into.
+
+        It calls `step()` with gradients and lr set to 0, which no training loop does.
+        """
+        with quiet_global_hooks():
+            self.base.step()
+
+    def _has_nothing_to_do(self) -> bool:
+        gradients_there = [p.grad for p in self._parameters() if p.requires_grad]
+        if any(gradient is None for gradient in gradients_there) or any(group.get("lr") for group in self.param_groups):
+            return False
+        return not any(gradient.any() for gradient in gradients(self.parameters_with_gradient()))
+
     @torch.no_grad()
-    def backward(self, closure: Closure) -> Tensor:
+    def backward(self, closure: Callable[..., Loss]) -> Loss:
         """Add the method's gradient to `.grad`, as `loss.backward()` adds the plain one; `step()` then follows it.
 
         For loops that call backward and step in two places, with whatever they do between the two: accumulate over
@@ -175,32 +233,62 @@ class Method(torch.optim.Optimizer):
                 gradient that is not finite on the way makes the one that is left not finite too.
 
         Returns:
-            The loss at the weights, scaled if the closure's is.
+            What the closure has returned at the weights, detached: the loss, scaled if the closure's is.
 
-        With DistributedDataParallel every micro-batch's gradients have to be averaged (no `no_sync`; accelerate calls
-        it `sync_each_batch`): what earlier ones left in `.grad` is set aside while this one's are computed.
+        What earlier micro-batches left in `.grad` is set aside while this one's perturbation is found. With
+        DistributedDataParallel a perturbation is for this micro-batch of all processes where its gradients are
+        averaged; under `no_sync` (the default of accelerate and of Hugging Face's Trainer for all but the last
+        micro-batch of a step) it is for this process's share of the micro-batch alone, and the sum of all is averaged
+        in the last one. Methods that make more of a gradient than a sum (`needs_averages`: GSAM, LookSAM, Friendly-SAM)
+        have to have it averaged in each: accelerate calls it `sync_each_batch`.
+
+        Raises:
+            RuntimeError: the closure has not called backward, or is under `no_sync` where the method cannot be.
         """
-        earlier = [(p, p.grad) for p in self.parameters_with_gradient()]
-        self._parts = self._parts if earlier else 0
-        for parameter, _ in earlier:
-            parameter.grad = None
+        if "base" not in vars(self):  # Lightning's and Fabric's wrappers are of our class, and have none of our state
+            return self.optimizer.backward(closure)  # type: ignore[attr-defined, no-any-return]
+        self._parts = self._parts if self.has_gradient() else 0
+        self._earlier = Earlier(self._parameters())
         loss, norm = self._evaluated(closure)
-        parameters = self.parameters_with_gradient()
-        if norm is not None and parameters:
-            # For whoever looks at gradients before `step` does. 1 * g is g to the bit.
-            gradients(parameters)[0].mul_(1 + 0 * norm)
-        for parameter, gradient in earlier:
-            parameter.grad = gradient if parameter.grad is None or gradient is None else parameter.grad.add_(gradient)
+        self._tell_of(norm)
+        self._earlier.put_back()
         self._has_gradient = True
-        return loss.detach()
+        returned: Loss = _detached(loss)
+        return returned
 
-    def _evaluated(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def _tell_of(self, norm: Tensor | None) -> None:
+        """Make gradients not finite where the norm of one on the way is, or one in another part of the model.
+
+        For whoever looks at gradients before `step` does: a GradScaler of this process's own.
+        """
+        parameters = self.parameters_with_gradient()
+        found = gradients(parameters)
+        if self.reductions.group is not None:
+            bad = self.reductions.anywhere(found_inf(found if norm is None else [*found, norm]))
+            norm = torch.where(bad > 0, torch.inf, 0.0)
+        if norm is not None and parameters:
+            found[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
+
+    def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
         """What `gradient` makes of the closure, which can see in `first_pass` which evaluation it is."""
+        # What a stage of a pipeline is called with comes from weights that have moved.
+        is_stage = self.reductions.group is not None
+        checked = 0 < self._checked_so_far <= self.checked_steps and not self.takes_losses and not is_stage
+        # A compiled model would be compiled once more for the hooks: the first call shows whether there is one.
+        compiled = compiled_frames() if self._checked_so_far == 0 else None
+        inputs = SameInputs(f"{type(self).__name__}.step", self.model if checked else None)
+        self._checked_so_far += 1
+        self._is_idle = False
 
-        def evaluation(*examples: Tensor, grad: bool = True) -> Tensor:
+        def evaluation(*examples: Tensor, grad: bool = True) -> Any:
+            refused = no_sync_refused(type(self).__name__) if self.needs_averages else nullcontext()
             try:
-                with torch.set_grad_enabled(grad):
-                    return closure(*examples)
+                with torch.set_grad_enabled(grad), refused, inputs.looked_at():
+                    returned = closure(*examples)
+                if not self.takes_losses:
+                    check_backward(f"{type(self).__name__}.step", returned, self._parameters())
+                self.state_of_forward.see(returned, self._parameters())
+                return returned
             finally:
                 self.first_pass = False
 
@@ -209,188 +297,100 @@ class Method(torch.optim.Optimizer):
         finally:
             self.first_pass = True
             self._parts += 1
+            if compiled is not None and compiled_frames() > compiled:
+                self.checked_steps = 0
 
     def _checked(self, closure: Closure) -> Closure:
-        """The closure, which must not add to the gradients that are there before a step.
+        """The closure, which must not add to the gradients that are there before a step."""
+        old: OldGradient | None = OldGradient(self._parameters())
 
-        They are the last step's, or a loop's that accumulates (Lightning's `accumulate_grad_batches`): the ascent would
-        follow a sum of which the second pass has only a part.
-        """
-        old = next((p for p in self.parameters_with_gradient() if not is_sparse(p)), None)
-        if old is None or old.grad is None:
-            return closure
-        old.grad = old.grad.detach()  # the same numbers in another object: whoever zeroes, makes a third
-        mark = weakref.ref(old.grad)  # for the step's whole length: it must not keep a large gradient alive
-        self._zeroed = False
-
-        def checked() -> Tensor:
-            loss = closure()
-            if old.grad is not None and old.grad is mark() and not self._zeroed:
+        def checked() -> Any:
+            nonlocal old
+            returned = closure()
+            kept = old is not None and old.is_kept()
+            self._is_idle = old is not None and kept and old.is_left_on_purpose(returned)
+            if kept and not self._is_idle:
                 raise RuntimeError(
                     f"the closure of {type(self).__name__}.step has added to gradients that were there: it has to zero "
                     "them by optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) for "
                     "each, then optimizer.step()"
                 )
-            self._zeroed = True  # once is enough: later evaluations of a step start from none
-            return loss
+            old = None  # once is enough: later evaluations of a step start from none
+            return returned
 
         return checked
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self._zeroed = True
-        super().zero_grad(set_to_none)
-
-    def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Tensor, list[Tensor]]:
+    def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Any, list[Tensor]]:
         """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
-        losses, norms, total = [], [], dict[nn.Parameter, Tensor]()
+        losses, norms = [], []
         self._parts, self._parts_before = 0, self.group.rank * len(closures)
+        old_outside = OldGradient(self._outside() if len(closures) > 1 else [])
         if not self.takes_losses:
             closures = [self._checked(closures[0]), *closures[1:]]
-        for closure in closures:
+        for number, closure in enumerate(closures):
+            self._earlier = Earlier(self._parameters() if number else [])
+            earlier_outside = Earlier(self._outside() if number else [])
             loss, norm = self._evaluated(closure)
-            losses.append(loss.detach())
+            losses.append(_detached(loss))
             norms += [] if norm is None else [norm]
             if len(closures) == 1:
                 return loss, norms
-            for parameter in self.parameters_with_gradient():
-                gradient, parameter.grad = parameter.grad, None  # ours now: no closure can zero it
-                assert gradient is not None
-                total[parameter] = total[parameter].add_(gradient) if parameter in total else gradient
-        torch._foreach_mul_(list(total.values()), 1 / len(closures))
-        for parameter, gradient in total.items():
-            parameter.grad = gradient
-        return torch.stack(losses).mean(), norms
+            self._earlier.put_back()
+            earlier_outside.put_back()
+            if number == 0 and old_outside.is_kept():
+                raise RuntimeError(
+                    f"{type(self).__name__}.step over several closures leaves the mean of their gradients: those of "
+                    "parameters in none of its groups have to be zeroed before it, too"
+                )
+        everything = [*self._parameters(), *self._outside()]
+        torch._foreach_mul_([p.grad for p in everything if p.grad is not None], 1 / len(closures))
+        return mean_loss(f"{type(self).__name__}.step", losses), norms
+
+    def _outside(self) -> list[Tensor]:
+        """Return what may get gradients and is in no group."""
+        return self.state_of_forward.outside(self.model, self._parameters())
 
     def _update_unless(self, skip: Tensor, parameters: list[nn.Parameter]) -> None:
         """A step of the base, or where `skip` is 1 nothing at all: decided on the device, if the base can."""
         base = self.base
         # Fused optimizers take `found_inf`, as from a GradScaler. They make their state on the first step even if they
-        # skip it, uninitialised: that step must be decided here.
+        # skip it, uninitialised: that step must be decided here. So must those of groups that are no longer fused,
+        # since a checkpoint says which are: they would refuse it.
         started = all(p in base.state for p in parameters)
         stateless = all(group.get("momentum") == 0 for group in self.param_groups)
-        if getattr(base, "_step_supports_amp_scaling", False) and (started or stateless):
+        takes_it = getattr(base, "_step_supports_amp_scaling", False)
+        takes_it = takes_it and all(group.get("fused", True) for group in self.param_groups)
+        if takes_it and (started or stateless):
             base.found_inf = skip  # type: ignore[attr-defined]
             try:
-                base.step()
+                with quiet_global_hooks():
+                    base.step()
             finally:
                 del base.found_inf  # type: ignore[attr-defined]
             self._skipped = self._skipped + skip
         elif skip.item():
             self._skipped = self._skipped + 1
         else:
-            base.step()
+            with quiet_global_hooks():
+                base.step()
+
+    def nothing_to_follow(self) -> bool:
+        """Return whether the first pass has computed no gradient, so that a second one would not be worth it.
+
+        A closure may leave out a batch, or gradients as they are: Lightning's does where `training_step` returns None,
+        and in the epoch for batch norm of its StochasticWeightAveraging. Over several processes others may have some,
+        and wait for this one.
+        """
+        alone = self.reductions.group is None and not (dist.is_available() and dist.is_initialized())
+        return self._is_idle or (alone and not self.has_gradient())
+
+    def has_gradient(self) -> bool:
+        """Return whether any parameter has a gradient."""
+        return any(p.grad is not None for p in self._parameters())
 
     def parameters_with_gradient(self) -> list[nn.Parameter]:
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-
-    # ---- one list of groups, one state: the base's -----------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return self.base.param_groups
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
-        return self.base.state
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        self.base.add_param_group(param_group)
-        self._fill(self.param_groups[-1])
-
-    def _fill(self, group: dict[str, Any]) -> None:
-        for name, value in self._group_defaults.items():
-            group.setdefault(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        hooks = {name for name in self.__dict__ if name.startswith("_optimizer_")}
-        own = {name: value for name, value in self.__dict__.items() if name not in hooks}
-        own.pop("step", None)  # a scheduler's patch of this very object
-        return own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "base" in state:  # unpickling or copying
-            super().__setstate__(state)
-        else:  # the end of load_state_dict: groups and state are the base's to take in
-            self.base.__setstate__(state)
-            for group in self.param_groups:
-                self._fill(group)
+        return [p for p in self._parameters() if p.grad is not None]
 
 
-def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Their gradients; a sparse one has each of its entries once from here on."""
-    found = [p.grad for p in parameters if p.grad is not None]
-    if any(gradient.is_sparse for gradient in found):
-        return [coalesced(p) if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
-    return found
-
-
-def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
-
-    Sparse ones have to be coalesced, as those of `gradients` are.
-    """
-    if not tensors:
-        return torch.zeros(())
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    norms = torch._foreach_norm([t._values() if t.is_sparse else t for t in tensors], 2, dtype=dtype)
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
-
-
-def found_inf(tensors: list[Tensor]) -> Tensor:
-    """1.0 where a number in any of them is not finite, else 0.0: a scalar on their device.
-
-    It is what a GradScaler computes while it divides by its scale, here by 1, which changes no bit. Of many small
-    tensors on a CPU it takes a quarter of the time of their norm. Sparse ones have to be coalesced.
-    """
-    device = tensors[0].device if tensors else None
-    found = torch.zeros((), device=device)
-    if tensors:
-        dense = [t._values() if t.is_sparse else t for t in tensors]
-        torch._amp_foreach_non_finite_check_and_unscale_(dense, found, torch.ones((), device=device))
-    return found
-
-
-def rewinder(device: torch.device) -> Callable[[], None]:
-    """A function that sets torch's random numbers, on the host and on `device`, back to where they are now."""
-    host = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def rewind() -> None:
-        torch.set_rng_state(host)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
-
-    return rewind
-
-
-@contextmanager
-def kept_buffers(model: nn.Module | None) -> Iterator[None]:
-    """Undo, on leaving, every change of the model's buffers: running statistics and counters of any kind of layer.
-
-    A copy put back is exact. (momentum = 0 instead would turn an infinite statistic into NaN, and a helper that
-    swaps momenta freezes them for ever when it is entered twice.)
-    """
-    places = [(m, name, b) for m in _modules(model) for name, b in m._buffers.items() if b is not None]
-    buffers = [buffer for _, _, buffer in places]
-    copies = [torch.empty_like(buffer) for buffer in buffers]
-    if buffers:
-        torch._foreach_copy_(copies, buffers)
-    try:
-        yield
-    finally:
-        if buffers:
-            torch._foreach_copy_(buffers, copies)
-        for module, name, buffer in places:
-            module._buffers[name] = buffer
-
-
-def _modules(model: nn.Module | None) -> Iterator[nn.Module]:
-    """A module and all within it, each once: `model.modules()` makes their names too, which takes ten times as long."""
-    seen, waiting = set[nn.Module](), [] if model is None else [model]
-    while waiting:
-        module = waiting.pop()
-        if module not in seen:
-            seen.add(module)
-            waiting += [child for child in module._modules.values() if child is not None]
-            yield module
+def _detached(returned: Any) -> Any:
+    return returned.detach() if isinstance(returned, Tensor) else returned

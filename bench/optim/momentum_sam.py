@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
-from bench.optim.method import Closure, global_norm
+from bench.optim.closures import Closure
+from bench.optim.delegation import within
 from bench.optim.options import PerturbationOptions
 from bench.optim.perturbing import Movable, Perturbing
-from bench.optim.types import NonNegative
+from bench.optim.tensors import as_real, gradients
+from bench.optim.types import NonNegative, Variant
 from bench.registry import register_optimizer
 
 BUFFERS = ("momentum_buffer", "exp_avg")
@@ -29,10 +33,16 @@ class MomentumSAM(Perturbing):
     Args:
         base: a torch optimizer with momentum: SGD's, or the first moment of Adam and its kin.
         rho: the paper's best are far above SAM's, 0.3 to 3.
+        variant: "authors": weight decay is that of the moved weights, w + e, as in MarlonBecker/MSAM, whose weights are
+            there between steps: weight_decay * e is added to the gradient. After 20 steps of a small convolutional net
+            with SGD and weight decay 5e-4 that is .014 of the way gone apart from "paper", where the base decays w.
+            For a base that decays the gradient (SGD, Adam). Over AdamW, decoupled,
+            their code decays after the step, and .025 apart at 0.01: only "paper" can be had there.
         others: as of `bench.optim.perturbing.Perturbing`, without m and ascent_decay: e is the same for all examples.
 
     Raises:
-        ValueError: the base has no momentum.
+        ValueError: the base has no momentum, or, after its first step, keeps none where it is looked for (8-bit states,
+            ZeroRedundancyOptimizer, schedule-free); for variant "authors", its weight decay is decoupled.
 
     Traps: the one pass is at w + e, so the loss that is returned is L(w + e), and batch-norm statistics are those of
     w + e. The first step has no momentum yet and is the base's. Where the paper keeps the weights moved between steps
@@ -48,39 +58,89 @@ class MomentumSAM(Perturbing):
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
+        variant: Variant = "paper",
+        norm_group: ProcessGroup | None = None,
         **options: Unpack[PerturbationOptions],
     ) -> None:
-        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, **options)
+        super().__init__(
+            base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
+        )
         for group in self.param_groups:
             if not (group.get("momentum") or "betas" in group):
                 raise ValueError(f"MomentumSAM: {type(base).__name__} has no momentum here; give it momentum > 0")
+            if variant == "authors" and group.get("weight_decay") and _is_decoupled(base, group):
+                raise ValueError(
+                    f'MomentumSAM: variant="authors" over {type(base).__name__}: its weight decay is no part of the '
+                    'gradient; take variant="paper", or a base that decays the gradient (SGD, Adam)'
+                )
+        self.variant = variant
+        self._has_found_all = False
 
-    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
-            return closure(), None
+            return super().gradient(closure)
         groups = self.movable(lambda p: self._momentum(p) is not None)
-        norm = global_norm([v for group in groups for v in self._momenta(group)])
+        known = [p for group in groups for p in group.parameters]
+        norm = self.reductions.norm(known, [v for group in groups for v in self._momenta(group)])
 
         def e(group: Movable) -> tuple[list[Tensor], Tensor]:
             return list(torch._foreach_neg(self._momenta(group))), group.rho / (norm + 1e-12)
 
-        with self.moved(groups, e):
-            return closure(), None
+        with self.moved(groups, e), self.last_pass():
+            loss = closure()
+        if self.variant == "authors":
+            self._decay_e(groups, norm)
+        return loss, None
+
+    def _decay_e(self, groups: list[Movable], norm: Tensor) -> None:
+        """Add weight_decay * e to the gradients, to which the base adds weight_decay * w."""
+        for group in groups:
+            known = [p for p in group.parameters if p.grad is not None]
+            if known and group.weight_decay:
+                e = torch._foreach_mul(self._momenta(replace(group, parameters=known)), -group.rho / (norm + 1e-12))
+                torch._foreach_add_(gradients(known), e, alpha=group.weight_decay)
 
     def _momenta(self, group: Movable) -> list[Tensor]:
-        return [v for p in group.parameters if (v := self._momentum(p)) is not None]
+        return [as_real(v) for p in group.parameters if (v := self._momentum(p)) is not None]
 
     def _momentum(self, parameter: Tensor) -> Tensor | None:
-        kept: dict[str, Any] = self.base.state.get(parameter, {})
-        return next((kept[name] for name in BUFFERS if kept.get(name) is not None), None)
+        return next(
+            (kept[name] for kept in self._kept(parameter) for name in BUFFERS if kept.get(name) is not None), None
+        )
+
+    def _kept(self, parameter: Tensor) -> list[dict[str, Any]]:
+        """Return what the base, and optimizers inside of it (a Lookahead's), keep of a parameter."""
+        return [kept for part in within(self.base) if isinstance(kept := part.state.get(parameter), dict) and kept]
+
+    def after_update(self, skip: Tensor) -> None:
+        super().after_update(skip)
+        parameters = self.parameters_with_gradient()
+        if not self._has_found_all and any(self._kept(p) for p in parameters):  # the base has made its first step
+            if missing := sum(self._momentum(p) is None for p in parameters):
+                raise ValueError(
+                    f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} of {missing} of "
+                    f"{len(parameters)} parameters in this process: take a base that does, as SGD and AdamW do"
+                )
+            self._has_found_all = True
+
+
+def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Return whether weights are decayed beside the gradient: torch's say so in their groups, AdamW by its name."""
+    return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))
 
 
 @register_optimizer("momentum-sam", wraps_base=True)
 def momentum_sam(
-    base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.3, **options: Unpack[PerturbationOptions]
+    base: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    rho: NonNegative = 0.3,
+    variant: Variant = "paper",
+    **options: Unpack[PerturbationOptions],
 ) -> MomentumSAM:
     """Momentum-SAM: perturbs along minus the base's momentum; one pass a step (Becker et al. 2024).
 
-    rho: 0.3 to 3 in the paper. Options as in sam, without m and ascent_decay.
+    rho: 0.3 to 3 in the paper; variant: "authors" has the moved weights decay. Options as in sam, without m and
+    ascent_decay.
     """
-    return MomentumSAM(base, rho=rho, model=model, **options)
+    return MomentumSAM(base, rho=rho, variant=variant, model=model, **options)

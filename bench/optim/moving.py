@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from bench.optim.tensors import all_as_real
+
 LARGE = 1 << 16
 """Numbers in a weight from which on it is worth asking whether its e can stand in for it."""
 
@@ -23,12 +25,13 @@ class Moved:
 
     def __init__(self) -> None:
         self._elsewhere: list[tuple[Tensor, Tensor]] = []  # weights, and their own memory
-        self._in_place: list[tuple[Tensor, Tensor]] = []  # weights, and their copies
+        self._in_place: list[Tensor] = []
+        self._copies: list[Tensor] = []  # of those in place
 
     def add(self, weights: Sequence[Tensor], direction: Sequence[Tensor], factor: Tensor) -> None:
-        """Move some weights by e = factor * direction, whose tensors are ours from now on."""
+        """Move some weights by e = factor * direction, whose tensors are ours from now on, and real (`all_as_real`)."""
         here, along = [], []
-        for weight, e in zip(weights, direction, strict=True):
+        for weight, e in zip(all_as_real(weights), direction, strict=True):
             if weight.numel() >= LARGE and can_stand_in(e, weight):
                 self._elsewhere.append((weight, weight.data))
                 weight.data = e.mul_(factor).add_(weight.data)
@@ -37,9 +40,8 @@ class Moved:
                 here.append(weight)
                 along.append(e)
         if here:
-            copies = [torch.empty_like(weight) for weight in here]
-            torch._foreach_copy_(copies, here)
-            self._in_place += zip(here, copies, strict=True)
+            self._copies += copies_of(here)
+            self._in_place += here
             torch._foreach_mul_(along, factor)
             torch._foreach_add_(here, along)
 
@@ -48,8 +50,18 @@ class Moved:
             weight.data = own
             increment_version(weight)
         if self._in_place:
-            weights, copies = zip(*self._in_place, strict=True)
-            torch._foreach_copy_(weights, copies)
+            torch._foreach_copy_(self._in_place, self._copies)
+
+
+def copies_of(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Return a copy of each tensor: on a GPU by few kernels, on a CPU by few calls (from torch 2.14 on)."""
+    clone = getattr(torch, "_foreach_clone", None)
+    if clone is not None and tensors[0].device.type == "cpu":
+        clones: Sequence[Tensor] = clone(tensors)
+        return clones
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 def can_stand_in(e: Tensor, weight: Tensor) -> bool:
@@ -66,12 +78,13 @@ def can_stand_in(e: Tensor, weight: Tensor) -> bool:
         and e.layout == torch.strided
         and e.dtype == weight.dtype
         and e.stride() == weight.stride()
-        and _holds_its_memory_alone(e)
-        and _holds_its_memory_alone(weight)
+        and holds_its_memory_alone(e)
+        and holds_its_memory_alone(weight)
     )
 
 
-def _holds_its_memory_alone(tensor: Tensor) -> bool:
+def holds_its_memory_alone(tensor: Tensor) -> bool:
+    """Return whether no other tensor, and nobody outside of torch, has part of a strided tensor's memory."""
     memory = tensor.untyped_storage()
     holders = torch._C._storage_Use_Count(memory._cdata)
     return holders == 2 and memory.nbytes() == tensor.numel() * tensor.element_size()  # the tensor and `memory`

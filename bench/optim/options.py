@@ -45,6 +45,12 @@ def _of_a_schedule(end: float | None, info: ValidationInfo) -> float | None:
     return end
 
 
+def _of_the_lr(lowest: float | None, info: ValidationInfo) -> float | None:
+    if lowest is not None and info.data.get("rho_schedule") != "lr":
+        raise ValueError('needs rho_schedule = "lr" beside it')
+    return lowest
+
+
 class Perturbation(TypedDict, total=False):
     """What every method that perturbs can be told."""
 
@@ -57,10 +63,14 @@ class Perturbation(TypedDict, total=False):
     perturb_until: Annotated[Annotated[float, Field(gt=0, le=1)] | None, AfterValidator(_after_its_beginning), Moment]
     """Share of training after which it ends, or "epoch 150". None: never."""
     rho_schedule: Literal["constant", "linear", "cosine", "lr"] | None
-    """How rho goes to rho_end over training: along a line, half a cosine, or as lr does from its largest value to 0
-    (Zhuang et al. 2022, arXiv:2203.08065, section 4.1: equation of rho_t). None: it stays."""
+    """How rho goes to rho_end over training: along a line, half a cosine, or as lr does from its largest value to
+    lr_min: rho_end + (rho - rho_end) (lr - lr_min) / (lr_max - lr_min) (Zhuang et al. 2022, arXiv:2203.08065, section
+    4.1: equation of rho_t), and rho_end where lr is below lr_min, as it may be in a warm-up. None: it stays."""
     rho_end: Annotated[NonNegative | None, AfterValidator(_of_a_schedule)]
     """Where the schedule of rho ends. None: at 0."""
+    lr_min: Annotated[NonNegative | None, AfterValidator(_of_the_lr)]
+    """The smallest lr of a schedule that does not end at 0, for rho_schedule "lr". None: 0, as of the schedules of
+    `bench run`, or with OneCycleLR what that ends at."""
 
 
 class Every(TypedDict, total=False):

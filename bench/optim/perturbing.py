@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
-from bench.optim.method import Closure, Method, global_norm, gradients, kept_buffers, rewinder
+from bench.optim.closures import Closure, check_base
+from bench.optim.method import Method
 from bench.optim.moving import Moved
 from bench.optim.options import AscentOptions, checked
 from bench.optim.schedule import lr_factor
+from bench.optim.sharded import any_sharded, reshard
+from bench.optim.side_effects import Generator, clear_caches, rewinder
 from bench.optim.sparse import Rows, is_sparse
+from bench.optim.tensors import as_real, gradients
 from bench.seeding import derive
-
-TINY = 1e-24
-"""Beside squared norms, where 1e-12 is beside norms: of a gradient that is 0, no part is along anything."""
 
 
 @dataclass(frozen=True)
 class Movable:
-    """Parameters of one group that are perturbed, with the group's rho at this step and its weight decay."""
+    """Parameters of one group that are perturbed, with the group's rho at this step and its weight decay.
+
+    Attributes:
+        sign: -1 where the base maximizes: what is worst for it is down the gradient.
+    """
 
     parameters: list[Tensor]
     rho: float | Tensor
     weight_decay: float
+    sign: int
 
 
 class Perturbing(Method):
@@ -38,12 +45,14 @@ class Perturbing(Method):
     Subclasses say which direction (`ascent`), and what to make of the two gradients (`combine`).
 
     Args:
-        base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there.
+        base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there
+            ("sam_rho" does where the base has a "rho" of its own: see `keys`).
         rho: length of the perturbation, in the norm of the weights; 0 is the base optimizer.
         model: the module being trained. Given it, batch-norm statistics (all buffers) move once a step, as in a
             plain step; without it they move in every pass. perturb_only needs it.
         clip_norm: largest norm of the final gradient; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
+        norm_group: as of `bench.optim.method.Method`.
         options: where and when to perturb: `bench.optim.options.AscentOptions`.
 
     Raises:
@@ -53,11 +62,19 @@ class Perturbing(Method):
 
     Schedules and periods go by the number of steps, which is kept in the param_groups ("steps_done"), so that it is
     saved and loaded with them; skipped steps count. All of it is arithmetic on the host: nothing waits for the device.
+
+    Attributes:
+        generators: random generators of the closure's own (torch's, numpy's or Python's), which are rewound before a
+            second pass as the global ones are: `optimizer.generators.append(generator)`.
     """
 
     needs_steps: ClassVar[bool] = False
     keeps_first_gradient: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.needs_averages = cls.needs_averages or cls.combine is not Perturbing.combine
 
     def __init__(
         self,
@@ -67,46 +84,56 @@ class Perturbing(Method):
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
+        norm_group: ProcessGroup | None = None,
         **options: Unpack[AscentOptions],
     ) -> None:
         name = type(self).__name__
+        check_base(name, base)  # before options, of which a call like pytorch_optimizer's has some of the base's
         given = checked(name, options)
         self.rho_schedule = given["rho_schedule"] if given["rho_schedule"] != "constant" else None
         self.rho_end = given["rho_end"] or 0.0
+        self.lr_min = given["lr_min"]
         self.perturb_from = given["perturb_from"] or 0.0
         self.perturb_until = given["perturb_until"] or 1.0
         self.perturb_every = given["perturb_every"] or 1
         self.ascent_decay = bool(given["ascent_decay"])
         self.m = given["m"]
-        self.perturbed = None if given["perturb_only"] is None else normalisation_parameters(model, name)
+        self.perturbed: set[nn.Parameter] | None = None
+        if given["perturb_only"] is not None:
+            self.perturbed = normalisation_parameters(model, name, required=norm_group is None)
         scheduled = self.rho_schedule in ("linear", "cosine") or self.perturb_from > 0 or self.perturb_until < 1
         self._needs_total = scheduled
         counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
-        super().__init__(base, model=model, clip_norm=clip_norm, rho=rho, **counting)
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **counting)
         self.total_steps = total_steps
+        self.generators: list[Generator] = []
 
     def _fill(self, group: dict[str, Any]) -> None:
         super()._fill(group)
-        if not group["rho"] >= 0:
-            raise ValueError(f"{type(self).__name__}: rho must be >= 0, got {group['rho']}")
+        key = self.keys["rho"]
+        if not group[key] >= 0:
+            raise ValueError(f"{type(self).__name__}: {key} must be >= 0, got {group[key]}")
 
-    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
-            return closure(), None
+            return super().gradient(closure)
         rewind = self.rewinder()
         loss = closure()
+        if self.nothing_to_follow():
+            return loss, None
         first = self._copied_gradients() if self.keeps_first_gradient else {}
-        with self.at_the_worst_point() as norm, kept_buffers(self.model):
+        with self.kept_state(), self.at_the_worst_point() as norm, self.last_pass():
             rewind()
             closure()
-        self.combine(first)
+        if first or self.has_gradient() or self.reductions.group is not None:
+            self.combine(first)
         return loss, norm
 
     # ---- what makes one method another ------------------------------------------------------------------------
 
     def ascent(self, weights: list[Tensor]) -> Tensor:
         """Turn the gradients of `weights` into the direction to go, in place, and return what its length is by."""
-        return global_norm(gradients(weights))
+        return self.reductions.norm(weights, gradients(weights))
 
     def combine(self, first: dict[Tensor, Tensor]) -> None:
         """Turn the gradients found at the moved weights into what the base shall follow, in place.
@@ -140,12 +167,14 @@ class Perturbing(Method):
 
     def rho_now(self, group: dict[str, Any]) -> float | Tensor:
         """A group's rho at this step."""
-        rho = group["rho"]
+        rho = group[self.keys["rho"]]
         if self.rho_schedule is None:
             return rho  # type: ignore[no-any-return]
+        factor: float | Tensor
         if self.rho_schedule == "lr":  # as far down as lr is from its peak, which schedulers keep in the group
+            lowest = group.get("min_lr", 0.0) if self.lr_min is None else self.lr_min
             peak = group.get("max_lr", group.get("initial_lr", group["lr"]))
-            factor = group["lr"] / peak if isinstance(peak, Tensor) or peak else 1.0
+            factor = _share_of_the_way(group["lr"], lowest, peak)
         else:
             factor = lr_factor(self.steps_done, self.total_steps or 1, 0, self.rho_schedule)
         return self.rho_end + (rho - self.rho_end) * factor  # type: ignore[no-any-return]
@@ -158,7 +187,8 @@ class Perturbing(Method):
         for group in self.param_groups:
             here = [p for p in group["params"] if has(p) and (self.perturbed is None or p in self.perturbed)]
             if here:
-                found.append(Movable(here, self.rho_now(group), group.get("weight_decay", 0.0)))
+                sign = -1 if group.get("maximize") else 1
+                found.append(Movable(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
         return found
 
     @contextmanager
@@ -176,11 +206,12 @@ class Perturbing(Method):
             groups = [replace(group, parameters=parameters) for group, parameters in zip(groups, dense, strict=True)]
         if self.ascent_decay:
             for group in groups:
-                torch._foreach_add_(gradients(group.parameters), group.parameters, alpha=group.weight_decay)
+                weights = [as_real(p) for p in group.parameters]
+                torch._foreach_add_(gradients(group.parameters), weights, alpha=group.sign * group.weight_decay)
         norm = self.ascent([p for group in groups for p in group.parameters])
 
         def e(group: Movable) -> tuple[list[Tensor], Tensor]:
-            return gradients(group.parameters), group.rho / (norm + 1e-12)
+            return gradients(group.parameters), group.sign * group.rho / (norm + 1e-12)
 
         with self.moved(groups, e, sparse.values()):
             for parameter in self.parameters_with_gradient():
@@ -205,22 +236,46 @@ class Perturbing(Method):
                 moved.add(group.parameters, *e(group))
             for rows in sparse:
                 rows.put_back()
-            torch.clear_autocast_cache()  # an autocast around both passes keeps what it cast w to
+            clear_caches()
+            self._reshard()
             yield
         finally:
             moved.put_back()
             for rows in sparse:
                 rows.put_back()
-            torch.clear_autocast_cache()
+            self._reshard()
+            clear_caches()
 
-    def rewinder(self) -> Callable[[], None]:
-        """See `bench.optim.method.rewinder`; on the device of the parameters."""
-        return rewinder(next(p.device for group in self.param_groups for p in group["params"]))
+    def _reshard(self) -> None:
+        if any_sharded(p for group in self.param_groups for p in group["params"]):
+            reshard(self.model)
 
-    def generator(self) -> torch.Generator:
-        """Random numbers of this part of this step's batch, in whichever process it is."""
+    def rewinder(self) -> Callable[..., None]:
+        """Return a function that has a later pass find random numbers and the state of the model as they are now.
+
+        It is to be called within `kept_state`, with last=False where it will be called again.
+        """
+        self.state_of_forward.note(self.model, self._parameters())
+        rewind_numbers = rewinder(self._parameters(), self.generators)
+
+        def rewind(last: bool = True) -> None:
+            rewind_numbers()
+            self.state_of_forward.rewind(last)
+
+        return rewind
+
+    def kept_state(self) -> AbstractContextManager[None]:
+        """Undo what later passes do to the state of the model: see `bench.optim.forward_state.ForwardState`."""
+        return self.state_of_forward.kept(self.model, self._parameters())
+
+    def generator(self, device: str | None = None) -> torch.Generator:
+        """Random numbers of this part of this step's batch, in whichever process it is.
+
+        Args:
+            device: where they are drawn; None: where the parameters are.
+        """
         place = (self.steps_done << 32) + self._parts_before + self._parts
-        device = next(p.device for group in self.param_groups for p in group["params"])
+        device = device or next(p.device for group in self.param_groups for p in group["params"])
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
 
     def with_first(self, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -230,31 +285,35 @@ class Perturbing(Method):
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return parameters, [first[p] if p in first else torch.zeros_like(p) for p in parameters]
+        return parameters, [first[p] if p in first else torch.zeros_like(as_real(p)) for p in parameters]
 
     def _copied_gradients(self) -> dict[Tensor, Tensor]:
-        return {p: g.clone() for p in self.parameters_with_gradient() if (g := p.grad) is not None}
+        parameters = self.parameters_with_gradient()
+        return {p: g.clone() for p, g in zip(parameters, gradients(parameters), strict=True)}
 
 
-def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """The scalar product over all tensors together, a scalar on their device; half precision is summed in fp32."""
-    if not left:
-        return torch.zeros(())
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in left) else torch.float32
-    return torch.stack([product.sum(dtype=dtype) for product in torch._foreach_mul(left, right)]).sum()
+def _share_of_the_way(lr: float | Tensor, lowest: float, peak: float | Tensor) -> float | Tensor:
+    """Return how much of the way from the lowest lr to its peak is left, from 0 to 1; 1 where there is no way."""
+    if isinstance(lr, Tensor) or isinstance(peak, Tensor):  # on a device, which is not waited for
+        way = torch.as_tensor(peak - lowest, dtype=torch.float32)
+        return torch.where(way > 0, (lr - lowest) / way, 1.0).clamp(min=0.0)
+    return max(0.0, (lr - lowest) / (peak - lowest)) if peak > lowest else 1.0
 
 
-def normalisation_parameters(model: nn.Module | None, name: str) -> set[nn.Parameter]:
+def normalisation_parameters(model: nn.Module | None, name: str, *, required: bool = True) -> set[nn.Parameter]:
     """The scales and shifts of normalisation layers: torch's, and others whose class is called so ("LlamaRMSNorm").
 
+    Args:
+        required: whether there have to be some, as in a model that is not one stage of several.
+
     Raises:
-        ValueError: there is no model, or it has none of them.
+        ValueError: there is no model, or it has none of those that are required.
     """
     found: set[nn.Parameter] = set()
     for module in [] if model is None else model.modules():
         if type(module).__name__.rstrip("123d").endswith("Norm"):
             found |= set(module.parameters(recurse=False))
-    if not found:
+    if model is None or (required and not found):
         raise ValueError(
             f'{name}: perturb_only="norm" needs '
             + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")

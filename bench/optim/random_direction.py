@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
-from bench.optim.method import Closure, global_norm
+from bench.optim.closures import Closure
+from bench.optim.drawing import drawn, pass_over
 from bench.optim.options import PerturbationOptions
 from bench.optim.perturbing import Movable, Perturbing
+from bench.optim.tensors import as_real
 from bench.optim.types import AtLeastOne, NonNegative
 from bench.registry import register_optimizer
 
@@ -42,22 +47,38 @@ class RandomDirection(Perturbing):
         clip_norm: float | None = None,
         m: int | None = None,
         total_steps: int | None = None,
+        norm_group: ProcessGroup | None = None,
         **options: Unpack[PerturbationOptions],
     ) -> None:
-        super().__init__(base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, m=m, **options)
+        super().__init__(
+            base,
+            rho=rho,
+            model=model,
+            clip_norm=clip_norm,
+            total_steps=total_steps,
+            norm_group=norm_group,
+            m=m,
+            **options,
+        )
 
-    def gradient(self, closure: Closure) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
-            return closure(), None
+            return super().gradient(closure)
         generator = self.generator()
         groups = self.movable(lambda p: p.requires_grad)
-        noise = [[torch.empty_like(p).normal_(generator=generator) for p in group.parameters] for group in groups]
-        norm = global_norm([z for some in noise for z in some])
+        parameters = [p for group in groups for p in group.parameters]
+
+        def draw(numbers: Tensor) -> None:
+            numbers.normal_(generator=generator)
+
+        pass_over(parameters, draw, self.reductions.group, generator.device)
+        noise = [[drawn(as_real(p), p, draw) for p in group.parameters] for group in groups]
+        norm = self.reductions.norm(parameters, [z for some in noise for z in some])
 
         def e(group: Movable) -> tuple[list[Tensor], Tensor]:
             return noise.pop(0), group.rho / norm  # groups come in their order; none of it shall live through the pass
 
-        with self.moved(groups, e):
+        with self.moved(groups, e), self.last_pass():
             return closure(), None
 
 

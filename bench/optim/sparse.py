@@ -15,6 +15,12 @@ def coalesced(parameter: Tensor) -> Tensor:
     return gradient
 
 
+def whole(parameter: Tensor) -> Tensor:
+    """Return the parameter that some rows are of (see `Rows`), or of any other itself."""
+    table: Tensor = getattr(parameter, "rows_of", parameter)
+    return table
+
+
 class Rows:
     """Those entries of a parameter that its sparse gradient (an embedding's) has, which alone SAM moves.
 
@@ -27,6 +33,7 @@ class Rows:
         self.table, self.where = table, tuple(gradient.indices())
         self.copy = nn.Parameter(table[self.where])
         self.copy.grad = gradient.values()
+        self.copy.rows_of = table  # type: ignore[attr-defined]
 
     def put_back(self) -> None:
         self.table.index_put_(self.where, self.copy)

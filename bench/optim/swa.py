@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from bench.optim.averaging import Averaging
 from bench.registry import register_optimizer
@@ -20,7 +21,7 @@ class SWA(Averaging):
         begin: share of training after which averaging begins; until then the weights themselves are evaluated.
         total_steps: steps of the whole training; `bench run` knows it.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm: as of `bench.optim.method.Method`.
+        clip_norm, norm_group: as of `bench.optim.method.Method`.
 
     Raises:
         ValueError: begin is no share; or, at the first step, total_steps is not known.
@@ -36,12 +37,19 @@ class SWA(Averaging):
         total_steps: int | None = None,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
+        norm_group: ProcessGroup | None = None,
     ) -> None:
         if not 0 <= begin < 1:
             raise ValueError(f"SWA: begin must be in [0, 1), got {begin}")
-        super().__init__(base, model=model, clip_norm=clip_norm, steps_done=0)
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, steps_done=0)
         self.begin = begin
         self.total_steps = total_steps
+
+    @property
+    def has_begun(self) -> bool:
+        # A checkpoint made for torch.distributed.checkpoint has weights in the place of an average before there is one.
+        begun = self.total_steps is None or self.steps_done > int(self.begin * self.total_steps)
+        return begun and super().has_begun
 
     def weight(self) -> float | None:
         if self.total_steps is None:

@@ -1,6 +1,6 @@
 """Bounds that several optimizers' hyperparameters share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,3 +9,5 @@ NonNegative = Annotated[float, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Variant = Literal["paper", "authors"]
+"""Where the authors' code does not do what their paper's text says: which of the two."""

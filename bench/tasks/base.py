@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,13 +19,10 @@ from bench import text
 from bench.errors import BenchError
 from bench.seeding import numpy_stream
 from bench.spec import DataSettings
+from bench.tasks.splits import Phase, held_out, sample, strata, stratified_order
 from bench.text import Texts
 
 Encode = Callable[[Texts], "text.Tokens"]
-Phase = Literal["tune", "refit"] | None
-
-VALIDATION_SEED = 20210507
-"""Seed of the one permutation that decides which training examples are validation, the same for every run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Metric:
         key: column name in records.csv ("acc" makes train_acc, val_acc, test_acc, gap_acc).
         scale: factor from stored value to shown value (100 for per cent).
         definition: what it is, in words, for captions.
+        lowest, highest: the values between which it lies, as stored; None where there is no end. Intervals end there.
     """
 
     key: str
@@ -43,9 +42,13 @@ class Metric:
     scale: float
     higher_is_better: bool
     definition: str
+    lowest: float | None = None
+    highest: float | None = None
 
 
-ACCURACY = Metric("acc", "accuracy", "%", 100.0, True, "share of examples whose largest logit is that of the label")
+ACCURACY = Metric(
+    "acc", "accuracy", "%", 100.0, True, "share of examples whose largest logit is that of the label", 0.0, 1.0
+)
 
 
 @dataclass(frozen=True)
@@ -209,39 +212,11 @@ class Data:
         return replace(self, train=train, val=val, test=test, others=others)
 
 
-def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
-    """(training, validation) examples out of a training set of `examples`.
-
-    Raises:
-        BenchError: one of the two would be empty, or there are fewer than `train_size`.
-    """
-    validation = round(examples * settings.validation)
-    if not 0 < validation < examples:
-        raise BenchError(
-            f"data.validation = {settings.validation:g} of {examples} training examples leaves "
-            f"{examples - validation} to train on and {validation} to validate on; both must be at least 1"
-        )
-    if settings.train_size is not None and settings.train_size > examples - validation:
-        raise BenchError(
-            f"data.train_size = {settings.train_size}, but only {examples - validation} of {examples} training "
-            f"examples are left beside data.validation = {settings.validation:g}"
-        )
-    if settings.train_share is not None:
-        return max(1, round(settings.train_share * (examples - validation))), validation
-    return settings.train_size or examples - validation, validation
-
-
-def learned_from(examples: int, settings: DataSettings, phase: Phase) -> int:
-    """How many of a training set of so many examples a run trains on. See `split_sizes` for what is raised."""
-    train, validation = split_sizes(examples, settings)
-    return train + validation if phase == "refit" else train
-
-
 def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None = None, phase: Phase = None) -> Data:
     """Load a task and apply the protocol: hold out validation, replace training labels.
 
-    Validation is the same for all seeds; the replaced labels belong to the seed. No test example is ever in the other
-    two.
+    Which examples are validation is the same for all seeds, but in tuning belongs to the seed (see
+    `bench.tasks.splits.held_out`); the replaced labels belong to the seed. No test example is ever in the other two.
 
     Args:
         encode: what makes tokens of texts, for tasks of text.
@@ -253,20 +228,27 @@ def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None
     """
     full, test = task.load()
     others = task.load_others()
-    train_size, val_size = split_sizes(len(full), settings)
-    order = torch.from_numpy(np.random.RandomState(VALIDATION_SEED).permutation(len(full)))
+    learned, validation = map(torch.from_numpy, held_out(full.targets, settings, seed, phase))
     loaded = (full, test, *others.values())
-    digest = _fingerprint(*(part for split in loaded for part in (split.inputs, split.targets)))
+    digest = _fingerprint(loaded)
     if encode is not None:
         full, test, *more = (_encoded(split, encode) for split in loaded)
         others = dict(zip(others, more, strict=True))
-    learned, held_out = order[:train_size], order[len(order) - val_size :]
     if phase == "refit":
-        learned, held_out = torch.cat([learned, held_out]), held_out[:0]
+        learned, validation = torch.cat([learned, validation]), validation[:0]
     if phase == "tune":
         test, others = test[torch.arange(0)], {}
     train = replace_labels(full[learned], task, settings.label_noise, seed)
-    return Data(train, full[held_out], test, digest, task.verified(), others)
+    return Data(train, full[validation], test, digest, task.verified(), others)
+
+
+def sampled(train: Split, size: int | Literal["all"]) -> Split:
+    """Return those of the training examples that are evaluated in the course of training: see `splits.sample`."""
+    if size == "all" or len(train) <= size:
+        return train
+    noisy = None if train.noisy is None else train.noisy.cpu()
+    chosen = torch.from_numpy(sample(train.targets.cpu(), noisy, size))
+    return train[chosen.to(train.targets.device)]
 
 
 def _encoded(split: Split, encode: Encode) -> Split:
@@ -275,12 +257,16 @@ def _encoded(split: Split, encode: Encode) -> Split:
 
 
 def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
-    """Give exactly round(share * N) examples a wrong label, uniform over the other classes (symmetric noise)."""
+    """Give exactly round(share * N) examples a wrong label, uniform over the other classes (symmetric noise).
+
+    Every class gives the same share of them.
+    """
     check_label_noise(task, share)
     if share == 0:
         return split
     random = numpy_stream(seed, "noise")
-    chosen = torch.from_numpy(random.permutation(len(split))[: round(share * len(split))])
+    order, _ = stratified_order(strata(split.targets), random)
+    chosen = torch.from_numpy(order[: round(share * len(split))])
     shift = torch.from_numpy(random.randint(1, task.num_outputs, size=len(chosen)))
     targets = split.targets.clone()
     targets[chosen] = (targets[chosen] + shift) % task.num_outputs
@@ -295,9 +281,14 @@ def check_label_noise(task: Task, share: float) -> None:
         raise BenchError("data.label_noise needs a task with classes; this one is a regression")
 
 
-def _fingerprint(*parts: Tensor | Texts) -> str:
+def fingerprint(task: Task) -> str:
+    """Return the sha256 over all that a task loads."""
+    return _fingerprint((*task.load(), *task.load_others().values()))
+
+
+def _fingerprint(loaded: Iterable[Split]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
+    for part in itertools.chain.from_iterable((split.inputs, split.targets) for split in loaded):
         if isinstance(part, Texts):
             digest.update(text.fingerprint(part))
             continue

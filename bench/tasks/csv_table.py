@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,16 +15,25 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.data import Stamp, stamp
+from bench.download import tell
 from bench.errors import BenchError, nearest
 from bench.registry import register_task
+from bench.tasks import cells as reading
 from bench.tasks.base import Metric, Split, Task
-from bench.tasks.own import MISSING, Indices, TestShare, hold_out
+from bench.tasks.own import MISSING, TestShare, hold_out
+from bench.tasks.splits import Indices, quantile_bins
 
 MOST_CATEGORIES = 50
 """A column of words with more different values than this is no category but a name or a text."""
 
 R2 = Metric(
-    "r2", "R2", "", 1.0, True, "1 minus the squared error as a share of that of always guessing the split's mean"
+    "r2",
+    "R2",
+    "",
+    1.0,
+    True,
+    "1 minus the squared error as a share of that of always guessing the split's mean",
+    highest=1.0,
 )
 
 
@@ -35,6 +44,8 @@ class CsvTable(Task):
     Columns of numbers are standardised with the training rows' mean and deviation. Of a column of words (or one in
     `categorical`) each value that training rows have becomes a 0/1 input; values that only test rows have are all 0.
     Classes are numbered in the order of their names, numbers by size. A number to predict is standardised as well.
+    What was done to the table, or looks like a mistake in it, is said at the start of a launch and under every table of
+    results: cells that were filled, values in several spellings, columns that seem to number the rows.
 
     Args:
         path: the file, relative to the experiment file. Not it but what is in it is part of a run's identity.
@@ -45,7 +56,9 @@ class CsvTable(Task):
         missing: "refuse" rows with empty cells, or "fill" them: numbers by the training rows' mean, words by a
             category of their own. Empty are also ?, NA, N/A, NaN and null.
         separator: between columns; "\\t" for tabs.
-        test: share of the rows (of each class) that is the test set, the same in every run.
+        decimal: "." or ",": what stands before the fraction of a number.
+        test: share of the rows that is the test set, the same in every run: of each class or, of a number to predict,
+            of each tenth of its values.
 
     Raises:
         BenchError: the file is not as it should be; the message names the line, the column, and what was expected.
@@ -61,11 +74,15 @@ class CsvTable(Task):
         drop: list[str] = [],  # noqa: B006
         missing: Literal["refuse", "fill"] = "refuse",
         separator: Annotated[str, Field(min_length=1, max_length=1)] = ",",
+        decimal: reading.Decimal = ".",
         test: TestShare = 0.2,
     ) -> None:
-        settings = _Settings(target, regression, tuple(categorical), tuple(drop), missing == "fill", separator, test)
+        settings = _Settings(
+            target, regression, tuple(categorical), tuple(drop), missing == "fill", separator, decimal, test
+        )
         self.regression, self.title = regression, Path(path).stem
-        self.class_names, self._train, self._test = _read(stamp(Path(path)), settings)
+        self.path = path
+        self.class_names, self._train, self._test, self.note = _read(stamp(Path(path)), settings)
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)
         if regression:
@@ -78,6 +95,11 @@ class CsvTable(Task):
             beside = [file.name for file in path.parent.glob("*.csv")] if path.parent.is_dir() else []
             raise BenchError(f"{path} is not a file; {nearest(path.name, beside)}")
         return [path]
+
+    def fetch(self) -> None:
+        """Say what was done to the table."""
+        if self.note:
+            tell(f"{self.path}: {self.note}")
 
     def load(self) -> tuple[Split, Split]:
         """Inputs (N, inputs) float32; targets (N,) int64, or float32 for regression."""
@@ -102,6 +124,7 @@ class _Settings:
     drop: tuple[str, ...]
     fill: bool
     separator: str
+    decimal: reading.Decimal
     test: float
 
 
@@ -111,12 +134,16 @@ class _Table:
 
     Attributes:
         lines: of each row, where it ends in the file.
+        remarks: sentences on what was done to it, or looks like a mistake.
+        filled: empty cells that were filled, by column.
     """
 
     path: Path
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+    remarks: list[str] = field(default_factory=list)
+    filled: dict[str, int] = field(default_factory=dict)
 
     def column(self, name: str) -> list[str]:
         index = self.header.index(name)
@@ -127,15 +154,16 @@ class _Table:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split]:
-    """Class names ([] for regression), training set and test set."""
+def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split, str]:
+    """Class names ([] for regression), training set, test set, and what is to be said of the table."""
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):
         if name not in table.header:
             raise BenchError(f'{table.path} has no column "{name}"; {nearest(name, table.header)}')
     names, targets = _targets(table, settings)
-    classes = np.zeros(len(targets), np.int64) if settings.regression else targets
-    train, test = hold_out(classes, settings.test, str(table.path), names or [settings.target])
+    classes = quantile_bins(targets) if settings.regression else targets
+    groups = names or [settings.target] * (int(classes.max()) + 1)
+    train, test = hold_out(classes, settings.test, str(table.path), groups)
     inputs = [
         column
         for name in table.header
@@ -147,7 +175,8 @@ def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split]:
     if settings.regression:
         targets = _standardised(targets, train).astype(np.float32)
     x, y = torch.from_numpy(np.stack(inputs, axis=1).astype(np.float32)), torch.from_numpy(targets)
-    return names, Split(x[train], y[train]), Split(x[test], y[test])
+    note = " ".join(filter(None, [*table.remarks, reading.on_filled(table.filled)]))
+    return names, Split(x[train], y[train]), Split(x[test], y[test]), note
 
 
 def _table(path: Path, separator: str) -> _Table:
@@ -183,21 +212,27 @@ def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[
     for row, cell in enumerate(cells):
         if cell.lower() in MISSING:
             raise table.fault(row, settings.target, "the target is missing; take the row out")
-        if settings.regression and _number(cell) is None:
-            raise table.fault(row, settings.target, f'"{cell}" is no number, which regression = true asks for')
+        if settings.regression and reading.number(cell, settings.decimal) is None:
+            hint = _hint(cell, settings.target)
+            raise table.fault(row, settings.target, f'"{cell}" is no number, which regression = true asks for{hint}')
     if settings.regression:
-        return [], np.array([float(cell) for cell in cells])
-    distinct = set(cells)
-    numbers = {cell: number for cell in distinct if (number := _number(cell)) is not None}
-    names = sorted(distinct, key=lambda cell: (numbers[cell], cell) if len(numbers) == len(distinct) else (0.0, cell))
+        return [], np.array([reading.number(cell, settings.decimal) for cell in cells], dtype=np.float64)
+    chosen = reading.spellings(cells, settings.decimal)
+    table.remarks.append(reading.on_spellings(settings.target, chosen))
+    sizes = {name: reading.size(name, settings.decimal) for name in chosen.values()}
+    as_numbers = None not in sizes.values()
+    names = sorted(sizes, key=lambda name: (sizes[name] or 0.0 if as_numbers else 0.0, name))
     if len(names) < 2:
         raise BenchError(f'{table.path}: column "{settings.target}" has one class only, "{names[0]}"')
     if len(names) > len(cells) // 3:
+        hint = _hint(cells[0], settings.target)
+        hint = f'; "{cells[0]}" is no number{hint}' if hint else ""
         raise BenchError(
             f'{table.path}: column "{settings.target}" has {len(names)} different values in {len(cells)} rows, too '
-            "many for classes; if it is a number to predict, say task.regression = true"
+            f"many for classes; if it is a number to predict, say task.regression = true{hint}"
         )
-    return names, np.array([names.index(cell) for cell in cells])
+    number_of = {name: number for number, name in enumerate(names)}
+    return names, np.array([number_of[chosen[cell]] for cell in cells])
 
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
@@ -214,23 +249,20 @@ def _inputs(
     missing = [cell.lower() in MISSING for cell in cells]
     if any(missing) and not settings.fill:
         raise table.fault(missing.index(True), name, 'empty; fill such cells with task.missing = "fill"')
-    numbers = [None if empty else _number(cell) for cell, empty in zip(cells, missing, strict=True)]
+    table.filled[name] = sum(missing)
+    numbers = [
+        None if empty else reading.number(cell, settings.decimal) for cell, empty in zip(cells, missing, strict=True)
+    ]
     known, parsed = len(cells) - sum(missing), sum(number is not None for number in numbers)
-    if name not in settings.categorical and parsed == known:
-        column = np.array([math.nan if number is None else number for number in numbers])
-        if np.isnan(column[train]).all():
-            raise BenchError(f'{table.path}: column "{name}" is empty in all rows to train on; task.drop = ["{name}"]')
-        column[np.isnan(column)] = np.nanmean(column[train])
-        return [_standardised(column, train)]
-    if name not in settings.categorical and parsed > known / 2:
-        row = next(row for row, number in enumerate(numbers) if number is None and not missing[row])
-        raise table.fault(
-            row,
-            name,
-            f'"{cells[row]}" is no number, as most of the column are; if they are categories, say so: '
-            f'task.categorical = ["{name}"]',
-        )
-    values = np.array(["" if empty else cell for cell, empty in zip(cells, missing, strict=True)])
+    if name not in settings.categorical:
+        if parsed == known:
+            return [_number_input(table, name, numbers, train)]
+        _check_words(table, name, cells, numbers, missing)
+    chosen = reading.spellings(
+        [cell for cell, empty in zip(cells, missing, strict=True) if not empty], settings.decimal
+    )
+    table.remarks.extend([reading.on_spellings(name, chosen), reading.on_ids(name, cells, None)])
+    values = np.array(["" if empty else chosen[cell] for cell, empty in zip(cells, missing, strict=True)])
     categories = sorted(set(values[train]))
     if len(categories) > MOST_CATEGORIES:
         raise BenchError(
@@ -240,12 +272,38 @@ def _inputs(
     return [(values == category).astype(np.float64) for category in categories]
 
 
-def _number(cell: str) -> float | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def _number_input(table: _Table, name: str, numbers: list[float | None], train: Indices) -> Column:
+    """A column of numbers as the model's input; None is filled with the training rows' mean."""
+    if None not in numbers:
+        table.remarks.append(reading.on_ids(name, table.column(name), [number or 0.0 for number in numbers]))
+    column = np.array([math.nan if number is None else number for number in numbers])
+    if np.isnan(column[train]).all():
+        raise BenchError(f'{table.path}: column "{name}" is empty in all rows to train on; task.drop = ["{name}"]')
+    column[np.isnan(column)] = np.nanmean(column[train])
+    return _standardised(column, train)
+
+
+def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float | None], missing: list[bool]) -> None:
+    """Raise BenchError if most cells of a column are numbers, or as little words as numbers (dates, amounts)."""
+    kinds = [
+        "a number" if number is not None else reading.no_word(cell) for cell, number in zip(cells, numbers, strict=True)
+    ]
+    known = [kind for kind, empty in zip(kinds, missing, strict=True) if not empty]
+    if sum(kind is not None for kind in known) <= len(known) / 2:
+        return
+    as_categories = f'if they are categories, say so: task.categorical = ["{name}"]'
+    row = next(row for row, number in enumerate(numbers) if number is None and not missing[row])
+    if sum(kind == "a number" for kind in known) > len(known) / 2:
+        hint = _hint(cells[row], name)
+        raise table.fault(row, name, f'"{cells[row]}" is no number, as most of the column are{hint}; {as_categories}')
+    row = next(row for row, kind in enumerate(kinds) if kind in reading.NO_WORDS and not missing[row])
+    raise table.fault(row, name, f'"{cells[row]}" is no word{_hint(cells[row], name)}; {as_categories}')
+
+
+def _hint(cell: str, column: str) -> str:
+    """What to do about a cell that is neither a number nor a word, as the end of a sentence."""
+    kind = reading.no_word(cell)
+    return f" but {kind}: {reading.REMEDIES[kind].format(column=column)}" if kind else ""
 
 
 def _standardised(column: Column, train: Indices) -> Column:

@@ -53,6 +53,8 @@ class Glue(Task):
         "the task's official metric times 100: Matthews correlation for CoLA, mean of accuracy and F1 for MRPC and "
         "QQP, mean of Pearson and Spearman correlation for STS-B, accuracy for the others (Wang et al. 2019, "
         "arXiv:1804.07461)",
+        -1.0,
+        1.0,
     )
     suite = Suite("GLUE", 9)
     note = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from pydantic import Field
 from bench.data import Stamp, stamp
 from bench.errors import BenchError
 from bench.registry import register_task
+from bench.tasks import image_files
 from bench.tasks.base import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
 from bench.tasks.own import TestShare, hold_out
@@ -27,7 +28,9 @@ class ImageFolder(ImageTask):
     """Images of your own: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
 
     They are kept in memory, as bytes of one size. Classes are numbered in the order of their names. Mean and deviation
-    are those of the training images. Files that are no images by their ending are left alone.
+    are those of the training images. Files that are no images by their ending are left alone. Images of more than 8
+    bits a pixel (16-bit grey, whole or floating numbers) become bytes by one scale: from the darkest pixel of the
+    training images to their lightest.
 
     Args:
         path: the folder, relative to the experiment file. Not it but what is in it is part of a run's identity.
@@ -57,7 +60,7 @@ class ImageFolder(ImageTask):
         self.title = self.root.name
         self.class_names, self.train, self.test = _listed(self.root, test)
         self.num_outputs = len(self.class_names)
-        height, width = (size, size) if size else _size(self.train[0][0])
+        height, width = (size, size) if size else image_files.size(self.train[0][0])
         self.input_shape = (channels, height, width)
         super().__init__(augment=augment, mixup=mixup)
 
@@ -78,9 +81,9 @@ class ImageFolder(ImageTask):
         The tensors are shared by all runs of a process: not to be written to.
         """
         items = [*self.train, *self.test]
-        pixels = _read(tuple(stamp(path) for path, _ in items), self.input_shape, self.size is not None)
-        targets = torch.tensor([number for _, number in items])
         count = len(self.train)
+        pixels = _read(tuple(stamp(path) for path, _ in items), count, self.input_shape, self.size is not None)
+        targets = torch.tensor([number for _, number in items])
         self.mean, self.std = _statistics(pixels[:count])
         return Split(pixels[:count], targets[:count]), Split(pixels[count:], targets[count:])
 
@@ -130,43 +133,8 @@ def _items(root: Path, names: list[str]) -> list[Item]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(stamps: tuple[Stamp, ...], shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
-    """(N, H, W, C) uint8."""
-    pixels = torch.empty((len(stamps), *shape[1:], shape[0]), dtype=torch.uint8)
-    for number, (path, _, _) in enumerate(stamps):
-        pixels[number] = torch.from_numpy(_pixels(path, shape, fit))
-    return pixels
-
-
-def _pixels(path: Path, shape: tuple[int, int, int], fit: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image, ImageOps
-
-    channels, height, width = shape
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB" if channels == 3 else "L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BenchError(f"{path} cannot be read as an image: {error}") from error
-    if fit:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    elif image.size != (width, height):
-        raise BenchError(
-            f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; say to which size all of them "
-            "are brought: task.size = 32, or 64, 224, ..."
-        )
-    return np.array(image, dtype=np.uint8).reshape(height, width, channels)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as it is looked at."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            width, height = ImageOps.exif_transpose(image).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BenchError(f"{path} cannot be read as an image: {error}") from error
-    return height, width
+def _read(stamps: tuple[Stamp, ...], train: int, shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
+    return image_files.read([path for path, _, _ in stamps], train, shape, fit=fit)
 
 
 def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -99,6 +99,7 @@ class PublishedImages(ImageTask):
     ) -> None:
         super().__init__(augment=augment, mixup=mixup)
         self.allow_unverified_data = allow_unverified_data
+        self.title = self.dataset.title
 
     @classmethod
     @abstractmethod

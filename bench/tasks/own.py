@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from bench.errors import BenchError
+from bench.tasks.splits import Indices
 
 TestShare = Annotated[float, Field(gt=0, lt=1)]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 TEST_SEED = 20201003  # the day the paper on SAM was put on arXiv; the split is the same in every run
 MISSING = ("", "?", "n/a", "na", "nan", "null")
@@ -23,9 +23,9 @@ def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tu
     Every class gives the same share, at least one example, so that a small one is not left out.
 
     Args:
-        classes: (N,) class numbers; all 0 where there are none.
+        classes: (N,) class numbers; of a number to predict, its quantile bins.
         where: the file or folder, for the message.
-        names: the classes' names.
+        names: of the classes, for the message.
 
     Raises:
         BenchError: a class has fewer than three examples: one each to train on, to validate on and to test on.

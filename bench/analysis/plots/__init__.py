@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+import pandas as pd
 
+from bench.analysis.conditions import first_few
+from bench.analysis.once import once
 from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, training
-from bench.analysis.plots.style import RC
+from bench.analysis.plots.rendering import Rendered, render_all
+from bench.analysis.plots.style import looks, settle
 from bench.analysis.plots.view import Drawing, View, view_of
 from bench.errors import BenchError
+from bench.records import Results
 from bench.store import write_atomic
 
-if TYPE_CHECKING:
-    from bench.records import Results
-
-WITHOUT_TIME = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Producer": None},
-    "svg": {"Date": None, "Creator": None},
-}
+FAMILIES = ("curves", "gap", "paired", "sweep", "cost", "conditions", "sharpness", "planes")
+"""The figures by their names, in the order of the page."""
 
 
-def draw(results: Results, width: str = "page") -> dict[str, Drawing]:
+def draw(results: Results, width: str = "page", only: Collection[str] | None = None) -> dict[str, Drawing]:
     """Every figure by its name, for a "page" (two columns, 6.9 inches) or a "column" (3.3 inches), in type of one size.
+
+    With `only`, those figures alone, each with all its pages.
 
     Figures: "curves" and "gap" over training, of runs evaluated more than once (mean and 95% t band over the finished
     seeds of the configuration chosen on validation data), "sweep" where a label sweeps one number, "cost" (test metric
@@ -38,27 +36,39 @@ def draw(results: Results, width: str = "page") -> dict[str, Drawing]:
     "curves-2" and so on. One seed draws without bands.
 
     Raises:
-        BenchError: the experiment has no finished run.
+        BenchError: the experiment has no finished run with a score.
     """
-    view = view_of(results, width)
+    view = view_of(results := _without_mathematics(results), width)
     if not view.conditions:
-        raise BenchError(f"{results.meta['name']}: no finished run to draw; `bench status` tells where they stand")
-    with _looks():
-        return _figures(results, view)
+        raise BenchError(
+            f"{results.meta['name']}: no finished run with a score to draw; `bench status` tells where they stand"
+        )
+    with looks():
+        drawings = {name: _as_written(drawing) for name, drawing in _figures(results, view, only).items()}
+        for drawing in drawings.values():
+            settle(drawing.figure)
+        return drawings
 
 
-def write(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
-    """Write <folder>/<name>.{png,pdf,csv} of each figure, atomically; gives the paths.
+def rendered(results: Results, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
+    """Return every figure as it is written, in the given forms and as CSV, drawn by a process per core.
 
-    The same results give the same bytes. The CSV has the numbers as they are drawn, unrounded, with one header line.
+    The same results give the same bytes.
+
+    Raises:
+        BenchError: the experiment has no finished run with a score.
     """
+    view_of(_without_mathematics(results))  # rows and choices, which all families need: once, before the processes part
+    return render_all(lambda family: draw(results, width, [family]), FAMILIES, forms)
+
+
+def write(figures: Mapping[str, Rendered], folder: Path) -> list[Path]:
+    """Write <folder>/<name>.{png,pdf,csv} of each figure, atomically; return the paths."""
     paths = []
-    for name, drawing in drawings.items():
-        files = {form: rendered(drawing.figure, form) for form in ("png", "pdf")}
-        files["csv"] = drawing.data.to_csv(index=False, lineterminator="\n").encode()
-        for form, content in files.items():
+    for name, figure in figures.items():
+        for form in ("png", "pdf", "csv"):
             paths.append(folder / f"{name}.{form}")
-            write_atomic(paths[-1], content)
+            write_atomic(paths[-1], figure.content[form])
     return paths
 
 
@@ -68,27 +78,36 @@ def build(results: Results, folder: Path, width: str = "page") -> list[Path]:
     Raises:
         BenchError: the experiment has no finished run.
     """
-    return write(draw(results, width), folder / "figures" / ("" if width == "page" else width))
+    return write(rendered(results, width), folder / "figures" / ("" if width == "page" else width))
 
 
-def rendered(figure: Figure, form: str) -> bytes:
-    """The figure as "png", "pdf" or "svg", without the time of writing in it."""
-    buffer = io.BytesIO()
-    with _looks():
-        figure.savefig(buffer, format=form, metadata=WITHOUT_TIME[form])
-    return buffer.getvalue()
+@once
+def _without_mathematics(results: Results) -> Results:
+    """Return the results with every "$" escaped, which matplotlib would otherwise take for the start of a formula."""
+    meta = json.loads(json.dumps(results.meta).replace("$", r"\\$"))
+    records, curves, measures, directions = (
+        frame if frame is None else _replaced(frame, "$", r"\$")
+        for frame in (results.records, results.curves, results.measures, results.directions)
+    )
+    assert records is not None
+    assert curves is not None
+    return Results(meta, records, curves, measures, directions)
 
 
-@contextmanager
-def _looks() -> Iterator[None]:
-    """Our looks and no others: a matplotlibrc of the user must not change the figures."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
-        yield
+def _as_written(drawing: Drawing) -> Drawing:
+    """Return a drawing with caption and numbers that hold each "$" as it was."""
+    return drawing._replace(caption=drawing.caption.replace(r"\$", "$"), data=_replaced(drawing.data, r"\$", "$"))
 
 
-def _figures(results: Results, view: View) -> dict[str, Drawing]:
+def _replaced(frame: pd.DataFrame, old: str, new: str) -> pd.DataFrame:
+    def of(value: Any) -> Any:
+        return value.replace(old, new) if isinstance(value, str) else value
+
+    texts = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+    return frame.assign(**{column: frame[column].map(of) for column in texts}).rename(columns=of)
+
+
+def _figures(results: Results, view: View, only: Collection[str] | None) -> dict[str, Drawing]:
     runs = training.chosen_curves(results, view)
     over_time = {"curves": training.curves(view, runs), "gap": training.gap(view, runs)}
     families: dict[str, Iterator[Drawing]] = {
@@ -100,8 +119,11 @@ def _figures(results: Results, view: View) -> dict[str, Drawing]:
         "sharpness": sharpness.lines(view, results),
         "planes": sharpness.planes(view, results),
     }
+    odd = [f"{row.title}, {run}" for row in view.rows for run in row.not_finite if row.chosen]
+    beside = f" Not finite, and not drawn: {first_few(odd)}." if odd else ""
     return {
-        name if page == 1 else f"{name}-{page}": drawing
+        name if page == 1 else f"{name}-{page}": drawing._replace(caption=drawing.caption + beside)
         for name, pages in families.items()
+        if only is None or name in only
         for page, drawing in enumerate(pages, start=1)
     }

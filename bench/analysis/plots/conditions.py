@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,38 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from bench.analysis.bounds import UNBOUNDED
 from bench.analysis.conditions import names, value_text, varied
+from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import (
     NEUTRAL,
-    Style,
+    PANEL_HEIGHT,
+    TICK_SIZE,
     bounds,
-    legend,
+    finish,
+    fold,
+    panel_width,
     text_width,
+    turn_ticks,
     value_axis,
     wide,
     with_margin,
 )
-from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.plots.view import (
+    ACROSS,
+    ACROSS_NARROW,
+    EACH,
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    POINT,
+    ROW_HEIGHT,
+    ROWS,
+    Drawing,
+    View,
+    name_panels,
+    pages,
+    pale,
+)
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, comparison_frame, to_frame
 
@@ -33,6 +54,7 @@ LOGARITHMIC = "train_size"
 STEP = 2.5  # points between the labels at one value, so that their intervals stand side by side
 STEP_IN_CATEGORY = 8.0
 MARGIN = 0.07  # of the axis, on either side
+NARROWEST = 0.6  # inches, of the name of a category; where there is less they are turned
 STRIPE = "#F4F4F4"
 INCOMPLETE: Style = {"markerfacecolor": "white"}
 
@@ -75,15 +97,24 @@ def figures(view: View) -> Iterator[Drawing]:
         facets.setdefault(_facet(row, axis), []).append(row)
     compared = any(_difference(row) for row in view.best)
     against = f"paired difference to {view.meta['baseline']}" if compared else "generalization gap"
-    caption = f"Test {view.metric} and {against} against {axis.name}: mean over seeds with 95% Student-t intervals."
+    caption = (
+        f"Test {view.metric} and {against} against {axis.name}: mean over seeds with 95% Student-t intervals. "
+        f"Optimizers are drawn side by side at each {axis.name}."
+    )
     picks = (_test, _difference if compared else _gap)
-    if len(facets) == 1:
+    if view.many:
+        labels = [label for label in view.labels() if label != view.meta["baseline"]]
+        for (facet, rows), pick in product(facets.items(), picks):
+            for together in pages(labels, MULTIPLES):
+                figure = _multiples(view, axis, facet, rows, pick, together)
+                yield Drawing(figure, f"{caption} {EACH.format(view.meta['baseline'])}", _data(view, rows))
+    elif len(facets) == 1:
         yield Drawing(_page(view, axis, facets, picks), caption, _data(view, view.best))
-        return
-    for shown in view.split(picks):
-        for page in pages(list(facets.items()), ROWS):
-            data = _data(view, [row for _, rows in page for row in rows])
-            yield Drawing(_page(view, axis, dict(page), shown), caption, data)
+    else:
+        for shown in view.split(picks):
+            for page in pages(list(facets.items()), ROWS):
+                data = _data(view, [row for _, rows in page for row in rows])
+                yield Drawing(_page(view, axis, dict(page), shown), caption, data)
 
 
 def _data(view: View, rows: Sequence[Row]) -> pd.DataFrame:
@@ -118,29 +149,36 @@ def _page(view: View, axis: Axis, facets: Mapping[str, list[Row]], picks: Sequen
     alone = len(facets) == 1
     grid = [[(rows, pick) for pick in picks] for rows in facets.values()]
     grid = view.stacked(grid) if alone else grid
-    figure = view.figure(view.width, (2.4 if alone else 1.6) * len(grid) + 0.7)
-    axes = np.asarray(figure.subplots(len(grid), len(grid[0]), squeeze=False, sharex=True))
+    figure, axes = view.panels(len(grid), len(grid[0]), sharex=True)
+    height = PANEL_HEIGHT if alone else ROW_HEIGHT
     for line, panels in zip(grid, axes, strict=True):
         for (rows, pick), ax in zip(line, panels, strict=True):
             _scale(ax, axis, view.panel_width(2))
             _draw(figure, ax, view, axis, rows, pick)
-            if pick is _difference:
-                ax.axhline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9)
             if alone:
-                ax.set_ylabel(_title(view, pick))
+                ax.set_ylabel(fold(_title(view, pick), height))
     if not alone:
         name_panels(axes, list(facets), [_title(view, pick) for pick in picks])
     for ax in axes[-1]:
         ax.set_xlabel(axis.name)
-    legend(figure, _handles(view, axis))
+    finish(figure, _handles(view, axis), height)
+    return figure
+
+
+def _multiples(view: View, axis: Axis, facet: str, rows: list[Row], pick: Pick, labels: Sequence[str]) -> Figure:
+    figure, axes = view.multiples(labels, axis.name, _title(view, pick), facet, sharex=True, sharey=True)
+    across = ACROSS_NARROW if view.narrow else ACROSS
+    for ax, label in zip(axes, labels, strict=True):
+        _scale(ax, axis, panel_width(across, view.width))
+        _draw(figure, ax, view, axis, rows, pick, focus=label)
+    finish(figure, view.key_of_multiples(marker=not axis.numeric), MULTIPLE_HEIGHT)
     return figure
 
 
 def _title(view: View, pick: Pick) -> str:
     if pick is _test:
         return f"test {view.metric}{view.unit}"
-    what = f"difference to {view.meta['baseline']}" if pick is _difference else f"train − test {view.metric}"
-    return f"{what}{view.points}"
+    return f"difference to {view.meta['baseline']}{view.points}" if pick is _difference else view.gap
 
 
 # ---- values --------------------------------------------------------------------------------------------------
@@ -161,26 +199,48 @@ def _difference(row: Row) -> Interval | None:
 # ---- a panel -------------------------------------------------------------------------------------------------
 
 
-def _draw(figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick) -> None:
-    """A line an optimizer, each a little beside the next; it breaks where a condition has no finished run."""
-    labels, shown = view.labels(), [0.0] if pick is _difference else []
+def _draw(
+    figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick, focus: str | None = None
+) -> None:
+    """A line an optimizer, each a little beside the next; it breaks where a condition has no finished run.
+
+    A panel about one of many has the others pale and without intervals, at their places.
+    """
+    here = [(row, interval.scaled(view.scale)) for row in rows if (interval := pick(row))]
+    _, others = view.in_full([row for row, _ in here], focus)
+    look_of_pale: Style = {} if axis.numeric else POINT
+    pale(
+        ax,
+        [
+            _means(axis, {axis.place(row): mean for row, mean in here if row in others and row.label == label})
+            for label in dict.fromkeys(row.label for row in others)
+        ],
+        **look_of_pale,
+    )
+    baseline = view.meta["baseline"]
+    labels = [label for label in view.labels() if focus is None or label in (baseline, focus)]
     for number, label in enumerate(labels):
-        points = {
-            axis.place(row): (row, interval.scaled(view.scale))
-            for row in rows
-            if row.label == label and (interval := pick(row))
-        }
-        aside = (number - (len(labels) - 1) / 2) * axis.step(len(labels), view.panel_width(2)) / 72
+        points = {axis.place(row): (row, interval) for row, interval in here if row.label == label}
+        step = axis.step(len(labels), view.panel_width(2 if focus is None else ACROSS))
+        aside = (number - (len(labels) - 1) / 2) * step / 72
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
-        look = {**_look(view, label, axis), "transform": beside}
-        x = list(axis.places.values())
-        ax.plot(x, [points[place][1].mean if place in points else np.nan for place in x], **{**look, "marker": None})
+        look = {**_look(view, label, axis), "transform": beside, "clip_on": False}
+        ax.plot(*_means(axis, {place: mean for place, (_, mean) in points.items()}), **{**look, "marker": None})
         for place, (row, interval) in points.items():
             bar = {"marker": None, "linestyle": "-", "linewidth": 0.9}
             ax.plot([place, place], bounds(interval), **{**look, **bar})
             ax.plot(place, interval.mean, **{**look, **({} if interval.n == row.planned else INCOMPLETE)})
-            shown += bounds(interval)
-    ax.set_ylim(with_margin(shown or [0.0]))
+    if pick is _difference:
+        ax.axhline(0, color=view.styles[baseline]["color"], linewidth=0.9)
+    heights = [bound for _, interval in here for bound in bounds(interval)]
+    heights += [0.0] if pick is _difference or not heights else []
+    ax.set_ylim(with_margin(heights, view.limits if pick is _test else UNBOUNDED))
+
+
+def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float], list[float]]:
+    """Return a line over all places of the axis; it breaks where there is no interval."""
+    places = list(axis.places.values())
+    return places, [intervals[place].mean if place in intervals else np.nan for place in places]
 
 
 def _look(view: View, label: str, axis: Axis) -> Style:
@@ -209,12 +269,11 @@ def _categories(ax: Axes, axis: Axis, width: float) -> None:
     for place in places[1::2]:
         ax.axvspan(place - 0.5, place + 0.5, color=STRIPE, linewidth=0, zorder=0)
     ax.set_xlim(-0.5, len(places) - 0.5)
-    crowded = max(map(text_width, axis.places)) > 0.95 * width / len(places)
-    ax.set_xticks(places, list(axis.places))
-    if crowded:
-        ax.tick_params(axis="x", labelrotation=30)
-        for text in ax.get_xticklabels():
-            text.set_horizontalalignment("right")
+    room = 0.95 * width / len(places)
+    names = [fold(name, max(room, NARROWEST), TICK_SIZE) for name in axis.places]
+    ax.set_xticks(places, names)
+    if room < NARROWEST and max(map(text_width, axis.places)) > room:
+        turn_ticks(ax)
 
 
 def _handles(view: View, axis: Axis) -> list[Artist]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,18 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from bench.analysis.pareto import on_front
-from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, panel_width, text_width, with_margin
-from bench.analysis.plots.view import Drawing, View, folded, pages
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, panel_width, text_width, with_margin
+from bench.analysis.plots.view import EACH, MULTIPLE_HEIGHT, MULTIPLES, POINT, Drawing, View, folded, pages, pale
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
 
-COSTS = ("train_seconds", "passes")
+COSTS = {"train_seconds": "training time", "passes": "passes"}
 ACROSS = 3
 PER_PAGE = 12
 NAME_SIZE = 7.5
 LONGEST = 0.5  # of a panel, as far as a name may reach
-MOST_NAMES = 8  # in a panel; more cover each other
+HEIGHT, HEIGHT_OF_MANY = 2.3, 1.2  # inches, of a panel
 STEP, SPREAD = 5.0, 16.0  # points between those of equal cost, and between all of them at the most
 FRONT: Style = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 1}
 
@@ -32,20 +34,43 @@ Point = tuple[Row, Interval, Interval]
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """With 95% t intervals, a point an optimizer, named unless they are many, against seconds and against passes.
+    """With 95% t intervals, a point an optimizer, named, against seconds and against passes.
 
-    With several conditions a small panel each and a legend, first against seconds, then against passes.
+    With several conditions a small panel each and a legend, first against seconds, then against passes. Many optimizers
+    have a small panel each, in a figure for each condition and cost.
     """
     caption = (
         f"Test {view.metric} against {{}}: mean over seeds with 95% Student-t intervals. Dashed: the Pareto front, "
-        "beyond which no optimizer here is better at that cost."
+        f"beyond which no optimizer here is better at that cost. {{}}"
     )
-    if not view.several:
-        yield Drawing(_single(view), caption.format("training time and passes"), _data(view, view.conditions))
-        return
-    for cost, words in zip(COSTS, ("training time", "passes"), strict=True):
-        for page in pages(view.conditions, PER_PAGE):
-            yield Drawing(_page(view, page, cost), caption.format(words), _data(view, page))
+    if view.many:
+        for condition, (cost, words) in product(view.conditions, COSTS.items()):
+            for labels in pages(view.beside_baseline(condition), MULTIPLES):
+                figure = _multiples(view, condition, cost, labels)
+                said = caption.format(words, EACH.format(view.meta["baseline"]))
+                yield Drawing(figure, said, _data(view, [condition]))
+    elif not view.several:
+        yield Drawing(
+            _single(view),
+            caption.format("training time and passes", _moved(view, view.conditions, COSTS)).rstrip(),
+            _data(view, view.conditions),
+        )
+    else:
+        for cost, words in COSTS.items():
+            for page in pages(view.conditions, PER_PAGE):
+                said = caption.format(words, _moved(view, page, [cost])).rstrip()
+                yield Drawing(_page(view, page, cost), said, _data(view, page))
+
+
+def _moved(view: View, conditions: Sequence[str], costs: Iterable[str]) -> str:
+    """Say that points are drawn beside their places, where any are."""
+    alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions for cost in costs)
+    return "Points of equal cost are drawn side by side." if alike else ""
+
+
+def _alike(points: Sequence[Point]) -> bool:
+    costs = [x.mean for _, x, _ in points]
+    return len(set(costs)) < len(costs)
 
 
 def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
@@ -53,7 +78,9 @@ def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
     chosen = [(condition, view.chosen(condition)) for condition in conditions]
     frame = to_frame([row for _, rows in chosen for row in rows], [*COSTS, "test_metric"], view.meta["metric"])
     fronts = {
-        f"on_front_of_{cost}": [bool(flag) for _, rows in chosen for flag in _on_front(view, _points(view, rows, cost))]
+        f"on_front_of_{cost}": [
+            bool(flag) for _, rows in chosen for flag in _on_front(view, _every_point(view, rows, cost))
+        ]
         for cost in COSTS
     }
     return frame.assign(**fronts)
@@ -61,51 +88,71 @@ def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
 
 def _single(view: View) -> Figure:
     rows = view.chosen(view.conditions[0])
-    grid = view.stacked([COSTS])
-    figure = view.figure(view.width, 2.8 * len(grid) + (0.9 if len(rows) > MOST_NAMES else 0.0))
-    axes = figure.subplots(len(grid), len(grid[0]), squeeze=False, sharey=True)
-    for ax, cost in zip(axes.flat, COSTS, strict=True):
+    grid = view.stacked([list(COSTS)])
+    figure, axes = view.panels(len(grid), len(grid[0]), sharey=True)
+    of_panel = dict(zip(axes.flat, COSTS, strict=True))
+    for ax, cost in of_panel.items():
         _draw(figure, ax, view, _points(view, rows, cost))
-        ax.set_xlabel(_title(view, cost))
+        ax.set_xlabel(_title(view, cost, _alike(_points(view, rows, cost))))
     for ax in axes[:, 0]:
-        ax.set_ylabel(f"test {view.metric}{view.unit}")
+        ax.set_ylabel(fold(f"test {view.metric}{view.unit}", HEIGHT))
     names = {row.label: row.name for row in rows}
-    too_long = max(map(text_width, names.values())) > LONGEST * view.panel_width(len(COSTS))  # to stand at a point
-    if too_long or len(names) > MOST_NAMES:
-        legend(figure, [view.handle(label, line=False, marker=True) for label in names])
+    room = LONGEST * view.panel_width(len(COSTS))
+    handles = []
+    if max(text_width(name, NAME_SIZE) for name in names.values()) > room:  # to stand at a point
+        handles = [view.handle(label, line=False, marker=True) for label in names]
         names = {label: label for label in names}
-    if len(names) > MOST_NAMES:
-        return figure
-    figure.draw_without_rendering()  # fixes the layout, without which no text has a size
-    for ax, cost in zip(axes.flat, COSTS, strict=True):
-        _label_points(figure, ax, view, _points(view, rows, cost), names)
+    finish(figure, handles, HEIGHT)
+    if max(text_width(name, NAME_SIZE) for name in names.values()) <= room:
+        for ax, cost in of_panel.items():
+            _label_points(figure, ax, _points(view, rows, cost), names)
     return figure
 
 
 def _page(view: View, conditions: Sequence[str], cost: str) -> Figure:
     across = 2 if view.narrow or len(conditions) in (2, 4) else ACROSS
     lines = -(-len(conditions) // across)
-    figure = view.figure(view.width, 1.75 * lines + 0.6)
+    figure = view.figure()
+    alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions)
     for place, condition in enumerate(conditions):
         ax = figure.add_subplot(lines, across, place + 1)
         _draw(figure, ax, view, _points(view, view.chosen(condition), cost))
         ax.set_title(folded(condition, panel_width(across, view.width)))
         if place % across == 0:
-            ax.set_ylabel(f"test {view.metric}{view.unit}")
+            ax.set_ylabel(fold(f"test {view.metric}{view.unit}", HEIGHT_OF_MANY))
         if place + across >= len(conditions):
-            ax.set_xlabel(_title(view, cost))
+            ax.set_xlabel(fold(_title(view, cost, alike), panel_width(across, view.width)))
     handles = [view.handle(label, line=False, marker=True) for label in view.labels()]
-    legend(figure, [*handles, Line2D([], [], label="Pareto front", **FRONT)])
+    finish(figure, [*handles, Line2D([], [], label="Pareto front", **FRONT)], HEIGHT_OF_MANY)
     return figure
 
 
-def _title(view: View, cost: str) -> str:
-    if cost == "passes":
-        return "forward-backward passes"
-    return f"training time (s{', on different hardware or versions' if view.source.mixed else ''})"
+def _multiples(view: View, condition: str, cost: str, labels: Sequence[str]) -> Figure:
+    x, y = _title(view, cost, False), f"test {view.metric}{view.unit}"
+    figure, axes = view.multiples(view.named(labels, condition), x, y, condition, sharex=True, sharey=True)
+    points = _points(view, view.chosen(condition), cost)
+    for ax, label in zip(axes, labels, strict=True):
+        _draw(figure, ax, view, points, focus=label)
+    handles = [*view.key_of_multiples(marker=True), Line2D([], [], label="Pareto front", **FRONT)]
+    finish(figure, handles, MULTIPLE_HEIGHT)
+    return figure
+
+
+def _title(view: View, cost: str, alike: bool) -> str:
+    mixed = ["on different versions"] * view.source.mixed + ["on the hardware of most runs"] * bool(view.source.clock)
+    said = mixed if cost == "train_seconds" else []
+    said += ["equal ones side by side"] if alike else []
+    name = "forward-backward passes" if cost == "passes" else "training time"
+    unit = ["s"] if cost == "train_seconds" else []
+    return f"{name} ({', '.join([*unit, *said])})" if unit or said else name
 
 
 def _points(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
+    """Return the points that have a place: without a run on the hardware whose times count there is none."""
+    return [point for point in _every_point(view, rows, cost) if not np.isnan(point[1].mean)]
+
+
+def _every_point(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
     return [(row, _cost(row, cost), row.test_metric.scaled(view.scale)) for row in rows]
 
 
@@ -119,29 +166,35 @@ def _on_front(view: View, points: Sequence[Point]) -> Sequence[bool]:
     return list(on_front([x.mean for _, x, _ in points], [y.mean for _, _, y in points], higher_is_better=better))
 
 
-def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point]) -> None:
-    """Points of equal cost stand a little beside each other."""
-    costs = [x.mean for _, x, _ in points]
-    for number, (row, x, y) in enumerate(points):
-        alike = costs.count(x.mean)
-        aside = min(STEP, SPREAD / alike) * (costs[:number].count(x.mean) - (alike - 1) / 2) / 72
+def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point], focus: str | None = None) -> None:
+    """Points of equal cost stand a little beside each other, unless the panel is about one of them."""
+    if not points:
+        return
+    full, others = view.in_full([row for row, _, _ in points], focus)
+    pale(ax, [([x.mean], [y.mean]) for row, x, y in points if row in others], **POINT)
+    drawn = [point for point in points if point[0] in full]
+    costs = [x.mean for _, x, _ in drawn]
+    for number, (row, x, y) in enumerate(drawn):
+        alike = costs.count(x.mean) if focus is None else 1
+        aside = min(STEP, SPREAD / alike) * (costs[:number].count(x.mean) - (alike - 1) / 2) / 72 if alike > 1 else 0.0
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
-        look: Style = {"color": view.styles[row.label]["color"], "transform": beside}
-        ax.plot(bounds(x), [y.mean, y.mean], linewidth=0.9, **look)
-        ax.plot([x.mean, x.mean], bounds(y), linewidth=0.9, **look)
-        ax.plot(x.mean, y.mean, marker=view.styles[row.label]["marker"], **look)
+        look: Style = {**view.styles[row.label], "transform": beside, "clip_on": False}
+        bar = {**look, "marker": None, "linestyle": "-", "linewidth": 0.9}
+        ax.plot(bounds(x), [y.mean, y.mean], **bar)
+        ax.plot([x.mean, x.mean], bounds(y), **bar)
+        ax.plot(x.mean, y.mean, **{**look, "linestyle": "none"})
     right = 1.15 * max(bounds(x)[1] for _, x, _ in points)
     front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(view, points), points, strict=True) if on)
     ax.step([*(x for x, _ in front), right], [*(y for _, y in front), front[-1][1]], where="post", **FRONT)
     ax.set_xlim(0, right)
     heights = [bound for _, _, y in points for bound in bounds(y)]
-    ax.set_ylim(with_margin(heights))  # drawn beside their places, the points set no limits
+    ax.set_ylim(with_margin(heights, view.limits))  # drawn beside their places, the points set no limits
 
 
 # ---- names beside points -------------------------------------------------------------------------------------
 
 
-def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point], names: Mapping[str, str]) -> None:
+def _label_points(figure: Figure, ax: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
     """Write each name beside its point, at the first place around it that covers nothing, or the least."""
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
@@ -152,12 +205,14 @@ def _label_points(figure: Figure, ax: Axes, view: View, points: Sequence[Point],
             taken.append(Bbox(ax.transData.transform(np.column_stack([across, up]))).padded(4))
     for row, x, y in points:
         text = ax.annotate(names[row.label], (x.mean, y.mean), xytext=(0, 0), textcoords="offset points")
-        text.set(color=view.styles[row.label]["color"], fontsize=NAME_SIZE, verticalalignment="center")
+        text.set(fontsize=NAME_SIZE, verticalalignment="center", in_layout=False)  # the panel stays where it is
         tried = []
         for *offset, side in _places():
             text.set(position=offset, horizontalalignment=side)
             box = text.get_window_extent(renderer)
             tried.append((_crowding(box, taken, frame), box, {"position": offset, "ha": side}))
+            if tried[-1][0] == 0:
+                break
         _, box, place = min(tried, key=lambda attempt: attempt[0])
         text.set(**place)
         taken.append(box)

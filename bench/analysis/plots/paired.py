@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,17 +12,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.analysis.bounds import of_difference
 from bench.analysis.choice import reported
 from bench.analysis.conditions import KEY, keyed
-from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, text_width
-from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import NEUTRAL, TICK_SIZE, bounds, finish, fold, with_margin
+from bench.analysis.plots.view import ROWS, Drawing, View, folded, pages
 from bench.analysis.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     from bench.records import Results
 
-REACH = 0.27  # of the way between two optimizers, on either side of each, in which its seeds are drawn
-SEED: Style = {"markersize": 3.2, "markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
+REACH = 0.27  # of the way between two rows, on either side of each, in which its seeds are drawn
+LOWEST, LINE = 0.3, 0.12  # inches: a row, and a line of its name
+LONGEST, LONGEST_NARROW = 1.35, 0.85  # inches of a name, beyond which it is folded
+TALLEST = 8.0  # inches of all panels on a page
+SEED: Style = {
+    "clip_on": False,
+    "markersize": 3.2,
+    "markerfacecolor": "white",
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+}
 MEAN: Style = {"markersize": 5.5, "linestyle": "none"}
 
 Panel = tuple[str, str]
@@ -30,36 +41,62 @@ Panel = tuple[str, str]
 
 
 def figures(view: View, results: Results) -> Iterator[Drawing]:
-    """A line a seed from the baseline to each optimizer beside the differences; with several conditions a row each."""
+    """A line a seed from the baseline to each optimizer beside the differences; with several conditions a row each.
+
+    Optimizers have a row each and are named at its side: their names may be long, and they may be many.
+    """
     pairs = _pairs(view, results)
-    shown = [condition for condition in view.conditions if (pairs["condition"] == condition).any()]
-    baseline = view.meta["baseline"]
+    conditions = [condition for condition in view.conditions if (pairs["condition"] == condition).any()]
+    if not conditions:
+        return
     caption = (
-        f"Test {view.metric} seed by seed: a line from {baseline} to each optimizer, same initial weights, batches and "
-        f"noise; beside it the differences, with their mean and its 95% Student-t interval."
+        f"Test {view.metric} seed by seed: a line from {view.meta['baseline']} (above) to each optimizer (below), same "
+        "initial weights, batches and noise; beside it the differences, one seed below the other, with their mean and "
+        "its 95% Student-t interval."
     )
-    if shown and not view.several:
-        grid = view.stacked([[(shown[0], "value"), (shown[0], "difference")]])
-        figure, axes = view.panels(len(grid), len(grid[0]))
-        _fill(view, pairs, axes, grid)
-        legend(figure, _handles(view))
-        for ax, (_, column) in zip(axes.flat, [panel for line in grid for panel in line], strict=True):
-            ax.set_ylabel(_title(view, column))
-        yield Drawing(figure, caption, _data(view, pairs))
-    elif shown:
-        for columns in view.split(["value", "difference"]):
-            for page in pages(shown, ROWS):
-                yield Drawing(
-                    _page(view, pairs, page, columns), caption, _data(view, pairs[pairs["condition"].isin(page)])
-                )
+    names = _names(view)
+    height = sum(names.values()) + 0.06
+    columns = ["value", "difference"]
+    if view.several:
+        on_page = max(1, min(ROWS, int(TALLEST / (height + 0.4))))
+        shown = [(beside, page) for beside in view.split(columns) for page in pages(conditions, on_page)]
+        grids = [[[(condition, column) for column in beside] for condition in page] for beside, page in shown]
+    else:
+        grids = [view.stacked([[(conditions[0], column) for column in columns]])]
+    for grid in grids:
+        figure = _figure(view, pairs, grid, list(names))
+        finish(figure, _handles(view), height)
+        here = {condition for line in grid for condition, _ in line}
+        yield Drawing(figure, caption, _data(view, pairs[pairs["condition"].isin(here)]))
 
 
-def _page(view: View, pairs: pd.DataFrame, conditions: Sequence[str], columns: Sequence[str]) -> Figure:
-    figure, axes = view.panels(len(conditions), len(columns), sharex=True)
-    _fill(view, pairs, axes, [[(condition, column) for column in columns] for condition in conditions])
-    name_panels(axes, conditions, [_title(view, column) for column in columns])
-    legend(figure, _handles(view))
+def _figure(view: View, pairs: pd.DataFrame, grid: Sequence[Sequence[Panel]], names: Sequence[str]) -> Figure:
+    figure, axes = view.panels(len(grid), len(grid[0]), sharey=True)
+    labels = [label for label in view.labels() if label != view.meta["baseline"]]
+    for line, row in zip(grid, axes, strict=True):
+        for (condition, column), ax in zip(line, row, strict=True):
+            here = pairs[pairs["condition"] == condition]
+            draw = _lines if column == "value" else _differences
+            for place, label in enumerate(labels):
+                draw(ax, view, here[here["optimizer"] == label], label, place)
+            if line is grid[-1] or not view.several:
+                ax.set_xlabel(fold(_title(view, column), view.panel_width(2) - 0.9))
+            if column == "value":
+                ax.set_xlim(with_margin(here[["baseline", "value"]].to_numpy(float), view.limits))
+            ax.grid(visible=False, axis="y")
+            ax.set_yticks(range(len(labels)), names)
+            ax.set_ylim(len(labels) - 0.4, -0.6)
+        if view.several:
+            row[0].set_ylabel(folded(line[0][0], 0.3 * len(labels)))
     return figure
+
+
+def _names(view: View) -> dict[str, float]:
+    """Return what stands beside each row, with how tall it is in inches."""
+    room = LONGEST_NARROW if view.narrow else LONGEST
+    handles = [view.handle(label) for label in view.labels() if label != view.meta["baseline"]]
+    names = [fold(str(handle.get_label()), room, TICK_SIZE) for handle in handles]
+    return {name: max(LOWEST, LINE * (name.count("\n") + 2)) for name in names}
 
 
 def _pairs(view: View, results: Results) -> pd.DataFrame:
@@ -90,7 +127,7 @@ def _data(view: View, pairs: pd.DataFrame) -> pd.DataFrame:
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
     of_each = pairs.groupby(KEY, sort=False)["difference"]
     intervals = of_each.transform("size").to_frame("n")
-    found = {key: mean_interval(values) for key, values in of_each}
+    found = {key: _interval(view, values) for key, values in of_each}
     keys = list(pairs[KEY].itertuples(index=False, name=None))
     for part in ("mean", "low", "high"):
         intervals[f"difference_{part}{unit}"] = [getattr(found[key], part) for key in keys]
@@ -109,53 +146,39 @@ def _title(view: View, column: str) -> str:
     return f"difference to {view.meta['baseline']}{view.points}"
 
 
-def _fill(view: View, pairs: pd.DataFrame, axes: np.ndarray[Any, Any], grid: Sequence[Sequence[Panel]]) -> None:
-    for line, row in zip(grid, axes, strict=True):
-        for (condition, column), ax in zip(line, row, strict=True):
-            here = pairs[pairs["condition"] == condition]
-            labels = [label for label in view.labels() if label != view.meta["baseline"]]
-            for place, label in enumerate(labels):
-                (_lines if column == "value" else _differences)(
-                    ax, view, here[here["optimizer"] == label], label, place
-                )
-            _name(ax, labels, view.panel_width(2))
-
-
 def _lines(ax: Axes, view: View, pairs: pd.DataFrame, label: str, place: int) -> None:
-    """A line a seed, from the baseline's dot on the left to the optimizer's marker on the right."""
+    """A line a seed, from the baseline's dot above to the optimizer's marker below."""
     style, base = view.styles[label], view.styles[view.meta["baseline"]]
-    x = (place - REACH, place + REACH)
+    y = (place - REACH, place + REACH)
     for ends in pairs[["baseline", "value"]].to_numpy(float):
-        ax.plot(x, ends, color=style["color"], linewidth=0.8, alpha=0.75)
-    for at, column, look in ((x[0], "baseline", base), (x[1], "value", style)):
-        ax.plot([at] * len(pairs), pairs[column], **{**SEED, "color": look["color"], "marker": look["marker"]})
+        ax.plot(ends, y, color=style["color"], linewidth=0.8, alpha=0.75)
+    for at, column, look in ((y[0], "baseline", base), (y[1], "value", style)):
+        ax.plot(pairs[column], [at] * len(pairs), **{**SEED, "color": look["color"], "marker": look["marker"]})
 
 
 def _differences(ax: Axes, view: View, pairs: pd.DataFrame, label: str, place: int) -> None:
-    """A dot a seed, and beside them the mean with its interval."""
-    ax.axhline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9, zorder=1)
+    """A dot a seed, and below them the mean with its interval."""
+    ax.axvline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9, zorder=1)
     if pairs.empty:
         return
     style = view.styles[label]
     look = {"color": style["color"], "marker": style["marker"]}
     spread = np.linspace(-REACH, REACH / 2, len(pairs)) if len(pairs) > 1 else [-REACH / 2]
-    ax.plot(place + np.asarray(spread), pairs["difference"], **{**SEED, **look})
-    interval: Interval = mean_interval(pairs["difference"])
-    at = place + 1.3 * REACH
-    ax.plot([at, at], bounds(interval), color=style["color"], linewidth=1.2)
-    ax.plot(at, interval.mean, **{**MEAN, **look})
+    ax.plot(pairs["difference"], place + np.asarray(spread), **{**SEED, **look})
+    interval = _interval(view, pairs["difference"])
+    at = place + 1.2 * REACH
+    ax.plot(bounds(interval), [at, at], color=style["color"], linewidth=1.2)
+    ax.plot(interval.mean, at, **{**MEAN, **look})
 
 
-def _name(ax: Axes, labels: Sequence[str], width: float) -> None:
-    ax.grid(visible=False, axis="x")
-    ax.set_xlim(-0.6, len(labels) - 0.4)
-    ax.set_xticks(range(len(labels)), labels)
-    if max(map(text_width, labels)) > 0.95 * width / len(labels):
-        ax.tick_params(axis="x", labelrotation=30)
-        for text in ax.get_xticklabels():
-            text.set_horizontalalignment("right")
+def _interval(view: View, differences: pd.Series) -> Interval:
+    low, high = of_difference(view.meta["metric"])
+    return mean_interval(differences).within(low * view.scale, high * view.scale)
 
 
 def _handles(view: View) -> list[Artist]:
-    handles: list[Artist] = [view.handle(label, line=False, marker=True) for label in view.labels()]
-    return [*handles, Line2D([], [], label="one seed", color=NEUTRAL, marker="o", **SEED)]
+    """Return the legend: the other optimizers are named beside their rows."""
+    baseline = view.handle(view.meta["baseline"], line=False, marker=True)
+    one = Line2D([], [], label="one seed", color=NEUTRAL, marker="o", **SEED)
+    mean = Line2D([], [], label="mean of the differences", color=NEUTRAL, marker="D", **{**MEAN, "linestyle": "-"})
+    return [baseline, one, mean]

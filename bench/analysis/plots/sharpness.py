@@ -12,8 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import NullLocator
 
-from bench.analysis.plots.style import legend, wide
-from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.plots.style import finish, fold, wide
+from bench.analysis.plots.view import (
+    EACH,
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    ROWS,
+    Drawing,
+    View,
+    name_panels,
+    pages,
+    pale,
+)
 from bench.analysis.sharpness import around
 from bench.analysis.stats import half_width
 
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from bench.records import Results
 
 LEVELS = 13
+PLANES = 9  # on a page
 CMAP = "viridis"  # even in lightness, and the same for all eyes
 LOSS = "loss (training examples)"
 ALONG = "along the filter-normalised direction"
@@ -34,11 +45,14 @@ def lines(view: View, results: Results) -> Iterator[Drawing]:
         "Loss along a random direction of filter-normalised length (Li et al. 2018), the same for all optimizers of a "
         "seed: mean over the measured seeds of each chosen configuration, with its 95% Student-t band."
     )
+    if view.many and shown:
+        yield from _multiples(view, points, shown, caption)
+        return
     for page in pages(shown, ROWS):
         here = points[points["condition"].isin(page)]
         mean = _mean(here)
         figure, axes = view.panels(len(page), 1)
-        log = wide(sorted(mean["mean"]))
+        log = wide(sorted(mean["mean"].dropna()) or [0.0])
         for condition, (ax,) in zip(page, axes, strict=True):
             _line(ax, view, mean[mean["condition"] == condition], condition, log=log)
         axes[-1][0].set_xlabel(ALONG)
@@ -46,18 +60,37 @@ def lines(view: View, results: Results) -> Iterator[Drawing]:
             name_panels(axes, page, [LOSS])
         else:
             axes[0][0].set_ylabel(LOSS)
-        legend(figure, [view.handle(label) for label in view.labels() if (here["optimizer"] == label).any()])
-        drop = [] if view.several else ["condition"]
-        yield Drawing(figure, caption, mean.drop(columns=drop).rename(columns=_column))
+        handles = [view.handle(label) for label in view.labels() if (here["optimizer"] == label).any()]
+        finish(figure, handles, view.panel_height)
+        yield Drawing(figure, caption, _numbers(view, mean))
+
+
+def _multiples(view: View, points: pd.DataFrame, shown: Sequence[str], caption: str) -> Iterator[Drawing]:
+    """Give the same for many optimizers: a figure a condition, a panel an optimizer."""
+    for condition in shown:
+        mean = _mean(points[points["condition"] == condition])
+        measured = [label for label in view.beside_baseline(condition) if (mean["optimizer"] == label).any()]
+        for labels in pages(measured, MULTIPLES):
+            figure, axes = view.multiples(
+                view.named(labels, condition), ALONG, LOSS, condition, sharex=True, sharey=True
+            )
+            for ax, label in zip(axes, labels, strict=True):
+                _line(ax, view, mean, condition, log=wide(sorted(mean["mean"])), focus=label)
+            finish(figure, view.key_of_multiples(), MULTIPLE_HEIGHT)
+            yield Drawing(figure, f"{caption} {EACH.format(view.meta['baseline'])}", _numbers(view, mean))
+
+
+def _numbers(view: View, mean: pd.DataFrame) -> pd.DataFrame:
+    return mean.drop(columns=[] if view.several else ["condition"]).rename(columns=_column)
 
 
 def planes(view: View, results: Results) -> Iterator[Drawing]:
     """Loss over the plane of two directions, a figure a condition, a panel an optimizer; levels and axes are shared."""
-    points = around(results, "plane")
+    points = around(results, "plane").dropna(subset="loss")
     for condition in view.conditions:
         here = points[points["condition"] == condition]
-        labels = [row.label for row in view.chosen(condition) if (here["optimizer"] == row.label).any()]
-        if labels:
+        measured = [row.label for row in view.chosen(condition) if (here["optimizer"] == row.label).any()]
+        for labels in pages(measured, PLANES):
             yield _planes(view, here, labels, condition)
 
 
@@ -65,7 +98,7 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
     most = 2 if view.narrow else 3
     across, side = min(len(labels), most), view.width / most
     down = math.ceil(len(labels) / across)
-    figure = view.figure(across * side, down * side + 0.75)
+    figure = view.figure()
     axes = np.asarray(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True))
     # Losses above a hundred times the lowest say no more than that; their shade is the last.
     low, high = here["loss"].min(), min(here["loss"].max(), 100 * here["loss"].median())
@@ -77,7 +110,7 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
         drawn = ax.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap=CMAP, extend="max")
         ax.contour(grid.columns, grid.index, grid, levels, norm=norm, colors="white", linewidths=0.35)
         ax.plot(0, 0, marker="+", color="white", markersize=7, markeredgewidth=1.1)
-        ax.set_title(names[label])
+        ax.set_title(fold(names[label], side - 0.3))
         ax.set(aspect="equal", xticks=(-1, -0.5, 0, 0.5, 1), yticks=(-1, -0.5, 0, 0.5, 1))
         ax.grid(visible=False)
     used = list(axes.flat[: len(labels)])
@@ -93,6 +126,7 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
     bar.ax.xaxis.set_minor_locator(NullLocator())
     shown = [float(level) for level in levels[:: (LEVELS - 1) // 4]]
     bar.set_ticks(shown, labels=[f"{level:,.0f}" if level >= 100 else f"{level:.2g}" for level in shown])
+    finish(figure, [], side - 0.45)
     seed = int(here["seed"].iloc[0])
     caption = (
         f"Loss over the plane of two filter-normalised directions (Li et al. 2018) around the final weights (+) of "
@@ -103,11 +137,13 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
     return Drawing(figure, caption, here[here["optimizer"].isin(labels)][columns])
 
 
-def _line(ax: Axes, view: View, mean: pd.DataFrame, condition: str, *, log: bool) -> None:
-    for row in view.chosen(condition):
-        here = mean[mean["optimizer"] == row.label]
-        style = view.styles[row.label]
-        ax.plot(here["alpha"], here["mean"], color=style["color"], linestyle=style["linestyle"])
+def _line(ax: Axes, view: View, mean: pd.DataFrame, condition: str, *, log: bool, focus: str | None = None) -> None:
+    full, others = view.in_full(view.chosen(condition), focus)
+    measured = dict(iter(mean.groupby("optimizer", sort=False)))
+    pale(ax, [(measured[row.label]["alpha"], measured[row.label]["mean"]) for row in others if row.label in measured])
+    for row in full:
+        here, style = mean[mean["optimizer"] == row.label], view.styles[row.label]
+        ax.plot(here["alpha"], here["mean"], **{**style, "marker": None})
         low = here["low"].clip(lower=here["mean"].min() / 10) if log else here["low"]
         ax.fill_between(here["alpha"], low, here["high"], color=style["color"], alpha=0.15, linewidth=0)
     if log:

@@ -1,12 +1,14 @@
-"""How the figures look: type, colours, axes and legends, the same in all of them."""
+"""How the figures look: type, axes and legends, the same in all of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import cycle
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -14,22 +16,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from bench.analysis.bounds import Bounds
 from bench.analysis.conditions import value_text
 from bench.analysis.stats import Interval
-
-Style = dict[str, Any]
 
 WIDTH = 6.9  # inches: the text width of two columns
 WIDTHS = {"page": WIDTH, "column": 3.3}  # type has the same size in both: include figures as they are, unscaled
 PANEL_HEIGHT = 2.3
 LEGEND_COLUMNS = 6
 LEGEND_SHARE = 0.94  # of the width: type that is saved at more dots an inch than it was measured at is a little wider
-BASELINE_COLOUR = "#000000"
 NEUTRAL = "#555555"
-# Okabe & Ito, Color Universal Design (2008), without the yellow that vanishes on paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LEGEND_SIZE = 7.5
+HANDLE = 0.45  # inches beside a name in the legend
 TICK_SIZE = 7.0
 TICK_GAP = 0.02  # inches
 RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
@@ -48,7 +46,7 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
     "ytick.labelsize": TICK_SIZE,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": LEGEND_SIZE,
     "legend.frameon": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
@@ -58,40 +56,97 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
 }
 
 
-def label_styles(labels: Sequence[str], baseline: str) -> dict[str, Style]:
-    """Colour, dash and marker of each label, the same in every figure; the baseline is black and solid."""
-    others = [label for label in labels if label != baseline]
-    looks = zip(cycle(COLOURS), cycle(DASHES[1:] + DASHES[:1]), cycle(MARKERS[1:] + MARKERS[:1]), strict=False)
-    styles: dict[str, Style] = {
-        label: {"color": colour, "linestyle": dash, "marker": marker}
-        for label, (colour, dash, marker) in zip(others, looks, strict=False)
-    }
-    styles[baseline] = {"color": BASELINE_COLOUR, "linestyle": DASHES[0], "marker": MARKERS[0]}
-    return styles
+@contextmanager
+def looks() -> Iterator[None]:
+    """Our looks and no others: a matplotlibrc of the user must not change the figures."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
 
 
-def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend for all panels, below them, on as many lines as it takes."""
+def settle(figure: Figure) -> None:
+    """Lay the figure out for good, so that no form of it does so again when it is written."""
+    _lay_out(figure)
+    figure.set_layout_engine(None)  # "none" would leave a stand-in, for which matplotlib draws twice per form
+
+
+def _lay_out(figure: Figure) -> None:
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+
+
+def finish(figure: Figure, handles: Sequence[Artist], height: float) -> None:
+    """Put one legend below all panels, and make the figure so tall that each panel is `height` inches tall.
+
+    Names, ticks and legends take what they need beside that: a page grows, its panels never shrink.
+    """
+    below = _legend(figure, handles) if handles else 0.0
+    rows = {spec.rowspan.start for ax in figure.axes if (spec := ax.get_subplotspec())}
+    width = figure.get_figwidth()
+    figure.set_size_inches(width, (height + 1.2) * len(rows) + below + 1.0)  # room for the layout to be measured in
+    _lay_out(figure)
+    lacking = sum(height - min(_heights(figure, row)) for row in rows)
+    figure.set_size_inches(width, figure.get_figheight() + lacking)
+
+
+def _heights(figure: Figure, row: int) -> Iterator[float]:
+    """Give the heights in inches of the panels in a row."""
+    for ax in figure.axes:
+        spec = ax.get_subplotspec()
+        if spec and spec.rowspan.start == row:
+            yield ax.get_position(original=True).height * figure.get_figheight()
+
+
+def _legend(figure: Figure, handles: Sequence[Artist]) -> float:
+    """Add a legend on as many lines as it takes, long names folded, and return its height in inches."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    room = LEGEND_SHARE * figure.get_figwidth()
+    for handle in handles:
+        handle.set_label(fold(str(handle.get_label()), room - HANDLE, LEGEND_SIZE))
     for lines in range(math.ceil(len(handles) / LEGEND_COLUMNS), len(handles) + 1):
         columns = math.ceil(len(handles) / lines)
         drawn = figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6)
-        if drawn.get_window_extent(renderer).width <= LEGEND_SHARE * figure.bbox.width:
-            return
+        box = drawn.get_window_extent(renderer)
+        if columns == 1 or box.width <= room * figure.dpi:
+            break
         drawn.remove()
-    figure.legend(handles=list(handles), loc="outside lower center", handlelength=2.6)
+    return float(box.height / figure.dpi)
+
+
+def fold(text: str, inches: float, size: float = 8.0) -> str:
+    """Break a text into lines of at most so many inches; a word that is longer is broken, too."""
+    if text_width(text, size) <= inches:
+        return text
+    letters = max(4, int(len(text) * inches / text_width(text, size)))
+    return "\n".join(textwrap.wrap(text, letters))
+
+
+def turn_ticks(ax: Axes) -> None:
+    """Turn the names below a panel, so that they need less room beside each other; the figure grows by it."""
+    ax.tick_params(axis="x", labelrotation=40)
+    for text in ax.get_xticklabels():
+        text.set(horizontalalignment="right", rotation_mode="anchor")
 
 
 def bounds(interval: Interval) -> tuple[float, float]:
     """The bounds of an interval, both the mean where it has none."""
-    return (interval.low, interval.high) if interval.n > 1 else (interval.mean, interval.mean)
+    return (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
 
 
-def with_margin(values: Any) -> tuple[float, float]:
-    """Limits of an axis that leave a little space around the values."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: float = 0.06) -> tuple[float, float]:
+    """Limits of an axis that leave a little space around the values, and none beyond what values can be.
+
+    Args:
+        limits: the lowest and the highest value that there can be.
+        share: of the way from the lowest to the highest value, how much is left on either side.
+    """
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    margin = share * (high - low) or 0.05 * abs(high) or 1.0
+    return max(low - margin, min(limits[0], low)), min(high + margin, max(limits[1], high))
 
 
 def wide(values: Sequence[float]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.analysis.bounds import UNBOUNDED
 from bench.analysis.choice import phased
-from bench.analysis.plots.style import NEUTRAL, Style, bounds, legend, value_axis, wide
-from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, value_axis, wide, with_margin
+from bench.analysis.plots.view import (
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    ROWS,
+    SHARING,
+    Drawing,
+    View,
+    name_panels,
+    pages,
+)
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
 
@@ -22,6 +34,14 @@ OF_TUNING = ("val_metric",)  # its runs never saw the test set
 ACROSS = 2
 FEW = 2  # seeds, whose t intervals would fill every panel (t is 12.7): they are in the CSV alone
 MARGIN = 0.12  # of the heights, so that rings are whole
+ACROSS_OF_MANY = 4
+SQUEEZED = 1 / 3  # of a panel: what the good half has of it where the other half is a failed region
+FAR = 0.1  # of the best: what is not farther below it has not failed
+FEWEST = 3  # good ones, without which there is nothing to squeeze
+BEYOND = (
+    "Arrows at an edge, with their value where there is room, stand for what lies beyond it; there, intervals may run "
+    "out of the panel."
+)
 LISTED = 12  # so many values have a tick each; more of them were drawn from a range
 VALIDATION: Style = {"markersize": 3, "markerfacecolor": "white"}
 CHOSEN: Style = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.1}
@@ -37,10 +57,13 @@ def figures(view: View) -> Iterator[Drawing]:
     An optimizer that sweeps one number has a line over it. One that sweeps several has a point a configuration in the
     panel of each of them. Where tuning is a phase of its own there is validation only.
     """
-    sweeps = [row for row in view.tried if row.label in view.meta["sweeps"] and _numbers(row) and row.done]
+    sweeps = [row for row in view.tried if row.label in view.meta["sweeps"] and _numbers(row) and row.scored]
     keys = sorted({key for row in sweeps for key in _numbers(row)})
     fields = OF_TUNING if phased(view.meta) else FIELDS
     if not keys:
+        return
+    if len({row.label for row in sweeps}) > SHARING:
+        yield from _multiples(view, sweeps, fields)
         return
     if not view.several:
         lines = [(view.conditions[0], key) for key in keys]
@@ -54,6 +77,23 @@ def figures(view: View) -> Iterator[Drawing]:
                 figure = _page(view, of_key, [(condition, key) for condition in page], shown)
                 data = _data(view, [row for row in of_key if row.condition in page])
                 yield Drawing(figure, _caption(view, of_key, [key]), data)
+
+
+def _multiples(view: View, sweeps: list[Row], fields: Sequence[str]) -> Iterator[Drawing]:
+    """Give a figure a condition and field, with a panel for each number that an optimizer sweeps."""
+    for condition, field in product(view.conditions, fields):
+        here = [row for row in sweeps if row.condition == condition]
+        panels = dict.fromkeys((row.label, key) for row in here for key in _numbers(row))
+        for page in pages(list(panels), MULTIPLES):
+            figure, axes = view.multiples([label for label, _ in page], "", _title(view, field), condition, sharey=True)
+            drawn = [row for row in here if any(row.label == label for label, _ in page)]
+            limits = _limits(view, [*drawn, *([found] if (found := _baseline(view, condition)) else [])], field)
+            for ax, (label, key) in zip(axes, page, strict=True):
+                _draw(ax, view, [row for row in here if row.label == label], (condition, key), field, limits)
+                ax.set_xlabel(key)
+            finish(figure, _handles(view, drawn, named=False), MULTIPLE_HEIGHT)
+            caption = _caption(view, drawn, list(dict.fromkeys(key for _, key in page)))
+            yield Drawing(figure, f"{caption} A panel for each optimizer that sweeps it.", _data(view, drawn))
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -70,11 +110,11 @@ def _caption(view: View, sweeps: Sequence[Row], keys: Sequence[str]) -> str:
     if phased(view.meta):
         return (
             f"{what}: validation {view.metric} in the runs for tuning, mean over seeds with 95% Student-t "
-            f"intervals where there are more than {FEW}{each}. A ring marks what was chosen."
+            f"intervals where there are more than {FEW}{each}. A ring marks what was chosen. {BEYOND}"
         )
     return (
         f"{what}: mean over seeds with 95% Student-t intervals{each}. Small open markers are validation "
-        f"{view.metric}, a ring marks the value chosen by it."
+        f"{view.metric}, a ring marks the value chosen by it. {BEYOND}"
     )
 
 
@@ -98,8 +138,8 @@ def _figure(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequen
         for (line, field), ax in zip(beside, row, strict=False):
             ax.set_axis_on()
             _draw(ax, view, sweeps, line, field)
-            ax.set(xlabel=line[1], ylabel=_title(view, field))
-    legend(figure, _handles(view, sweeps))
+            ax.set(xlabel=line[1], ylabel=fold(_title(view, field), view.panel_height))
+    finish(figure, _handles(view, sweeps), view.panel_height)
     return figure
 
 
@@ -111,17 +151,24 @@ def _page(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence
     for ax in axes[-1]:
         ax.set_xlabel(lines[0][1])
     name_panels(axes, [condition for condition, _ in lines], [_title(view, field) for field in fields])
-    legend(figure, _handles(view, sweeps))
+    finish(figure, _handles(view, sweeps), view.panel_height)
     return figure
 
 
 def _title(view: View, field: str) -> str:
     if field == "gap_metric":
-        return f"train − test {view.metric}{view.points}"
+        return view.gap
     return f"{'validation ' if field == 'val_metric' else ''}{view.metric}{view.unit}"
 
 
-def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> None:
+def _draw(
+    ax: Axes,
+    view: View,
+    sweeps: list[Row],
+    line: Line,
+    field: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
     condition, key = line
     if baseline := _baseline(view, condition):
         _band(ax, getattr(baseline, field).scaled(view.scale), view.styles[baseline.label])
@@ -132,25 +179,60 @@ def _draw(ax: Axes, view: View, sweeps: list[Row], line: Line, field: str) -> No
             _line(ax, view, {_numbers(row)[key]: row for row in of_label}, field)
         else:
             _points(ax, view, of_label, key, field)
-    ax.set_ylim(_limits(view, [*rows, *([baseline] if baseline else [])], field))
+    ax.set_ylim(limits or _limits(view, [*rows, *([baseline] if baseline else [])], field))
+    _mark_beyond(ax, view, rows, key, field)
     values = sorted({_numbers(row)[key] for row in sweeps if key in _numbers(row)})
     if len(values) <= LISTED:
-        value_axis(ax, values, view.panel_width(ACROSS), log=wide(values))
+        value_axis(ax, values, view.panel_width(ACROSS if limits is None else ACROSS_OF_MANY), log=wide(values))
     elif wide(values):
         ax.set_xscale("log")
 
 
 def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
-    """Around all that is drawn; of intervals, around as much of them as a share can be."""
-    found = [getattr(row, field).scaled(view.scale) for row in rows]
-    heights = [height for one in found for height in (one.mean, *_drawn(one))]
+    """Around all that is drawn, and not beyond what the metric can be.
+
+    Where a region failed, as where a rate is too large, it would squeeze all others: the panel ends before it.
+    """
+    kept = _worth_a_look(view, rows, field)
+    whole = kept if len(kept) == len(rows) else [row for row in kept if row.chosen]  # nor do intervals beside it
+    heights = [getattr(row, field).mean * view.scale for row in kept]
+    heights += [bound for row in whole for bound in _drawn(getattr(row, field).scaled(view.scale))]
     if field == "test_metric":
-        heights += [row.val_metric.mean * view.scale for row in rows]
-    if view.meta["metric"]["unit"] == "%" and field != "gap_metric":
-        heights = list(np.clip(heights, 0.0, 100.0))
-    low, high = np.nanmin(heights), np.nanmax(heights)
-    margin = MARGIN * (high - low) or 1.0
-    return float(low - margin), float(high + margin)
+        heights += [row.val_metric.mean * view.scale for row in kept]
+    return with_margin(heights, UNBOUNDED if field == "gap_metric" else view.limits, MARGIN)
+
+
+def _worth_a_look(view: View, rows: Sequence[Row], field: str) -> list[Row]:
+    """Return the rows without those of a failed region: far worse than the rest, which lies close together."""
+    means = np.array([getattr(row, field).mean for row in rows])
+    if field == "gap_metric" or np.isfinite(means).sum() < FEWEST:
+        return list(rows)
+    worth = means if view.meta["metric"]["higher_is_better"] else -means
+    best, worst = np.nanmax(worth), np.nanmin(worth)
+    if best - worst <= FAR * abs(best):
+        return list(rows)
+    good = worth >= (best + worst) / 2
+    if good.sum() < FEWEST or best - worth[good].min() > SQUEEZED * (best - worst):
+        return list(rows)
+    return [row for row, kept in zip(rows, good, strict=True) if kept or row.chosen]
+
+
+def _mark_beyond(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
+    """An arrow with its value at the edge of the panel, for what lies beyond it."""
+    low, high = ax.get_ylim()
+    for row in rows:
+        mean = getattr(row, field).mean * view.scale
+        if not (mean < low or mean > high):
+            continue
+        edge, up = (high, True) if mean > high else (low, False)
+        look: Style = {"color": view.styles[row.label]["color"], "marker": "^" if up else "v", "clip_on": False}
+        ax.plot(_numbers(row)[key], edge, **look, markersize=5, linestyle="none", zorder=5)
+        if len(rows) <= LISTED:
+            text = ax.annotate(
+                f"{mean:.3g}", (_numbers(row)[key], edge), (0, -7 if up else 6), textcoords="offset points"
+            )
+            text.set(fontsize=6.5, color=NEUTRAL, horizontalalignment="center", in_layout=False)
+            text.set_verticalalignment("top" if up else "bottom")
 
 
 def _drawn(interval: Interval) -> tuple[float, float]:
@@ -162,7 +244,7 @@ def _baseline(view: View, condition: str) -> Row | None:
     """Its chosen configuration, over the same kind of runs as all that is drawn."""
     baseline = view.meta["baseline"]
     found = (row for row in view.tried if row.label == baseline and row.condition == condition and row.chosen)
-    return next((row for row in found if row.done), None)
+    return next((row for row in found if row.scored), None)
 
 
 def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None:
@@ -194,15 +276,17 @@ def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> 
 
 def _band(ax: Axes, interval: Interval, style: Style) -> None:
     ax.axhline(interval.mean, color=style["color"], linewidth=0.9)
-    if interval.n > FEW:
+    if interval.n > FEW and interval.known:
         ax.axhspan(interval.low, interval.high, color=style["color"], alpha=0.08, linewidth=0)
 
 
-def _handles(view: View, sweeps: list[Row]) -> list[Artist]:
+def _handles(view: View, sweeps: list[Row], *, named: bool = True) -> list[Artist]:
+    """Return the legend; `named` leaves the optimizers out, where panels are named after them."""
     several = {row.label for row in sweeps if len(row.swept) > 1}
     handles = [
         Line2D([], [], label=label, **{**view.styles[label], **(ONE_OF_MANY if label in several else {})})
         for label in dict.fromkeys(row.label for row in sweeps)
+        if named
     ]
     baselines = {row.name for row in (_baseline(view, condition) for condition in view.conditions) if row}
     if baselines:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from bench.analysis.bounds import UNBOUNDED, Bounds, of_difference
 from bench.analysis.choice import reported
-from bench.analysis.conditions import KEY, keyed
-from bench.analysis.plots.style import Style, legend, with_margin
-from bench.analysis.plots.view import ROWS, Drawing, View, name_panels, pages
+from bench.analysis.conditions import KEY, first_few, keyed
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import finish, fold, with_margin
+from bench.analysis.plots.view import (
+    EACH,
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    ROWS,
+    Drawing,
+    View,
+    name_panels,
+    pages,
+    pale,
+)
 from bench.analysis.stats import half_width
 from bench.analysis.words import Words
 
@@ -39,7 +52,7 @@ def curves(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
     what = f"Test and train {view.metric} over training"
     titles = {
         "test_metric": f"test {view.metric}{view.unit}",
-        "train_metric": f"train {view.metric}, true labels{view.unit}",
+        "train_metric": f"train {view.metric}{Words(view.meta, view.source).true_labels}{view.unit}",
     }
     if not _passes_differ(runs):
         yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
@@ -55,7 +68,7 @@ def gap(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
     unit = "" if Words(view.meta, view.source).losses() else " (nats)"
     titles = {
         "gap_loss": f"test − train loss{unit}",
-        "gap_metric": f"train − test {view.metric}{view.points}",
+        "gap_metric": view.gap,
     }
     what = f"Generalization gap of loss and {view.metric} over training"
     yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
@@ -71,8 +84,19 @@ def chosen_curves(results: Results, view: View) -> pd.DataFrame:
     curves = curves[pd.MultiIndex.from_frame(curves[KEY]).isin(wanted) & curves["run_id"].isin(done)]
     test = metric["scale"] * curves[f"test_{metric['key']}"]
     train = metric["scale"] * curves[f"train_clean_{metric['key']}"]
-    gaps = {"gap_loss": curves["test_loss"] - curves["train_clean_loss"], "gap_metric": train - test}
-    return curves.assign(test_metric=test, train_metric=train, **gaps)
+    gap = train - test if metric["higher_is_better"] else test - train
+    gaps = {"gap_loss": curves["test_loss"] - curves["train_clean_loss"], "gap_metric": gap}
+    of = curves["run_id"].map(_sampled(results.records))
+    return curves.assign(test_metric=test, train_metric=train, **gaps, sampled=of)
+
+
+def _sampled(records: pd.DataFrame) -> Mapping[str, float]:
+    """Return of how many training examples a run's points before the last epoch are, by run_id, where not of all."""
+    if not {"eval_train", "examples"} <= {*records}:
+        return {}
+    size = pd.to_numeric(records["eval_train"], errors="coerce")
+    fewer = size < records["examples"] / records["epochs"]
+    return dict(zip(records.loc[fewer, "run_id"], size[fewer], strict=True))
 
 
 def _passes_differ(runs: pd.DataFrame) -> bool:
@@ -87,8 +111,19 @@ def _figures(
     """All pages of panels: for each pair of columns one, in a row a condition; a grid where there is one condition."""
     if runs.empty:
         return
-    means = {y: _mean_curves(runs, y) for _, y in columns}
+    means = {y: _mean_curves(runs, y, _bounds(view, y)) for _, y in columns}
     caption = f"{what}: mean over the finished seeds of each chosen configuration, with its 95% Student-t band."
+    if sizes := sorted(set(runs["sampled"].dropna())):
+        some = " or ".join(f"{size:,.0f}" for size in sizes)
+        caption += f" Before the last epoch, training points are of {some} examples, drawn once for all runs."
+    caption += _gaps(runs, list(titles))
+    if view.many:
+        for condition, (x, y) in product(view.conditions, columns):
+            for labels in pages(view.beside_baseline(condition), MULTIPLES):
+                figure = _multiples(view, means, (condition, x, y), titles, labels)
+                said = f"{caption} {EACH.format(view.meta['baseline'])}"
+                yield Drawing(figure, said, _data(view, {y: means[y]}, [condition]))
+        return
     if not view.several:
         (condition,) = view.conditions
         grid = [[(condition, x, y) for y in titles] for x in dict.fromkeys(x for x, _ in columns)]
@@ -99,6 +134,17 @@ def _figures(
             grid = [[(condition, *column) for column in beside] for condition in shown]
             data = _data(view, {y: means[y] for _, y in beside}, shown)
             yield Drawing(_page(view, means, grid, titles), caption, data)
+
+
+def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Say which evaluations have no finite number to draw; "" where all have."""
+    odd = runs[runs[columns].isna().any(axis=1)]
+    groups: Any = odd.groupby([*LINE, "seed"], sort=False)["epoch"]
+    each = [
+        f"{', '.join(filter(None, (condition, label)))}, seed {seed} (epoch {', '.join(map(str, epochs))})"
+        for (condition, label, seed), epochs in groups
+    ]
+    return f" Not finite, and left out: {first_few(each)}." if each else ""
 
 
 def _data(view: View, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
@@ -125,9 +171,9 @@ def _single(
     for line, row in zip(grid, axes, strict=True):
         for panel, ax in zip(line, row, strict=True):
             _draw(ax, view, means, panel)
-            ax.set(xlabel=AXES[panel[1]], ylabel=titles[panel[2]])
+            ax.set(xlabel=AXES[panel[1]], ylabel=fold(titles[panel[2]], view.panel_height))
             ax.set_xlim(left=0)
-    legend(figure, [view.handle(label) for label in view.labels()])
+    finish(figure, [view.handle(label) for label in view.labels()], view.panel_height)
     return figure
 
 
@@ -140,7 +186,21 @@ def _page(view: View, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]]
         _align(column, [means[y].loc[means[y]["condition"] == line[0][0], x].max() for line in grid])
         column[-1].set_xlabel(AXES[x])
     name_panels(axes, [line[0][0] for line in grid], [titles[y] for _, _, y in grid[0]])
-    legend(figure, [view.handle(label) for label in view.labels()])
+    finish(figure, [view.handle(label) for label in view.labels()], view.panel_height)
+    return figure
+
+
+def _multiples(
+    view: View, means: Mapping[str, pd.DataFrame], panel: Panel, titles: Mapping[str, str], labels: Sequence[str]
+) -> Figure:
+    condition, x, y = panel
+    figure, axes = view.multiples(
+        view.named(labels, condition), AXES[x], titles[y], condition, sharex=True, sharey=True
+    )
+    for ax, label in zip(axes, labels, strict=True):
+        _draw(ax, view, means, panel, focus=label)
+    axes[0].set_xlim(left=0)
+    finish(figure, view.key_of_multiples(), MULTIPLE_HEIGHT)
     return figure
 
 
@@ -152,34 +212,46 @@ def _align(column: Sequence[Axes], ends: Sequence[float]) -> None:
         ax.tick_params(labelbottom=not alike or ax is column[-1])
 
 
-def _draw(ax: Axes, view: View, means: Mapping[str, pd.DataFrame], panel: Panel) -> None:
+def _draw(ax: Axes, view: View, means: Mapping[str, pd.DataFrame], panel: Panel, focus: str | None = None) -> None:
     condition, x, y = panel
     here = means[y][means[y]["condition"] == condition]
-    for row in view.chosen(condition):
-        _line(ax, here[here["optimizer"] == row.label], x, view.styles[row.label])
-    ax.set_ylim(_limits(here))
+    full, others = view.in_full(view.chosen(condition), focus)
+    curves = dict(iter(here.groupby("optimizer", sort=False)))
+    pale(ax, [(curves[row.label][x], curves[row.label]["mean"]) for row in others if row.label in curves])
+    for row in full:
+        if row.label in curves:
+            _line(ax, curves[row.label], x, view.styles[row.label])
+    ax.set_ylim(_limits(here, _bounds(view, y)))
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _line(ax: Axes, mean: pd.DataFrame, x: str, style: Style) -> None:
-    plain = {"color": style["color"], "linestyle": style["linestyle"]}
     marker = style["marker"] if len(mean) == 1 else None  # a line of one point would not be seen
-    ax.plot(mean[x], mean["mean"], marker=marker, **plain)
+    ax.plot(mean[x], mean["mean"], **{**style, "marker": marker})
     ax.fill_between(mean[x], mean["low"], mean["high"], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _mean_curves(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+def _bounds(view: View, column: str) -> Bounds:
+    """Between which values a column can lie, in the unit shown."""
+    if column in ("test_metric", "train_metric"):
+        return view.limits
+    low, high = of_difference(view.meta["metric"]) if column == "gap_metric" else UNBOUNDED
+    return low * view.scale, high * view.scale
+
+
+def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFrame:
     """Mean and t bounds of a column over the seeds, one line for each condition, label and epoch."""
     groups = runs.groupby([*LINE, "epoch"], sort=True)
     means = groups[column].agg(["count", "mean", "std"]).join(groups["passes"].mean())
     half = half_width(means["count"], means["std"])
-    bounded: pd.DataFrame = means.assign(low=means["mean"] - half, high=means["mean"] + half)
+    low, high = (means["mean"] - half).clip(lower=limits[0]), (means["mean"] + half).clip(upper=limits[1])
+    bounded: pd.DataFrame = means.assign(low=low, high=high)
     return bounded.reset_index()
 
 
-def _limits(means: pd.DataFrame) -> tuple[float, float]:
+def _limits(means: pd.DataFrame, limits: Bounds) -> tuple[float, float]:
     """Vertical limits around the curves past their first epochs, so that the ends can be told apart."""
     last = means.groupby("optimizer")["epoch"].transform("max")
     late = means[means["epoch"] > START * last]
-    return with_margin(late[["mean", "low", "high"]].to_numpy())
+    return with_margin(late[["mean", "low", "high"]].to_numpy(), limits)

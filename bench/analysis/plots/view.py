@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.analysis import bounds
+from bench.analysis.bounds import Bounds
 from bench.analysis.conditions import conditions, varied
-from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, Style, label_styles, panel_width, text_width
-from bench.analysis.summary import Provenance, Row, all_rows, provenance, tried_rows
+from bench.analysis.plots.looks import Style, label_styles
+from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, fold, panel_width, text_width
+from bench.analysis.provenance import Provenance, provenance
+from bench.analysis.summary import Row, all_rows, tried_rows
+from bench.analysis.words import gap_of
 
 if TYPE_CHECKING:
     from bench.records import Results
@@ -22,6 +27,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROWS = 6  # of panels on a page, one a condition
 ROW_HEIGHT = 1.45
+SHARING = 6  # optimizers in one panel; more have a panel each
+ACROSS, ACROSS_NARROW = 4, 2  # small panels beside each other
+MULTIPLES = 20  # small panels on a page
+MULTIPLE_HEIGHT = 1.15
+MULTIPLE_SIZE = 7.0
+PALE: Style = {"color": "#CFCFCF", "linewidth": 0.8, "linestyle": "-", "zorder": 1.0}
+POINT: Style = {"marker": "o", "markersize": 3.5, "linestyle": "none"}
+EACH = "A panel for each optimizer, with {} in all of them and the others pale."
 CAUTION_SIZE = 7.0
 
 
@@ -40,8 +53,8 @@ class View:
     Attributes:
         rows: every configuration under every condition.
         tried: the same over the runs that it was chosen by, which are others where tuning is a phase of its own.
-        best: the chosen one of each label and condition, those of them with a finished run.
-        conditions: the conditions with a finished run, in order.
+        best: the chosen one of each label and condition, those of them with a score.
+        conditions: the conditions with any, in order.
         several: whether anything is varied, so that panels have to name their condition.
         styles: the look of each label.
         source: where the numbers come from.
@@ -68,6 +81,11 @@ class View:
         return str(self.meta["metric"]["name"])
 
     @property
+    def gap(self) -> str:
+        """Return what the axis of the generalization gap says, with its unit."""
+        return f"{gap_of(self.meta['metric'])}{self.points}"
+
+    @property
     def scale(self) -> float:
         return float(self.meta["metric"]["scale"])
 
@@ -76,6 +94,12 @@ class View:
         """The unit of the metric in brackets, e.g. " (%)"."""
         unit = self.meta["metric"]["unit"]
         return f" ({unit})" if unit else ""
+
+    @property
+    def limits(self) -> Bounds:
+        """The lowest and the highest value of the metric, in the unit shown."""
+        low, high = bounds.of_metric(self.meta["metric"])
+        return low * self.scale, high * self.scale
 
     @property
     def points(self) -> str:
@@ -99,8 +123,8 @@ class View:
         The configuration is named if it is the same under all conditions.
         """
         rows = [row for row in self.rows if row.label == label and row.chosen]
-        titles = {row.title for row in rows if row.done}
-        done, planned = sum(row.done for row in rows), sum(row.planned for row in rows)
+        titles = {row.title for row in rows if row.scored}
+        done, planned = sum(row.scored for row in rows), sum(row.planned for row in rows)
         lost = "" if done == planned else f", {done} of {planned} {'runs' if self.several else 'seeds'}"
         style = {
             **self.styles[label],
@@ -121,25 +145,76 @@ class View:
         """What stands beside each other on a page, for each page."""
         return [[column] for column in columns] if self.narrow else [list(columns)]
 
-    def figure(self, width: float, height: float) -> Figure:
-        """An empty figure, sizes in inches, with what must be said of the data above all panels."""
-        figure = Figure(figsize=(width, height), layout="constrained")
-        if self.source.caution:
-            letters = int(len(self.source.caution) * 0.95 * width / text_width(self.source.caution, CAUTION_SIZE))
-            figure.suptitle(textwrap.fill(self.source.caution, letters), fontsize=CAUTION_SIZE, fontstyle="italic")
+    def in_full(self, rows: Sequence[Row], focus: str | None) -> tuple[list[Row], list[Row]]:
+        """Return the rows to draw in full and those to draw pale, where the panel is about one of many labels."""
+        shown = {focus, self.meta["baseline"]}
+        full = [row for row in rows if focus is None or row.label in shown]
+        return full, [row for row in rows if row not in full]
+
+    def figure(self, heading: str = "") -> Figure:
+        """Return an empty figure, with what must be said of the data above all panels."""
+        figure = Figure(figsize=(self.width, self.width), layout="constrained")
+        said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.source.caution, heading) if text]
+        if said:
+            figure.suptitle("\n".join(said), fontsize=CAUTION_SIZE, fontstyle="italic")
         return figure
 
     def panels(self, rows: int, columns: int, **sharing: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
-        """A figure of panels; flat ones where each row is a condition."""
-        height = ROW_HEIGHT if self.several else PANEL_HEIGHT
-        figure = self.figure(self.width, height * rows + 0.35 * (1 + self.several))
+        """Return a figure with a grid of panels."""
+        figure = self.figure()
         return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **sharing))
+
+    @property
+    def panel_height(self) -> float:
+        """Inches; panels are flat where each row of them is a condition."""
+        return ROW_HEIGHT if self.several else PANEL_HEIGHT
+
+    # ---- many optimizers: a panel each -----------------------------------------------------------------------
+
+    @property
+    def many(self) -> bool:
+        """Whether the labels are too many to share a panel."""
+        return len(self.labels()) > SHARING
+
+    def multiples(
+        self, titles: Sequence[str], x: str, y: str, heading: str = "", **sharing: Any
+    ) -> tuple[Figure, list[Axes]]:
+        """Return a figure with a small panel for each title; `x` and `y` name the axes at its sides."""
+        across = min(len(titles), ACROSS_NARROW if self.narrow else ACROSS)
+        figure = self.figure(heading)
+        grid = np.asarray(figure.subplots(-(-len(titles) // across), across, squeeze=False, **sharing)).ravel()
+        for ax, title in zip(grid, titles, strict=False):
+            ax.set_title(fold(title, panel_width(across, self.width) + 0.15, MULTIPLE_SIZE), fontsize=MULTIPLE_SIZE)
+        for ax in grid[len(titles) :]:
+            ax.remove()
+        for ax in grid[max(0, len(titles) - across) : len(titles)]:  # nothing stands below these
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel(fold(x, panel_width(across, self.width) + 0.1))
+        for ax in grid[: len(titles) : across]:
+            ax.set_ylabel(fold(y, MULTIPLE_HEIGHT))
+        return figure, list(grid[: len(titles)])
+
+    def named(self, labels: Sequence[str], condition: str) -> list[str]:
+        """Return the titles of the panels of some labels: with what was chosen under the condition."""
+        names = {row.label: row.name for row in self.chosen(condition)}
+        return [names[label] for label in labels]
+
+    def beside_baseline(self, condition: str) -> list[str]:
+        """Return the labels that have a panel each: all but the baseline, which stands in every panel."""
+        return [row.label for row in self.chosen(condition) if row.label != self.meta["baseline"]]
+
+    def key_of_multiples(self, *, marker: bool = False) -> list[Line2D]:
+        """Return the legend of small panels: the baseline, and what is pale."""
+        baseline = self.meta["baseline"]
+        own = [self.handle(baseline, line=not marker, marker=marker)] if baseline in self.labels() else []
+        look = POINT if marker else {}
+        return [*own, Line2D([], [], label="the other optimizers", **{**PALE, **look})]
 
 
 def view_of(results: Results, width: str = "page") -> View:
     """Everything that figures need of the results, beside the curves; `width` is a key of WIDTHS."""
     meta, rows = results.meta, all_rows(results)
-    best = [row for row in rows if row.chosen and row.done]
+    best = [row for row in rows if row.chosen and row.scored]
     return View(
         meta=meta,
         rows=rows,
@@ -147,7 +222,7 @@ def view_of(results: Results, width: str = "page") -> View:
         best=best,
         conditions=[name for name in conditions(meta) if any(row.condition == name for row in best)],
         several=bool(varied(meta)),
-        styles=label_styles(meta["labels"], meta["baseline"]),
+        styles=label_styles(meta["labels"]),
         source=provenance(results),
         width=WIDTHS[width],
     )
@@ -160,15 +235,28 @@ def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[page * len(items) // count : (page + 1) * len(items) // count]
 
 
+def pale(ax: Axes, lines: Iterable[tuple[Iterable[float], Iterable[float]]], **look: Any) -> None:
+    """Draw what a panel is not about, all of it as one artist."""
+    x: list[float] = []
+    y: list[float] = []
+    for across, up in lines:
+        x += [*across, np.nan]
+        y += [*up, np.nan]
+    if x:
+        ax.plot(x, y, **{**PALE, **look})
+
+
 def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: Sequence[str]) -> None:
     """Conditions down the side, one a row of panels; what they show above the first row."""
+    width = axes[0, 0].figure.get_figwidth()
     for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title)
+        ax.set_title(fold(title, panel_width(len(titles), width)))
     for ax, condition in zip(axes[:, 0], conditions, strict=True):
         ax.set_ylabel(folded(condition, 0.85 * ROW_HEIGHT))
 
 
 def folded(condition: str, inches: float) -> str:
-    """A condition on a line a setting, and two where one would be longer than so many inches."""
+    """Break a condition into a line for each setting, and more where one would be longer than so many inches."""
     lines = condition.replace(", ", ",\n").split("\n")
-    return "\n".join(line if text_width(line, 8) <= inches else line.replace("=", "=\n") for line in lines)
+    parts = [line if text_width(line, 8) <= inches else line.replace("=", "=\n") for line in lines]
+    return "\n".join(fold(part, inches) for line in parts for part in line.split("\n"))

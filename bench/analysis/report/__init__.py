@@ -18,12 +18,14 @@ import pandas as pd
 
 from bench.analysis import plots, render
 from bench.analysis.answer import answer, question
-from bench.analysis.choice import reported
 from bench.analysis.conditions import conditions
-from bench.analysis.plots.view import Drawing
+from bench.analysis.headline import at_equal_passes, dates, forest, headline
+from bench.analysis.plots.looks import label_styles
+from bench.analysis.plots.rendering import Rendered
+from bench.analysis.provenance import provenance
 from bench.analysis.render import Table
 from bench.analysis.report.runs import data
-from bench.analysis.summary import provenance
+from bench.analysis.summary import all_rows
 from bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -33,7 +35,17 @@ HERE = Path(__file__).parent
 SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
 NAMED = 5  # so many runs of one failure are named
 ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
+FORMS = {"csv": "text/csv", "md": "text/markdown", "tex": "text/x-tex"}
+LARGEST = 200_000  # bytes of a file that is put into the page
 STATES = ("done", "diverged", "failed", "running", "partial", "missing")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that can be saved from the page; `link` is empty where it is too large to be inside."""
+
+    name: str
+    link: str
 
 
 @dataclass(frozen=True)
@@ -49,20 +61,21 @@ class Failure:
 def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]:
     """Write all that is made from the records: tables, figures and, last of the paths given, <folder>/report.html.
 
-    Without a finished run there are no figures. The same results give the same bytes.
+    Without a score there are no figures. The same results give the same bytes.
     """
-    drawings = plots.draw(results) if reported(results.records)["status"].eq("done").any() else {}
-    paths = [*render.write(tables, folder), *plots.write(drawings, folder / "figures"), folder / "report.html"]
-    write_atomic(paths[-1], page(results, tables, drawings))
+    scored = any(row.chosen and row.scored for row in all_rows(results))
+    figures = plots.rendered(results, forms=("png", "pdf", "svg")) if scored else {}
+    paths = [*render.write(tables, folder), *plots.write(figures, folder / "figures"), folder / "report.html"]
+    write_atomic(paths[-1], page(results, tables, figures))
     return paths
 
 
-def page(results: Results, tables: Sequence[Table], drawings: Mapping[str, Drawing]) -> str:
+def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Rendered]) -> str:
     """The report as HTML.
 
     Args:
         tables: what `bench.analysis.tables.build` gives.
-        drawings: what `bench.analysis.plots.draw` gives; none where no run has finished.
+        figures: what `bench.analysis.plots.rendered` gives, "svg" among their forms; none where no run has finished.
     """
     css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
@@ -75,13 +88,18 @@ def page(results: Results, tables: Sequence[Table], drawings: Mapping[str, Drawi
     )
     return environment.get_template("page.html.j2").render(
         meta=results.meta,
+        headline=headline(results),
+        equal=at_equal_passes(results),
+        forest=forest(results),
+        colours={label: style["color"] for label, style in label_styles(results.meta["labels"]).items()},
         question=question(results),
         answers=answer(results),
         source=provenance(results),
         counts=_counts(results),
+        dates=dates(results.records),
         conditions=[name for name in conditions(results.meta) if name],
-        tables=tables,
-        figures=[{"name": name, "caption": one.caption, **_image(one)} for name, one in drawings.items()],
+        tables=[(one, _files(one)) for one in tables],
+        figures=[_figure(results.meta["name"], name, one) for name, one in figures.items()],
         failures=list(_failures(results.records)),
         setups=list(_setups(results.records)),
         policy=_policy(css, script),
@@ -97,14 +115,29 @@ def _counts(results: Results) -> dict[str, int]:
     return {state: int(found[state]) for state in STATES if state in found}
 
 
-def _image(drawing: Drawing) -> dict[str, str]:
-    content = base64.b64encode(plots.rendered(drawing.figure, "svg")).decode()
-    width, height = drawing.figure.get_size_inches()
+def _figure(experiment: str, name: str, figure: Rendered) -> dict[str, Any]:
+    width, height = figure.size
     return {
-        "source": f"data:image/svg+xml;base64,{content}",
+        "name": name,
+        "caption": figure.caption,
+        "source": f"data:image/svg+xml;base64,{base64.b64encode(figure.content['svg']).decode()}",
         "width": f"{96 * width:.0f}",
         "height": f"{96 * height:.0f}",
+        "file": _file(f"{experiment}-figure-{name}.csv", figure.content["csv"].decode()),
     }
+
+
+def _files(table: Table) -> list[File]:
+    stem = f"{table.experiment}-table-{table.name}"
+    return [_file(f"{stem}.{form}", render.render(table, form)) for form in FORMS]
+
+
+def _file(name: str, content: str) -> File:
+    """Return a file as a link that holds it, so that it is there when the page is mailed alone."""
+    raw = content.encode()
+    if len(raw) > LARGEST:
+        return File(name, "")
+    return File(name, f"data:{FORMS[name.rpartition('.')[2]]};base64,{base64.b64encode(raw).decode()}")
 
 
 def _failures(records: pd.DataFrame) -> Iterator[Failure]:

@@ -2,6 +2,7 @@
 // No library and nothing loaded. Texts go in as text nodes only, so nothing in the records can become markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+data.columns.chosen = data.chosen;
 const find = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -167,6 +168,7 @@ function named(run) {
   const chip = element("span", { class: "chip", "aria-hidden": "true" });
   chip.style.background = data.labels[value("optimizer", run)] || "var(--ink)";
   const button = element("button", { type: "button", class: "expand", "aria-expanded": "false" }, chip, title(run));
+  if (value("chosen", run)) button.append(element("span", { class: "tag" }, "chosen"));
   button.addEventListener("click", () => toggle(button, run));
   if (!varies("condition")) return button;
   const both = document.createDocumentFragment(); // on a phone there is no room for a column of conditions
@@ -219,7 +221,7 @@ function chart(run) {
   }
   for (const tick of [0, Math.round(last / 2), last]) made.append(shape("text", { x: x(tick), y: 192, "text-anchor": "middle" }, String(tick)));
   made.append(shape("text", { x: 202, y: 208, "text-anchor": "middle" }, "epoch"));
-  const names = { train: "train (true labels)", val: "validation", test: "test" };
+  const names = { train: data.train, val: "validation", test: "test" };
   // The names stand at the ends of the curves, pushed apart where these meet.
   let above = -Infinity;
   for (const [series, found] of drawn.sort((a, b) => y(a[1][a[1].length - 1][1]) - y(b[1][b[1].length - 1][1]))) {
@@ -269,7 +271,7 @@ const everything = Array.from({ length: data.count }, (_, run) => run);
 const form = find("#filters"), list = find("#list"), pager = find("#pager");
 let shown = everything, page = 0, key = null, direction = 0;
 
-for (const name of ["optimizer", "config", "condition", "phase", "seed", "status"]) {
+for (const name of ["optimizer", "config", "chosen", "condition", "phase", "seed", "status"]) {
   if (!varies(name)) continue;
   const values = [...new Set(everything.map((run) => value(name, run)))].filter((one) => !nothing(one));
   if (name !== "optimizer" && name !== "condition") values.sort((a, b) => compare(a, b, 1));

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.conditions import keyed
-from bench.analysis.plots.style import BASELINE_COLOUR, label_styles
+from bench.analysis.conditions import KEY, keyed
+from bench.analysis.plots.looks import BLACK, label_styles
+from bench.analysis.summary import all_rows
+from bench.analysis.words import relabelled
 from bench.records import CIRCUMSTANCES, COSTS, metric_columns
 
 if TYPE_CHECKING:
@@ -27,24 +29,28 @@ def data(results: Results) -> dict[str, Any]:
     """What the page's script works on.
 
     Keys:
-        name, metric, labels (with the colour of each in the figures; "" for the baseline, which has that of the text).
+        name, metric, labels (with the colour of each in the figures; "" for black, which is the colour of the text).
+        train: what to call the metric of training.
         count: of runs, in the order of the records.
         groups: hyperparameters, measured, cost and circumstances, each a list of columns.
         columns: by name; {"all": value} where all runs have the same, {"texts": [...], "of": [index, ...]} for text,
             {"values": [...]} for numbers. Numbers have six significant digits; null where there is none.
+        chosen: a column as those, "chosen" for the runs of a configuration that was chosen among several, else "".
         curves: see `_curves`.
     """
     meta, records = results.meta, keyed(results.records)
     key = meta["metric"]["key"]
-    styles = label_styles(meta["labels"], meta["baseline"])
+    styles = label_styles(meta["labels"])
     colours = {label: styles[label]["color"] for label in meta["labels"]}
     return {
         "name": meta["name"],
         "metric": {**meta["metric"], "test": f"test_{key}", "val": f"val_{key}", "gap": f"gap_{key}"},
-        "labels": {label: "" if colour == BASELINE_COLOUR else colour for label, colour in colours.items()},
+        "train": "train (true labels)" if relabelled(meta) else "train",
+        "labels": {label: "" if colour == BLACK else colour for label, colour in colours.items()},
         "count": len(records),
         "groups": _groups(records, key),
         "columns": {str(name): _column(records[name]) for name in records if name != "experiment"},
+        "chosen": _column(_chosen(results, records)),
         "curves": _curves(records, results.curves, key),
     }
 
@@ -61,6 +67,13 @@ def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
         "cost": costs,
         "circumstances": circumstances,
     }
+
+
+def _chosen(results: Results, records: pd.DataFrame) -> pd.Series:
+    swept = {label for label, keys in results.meta["sweeps"].items() if keys}
+    chosen = {(row.condition, row.label, row.config) for row in all_rows(results) if row.chosen and row.label in swept}
+    marks = ["chosen" if key in chosen else "" for key in records[KEY].itertuples(index=False, name=None)]
+    return pd.Series(marks, index=records.index, dtype=object)
 
 
 def _column(column: pd.Series) -> dict[str, Any]:
@@ -95,7 +108,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
     """The metric of every run over its epochs, in at most `POINTS` points.
 
     Returns:
-        series: what there is of train (true labels), val and test.
+        series: what there is of train (its true labels), val and test.
         low, high: of all values, in the metric's own unit.
         epochs: the distinct lists of epochs; `of` says which one a run has, null for a run without a curve.
         drawn: a list a series of a text a run: two of `DIGITS` a point, its height between low and high in `LEVELS`

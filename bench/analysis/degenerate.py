@@ -1,0 +1,49 @@
+"""Configurations whose runs have learned to give one answer to everything: they are flagged wherever they stand.
+
+A tuned optimizer can win on validation that way where one class is common. What is looked at is recorded by
+`bench/evaluate.py`; records of before protocol 2 do not have it, and nothing is said of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.choice import moments
+
+SPLITS = {"test": "test", "val": "validation"}
+"""The sets that an answer is looked at on; validation where there are no test numbers."""
+
+
+def described(records: pd.DataFrame, frame: pd.DataFrame, metric: Mapping[str, Any]) -> list[str]:
+    """Return for each configuration in which way it is degenerate, in words; "" where it is not or is not known to be.
+
+    Example:
+        "the same answer to every test example in 5 of 5 runs", "the test accuracy of one constant answer"
+
+    Args:
+        records: by `KEY`.
+        frame: a line a configuration, by `KEY`.
+    """
+    key = metric["key"]
+    wanted = [f"{split}_{what}" for split in SPLITS for what in ("constant", f"dummy_{key}", key)]
+    absent = [column for column in wanted if column not in records]
+    found = moments(records.assign(**dict.fromkeys(absent, np.nan)), frame.index, wanted)
+    return [next(_of(line, metric), "") for line in found.to_dict("records")]
+
+
+def _of(line: Mapping[Any, Any], metric: Mapping[str, Any]) -> Iterator[str]:
+    rounding = 0.5 * 10.0 ** -(2 if metric["scale"] > 1 else 4) / metric["scale"]
+    for split, name in SPLITS.items():
+        known, runs = (int(line[f"{split}_{what}:count"]) for what in ("constant", metric["key"]))
+        if not runs:
+            continue
+        constant = round(known * line[f"{split}_constant:mean"]) if known else 0
+        if constant:
+            yield f"the same answer to every {name} example in {constant} of {runs} runs"
+        elif abs(line[f"{split}_{metric['key']}:mean"] - line[f"{split}_dummy_{metric['key']}:mean"]) <= rounding:
+            yield f"the {name} {metric['name']} of one constant answer"
+        return

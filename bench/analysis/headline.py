@@ -1,0 +1,192 @@
+"""The answer in one line, and the differences behind it one below the other: what a reader sees first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.analysis.choice import reported
+from bench.analysis.conditions import conditions
+from bench.analysis.contrasts import EQUAL, Contrast, Verdict, contrasts, wrappers
+from bench.analysis.provenance import provenance
+from bench.analysis.words import Words
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+ANSWERS: dict[Verdict, str] = {"better": "yes", "worse": "no", "unclear": "not shown", "untested": "no verdict"}
+MARGIN = 0.04  # of the width of the forest, on either side of all intervals
+
+
+def headline(results: Results) -> str:
+    """Return the answer as one line: the optimizer asked about, yes or no, the difference and its price.
+
+    It is that of SAM where there is a label of this name, else of the first optimizer that wraps another: never of
+    the one that did best on the test set.
+
+    Example:
+        "SAM: yes, +2.95 points for 2.0 times the passes"
+    """
+    words = Words(results.meta, provenance(results))
+    label = _asked(results)
+    if not reported(results.records)["status"].eq("done").any():
+        return "No answer yet"
+    if label is None:
+        return f"{words.baseline}: compared with nothing"
+    against = [one for one in contrasts(results) if one.ours.label == label]
+    base = [one for one in against if one.theirs.label == words.baseline and one.test.difference.n]
+    name = "SAM" if label == "sam" else label
+    if not base:
+        return f"{name}: no answer yet"
+    return f"{name}: {_answer(results, words, base)} {_price(base)}"
+
+
+def at_equal_passes(results: Results) -> str:
+    """Return the same against the optimizer that had as many passes, "" where there is none: twice the epochs, mostly.
+
+    Example:
+        "At equal passes, against sgd-2x: yes, +2.39 points"
+    """
+    words = Words(results.meta, provenance(results))
+    label = _asked(results)
+    against = [one for one in contrasts(results) if one.ours.label == label and one.theirs.label != words.baseline]
+    equal = [one for one in against if "passes" in one.equal and one.test.difference.n]
+    rivals = list(dict.fromkeys(one.theirs.label for one in equal))
+    said = [
+        f"against {rival}: {_answer(results, words, [one for one in equal if one.theirs.label == rival])}"
+        for rival in rivals
+    ]
+    return f"At equal passes, {'; '.join(said)}" if said else ""
+
+
+def _asked(results: Results) -> str | None:
+    others = [label for label in results.meta["labels"] if label != results.meta["baseline"]]
+    among = wrappers(results) or others
+    return "sam" if "sam" in among else next(iter(among), None)
+
+
+def _answer(results: Results, words: Words, found: Sequence[Contrast]) -> str:
+    """Return "yes, +2.95 points", under several conditions "yes in 3, no in 1 of 8 tasks, -0.35 to +2.95 points"."""
+    unit = words.differences_in or f" in {words.metric}"
+    means = [words.signed_mean(one.test.difference) for one in sorted(found, key=lambda one: one.test.difference.mean)]
+    span = means[0] if len(found) == 1 else f"{means[0]} to {means[-1]}"
+    if len(conditions(results.meta)) == 1:
+        return f"{ANSWERS[found[0].verdict]}, {span}{unit}"
+    what = "tasks" if list(words.varied) == ["task"] else "conditions"
+    held = {verdict: sum(one.verdict == verdict for one in found) for verdict in ANSWERS}
+    sides = [f"{ANSWERS[side]} in {held[side]}" for side in ("better", "worse") if held[side]]
+    neither = f"{ANSWERS['unclear' if held['unclear'] else 'untested']} in any"
+    return f"{', '.join(sides) or neither} of {len(conditions(results.meta))} {what}, {span}{unit}"
+
+
+def _price(found: Sequence[Contrast]) -> str:
+    ratios = [one.ours.passes / one.theirs.passes for one in found]
+    low, high = min(ratios), max(ratios)
+    if abs(low - 1) < EQUAL and abs(high - 1) < EQUAL:
+        return "for the same passes"
+    shown = list(dict.fromkeys(_times(ratio) for ratio in (low, high)))
+    return f"for {' to '.join(shown)} times the passes"
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio with one decimal, with two where that would make it 1."""
+    return f"{ratio:.2f}" if abs(ratio - 1) < 0.05 else f"{ratio:.1f}"
+
+
+# ---- the forest ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An optimizer against the baseline under one condition, with its places in the picture in percent of the width."""
+
+    name: str
+    label: str
+    verdict: Verdict
+    said: str
+    difference: str
+    passes: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The differences of all optimizers to the baseline on one scale.
+
+    Attributes:
+        unit: of the differences, e.g. "accuracy (points)".
+        zero: the place of no difference, in percent of the width.
+        better: the side on which an optimizer is better, "right" or "left".
+        ends: the values at both edges, as text.
+        blocks: of each condition, by its name, the branches.
+    """
+
+    baseline: str
+    unit: str
+    zero: float
+    better: str
+    ends: tuple[str, str]
+    blocks: dict[str, list[Branch]]
+
+
+def forest(results: Results) -> Forest | None:
+    """Return what the forest plot shows: everything that is compared with the baseline; None where nothing is."""
+    words = Words(results.meta, provenance(results))
+    found = [one for one in contrasts(results) if one.theirs.label == words.baseline and one.test.difference.n]
+    if not found:
+        return None
+    edges = [value for one in found for value in _bounds(one) if math.isfinite(value)]
+    low, high = min([0.0, *edges]), max([0.0, *edges])
+    room = MARGIN * ((high - low) or 1.0)
+    low, high = low - room, high + room
+
+    def place(value: float) -> float:
+        return round(100 * (min(max(value, low), high) - low) / (high - low), 2)
+
+    blocks: dict[str, list[Branch]] = {}
+    for one in found:
+        left, right = _bounds(one)
+        branch = Branch(
+            name=one.ours.name,
+            label=one.ours.label,
+            verdict=one.verdict,
+            said={**ANSWERS, "better": "better", "worse": "worse"}[one.verdict],
+            difference=_numbers(words, one),
+            passes=f"{_times(one.ours.passes / one.theirs.passes)}×",
+            mean=place(one.test.difference.mean),
+            low=place(left),
+            high=place(right),
+        )
+        blocks.setdefault(one.condition, []).append(branch)
+    return Forest(
+        baseline=words.baseline,
+        unit=f"{words.metric}{words.points}",
+        zero=place(0.0),
+        better="right" if results.meta["metric"]["higher_is_better"] else "left",
+        ends=(f"{low * words.scale:+.3g}", f"{high * words.scale:+.3g}"),
+        blocks=blocks,
+    )
+
+
+def _numbers(words: Words, contrast: Contrast) -> str:
+    difference = contrast.test.difference
+    limits = f" {words.signed_bounds(difference)}" if difference.n > 1 else ""
+    return f"{words.signed_mean(difference)}{limits}"
+
+
+def _bounds(contrast: Contrast) -> tuple[float, float]:
+    """Return the ends of the interval, both the mean where there is none."""
+    interval = contrast.test.difference
+    return (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
+
+
+def dates(records: Any) -> str:
+    """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" where none is known."""
+    if "finished_at" not in records:
+        return ""
+    days = sorted(str(moment)[:10] for moment in records["finished_at"].dropna())
+    return "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"

@@ -1,0 +1,62 @@
+"""Seconds that contradict their passes, and the load that was recorded beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.analysis.provenance import Provenance
+from bench.analysis.summary import Row
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+MOST = 1 / 3
+"""By how much, relative to the passes, times may differ before it has to be said."""
+
+WHY = "the machine was busy with other work, or their passes cost differently"
+
+
+def contradict(seconds: float, passes: float) -> bool:
+    """Return whether a ratio of training seconds differs by more than a third from that of the passes."""
+    return bool(abs(seconds / passes - 1) > MOST)  # False where either is not a number
+
+
+def notes(rows: Sequence[Row], results: Results, source: Provenance) -> Iterator[str]:
+    """Yield a sentence for each row whose times to the baseline contradict its passes.
+
+    Nothing where runs mix machines: that times are not comparable then is said already.
+    """
+    if source.mixed:
+        return
+    baseline = results.meta["baseline"]
+    for row in rows:
+        if not contradict(row.seconds_ratio, row.passes_ratio):
+            continue
+        where = f"{row.condition}: " if row.condition else ""
+        rival = next((one for one in rows if one.label == baseline and one.condition == row.condition), None)
+        shares = [(one.label, cpu_share(results, one)) for one in (row, rival) if one is not None]
+        load = ", ".join(f"{label} {share:.2f}" for label, share in shares if np.isfinite(share))
+        told = f" (own CPU time per second of training: {load})" if load else ""
+        yield (
+            f"{where}{row.name} took {row.passes_ratio:.2f} times the passes of {baseline} and {row.seconds_ratio:.2f} "
+            f"times the seconds, which differ by more than a third{told}: {WHY}."
+        )
+
+
+def cpu_share(results: Results, row: Row) -> float:
+    """Return a row's own CPU time per second of training, the mean over its finished runs; NaN where unrecorded.
+
+    On a CPU that is otherwise idle it is about the number of threads, on a busy one less.
+    """
+    records = results.records
+    if "train_cpu_seconds" not in records:
+        return float("nan")
+    here = (records["optimizer"] == row.label) & (records["status"] == "done")
+    for column, value in {"condition": row.condition, "config": row.config, "phase": row.phase}.items():
+        if column in records:
+            here &= (records[column] == value) | (records[column].isna() & (not value))  # "" is read back as NaN
+    done = records[here]
+    return float((done["train_cpu_seconds"] / done["train_seconds"]).mean())

@@ -1,0 +1,19 @@
+"""Finished runs with a loss or score that is not finite, which `records.finite` has taken out of the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.analysis.conditions import KEY
+
+
+def named(records: pd.DataFrame, index: pd.Index) -> pd.Series:
+    """Return for every configuration of an index by `KEY` the runs with such a number, as "seed 3 (test_loss inf)"."""
+    found: dict[Any, tuple[str, ...]] = {}
+    columns = [*KEY, "seed", "not_finite"]
+    odd = records[records["status"] == "done"].reindex(columns=columns).dropna(subset="not_finite")
+    for *key, seed, numbers in odd.itertuples(index=False):
+        found[tuple(key)] = (*found.get(tuple(key), ()), f"seed {seed} ({numbers})")
+    return pd.Series([found.get(key, ()) for key in index], index=index, dtype=object)

@@ -1,0 +1,109 @@
+"""The files of the figures: drawn by several processes at once where the machine has cores for it."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from bench.analysis.plots.style import looks
+from bench.analysis.plots.view import Drawing
+
+WITHOUT_TIME = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A figure as it is written.
+
+    Attributes:
+        caption: what it shows.
+        size: width and height in inches.
+        content: by ending; "csv" has the numbers as they are drawn, unrounded, with one header line.
+    """
+
+    caption: str
+    size: tuple[float, float]
+    content: Mapping[str, bytes]
+
+
+def as_bytes(figure: Figure, form: str) -> bytes:
+    """Return the figure as "png", "pdf" or "svg", without the time of writing in it."""
+    buffer = io.BytesIO()
+    with looks():
+        figure.savefig(buffer, format=form, metadata=WITHOUT_TIME[form])
+    return buffer.getvalue()
+
+
+def render(drawing: Drawing, forms: Sequence[str]) -> Rendered:
+    """Return a figure in the given forms and, beside them, as "csv"."""
+    content = {form: as_bytes(drawing.figure, form) for form in forms}
+    content["csv"] = drawing.data.to_csv(index=False, lineterminator="\n").encode()
+    width, height = drawing.figure.get_size_inches()
+    return Rendered(drawing.caption, (float(width), float(height)), content)
+
+
+def render_all(
+    draw: Callable[[str], Mapping[str, Drawing]],
+    families: Sequence[str],
+    forms: Sequence[str],
+    processes: int | None = None,
+) -> dict[str, Rendered]:
+    """Return every figure by its name, as it is written, the same bytes whatever does it.
+
+    Args:
+        draw: gives the figures of a family.
+        processes: that draw at once. Default: one per core, and no others where a fork could go wrong: on other
+            systems than Linux, and beside other threads.
+    """
+    forkable = sys.platform == "linux" and threading.active_count() == 1
+    processes = processes or (len(os.sched_getaffinity(0)) if forkable else 1)
+    make = partial(_family, draw, forms)
+    if processes == 1 or len(families) == 1:
+        made = list(map(make, families))
+    else:
+        made = _forked(make, families, processes)
+    return {name: one for family in made for name, one in family.items()}
+
+
+def _family(draw: Callable[[str], Mapping[str, Drawing]], forms: Sequence[str], family: str) -> dict[str, Rendered]:
+    return {name: render(drawing, forms) for name, drawing in draw(family).items()}
+
+
+_work: Callable[[str], dict[str, Rendered]]
+"""What forked processes do: results and what is known of them come along with the fork, nothing is sent."""
+
+
+def _forked(
+    make: Callable[[str], dict[str, Rendered]], families: Sequence[str], processes: int
+) -> list[dict[str, Rendered]]:
+    global _work
+    _work = make
+    try:
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(min(processes, len(families)), context, _leave_signals_to_the_parent) as pool:
+            return list(pool.map(_in_child, families))
+    finally:
+        del _work
+
+
+def _leave_signals_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _in_child(family: str) -> dict[str, Rendered]:
+    return _work(family)

@@ -1,0 +1,150 @@
+"""Where the numbers of an experiment come from: hardware, versions, commits and data of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bench.analysis import choice
+from bench.analysis.conditions import conditions, keyed, merged, under
+from bench.analysis.once import once
+
+if TYPE_CHECKING:
+    from bench.records import Results
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from: the distinct values found among the finished runs, as text.
+
+    `caution` is a sentence to stand wherever the numbers do, "" where none is needed: that some of the data files
+    are not those of their publisher, by their checksums. `cut` says how many texts were longer than the model was given
+    them, "" where none was. `clock` is the hardware whose times count (see `Clock`), and `timed` says how many of the
+    finished runs were done on it.
+    """
+
+    devices: list[str]
+    torch: list[str]
+    python: list[str]
+    commits: list[str]
+    caution: str
+    cut: str
+    clock: tuple[str, ...] = ()
+    timed: str = ""
+    precisions: int = 1
+
+    @property
+    def mixed(self) -> bool:
+        """Return whether runs of different versions, commits or precisions stand in one table."""
+        return max(self.precisions, *map(len, (self.torch, self.python, self.commits))) > 1
+
+
+@once
+def provenance(results: Results) -> Provenance:
+    """Hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
+    done = results.records[results.records["status"] == "done"]
+    dirty = done["dirty"].astype(str).str.lower() == "true"
+    commits = done["commit"].dropna().astype(str).str[:10]
+    setups = done[["device", "threads", "precision"]].drop_duplicates()
+    where = clock(results)
+    return Provenance(
+        devices=sorted({_device(*setup) for setup in setups.itertuples(index=False)}),
+        torch=_distinct(done["torch"]),
+        python=_distinct(done["python"]),
+        commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
+        caution=_caution(results),
+        cut=_cut(results),
+        clock=where.hardware,
+        timed=f"{len(done) - int(done['run_id'].isin(where.elsewhere).sum()):,} of {len(done):,}",
+        precisions=done["precision"].nunique(),
+    )
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The hardware whose seconds are compared with each other.
+
+    Attributes:
+        hardware: device and threads, of each condition those of most of its runs; empty where all runs were done on one
+            kind.
+        elsewhere: ids of the runs that were done on another kind.
+    """
+
+    hardware: tuple[str, ...] = ()
+    elsewhere: frozenset[str] = frozenset()
+
+
+@once
+def clock(results: Results) -> Clock:
+    """Return on which hardware seconds count: where most finished runs of their condition were done."""
+    done = keyed(results.records[results.records["status"].isin(["done", "diverged"])])
+    pairs = zip(done["device"], done["threads"], strict=True)
+    done["kind"] = [_device(device, threads, None) for device, threads in pairs]
+    if done["kind"].nunique() < 2:
+        return Clock()
+    everywhere = dict(done["kind"].value_counts())
+    most = {
+        condition: max(kinds.value_counts().items(), key=lambda pair: (pair[1], everywhere[pair[0]]))[0]
+        for condition, kinds in choice.reported(done).groupby("condition", sort=False)["kind"]
+    }
+    elsewhere = done["kind"] != done["condition"].map(most)
+    return Clock(tuple(dict.fromkeys(map(str, most.values()))), frozenset(done.loc[elsewhere, "run_id"]))
+
+
+def timed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Return records or curves without the seconds of runs that were done on other hardware than most."""
+    elsewhere = clock(results).elsewhere
+    if not elsewhere:
+        return frame
+    return frame.assign(train_seconds=frame["train_seconds"].mask(frame["run_id"].isin(elsewhere)))
+
+
+def title(meta: Mapping[str, Any], task: str) -> str:
+    """What tables call a task: its title or, without one, its name."""
+    return (meta.get("tasks") or {}).get(task, {}).get("title") or task
+
+
+def _caution(results: Results) -> str:
+    """Diverged runs count as well: their data took part in what is reported of them."""
+    if "data_verified" not in results.records:
+        return ""
+    unverified = results.records["data_verified"].astype(str).str.lower() == "false"
+    among = conditions(results.meta)
+    found = set(keyed(results.records[unverified])["condition"])
+    if not found:
+        return ""
+    where = under([name for name in among if name in found], among)
+    return f"Unverified data{where}: the checksums of the data files are not their publisher's."
+
+
+def _cut(results: Results) -> str:
+    """Said for each task, and for each condition where they differ. Counted before training, so any run will do that
+    has all splits."""
+    columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
+    records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
+    among = records.groupby("task")["condition"].unique()
+    notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
+    for task, condition, texts, cut, limit in records.drop_duplicates().itertuples(index=False):
+        if cut > 0:
+            counted = f"{cut:,.0f} of {texts:,.0f} of {title(results.meta, task)}"
+            notes.setdefault(limit, {}).setdefault(task, []).append((condition, counted, ""))
+    sentences = []
+    for limit, of_task in notes.items():
+        said = [part for task, found in of_task.items() for part in merged(found, among[task])]
+        sentences.append(f"Texts longer than {limit:,.0f} tokens were cut: {', '.join(said)}.")
+    return " ".join(sentences)
+
+
+def _device(device: Any, threads: Any, precision: Any) -> str:
+    """One setup as text, e.g. "AMD EPYC (2 threads, float32)"; what is not recorded is left out."""
+    details = [] if pd.isna(threads) else [f"{int(threads)} thread{'s' * (int(threads) != 1)}"]
+    details += [] if pd.isna(precision) else [str(precision)]
+    name = "unknown device" if pd.isna(device) else str(device)
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def _distinct(column: pd.Series) -> list[str]:
+    return sorted({str(value) for value in column.dropna()})

@@ -1,0 +1,107 @@
+"""`bench clean`, and what other commands say of results that are not those of their experiment as it is now."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench import cli_options
+from bench.errors import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from bench.launch.plan import Plan
+
+NAMED = 8
+
+
+@click.command()
+@click.argument("experiment")
+@cli_options.which
+@cli_options.out
+@click.option("--yes", is_flag=True, help="Remove the listed runs without asking.")
+def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path, yes: bool) -> None:
+    """List the finished and half runs that are no part of the experiment any more; remove them once that is confirmed.
+
+    A run is no part of it when its file, a plug-in, its data or this package have changed since. Runs that only another
+    number of seeds would count are kept, as are those that are being worked on. Runs that only the records hold, since
+    another machine has done them, are taken out of the records.
+    """
+    from bench import collecting, records
+    from bench import experiment as experiments
+    from bench.launch import leftover
+    from bench.launch.plan import whole
+    from bench.store import Store
+
+    resolved = experiments.load(experiments.find(experiment), overrides, results_name=results_name)
+    store = Store(out / resolved.name)
+    held = collecting.held(store)
+    resolved, _ = whole(resolved, store, held, held)
+    ids = [run.spec.run_id for run in resolved.runs]
+    found = [*leftover.leftovers(resolved, store, ids), *leftover.strangers(resolved, store, ids, held)]
+    if not found:
+        print(f"{resolved.name}: every run in {store.folder / 'runs'} is part of the experiment")
+        return
+    for one in found:
+        print(f"{one.run_id}  {one.status:<8}  {one.why}")
+    megabytes = sum(leftover.size(store.run(one.run_id)) for one in found) / 1e6
+    print(f"{resolved.name}: {counted(len(found), 'run')}, {megabytes:.1f} MB")
+    for line in leftover.told(found):
+        print(f"  {line}")
+    if shown := records.finished(store.folder) & {one.run_id for one in found}:
+        print(
+            f"records.csv, tables and figures in {store.folder} are still of {len(shown)} of them; "
+            f"`bench run {experiment}` makes them anew."
+        )
+    if only_held := sum(one.only_held for one in found):
+        print(f"{counted(only_held, 'run')} of them left no folder here: what the records say of them is all there is.")
+    if not yes and not (sys.stdin.isatty() and click.confirm("Remove these runs?")):
+        print("Nothing was removed; --yes removes them.")
+        return
+    removed = {one.run_id for one in found if one.only_held or leftover.remove(store.run(one.run_id))}
+    with store.collecting():
+        records.forget(removed, store.folder)
+    print(f"Removed {counted(len(removed), 'run')}.")
+    if len(removed) < len(found):
+        print(f"{counted(len(found) - len(removed), 'run')} stayed: being worked on by now.")
+
+
+def tell_leftovers(plan: Plan, console: Console) -> None:
+    """Say how many finished runs a change has made missing, and why."""
+    from bench.launch.leftover import leftovers, told
+
+    found = [one for one in leftovers(plan.experiment, plan.store, plan.ids) if one.is_finished]
+    if found:
+        where = f"{counted(len(found), 'finished run')} in {plan.store.folder / 'runs'}"
+        console.print(
+            f"No part of the experiment any more: {where}: {'; '.join(told(found))}. `bench clean` lists and removes "
+            "them.",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if words := plan.refusal():
+        console.print(f"{words}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_changes(experiment: str, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Say so where results are of an experiment file that has changed since, and in which keys."""
+    from bench import experiment as experiments
+
+    path = experiments.beside(experiment) or experiments.beside(meta.get("of") or experiment)
+    keys = experiments.changed_keys(path, meta) if path else []
+    if keys:
+        shown = ", ".join(keys[:NAMED]) + f" and {len(keys) - NAMED} more" * (len(keys) > NAMED)
+        click.secho(
+            f"{folder} is of an older {path}, with other {shown}: titles, baseline and numbers are those of then; "
+            "`bench run` brings them up to date.",
+            err=True,
+            fg="yellow" if sys.stderr.isatty() else None,
+        )

@@ -1,0 +1,108 @@
+"""What experiment.json of several parts say, put together; and in what they must agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.spec import settings_text
+
+ALIKE = ("protocol", "metric", "baseline", "overrides")
+"""What must be the same in all parts."""
+
+TUNED_ALIKE = (("tune", "seeds"), ("tune", "search"), ("tune", "budget"), ("final", "refit"))
+"""What the choice hangs on beside the runs."""
+
+Meta = Mapping[str, Any]
+
+
+def disagreements(parts: Sequence[tuple[str, Meta]]) -> Iterator[str]:
+    """Yield in what experiment.json of the parts says that they are of other experiments."""
+    (first, there), *others = parts
+    for name, here in others:
+        for key in ALIKE:
+            if there.get(key) != here.get(key):
+                yield f"{key} is {_short(there.get(key))} in {first}, {_short(here.get(key))} in {name}"
+        if list(there.get("vary") or ()) != list(here.get("vary") or ()):
+            ours, theirs = (", ".join(side.get("vary") or ()) or "nothing" for side in (there, here))
+            yield f"vary: {ours} is varied in {first}, {theirs} in {name}"
+        for label in {*there["sweeps"]} & {*here["sweeps"]}:
+            if there["sweeps"][label] != here["sweeps"][label]:
+                yield f"{label}: {there['sweeps'][label]} is swept in {first}, {here['sweeps'][label]} in {name}"
+        yield from _phases(first, there.get("phases"), name, here.get("phases"))
+        plugins = [
+            {key: value for key, value in (side.get("file") or {}).items() if key.startswith("plugins.")}
+            for side in (there, here)
+        ]
+        for key in {*plugins[0]} & {*plugins[1]}:
+            if plugins[0][key] != plugins[1][key]:
+                yield f"{key.replace('plugins.', 'plug-in ')} is another in {first} than in {name}"
+
+
+def _phases(first: str, there: Meta | None, name: str, here: Meta | None) -> Iterator[str]:
+    if (there is None) != (here is None):
+        yield f"phases: [tune] and [final] are in {first if there else name} alone"
+    elif there is not None and here is not None:
+        for table, key in TUNED_ALIKE:
+            if there[table].get(key) != here[table].get(key):
+                yield f"{table}.{key} is {there[table].get(key)} in {first}, {here[table].get(key)} in {name}"
+        for what in ("trials", "spaces"):
+            for label in {*there["tune"][what]} & {*here["tune"][what]}:
+                if there["tune"][what][label] != here["tune"][what][label]:
+                    yield f"tune.{what} of {label} are others in {first} than in {name}"
+
+
+def merged_meta(parts: Sequence[Meta]) -> dict[str, Any]:
+    """Return experiment.json of all parts together: what one of them alone has is in it, the first has its way."""
+    first = parts[0]
+    meta = {**first}
+    for key in ("labels", "notes"):
+        meta[key] = _union(part.get(key) or () for part in parts)
+    for key in ("task", "model"):
+        meta[key] = ", ".join(_union(part[key].split(", ") for part in parts))
+    meta["seeds"] = sorted({seed for part in parts for seed in part["seeds"]})
+    for key in ("sweeps", "tasks", "file"):
+        meta[key] = _joined(part.get(key) or {} for part in parts)
+    meta["vary"] = {key: _union(part["vary"][key] for part in parts) for key in first.get("vary") or {}}
+    if meta["vary"]:
+        every = itertools.product(*meta["vary"].values())
+        known = {condition for part in parts for condition in part["conditions"]}
+        texts = (settings_text(dict(zip(meta["vary"], values, strict=True))) for values in every)
+        meta["conditions"] = [*(text for text in texts if text in known)]
+        meta["conditions"] += sorted(known.difference(meta["conditions"]))
+    parts_of = [one for part in parts for one in part.get("parts", [])]
+    meta |= {"parts": [one for place, one in enumerate(parts_of) if one not in parts_of[:place]]}
+    meta.pop("before_shards", None)
+    if first.get("phases"):
+        meta["phases"] = _merged_phases([part["phases"] for part in parts], meta["seeds"])
+    return meta
+
+
+def _merged_phases(parts: Sequence[Meta], seeds: Sequence[int]) -> dict[str, Any]:
+    tune = {**parts[0]["tune"]}
+    for key in ("trials", "spaces", "passes"):
+        tune[key] = _joined(part["tune"].get(key) or {} for part in parts)
+    superseded = [one for part in parts for one in part.get("superseded", [])]
+    return {
+        **parts[0],
+        "tune": tune,
+        "final": {**parts[0]["final"], "seeds": list(seeds)},
+        "untuned": _union(part["untuned"] for part in parts),
+        "superseded": [one for place, one in enumerate(superseded) if one not in superseded[:place]],
+    }
+
+
+def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+
+
+def _joined(tables: Iterable[Meta]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for table in tables:
+        found = {**table, **found} if not found else {**found, **{k: v for k, v in table.items() if k not in found}}
+    return found
+
+
+def _short(value: Any) -> str:
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)

@@ -1,0 +1,35 @@
+"""What became of a launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bench.spec import PlannedRun
+
+
+@dataclass
+class Outcome:
+    """What became of a launch.
+
+    Attributes:
+        failed: the runs that failed, with the last line of what went wrong.
+        elsewhere: runs that another launch is doing.
+        interrupted: stopped by Ctrl-C or by `--fail-fast` before the queue was empty.
+        disk: the message, if the disk refused.
+    """
+
+    finished: int = 0
+    failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    elsewhere: int = 0
+    interrupted: bool = False
+    disk: str | None = None
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Of two phases of a launch, one after the other."""
+        return Outcome(
+            self.finished + other.finished,
+            self.failed + other.failed,
+            self.elsewhere + other.elsewhere,
+            self.interrupted or other.interrupted,
+            self.disk or other.disk,
+        )

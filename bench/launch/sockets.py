@@ -1,0 +1,29 @@
+"""Where multiprocessing puts its sockets: in TMPDIR, which may be too long for the path of one."""
+
+from __future__ import annotations
+
+import multiprocessing.util
+import os
+import tempfile
+
+from bench.errors import BenchError
+
+LONGEST_TEMPORARY = 70
+"""Bytes of TMPDIR with which multiprocessing's sockets stay within the 107 that the system takes for a path."""
+
+
+def short_sockets() -> None:
+    """Have multiprocessing make its sockets where their paths are short enough for the system to take them."""
+    here = tempfile.gettempdir()
+    if len(os.fsencode(here)) <= LONGEST_TEMPORARY:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # once made it is kept, for the workers too
+    except OSError as error:
+        raise BenchError(
+            f"TMPDIR is {here}: too long for sockets ({LONGEST_TEMPORARY} bytes at most), and /tmp cannot be used "
+            f"instead ({error.strerror}); set TMPDIR to a shorter path"
+        ) from error
+    finally:
+        tempfile.tempdir = here

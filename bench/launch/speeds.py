@@ -1,0 +1,108 @@
+"""What launches have measured of this machine's speed, for later ones that do the same kind of run.
+
+<user's cache>/sam-bench/speeds.json    seconds by a hash of the kind of run, the machine, its shares and the code
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import allocator
+from bench.environment import processor
+from bench.errors import BenchError
+from bench.files import read_json, write_atomic
+from bench.launch.estimate import Speed, kind
+from bench.launch.slots import Slot
+from bench.spec import RunSpec
+
+DAYS = 30
+"""For so long a measurement counts: it may have been made while others used the machine, too."""
+
+MOST = 500
+"""Measurements that are kept, the newest."""
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def recalled(keys: Mapping[str, str]) -> dict[str, Speed]:
+    """Return the speeds that are remembered, by name; a file that is damaged or missing remembers none.
+
+    Args:
+        keys: from `key`, by any name.
+    """
+    kept = _kept()
+    return {name: Speed(**kept[key]["speed"]) for name, key in keys.items() if key in kept}
+
+
+def remember(measured: Mapping[str, Speed]) -> None:
+    """Keep what was measured, by `key`; where the cache cannot be written, nothing is kept and nothing said."""
+    if not measured:
+        return
+    now = time.time()
+    entries = _kept() | {key: {"at": now, "speed": asdict(speed)} for key, speed in measured.items()}
+    newest = sorted(entries.items(), key=lambda entry: entry[1]["at"])[-MOST:]
+    with suppress(BenchError, OSError, RuntimeError):
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(dict(newest), indent=1) + "\n")
+
+
+def key(spec: RunSpec, shares: Sequence[Slot]) -> str:
+    """Return what tells measurements apart: the kind of run, its method, the machine, its shares, code and versions."""
+    optimizer = spec.optimizer
+    parts = {
+        "kind": kind(spec),
+        "method": (optimizer.name, optimizer.base and optimizer.base.name),
+        "files": (spec.files_sha256, [plugin.sha256 for plugin in spec.plugins]),
+        "machine": (platform.node(), platform.machine(), processor()),
+        "shares": [(share.device, len(share.cores), share.threads) for share in shares],
+        "allocator": allocator.variables(os.environ),
+        "code": _code_sha256(),
+        "torch": importlib.metadata.version("torch"),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _code_sha256() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _path() -> Path:
+    """Raises RuntimeError where there is no home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sam-bench", "speeds.json").expanduser()
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    """Return the entries of the file that are whole and not too old."""
+    try:
+        entries = read_json(_path(), missing={})
+    except (BenchError, OSError, RuntimeError):
+        return {}
+    return {key: entry for key, entry in entries.items() if _is_whole(entry)}
+
+
+def _is_whole(entry: Any) -> bool:
+    speed = entry.get("speed") if isinstance(entry, dict) else None
+    if not isinstance(speed, dict) or speed.keys() != asdict(Speed(0.0, 0.0, 0.0)).keys():
+        return False
+    numbers = [entry.get("at"), *speed.values()]
+    if not all(isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers):
+        return False
+    return bool(0 <= time.time() - entry["at"] <= DAYS * 86_400)

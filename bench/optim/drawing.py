@@ -1,0 +1,55 @@
+"""Random numbers for the weights of a whole model: the same ones, in however many processes its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bench.optim.sharded import is_sharded, part_of
+from bench.optim.tensors import as_real
+
+Draw = Callable[[Tensor], None]
+"""Fills a tensor from a generator that is in the same place in all processes."""
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+
+
+def drawn(like: Tensor, parameter: Any, draw: Draw) -> Tensor:
+    """Return random numbers of the shape of `like`, one for each real number of a parameter's part that is here.
+
+    Of a DTensor every process draws the whole, one parameter at a time, and keeps its part.
+    """
+    if not is_sharded(parameter):
+        numbers = torch.empty_like(like)
+        draw(numbers)
+        return numbers
+    whole = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=like.device)
+    draw(as_real(whole))
+    return as_real(part_of(whole, parameter))
+
+
+def pass_over(parameters: Sequence[Tensor], draw: Draw, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    """Draw what processes before this one in the group draw for parameters of theirs, and forget it.
+
+    Args:
+        parameters: those of this process that are drawn for, in their order.
+        group: the processes that share one model, in the order of its parameters; None: this one alone.
+        device: where numbers are drawn.
+    """
+    if group is None:
+        return
+    size = dist.get_world_size(group)
+    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(size)]
+    dist.all_gather(counts, torch.tensor([len(parameters)], device=device), group=group)
+    ours = torch.zeros(max(map(int, counts)), 2, dtype=torch.long)
+    for n, parameter in enumerate(parameters):
+        ours[n] = torch.tensor([parameter.numel(), DTYPES.index(parameter.dtype)])
+    everyones = [torch.zeros_like(ours, device=device) for _ in range(size)]
+    dist.all_gather(everyones, ours.to(device), group=group)
+    for count, theirs in zip(counts[: dist.get_rank(group)], everyones, strict=False):
+        for numel, dtype in theirs[: int(count)].tolist():
+            draw(as_real(torch.empty(numel, dtype=DTYPES[dtype], device=device)))

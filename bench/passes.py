@@ -1,0 +1,78 @@
+"""How many forward-backward passes a step of an optimizer takes: what it was registered with, else what is counted.
+
+A user's own method may take two without saying so. Equal budgets are shared out before any data is loaded, so steps are
+counted on a small network.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.optim.averaging import to_training
+from bench.optim.closures import Closure
+from bench.optim.method import Method
+from bench.registry import optimizers, undeclared
+from bench.spec import OptimizerChoice
+from bench.step import chosen_optimizer
+
+STEPS = 12
+"""Steps over which passes are averaged: a method may take a second one in some of its steps only."""
+
+
+def passes_per_step(choice: OptimizerChoice) -> float:
+    """Return the forward-backward passes per step of an optimizer, the mean over many steps."""
+    entry = optimizers[choice.name]
+    ours = entry.factory.__module__.startswith("bench.")  # their contract test holds them to one; counting takes time
+    if ours or entry.passes is not undeclared:
+        return entry.passes(choice.params)
+    base = optimizers[choice.base.name].factory if choice.base else None
+    return _counted(entry.factory, base, choice.model_dump_json())
+
+
+@functools.cache
+def _counted(factory: Callable[..., Any], base: Callable[..., Any] | None, choice_json: str) -> float:
+    """Count over some steps on a small network; 1, where the optimizer cannot do with it.
+
+    Args:
+        factory, base: tell optimizers of the same name in different plug-ins apart.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _count(OptimizerChoice.model_validate_json(choice_json))
+        except Exception:  # one that needs another model, or is at fault: a dry run and the run itself tell
+            return 1.0
+
+
+def _count(choice: OptimizerChoice) -> float:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
+    optimizer = chosen_optimizer(choice, list(model.parameters()), model)
+    to_training(optimizer)
+    if isinstance(optimizer, Method):
+        optimizer.total_steps = STEPS
+    work = 0.0
+
+    def losses(examples: Tensor | None = None) -> Tensor:
+        nonlocal work
+        x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+        work += len(x) / len(inputs) * (1 if torch.is_grad_enabled() else 1 / 3)
+        return nn.functional.cross_entropy(model(x), y, reduction="none")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = losses().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    asked: Closure = losses if getattr(optimizer, "takes_losses", False) else closure
+    for _ in range(STEPS):
+        optimizer.step(asked)
+    return work / STEPS

@@ -1,0 +1,125 @@
+"""What the cells of a table say: numbers, one value in several spellings, and what only looks like a word."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Literal
+
+Decimal = Literal[".", ","]
+
+MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+DIGITS = r"[+-]?\d[\d.,]*"
+NO_WORDS = {
+    "a number with a decimal comma": r"[+-]?\d*(?:\.\d{3})*,\d+|[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?",
+    "a date or a time": (
+        r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ].*)?|\d{1,2}([-/.])\d{1,2}\2(?:\d{2}|\d{4})(?: .*)?"
+        r"|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[ap]m)?"
+        rf"|\d{{1,2}}[ .-]+{MONTH}[ ,.-]+\d{{2,4}}|{MONTH} \d{{1,2}},? \d{{4}}"
+    ),
+    "a number with a sign": rf"[$€£¥] ?{DIGITS}|{DIGITS} ?[%$€£¥]",
+}
+"""By what they are: patterns of cells that are no words, and no numbers as they stand."""
+
+REMEDIES = {
+    "a number with a decimal comma": 'say task.decimal = "," (and write thousands without commas)',
+    "a date or a time": 'leave the column out with task.drop = ["{column}"], or make numbers of it (days, hours)',
+    "a number with a sign": "write the number alone",
+}
+
+TRUTH = {"false": 0.0, "true": 1.0}
+NAMED_LIKE_ID = re.compile(r"(?:^|[\W_])(?:id|idx|index|key|nr|no|num|number|row|uuid)$|[a-z]I[dD]$", re.ASCII)
+
+
+def number(cell: str, decimal: Decimal = ".") -> float | None:
+    """Return the number that a cell is, None if it is none or is not finite."""
+    if "_" in cell:  # Python reads 1_000 as 1000, a table's author hardly does
+        return None
+    if decimal == ",":
+        whole, comma, fraction = cell.partition(",")
+        if "." in whole and not re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", whole):
+            return None
+        cell = whole.replace(".", "") + (f".{fraction}" if comma else "")
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def no_word(cell: str) -> str | None:
+    """Return which of NO_WORDS a cell is."""
+    return next((kind for kind, pattern in NO_WORDS.items() if re.fullmatch(pattern, cell, re.IGNORECASE)), None)
+
+
+def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:
+    """Return the one spelling for each different cell: the commonest of those that mean the same.
+
+    Numbers that are equal mean the same (0 and 0.0), so do truth values in upper and lower case; beside numbers alone,
+    false is 0 and true is 1.
+    """
+    counts = Counter(cells)
+    numbers = {cell: number(cell, decimal) for cell in counts}
+    only_numbers = all(numbers[cell] is not None or cell.lower() in TRUTH for cell in counts)
+    beside_numbers = only_numbers and any(value is not None for value in numbers.values())
+    alike: dict[Hashable, list[str]] = defaultdict(list)
+    for cell, value in numbers.items():
+        truth = cell.lower() if cell.lower() in TRUTH else None
+        if truth and beside_numbers:
+            value = TRUTH[truth]
+        alike[value if value is not None else ("truth", truth) if truth else cell].append(cell)
+    chosen = dict[str, str]()
+    for group in alike.values():
+        best = min(group, key=lambda cell: (numbers[cell] is None, -counts[cell], len(cell), cell))
+        chosen |= dict.fromkeys(group, best)
+    return chosen
+
+
+def size(cell: str, decimal: Decimal = ".") -> float | None:
+    """Return what a cell is sorted by among numbers: the number, or 0 and 1 for false and true."""
+    return TRUTH.get(cell.lower(), number(cell, decimal))
+
+
+# ---- what is worth a word ------------------------------------------------------------------------------------
+
+
+def on_spellings(column: str, chosen: dict[str, str]) -> str:
+    """Return a sentence on values that were spelled in several ways, or may have been; "" if there are none."""
+    taken = [f'"{cell}" is taken for "{best}"' for cell, best in sorted(chosen.items()) if cell != best]
+    by_case = defaultdict(list)
+    for name in sorted(set(chosen.values())):
+        by_case[name.casefold()].append(f'"{name}"')
+    differ = [f"{' and '.join(names)} differ in case alone" for names in by_case.values() if len(names) > 1]
+    said = [*taken, *differ]
+    return f'In column "{column}" {", ".join(said)}.' if said else ""
+
+
+def on_ids(column: str, cells: Iterable[str], values: Iterable[float] | None) -> str:
+    """Return a sentence on a column that seems to number or name the rows; "" if it does not.
+
+    Args:
+        cells: of all rows.
+        values: what they are, for a column of numbers.
+    """
+    cells = list(cells)
+    if len(set(cells)) < len(cells):
+        return ""
+    if values is not None:
+        values = sorted(values)
+        whole = all(value.is_integer() for value in values) and len(set(values)) == len(values)
+        without_gaps = whole and values[-1] - values[0] == len(values) - 1
+        if not (without_gaps or (whole and NAMED_LIKE_ID.search(column))):
+            return ""
+    return (
+        f'Column "{column}" is different in every row, as row numbers and names are, and is an input all the same; '
+        f'task.drop = ["{column}"] leaves it out.'
+    )
+
+
+def on_filled(filled: dict[str, int]) -> str:
+    """Return a sentence on how many empty cells of which columns were filled; "" if none were."""
+    counts = [f'{count} in "{column}"' for column, count in filled.items() if count]
+    total = sum(filled.values())
+    return f"{total} empty {'cell was' if total == 1 else 'cells were'} filled: {', '.join(counts)}." if total else ""

@@ -1,0 +1,116 @@
+"""Image files as bytes of one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from bench.errors import BenchError
+
+DEEP = "F"
+"""Pillow's mode for floating numbers, in which images of more than 8 bits a pixel are held here. Its own conversion of
+them to grey or colour clips: 16-bit images become white, numbers from 0 to 1 black."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+Scale = tuple[float, float]  # the values that become 0 and 255
+
+
+def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: bool) -> torch.Tensor:
+    """Return the pixels of images as (N, H, W, C) uint8.
+
+    Images of more than 8 bits a pixel are scaled alike: from the darkest pixel of the training images to their
+    lightest. Pixels of others that lie beyond are clipped.
+
+    Args:
+        train: how many of them, the first ones, are the training set.
+        shape: (C, H, W), of 1 or 3 channels.
+        fit: whether images of another size are scaled and cut; if not, they are refused.
+
+    Raises:
+        BenchError: a file is damaged, of another size, or of another depth than the others; the message names it.
+    """
+    pixels = torch.empty((len(paths), *shape[1:], shape[0]), dtype=torch.uint8)
+    scale: Scale | None = None
+    for number, path in enumerate(paths):
+        image = _open(path, shape, fit)
+        if number == 0 and image.mode == DEEP:
+            scale = _range(paths[:train], shape, fit)
+        if (image.mode == DEEP) != (scale is not None):
+            raise _mixed(path, paths[0], first_is_deep=scale is not None)
+        pixels[number] = torch.from_numpy(_bytes(image, shape[0], scale))
+    return pixels
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image as it is looked at.
+
+    Raises:
+        BenchError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = ImageOps.exif_transpose(image).size
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return height, width
+
+
+def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
+    """Return an image of the right size: in grey or colour, or in mode DEEP."""
+    channels, height, width = shape
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = Image.fromarray(np.asarray(image, dtype=np.float32))
+            else:
+                image = image.convert("RGB" if channels == 3 else "L")
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if image.mode == DEEP and not np.isfinite(np.asarray(image)).all():
+        raise BenchError(f"{path} has pixels that are no finite number; write 0 there, or take the image out")
+    if fit:
+        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    if image.size != (width, height):
+        raise BenchError(
+            f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; say to which size all of them "
+            "are brought: task.size = 32, or 64, 224, ..."
+        )
+    return image
+
+
+def _range(paths: list[Path], shape: tuple[int, int, int], fit: bool) -> Scale:
+    lowest, highest = np.inf, -np.inf
+    for path in paths:
+        image = _open(path, shape, fit)
+        if image.mode != DEEP:
+            raise _mixed(path, paths[0], first_is_deep=True)
+        values = np.asarray(image)
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    return lowest, highest
+
+
+def _bytes(image: Image.Image, channels: int, scale: Scale | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return an image as (H, W, C)."""
+    values = np.array(image)
+    if scale is not None:
+        lowest, highest = scale
+        share = (values.astype(np.float64) - lowest) / ((highest - lowest) or 1.0)
+        values = np.repeat(np.rint(255 * share.clip(0, 1)).astype(np.uint8)[..., None], channels, axis=-1)
+    return values.reshape(image.height, image.width, channels)
+
+
+def _unreadable(path: Path, error: Exception) -> BenchError:
+    return BenchError(f"{path} cannot be read as an image: {error}")
+
+
+def _mixed(path: Path, first: Path, *, first_is_deep: bool) -> BenchError:
+    deep, shallow = (first, path) if first_is_deep else (path, first)
+    return BenchError(
+        f"{deep} has more than 8 bits a pixel and {shallow} has 8, so one of them would be much too dark or too light; "
+        "save all images with the same number of bits"
+    )

@@ -1,0 +1,136 @@
+"""Which training examples are held out for validation, and in which order the others are taken."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from bench.errors import BenchError
+from bench.seeding import numpy_stream
+from bench.spec import DataSettings
+
+Phase = Literal["tune", "refit"] | None
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+VALIDATION_SEED = 20210507
+"""Seed of the permutation that decides which training examples are validation, in all runs that choose nothing."""
+
+SAMPLE_SEED = 20261128
+"""Seed of the permutation that decides which training examples are evaluated in the course of training, in all runs."""
+
+QUANTILES = 10
+"""Strata of a number to predict: bins of equal counts, in the order of the numbers."""
+
+FEWEST_PER_QUANTILE = 10
+"""Examples per bin; fewer examples have fewer bins."""
+
+
+def strata(targets: Tensor) -> Indices:
+    """Return the stratum of each example, shape (N,): its class or, of a number to predict, its quantile bin.
+
+    Targets of more than one axis are one stratum.
+    """
+    if targets.ndim != 1:
+        return np.zeros(len(targets), np.int64)
+    return quantile_bins(targets.numpy()) if targets.is_floating_point() else targets.numpy().astype(np.int64)
+
+
+def quantile_bins(numbers: np.ndarray[Any, Any]) -> Indices:
+    """Return the bin of each number, shape (N,): tenths of the sorted numbers; fewer bins below 100 numbers."""
+    bins = min(QUANTILES, max(1, len(numbers) // FEWEST_PER_QUANTILE))
+    bin_of = np.empty(len(numbers), np.int64)
+    bin_of[np.argsort(numbers, kind="stable")] = np.arange(len(numbers)) * bins // max(1, len(numbers))
+    return bin_of
+
+
+def stratified_order(stratum: Indices, random: np.random.RandomState) -> tuple[Indices, np.ndarray[Any, Any]]:
+    """Return a random order of the examples in which every stretch has each stratum in its share, and who comes first.
+
+    The members of a stratum, shuffled, stand at equal distances, from a start of its own that is drawn, so that the
+    first m examples have within one or two of m times its share of them (systematic sampling; Cochran, Sampling
+    Techniques, 1977, chapter 8). A single stratum is in the order of `random.permutation`.
+
+    Args:
+        stratum: (N,) whole numbers.
+
+    Returns:
+        (N,) indices, and (N,) bool: whether the example at this place is the first of its stratum.
+    """
+    shuffled = random.permutation(len(stratum))
+    _, number, counts = np.unique(stratum[shuffled], return_inverse=True, return_counts=True)
+    together = np.argsort(number, kind="stable")
+    rank = np.empty(len(stratum), np.int64)
+    rank[together] = np.arange(len(stratum)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = random.random_sample(len(counts))
+    places = np.argsort((rank + start[number]) / counts[number], kind="stable")
+    return shuffled[places], rank[places] == 0
+
+
+def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
+    """Return (training, validation) examples out of a training set of `examples`.
+
+    Raises:
+        BenchError: one of the two would be empty, or there are fewer than `train_size`.
+    """
+    validation = round(examples * settings.validation)
+    if not 0 < validation < examples:
+        raise BenchError(
+            f"data.validation = {settings.validation:g} of {examples} training examples leaves "
+            f"{examples - validation} to train on and {validation} to validate on; both must be at least 1"
+        )
+    if settings.train_size is not None and settings.train_size > examples - validation:
+        raise BenchError(
+            f"data.train_size = {settings.train_size}, but only {examples - validation} of {examples} training "
+            f"examples are left beside data.validation = {settings.validation:g}"
+        )
+    if settings.train_share is not None:
+        return max(1, round(settings.train_share * (examples - validation))), validation
+    return settings.train_size or examples - validation, validation
+
+
+def learned_from(examples: int, settings: DataSettings, phase: Phase) -> int:
+    """Return how many of a training set of `examples` a run trains on. See `split_sizes` for what is raised."""
+    train, validation = split_sizes(examples, settings)
+    return train + validation if phase == "refit" else train
+
+
+def held_out(targets: Tensor, settings: DataSettings, seed: int, phase: Phase) -> tuple[Indices, Indices]:
+    """Return the (training, validation) examples of a run, each with every class, or quantile, in its share.
+
+    A smaller `train_size` is the beginning of a larger one. The split is the same for all seeds, but for runs of
+    tuning: theirs belongs to the seed, so that what is chosen over several seeds is not chosen on one validation set.
+
+    Args:
+        targets: (N,) of the whole training set.
+        phase: of the run (see `RunSpec`).
+
+    Raises:
+        BenchError: the sizes do not fit, see `split_sizes`.
+    """
+    train, validation = split_sizes(len(targets), settings)
+    random = numpy_stream(seed, "split") if phase == "tune" else np.random.RandomState(VALIDATION_SEED)
+    order, first = stratified_order(strata(targets), random)
+    # A class that is held out whole could never be learned: its first example is held out last of all.
+    kept = np.argsort(~first, kind="stable")[: len(order) - validation]
+    learned = np.zeros(len(order), bool)
+    learned[kept] = True
+    return order[learned][:train], order[~learned]
+
+
+def sample(targets: Tensor, noisy: Tensor | None, size: int) -> Indices:
+    """Return `size` of the training examples, in their order: of each class, or quantile, its share.
+
+    Of a class the examples with replaced labels have their share, too. The draw is the same for all runs that train on
+    the same examples. No class is left out that there is room for.
+
+    Args:
+        targets: (N,) of the training examples, more than `size`.
+        noisy: (N,) bool, whether a label was replaced; None where none was.
+    """
+    stratum = strata(targets)
+    if noisy is not None:
+        stratum = 2 * stratum + noisy.numpy()
+    order, first = stratified_order(stratum, np.random.RandomState(SAMPLE_SEED))
+    return np.sort(order[np.argsort(~first, kind="stable")[:size]])
