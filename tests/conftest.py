@@ -4,6 +4,7 @@ tiny stand-ins for the data sets that would have to be downloaded."""
 from __future__ import annotations
 
 import copy
+import gc
 import gzip
 import json
 import os
@@ -22,7 +23,9 @@ import torch
 from PIL import Image
 
 from bench import cli, registry
+from bench.analysis import report
 from bench.data import Dataset
+from tests import prefork
 
 REAL_DATA = os.environ.get("BENCH_DATA")
 """The user's data folder, for tests that ask for real data; no other test sees it."""
@@ -40,6 +43,21 @@ TINY: dict[str, Any] = {
     },
 }
 """Six runs of a few milliseconds each: sgd, and sam at two rho, two seeds."""
+
+
+LONGEST = ("tests/slurm/", "tests/launch/", "tests/test_distributed.py", "tests/analysis/")
+"""What takes longest or waits most, in this order first: at the end short tests are left, which share out well."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {item: [item.nodeid.startswith(name) for name in LONGEST] for item in items}
+    items.sort(key=lambda item: places[item].index(True) if any(places[item]) else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported by now out of every garbage collection: a million objects that stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -173,6 +191,13 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return call
 
 
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process draw no figures and leave the page empty, for tests that look at neither."""
+    for name, value in prefork.NO_REPORT.items():
+        monkeypatch.setattr(report, name, value)
+
+
 # ---- data sets -----------------------------------------------------------------------------------------------
 
 
@@ -180,6 +205,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 def _no_data_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_DATA", str(tmp_path_factory.mktemp("no_data")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("no_cache")))
         yield
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from bench.store import RunFolder
 with RunFolder(Path(sys.argv[1])).claim("cuda:1"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(1200)
 """
 
 
@@ -72,7 +72,7 @@ def test_the_lock_file_says_who_holds_the_run_and_nothing_afterwards(folder: Run
         who = folder.holder()
         assert who is not None
         assert (who["host"], who["pid"], who["device"]) == (os.uname().nodename, os.getpid(), "cpu")
-        assert abs(who["started"] - time.time()) < 60
+        assert abs(who["started"] - time.time()) < 1200
     assert folder.holder() is None
     assert (folder.path / "lock").read_text() == ""
 
@@ -149,7 +149,10 @@ def test_a_requeued_job_takes_its_claim_back_at_once(folder: RunFolder, monkeypa
     assert folder.status() == "running"
     forge(folder, age=0, slurm_job="99", slurm_task="3")  # a sibling on another node of the same job
     assert folder.status() == "running"
-    forge(folder, age=0, slurm_job="99")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    forge(folder, age=0, slurm_job="99", slurm_cluster="beta")  # another cluster's job of the same number
+    assert folder.status() == "running"
+    forge(folder, age=0, slurm_job="99", slurm_cluster="alpha")
     assert folder.status() == "missing"
     with folder.claim():
         assert (folder.holder() or {})["slurm_job"] == "99"
@@ -199,7 +202,7 @@ def test_where_the_file_system_has_no_locks_the_life_of_the_process_counts(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -215,7 +218,7 @@ def test_a_run_is_watched_from_outside(folder: RunFolder, hold: Any) -> None:
     assert seen is not None
     assert (seen["epochs_done"], seen["epochs"], seen["score"]) == (0, None, None)
     assert (seen["host"], seen["pid"], seen["device"]) == (os.uname().nodename, holder.pid, "cuda:1")
-    assert abs(seen["since"] - time.time()) < 60
+    assert abs(seen["since"] - time.time()) < 1200
     folder.write_start(json.dumps({"train": {"epochs": 30}}), {})
     for epoch in range(1, 200):
         folder.append_curve({"epoch": epoch, "val_acc": epoch / 1000, "long": "x" * 200})

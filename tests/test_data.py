@@ -457,7 +457,7 @@ def test_two_processes_that_fetch_at_once_download_once(root: Path, tmp_path: Pa
             self.send_header("Content-Length", str(len(ARCHIVE)))
             self.end_headers()
             self.wfile.write(ARCHIVE[:100])
-            both_are_there.wait(30)
+            both_are_there.wait(1200)
             self.wfile.write(ARCHIVE[100:])
 
         def log_message(self, *_: object) -> None:

@@ -11,16 +11,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from bench import checkpoint, distributed
@@ -37,10 +38,16 @@ from bench.step import set_up, share_out
 from bench.store import RunFolder, StorageError, Store
 from bench.tasks.base import Split
 from bench.train import Stopped, train
+from tests import prefork
 from tests import two_processes as two
+from tests.prefork import HANGS, Popen
+from tests.ranks import in_two_processes
 
 CPU = torch.device("cpu")
-TIMES = {"setup_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "resumes"}
+TIMES = {
+    *("setup_seconds", "train_seconds", "train_cpu_seconds", "eval_seconds", "finished_at", "peak_memory_mb"),
+    *("resumes", "curve_sha256"),
+}
 ROOT = Path(__file__).parents[1]
 PLUGIN = '''
 """A net with batch norm and dropout that misbehaves when a file in its folder says so: "<rank> <call> <what>"."""
@@ -57,8 +64,12 @@ class Touchy(nn.Module):
         )
         self.order, self.calls = order, itertools.count(1)
     def forward(self, x):
-        if self.training and self.order.exists():
-            rank, call, what = self.order.read_text().split()
+        try:
+            order = self.order.read_text() if self.training else ""
+        except FileNotFoundError:  # there is none, or another process has just carried it out
+            order = ""
+        if order:
+            rank, call, what = order.split()
             if next(self.calls) == int(call) and rank == os.environ.get("RANK"):
                 self.order.unlink()
                 if what == "raise":
@@ -231,22 +242,7 @@ def test_on_a_cpu_the_processes_of_a_run_share_its_cores(machine: Callable[[int,
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found in all cases of two_processes.py."""
-    folder = tmp_path_factory.mktemp("both")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
-    environment = os.environ | place | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes", str(folder)], env=environment | {"RANK": str(rank)}, cwd=ROOT
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes("tests.two_processes", tmp_path_factory.mktemp("both"))
 
 
 @pytest.fixture
@@ -482,7 +478,7 @@ class Site:
         path = self.path / "asked.json"
         path.write_text(self.spec.model_dump_json())
         command = [sys.executable, "-m", "bench.distributed", str(path), str(self.folder.path), "--threads", "1"]
-        return subprocess.Popen([*command, "--checkpoint-minutes", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        return Popen([*command, "--checkpoint-minutes", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def numbers(folder: RunFolder) -> tuple[Any, Any]:
@@ -503,6 +499,15 @@ def processes_of(folder: Path) -> list[int]:
         except OSError:  # it has ended
             continue
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Runs that start their processes from here have them without torch's import."""
+    here = SimpleNamespace(Popen=Popen, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "subprocess", here)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -570,6 +575,32 @@ def test_processes_told_to_end_before_they_are_ready_stop_and_do_not_fail(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_on_one_machine_listens_on_loopback_only(tmp_path: Path) -> None:
+    """Its starter and its processes, while they take steps."""
+    site, seen = Site(tmp_path), set[str]()
+    site.order(1, 7, "SIGTERM")
+
+    def stop() -> bool:
+        for pid in (os.getpid(), *processes_of(site.folder.path)):
+            seen.update(listening_of(pid))
+        return False
+
+    with pytest.raises(Stopped):
+        site.do(stop=stop)
+    assert seen == {"0100007F"}  # 127.0.0.1
+
+
+def listening_of(pid: int) -> set[str]:
+    """The addresses on which a process listens, as the kernel writes them."""
+    own = set()
+    for path in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):  # it has ended, or has just closed this
+            own.add(os.readlink(path))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+
+
+@pytest.mark.slow
 def test_one_that_dies_ends_both_and_is_named(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.order(1, 7, "SIGKILL")
@@ -603,7 +634,7 @@ def test_killed_by_force_it_leaves_nobody_behind_and_goes_on_with_the_same_bits(
     site = Site(tmp_path, m=25)
     site.order(1, 60, "SIGSTOP")  # so that the run is not over before it is killed
     process = site.by_hand()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANGS
     while (site.path / "order").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -618,7 +649,7 @@ def test_killed_by_force_it_leaves_nobody_behind_and_goes_on_with_the_same_bits(
         assert time.monotonic() < deadline, "processes outlived the one that started them"
         time.sleep(0.05)
     again = site.by_hand()
-    assert again.communicate(timeout=300)[0].count("epoch") >= 1
+    assert again.communicate(timeout=HANGS)[0].count("epoch") >= 1
     assert again.returncode == 0
     assert numbers(site.folder) == _renamed(undisturbed, site.spec.run_id)
 
@@ -631,7 +662,7 @@ def test_started_by_torchrun_it_joins_and_measures_what_one_process_does(tmp_pat
     folder = Store(tmp_path).run(spec.run_id)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "bench.distributed", str(tmp_path / "asked.json"), str(folder.path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"kind": "done"}
     reference = Store(tmp_path).run(alone.run_id)
@@ -655,8 +686,7 @@ def test_a_launch_does_runs_of_two_processes_and_records_it(tmp_path: Path) -> N
     )
     site.order(1, 5, "raise")
     command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = prefork.run(command, cwd=tmp_path)
     output = done.stdout + done.stderr
     assert output.count("FAILED: ValueError: no good") == 1, output
     assert "Estimated time on this machine" in output

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import download as module
 from bench.download import PATIENCE, Download, DownloadError, Patience, download
 from bench.store import StorageError
 
@@ -120,7 +119,7 @@ def stalls_at(stop: int) -> Plan:
     def plan(handler: Handler) -> None:
         well(handler, stop)
         handler.wfile.flush()
-        handler.server.go_on.wait(30)
+        handler.server.go_on.wait(1200)
 
     return plan
 
@@ -446,7 +445,7 @@ def test_a_terminal_shows_a_bar_and_what_goes_wrong_above_it(
 ) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
-    monkeypatch.setattr(module, "Console", lambda **_: console)
+    monkeypatch.setattr("bench.terminal.console", lambda **_: console)
     server.plans = [breaks_at(1000)]
     download(wanted, tmp_path, QUICK)
     assert "file.bin" in screen.getvalue()

@@ -250,7 +250,7 @@ NAMES = [
     ({"task": "digit"}, "task", ['unknown task "digit"', 'did you mean "digits"?']),
     ({"task": {"name": "digit"}}, "task", ['unknown task "digit"', 'did you mean "digits"?']),
     ({"task": {"augment": "none"}}, "task", ["unknown task", "digits"]),
-    ({"task": 3}, "task", ['unknown task "3"', "digits"]),
+    ({"task": 3}, "task", ["must be a name, or a table of a name and its settings, got 3"]),
     ({"model": "mpl"}, "model", ['unknown model "mpl"', 'did you mean "mlp"?']),
     ({"optimizers.sdg": {"lr": 1}}, "optimizers.sdg", ['unknown optimizer "sdg"', 'did you mean "sgd"?']),
     ({"optimizers.x": {"use": "sdg"}}, "optimizers.x.use", ['unknown optimizer "sdg"', 'did you mean "sgd"?']),

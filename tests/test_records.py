@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import records
+from bench import collecting, records
 from bench.errors import BenchError
 from bench.experiment import load
-from bench.launch.run import _to_be_kept
 from bench.spec import Experiment
 from bench.store import Store
 
@@ -49,7 +47,7 @@ def finish(store: Store, run_id: str, test_acc: float = 0.9, **changes: Any) -> 
 
 
 def collect(store: Store, experiment: Experiment) -> records.Results:
-    return records.collect(store, experiment.meta(), experiment.runs)
+    return collecting.collect(store, experiment.meta(), experiment.runs)
 
 
 def test_every_planned_run_has_one_row_whatever_became_of_it(tmp_path: Path, experiment: Experiment) -> None:
@@ -130,32 +128,6 @@ def test_a_records_file_cut_short_or_broken_is_refused(tmp_path: Path, experimen
 def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="holds no results yet; `bench run`"):
         records.read(tmp_path)
-
-
-def test_results_of_another_machine_give_way_to_whole_ones_only(tmp_path: Path, experiment: Experiment) -> None:
-    there, here = Store(tmp_path / "there"), Store(tmp_path / "here")
-    for run in experiment.runs:
-        finish(there, run.spec.run_id)
-    records.publish(collect(there, experiment), here.folder)
-    ids = {run.spec.run_id for run in experiment.runs}
-    held = records.finished(here.folder)
-    assert held == ids
-
-    first, *others = experiment.runs
-    finish(here, first.spec.run_id)
-    assert _to_be_kept(held, collect(here, experiment), here) == ids - {first.spec.run_id}  # a part of it
-
-    fewer = dataclasses.replace(experiment, runs=(first,))  # whole, but a part of what is held: fewer seeds
-    assert _to_be_kept(held, collect(here, fewer), here) == ids - {first.spec.run_id}
-
-    other = load(tmp_path / "tiny.toml", ["optimizers.sgd.lr=0.2"])  # the file was edited: another experiment, whole
-    for run in other.runs:
-        finish(here, run.spec.run_id)
-    assert _to_be_kept(held, collect(here, other), here) == set()
-
-    for run in others:
-        finish(here, run.spec.run_id)
-    assert _to_be_kept(held, collect(here, experiment), here) == set()  # the same runs, now made here
 
 
 def test_records_that_are_no_table_stop_a_launch(tmp_path: Path) -> None:

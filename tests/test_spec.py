@@ -34,6 +34,7 @@ FULL: dict[str, Any] = {
         "cuda_graphs": False,
         "deterministic": False,
         "eval_every": 1,
+        "eval_train": 5000,
         "processes": 1,
     },
     "seed": 0,
@@ -41,8 +42,8 @@ FULL: dict[str, Any] = {
     "files_sha256": None,
     "plugins": [{"path": "/home/me/mine.py", "sha256": "ab" * 32}],
 }
-FULL_ID = "460008d6a3c0"
-PLAIN_ID = "c3bdfc5e2cd3"
+FULL_ID = "b51a55846c99"
+PLAIN_ID = "99718403af58"
 
 
 def changed(path: tuple[str | int, ...], value: Any) -> RunSpec:
@@ -106,6 +107,7 @@ def test_defaults_are_what_they_have_always_been() -> None:
         "cuda_graphs": False,
         "deterministic": False,
         "eval_every": 1,
+        "eval_train": 5000,
         "processes": 1,
     }
 

@@ -74,15 +74,16 @@ def test_a_file_size_limit_hit_in_a_checkpoint_keeps_the_old_one(tmp_path: Path)
 import resource, torch
 from pathlib import Path
 from bench import checkpoint
-from bench.store import StorageError
-path = Path({str(tmp_path)!r}) / "checkpoint.pt"
-checkpoint.save(path, {{"run_id": "old"}})
+from bench.store import RunFolder, StorageError
+folder = RunFolder(Path({str(tmp_path)!r}))
+state = dict.fromkeys(checkpoint.KEYS)
+checkpoint.save(folder, state | {{"run_id": "old"}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoint.save(path, {{"run_id": "new", "model": torch.zeros(1_000_000)}})
+    checkpoint.save(folder, state | {{"run_id": "new", "model": torch.zeros(1_000_000)}})
 except StorageError as error:
     print(error)
-print(checkpoint.load(path, "old")["run_id"], sorted(p.name for p in path.parent.iterdir()))
+print(checkpoint.load(folder.checkpoint, "old")["run_id"], sorted(p.name for p in folder.path.iterdir()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     message, state = done.stdout.strip().splitlines()
@@ -154,7 +155,7 @@ def test_a_run_is_claimed_once_and_free_again_when_the_holder_dies(tmp_path: Pat
     code = (
         "import sys, time; from pathlib import Path; from bench.store import RunFolder\n"
         f"with RunFolder(Path({str(folder.path)!r})).claim():\n"
-        "    print('held', flush=True); time.sleep(60)"
+        "    print('held', flush=True); time.sleep(1200)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

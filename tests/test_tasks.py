@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from bench.experiment import load
 from bench.launch.plan import make_plan
 from bench.spec import DataSettings
 from bench.store import Store
-from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels, split_sizes
+from bench.tasks import digits
+from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels
 from bench.tasks.digits import Digits
+from bench.tasks.splits import split_sizes
 
 registry.load_builtins()
 PLAIN, NOISY = DataSettings(), DataSettings(label_noise=0.3)
@@ -345,6 +348,22 @@ def test_digits_and_their_split_are_what_they_have_always_been() -> None:
         pixels = ((split.inputs - low) / (high - low) * 16).round().to(torch.uint8)  # the same on every processor
         digest.update(pixels.numpy().tobytes() + split.targets.to(torch.uint8).numpy().tobytes())
     assert digest.hexdigest()[:16] == "c14b60f4aab4d522"
+
+
+def test_digits_are_read_without_importing_scikit_learn_which_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # importing it is an error now
+    table = digits._table()
+    assert np.array_equal(table, np.column_stack([raw.data, raw.target]))
+    assert Digits().train_examples() == len(Digits().load()[0])
+
+
+def test_digits_whose_file_is_elsewhere_are_read_by_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = digits._table()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert np.array_equal(digits._table(), expected)
 
 
 def test_digits_are_standardised_by_the_training_images() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from tests import prefork
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = (ROOT / "docs/your-own-model.md").read_text()
@@ -25,9 +26,7 @@ PROGRAMS = {"python": [sys.executable], "bench": [sys.executable, "-m", "bench"]
 def run(command: str, folder: Path) -> str:
     """What a command of the tutorial prints, done in the reader's folder."""
     program, *arguments = shlex.split(command)
-    done = subprocess.run(
-        [*PROGRAMS[program], *arguments], cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = prefork.run([*PROGRAMS[program], *arguments], cwd=folder)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -77,7 +76,9 @@ def test_an_experiment_ends_with_the_answer_in_words(
     assert command in COMMANDS
     printed = " ".join(run(command, folder).split())
     answer = re.split(question, printed)[-1]
-    assert re.match(r" (sam .* is (better|worse) than|No difference between sam and) ", answer), printed[-2000:]
+    assert re.match(r" (sam .* is (better|worse) than|No difference between sam and|sam against) ", answer), printed[
+        -2000:
+    ]
     name = command.split()[-1].removesuffix(".toml")
     records = pd.read_csv(folder / "results" / name / "records.csv")
     assert list(records.status.unique()) == ["done"]

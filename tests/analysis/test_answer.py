@@ -166,13 +166,22 @@ def test_unverified_data_is_told_beside_the_answer(make_results: Make) -> None:
     assert said[-1].startswith("Unverified data")
 
 
-def test_other_hardware_has_no_price_in_time(make_results: Make) -> None:
+@pytest.mark.parametrize("column", ["torch", "commit"])
+def test_other_versions_have_no_price_in_time(make_results: Make, column: str) -> None:
     def change(records: pd.DataFrame) -> pd.DataFrame:
-        return records.assign(device=np.where(records["seed"] == 0, "another", records["device"]))
+        return records.assign(**{column: np.where(records["seed"] == 0, "another", records[column])})
 
     (said,) = answer(make_results(TWO, change=change))
     assert "at 2.00 times the passes." in said
     assert "training time" not in said
+
+
+def test_other_hardware_has_the_price_of_one_kind(make_results: Make) -> None:
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        return records.assign(device=np.where(records["seed"] == 0, "another", records["device"]))
+
+    (said,) = answer(make_results(TWO, change=change))
+    assert "times the training time on AMD EPYC (2 threads)." in said
 
 
 @pytest.mark.parametrize("form", ["md", "tex"])

@@ -51,7 +51,8 @@ def table1(request: pytest.FixtureRequest) -> Callable[..., Results]:
         columns = [*records.metric_columns("acc"), *records.COSTS, *records.CIRCUMSTANCES]
         frame = pd.DataFrame(rows)
         frame = frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
-        return Results({**experiment.meta(), **meta}, change(frame), frame.iloc[:0])
+        curves = frame.iloc[:0].assign(epoch=[], batch_loss=[])
+        return Results({**experiment.meta(), **meta}, change(frame), curves)
 
     return make
 
@@ -132,7 +133,7 @@ def test_verdicts_at_the_edge(table1: Make) -> None:
 
 def test_one_seed_and_another_quantity_get_no_verdict(table1: Make) -> None:
     one = cells(table1(lambda frame: frame[frame["seed"] == 0].reset_index(drop=True)), "foret-table1")
-    assert of(one, dataset="CIFAR-10", setting="basic", optimizer="SAM", **WIDE).verdict == "one seed"
+    assert of(one, dataset="CIFAR-10", setting="basic", optimizer="SAM", **WIDE).verdict == "fewer than 4 runs"
 
     def kwon(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(model="resnet32", label_noise=0.2, **{"task.augment": "basic"})

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 
 from bench.analysis import plots
 from bench.analysis.pareto import on_front
-from bench.analysis.plots.style import WIDTHS, label_styles
+from bench.analysis.plots.looks import label_styles
+from bench.analysis.plots.style import WIDTHS
 from bench.analysis.plots.view import Drawing
 from bench.analysis.summary import all_rows
 from bench.records import Results
@@ -30,9 +31,13 @@ def ys(line: Line2D) -> np.ndarray[Any, Any]:
     return np.asarray(line.get_ydata(), dtype=float)
 
 
-def drawn(figure: Figure) -> np.ndarray[Any, Any]:
-    """Every height at which something stands in a figure."""
-    return np.concatenate([ys(line) for ax in figure.axes for line in ax.lines])
+def xs(line: Line2D) -> np.ndarray[Any, Any]:
+    return np.asarray(line.get_xdata(), dtype=float)
+
+
+def drawn(figure: Figure, along: str) -> np.ndarray[Any, Any]:
+    """Every place along an axis, "x" or "y", at which something stands in a figure."""
+    return np.concatenate([(xs if along == "x" else ys)(line) for ax in figure.axes for line in ax.lines])
 
 
 def holds(values: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> bool:
@@ -57,7 +62,7 @@ def test_every_figure_has_its_numbers_beside_it(drawings: dict[str, Drawing]) ->
     for name, drawing in drawings.items():
         values = drawing.data[columns[name.partition("-")[0]]].to_numpy(float)
         assert len(values)
-        assert holds(values, drawn(drawing.figure)), name
+        assert holds(values, drawn(drawing.figure, "x" if name.startswith("paired") else "y")), name
         assert drawing.caption.endswith(".")
 
 
@@ -73,10 +78,11 @@ def test_the_numbers_of_a_curve_are_those_drawn(drawings: dict[str, Drawing]) ->
 
 
 def test_files_of_numbers_are_written_beside_the_figures(make_results: Make, tmp_path: Path) -> None:
-    drawings = plots.draw(make_results(FEW))
-    paths = plots.write(drawings, tmp_path)
+    results = make_results(FEW)
+    drawings = plots.draw(results)
+    paths = plots.build(results, tmp_path)
     assert [path.suffix for path in paths] == [".png", ".pdf", ".csv"] * len(drawings)
-    found = pd.read_csv(tmp_path / "paired.csv")
+    found = pd.read_csv(tmp_path / "figures" / "paired.csv")
     expected = pd.read_csv(io.StringIO(drawings["paired"].data.to_csv(index=False)))
     pd.testing.assert_frame_equal(found, expected)
     assert len(found) == 2 * 5
@@ -106,8 +112,8 @@ def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_p
 
 def test_a_line_for_each_seed_goes_from_the_baseline_to_the_optimizer(make_results: Make) -> None:
     results = make_results(FEW, status={("adam", "", 3): "diverged"})
-    value, difference = plots.draw(results)["paired"].figure.axes
-    assert [text.get_text() for text in value.get_xticklabels()] == ["adam", "sam"]
+    value, difference = plots.draw(results, only=["paired"])["paired"].figure.axes
+    assert [text.get_text() for text in value.get_yticklabels()] == ["adam, 4 of 5 seeds", "sam (rho=0.2)"]
     rows = {row.label: row for row in all_rows(results) if row.chosen}
     records = results.records[results.records["status"] == "done"].fillna({"config": ""})
 
@@ -115,13 +121,13 @@ def test_a_line_for_each_seed_goes_from_the_baseline_to_the_optimizer(make_resul
         mine = records[(records["optimizer"] == label) & (records["config"] == rows[label].config)]
         return 100 * mine.set_index("seed")["test_acc"]
 
-    colour = label_styles(list(FEW), "sgd")["adam"]["color"]
-    lines = [ys(line) for line in value.lines if line.get_color() == colour and line.get_marker() == "None"]
+    colour = label_styles(list(FEW))["adam"]["color"]
+    lines = [xs(line) for line in value.lines if line.get_color() == colour and line.get_marker() == "None"]
     pairs = np.column_stack([of("sgd"), of("adam").reindex(range(5))])
     assert np.array(lines) == pytest.approx(pairs[~np.isnan(pairs).any(axis=1)])
     (mean,) = (line for line in difference.lines if line.get_color() == colour and line.get_markersize() > 5)
     assert rows["adam"].difference is not None
-    assert ys(mean)[0] == pytest.approx(100 * rows["adam"].difference.difference.mean)
+    assert xs(mean)[0] == pytest.approx(100 * rows["adam"].difference.difference.mean)
 
 
 def test_nothing_is_paired_without_a_partner(make_results: Make) -> None:
@@ -129,7 +135,7 @@ def test_nothing_is_paired_without_a_partner(make_results: Make) -> None:
     lost = {("sgd", "", seed): "failed" for seed in range(5)}
     assert "paired" not in plots.draw(make_results(FEW, status=lost))
     apart = {("sgd", "", seed): "failed" for seed in range(3)} | {("adam", "", seed): "failed" for seed in (3, 4)}
-    data = plots.draw(make_results(FEW, status=apart))["paired"].data
+    data = plots.draw(make_results(FEW, status=apart), only=["paired"])["paired"].data
     assert set(data["optimizer"]) == {"sam"}
 
 
@@ -146,7 +152,7 @@ def test_what_nothing_beats_at_its_cost_is_on_the_front() -> None:
 
 
 def test_the_front_is_drawn_through_its_points(make_results: Make) -> None:
-    figure, _, data = plots.draw(make_results(FEW))["cost"]
+    figure, _, data = plots.draw(make_results(FEW), only=["cost"])["cost"]
     for ax, cost in zip(figure.axes, ("train_seconds", "passes"), strict=True):
         (front,) = (line for line in ax.lines if line.get_drawstyle() == "steps-post")
         flagged = data[data[f"on_front_of_{cost}"]]
@@ -160,16 +166,18 @@ def test_names_too_long_for_a_panel_are_in_a_legend(make_results: Make, key: str
         best = frame["config"].eq(f"{key}=0.2").astype(float)
         return frame.assign(**{key: 0.1}).assign(val_acc=best)
 
-    figure = plots.draw(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change))["cost"].figure
+    figure = plots.draw(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change), only=["cost"])[
+        "cost"
+    ].figure
     assert [text.get_text() for text in figure.axes[0].texts] == ["sgd", shown]
     assert bool(figure.legends) is (shown == "sam")
 
 
 def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> None:
-    figure = plots.draw(make_results(FEW))["cost"].figure
+    figure = plots.draw(make_results(FEW), only=["cost"])["cost"].figure
     figure.draw_without_rendering()
     marks = {line.get_color(): line for line in figure.axes[1].lines if line.get_marker() not in ("None", "")}
-    looks = label_styles(list(FEW), "sgd")
+    looks = label_styles(list(FEW))
     sgd, adam = (marks[looks[label]["color"]] for label in ("sgd", "adam"))
     assert np.array_equal(sgd.get_xdata(), adam.get_xdata())
     places = [line.get_transform().transform(line.get_xydata())[0, 0] for line in (sgd, adam)]
@@ -202,7 +210,7 @@ def test_figures_are_of_final_runs_and_those_of_sweeps_of_tuning(make_phased: Ma
     low, high = figure.axes[1].get_ylim()
     assert low > 100 * tune["val_acc"].min() - 5, "two seeds' intervals do not set the limits"
     assert high < 100 * tune["val_acc"].max() + 5
-    (line,) = (line for line in figure.axes[1].lines if len(ys(line)) == 2 and line.get_marker() == "^")
+    (line,) = (line for line in figure.axes[1].lines if len(ys(line)) == 2 and line.get_marker() == "D")
     assert ys(line) == pytest.approx(expected.to_numpy())
     (ring,) = (line for line in figure.axes[1].lines if line.get_markersize() > 8)
     assert list(np.asarray(ring.get_xdata())) == [0.2]
@@ -215,7 +223,7 @@ def test_an_interval_beyond_what_a_share_can_be_stretches_no_axis(make_results: 
         return records.assign(test_acc=wide, val_acc=wide)
 
     labels: dict[str, Any] = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2, 0.5))}}
-    figure = plots.draw(make_results(labels, seeds=(0, 1, 2), change=change))["sweep"].figure
+    figure = plots.draw(make_results(labels, seeds=(0, 1, 2), change=change), only=["sweep"])["sweep"].figure
     low, high = figure.axes[0].get_ylim()
     assert -15 < low <= 0
     assert 100 <= high < 115
@@ -229,11 +237,11 @@ def test_several_swept_numbers_have_a_panel_each_and_a_point_a_configuration(mak
 
     labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.05, 0.1, 0.2, 0.5))}}
     results = make_results(labels, change=change, sweeps={"sam": ["rho", "weight_decay"]})
-    figure, caption, data = plots.draw(results)["sweep"]
+    figure, caption, data = plots.draw(results, only=["sweep"])["sweep"]
     assert [ax.get_xlabel() for ax in figure.axes] == ["rho"] * 2 + ["weight_decay"] * 2
     assert "a point a configuration" in caption
     assert list(data["weight_decay"]) == list(decay.values())
     for ax, places in ((figure.axes[0], data["rho"]), (figure.axes[2], data["weight_decay"])):
-        points = [line for line in ax.lines if line.get_marker() == "s" and line.get_markersize() < 8]
+        points = [line for line in ax.lines if line.get_marker() == "D" and line.get_markersize() < 8]
         assert [np.asarray(line.get_xdata())[0] for line in points] == sorted(places)
         assert sorted(ys(line)[0] for line in points) == pytest.approx(sorted(data["test_acc_mean [%]"]))

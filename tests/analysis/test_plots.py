@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 
 from bench import records
 from bench.analysis import plots
-from bench.analysis.plots.style import RC, label_styles, panel_width, value_axis, wide
+from bench.analysis.plots.looks import label_styles
+from bench.analysis.plots.style import RC, panel_width, value_axis, wide
 from bench.analysis.summary import all_rows
 from bench.errors import BenchError
 from bench.records import Results
@@ -32,8 +33,9 @@ LABELS = ["sgd", "sgd-2x", "adam", "sam", "asam"]
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def figures(results: Results, width: str = "page") -> dict[str, Figure]:
-    return {name: drawing.figure for name, drawing in plots.draw(results, width).items()}
+def figures(results: Results, *only: str) -> dict[str, Figure]:
+    """Those named, with all their pages; without names, every figure."""
+    return {name: drawing.figure for name, drawing in plots.draw(results, only=only or None).items()}
 
 
 def legend(figure: Figure) -> list[str]:
@@ -77,42 +79,44 @@ def test_nothing_finished_is_an_error(make_results: Make, tmp_path: Path) -> Non
 
 
 def test_passes_have_their_own_panels_only_where_they_differ(make_results: Make) -> None:
-    both = figures(make_results())["curves"]
+    both = figures(make_results(), "curves")["curves"]
     assert [ax.get_xlabel() for ax in both.axes] == ["epoch"] * 2 + ["forward-backward passes"] * 2
-    alike = figures(make_results({"sgd": {}, "adam": {}}))
+    alike = figures(make_results({"sgd": {}, "adam": {}}), "curves", "sweep")
     assert [ax.get_xlabel() for ax in alike["curves"].axes] == ["epoch"] * 2
     assert "sweep" not in alike
 
 
 def test_curves_are_means_over_finished_runs_of_the_chosen_configuration(make_results: Make) -> None:
     results = make_results(status={("sgd", "", 0): "diverged"})
-    axes = figures(results)["curves"].axes[0]
+    figure = figures(results, "curves")["curves"]
+    axes = figure.axes[0]
     curves, records = results.curves, results.records
     runs = records.loc[(records["optimizer"] == "sgd") & (records["status"] == "done"), "run_id"]
     expected = 100 * curves[curves["run_id"].isin(runs)].groupby("epoch")["test_acc"].mean()
     assert axes.lines[0].get_ydata() == pytest.approx(expected.to_numpy())
     assert len(axes.lines) == len(LABELS)
-    assert legend(figures(results)["curves"])[0] == "sgd, 4 of 5 seeds"
+    assert legend(figure)[0] == "sgd, 4 of 5 seeds"
 
 
 def test_runs_evaluated_once_have_no_course_to_draw(make_results: Make) -> None:
     results = make_results()
     last = results.curves.groupby("run_id").tail(1)
-    assert {"curves", "gap"} <= figures(results).keys()
-    assert figures(dataclasses.replace(results, curves=last)).keys() == figures(results).keys() - {"curves", "gap"}
+    every = figures(results).keys()
+    assert {"curves", "gap"} <= every
+    assert figures(dataclasses.replace(results, curves=last)).keys() == every - {"curves", "gap"}
 
 
 def test_a_label_looks_the_same_in_every_figure(make_results: Make) -> None:
-    styles = label_styles(LABELS, "sgd")
+    styles = label_styles(LABELS)
     assert len({(style["color"], style["marker"], style["linestyle"]) for style in styles.values()}) == len(LABELS)
-    found = figures(make_results())
+    found = figures(make_results(), "curves", "gap")
     for name in ("curves", "gap"):
         drawn = [to_hex(line.get_color()).upper() for line in found[name].axes[0].lines]
         assert drawn == [styles[label]["color"] for label in LABELS]
 
 
 def test_many_labels_stay_distinct() -> None:
-    styles = label_styles([f"o{i}" for i in range(40)], "o0")
+    styles = label_styles([f"o{i}" for i in range(40)])
     assert len({(style["color"], style["marker"], style["linestyle"]) for style in styles.values()}) == 40
 
 
@@ -122,7 +126,7 @@ def test_one_seed_and_missing_labels_are_drawn_as_far_as_they_go(make_results: M
 
 
 def test_names_in_the_cost_figure_do_not_overlap(make_results: Make) -> None:
-    figure = figures(make_results())["cost"]
+    figure = figures(make_results(), "cost")["cost"]
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(LABELS)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -134,7 +138,7 @@ def test_sweep_has_ticks_at_the_values_and_a_row_for_each_key(make_results: Make
         "sgd": {},
         "sam": {"sweep": ("rho", (0.1, 0.2))},
     }
-    axes = figures(make_results(sweep))["sweep"].axes
+    axes = figures(make_results(sweep), "sweep")["sweep"].axes
     assert [ax.get_xlabel() for ax in axes] == ["lr", "lr", "rho", "rho"]
     assert [ax.get_xscale() for ax in axes] == ["log", "log", "linear", "linear"]
     assert list(axes[0].get_xticks()) == [1e-4, 1e-3, 1e-2]
@@ -154,13 +158,13 @@ def test_a_run_under_two_labels_is_drawn_where_it_was_chosen(make_results: Make)
     results = make_results(sweep, change=change)
     results.curves["run_id"] = results.curves["run_id"].str.replace("^b-lr=0.1", "a-lr=0.1", regex=True)
     of_b = results.curves[(results.curves["optimizer"] == "b") & (results.curves["config"] == "lr=0.2")]
-    line = figures(results)["curves"].axes[0].lines[2]
+    line = figures(results, "curves")["curves"].axes[0].lines[2]
     assert ys(line) == pytest.approx(100 * of_b.groupby("epoch")["test_acc"].mean().to_numpy())
 
 
 def test_epochs_have_whole_ticks(make_results: Make) -> None:
     with matplotlib.rc_context(RC):
-        figure = figures(make_results(vary={"label_noise": [0.2, 0.4]}))["curves"]
+        figure = figures(make_results(vary={"label_noise": [0.2, 0.4]}), "curves")["curves"]
         figure.draw_without_rendering()
         for ax in figure.axes:
             assert [tick % 1 for tick in ax.get_xticks()] == [0] * len(ax.get_xticks())
@@ -169,7 +173,7 @@ def test_epochs_have_whole_ticks(make_results: Make) -> None:
 @pytest.mark.parametrize("length", [4, 30])
 def test_legends_stay_within_the_figure(make_results: Make, length: int) -> None:
     labels: dict[str, Any] = {"sgd": {}, **{f"{name}{'x' * length}": {} for name in "abcdef"}}
-    figure = figures(make_results(labels, seeds=(0, 1)))["curves"]
+    figure = figures(make_results(labels, seeds=(0, 1)), "curves")["curves"]
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
@@ -191,7 +195,7 @@ def test_the_committed_figures_are_those_of_the_committed_records(tmp_path: Path
 
 def test_training_figures_have_a_row_of_panels_for_each_condition(make_results: Make) -> None:
     results = make_results(FEW, vary=NOISE)
-    found = figures(results)
+    found = figures(results, "curves", "gap")
     best = {(row.condition, row.label): row for row in all_rows(results) if row.chosen}
     for name, columns in (("curves", 3), ("gap", 2)):
         assert [line[0].get_ylabel() for line in grid(found[name], columns)] == results.meta["conditions"]
@@ -207,13 +211,13 @@ def test_the_gap_is_in_nats_where_every_loss_is(make_glue: Make) -> None:
         (("glue/mrpc", "glue/rte"), "test − train loss (nats)"),
         (("glue/stsb",), "test − train loss"),
     ):
-        assert figures(make_glue(tasks))["gap"].axes[0].get_title() == title
+        assert figures(make_glue(tasks), "gap")["gap"].axes[0].get_title() == title
 
 
 def test_curves_against_passes_only_where_they_differ(make_results: Make) -> None:
     alike = make_results({"sgd": {}, "adam": {}}, vary=NOISE)
-    assert len(figures(alike)["curves"].axes) == 4 * 2
-    assert [ax.get_xlabel() for ax in figures(make_results(FEW, vary=NOISE))["curves"].axes][-3:] == [
+    assert len(figures(alike, "curves")["curves"].axes) == 4 * 2
+    assert [ax.get_xlabel() for ax in figures(make_results(FEW, vary=NOISE), "curves")["curves"].axes][-3:] == [
         "epoch",
         "forward-backward passes",
         "epoch",
@@ -225,13 +229,14 @@ def test_every_curve_ends_within_its_panel(make_results: Make, vary: dict[str, l
     results = make_results(FEW, vary=vary, status={("label_noise=0.2", "sam", "rho=0.1", 0): "failed"})
     sizes = results.curves["condition"].str.extract(r"train_size=(\d+)")[0].astype(float).fillna(500)
     results.curves["passes"] *= sizes / 500
+    found = figures(results, "curves", "gap")
     for name in ("curves", "gap"):
-        lines = grid(figures(results)[name], 3 if name == "curves" else 2)
+        lines = grid(found[name], 3 if name == "curves" else 2)
         for ax in (ax for line in lines for ax in line):
             end = max(xs(line)[-1] for line in ax.lines)
             assert 0.4 * ax.get_xlim()[1] < end < ax.get_xlim()[1]
         assert len({line[0].get_xlim() for line in lines}) == 1
-    labelled = [line[1].xaxis.get_tick_params()["labelbottom"] for line in grid(figures(results)["curves"], 3)]
+    labelled = [line[1].xaxis.get_tick_params()["labelbottom"] for line in grid(found["curves"], 3)]
     assert labelled == ([True] * 3 if "train_size" in vary else [False] * 3 + [True])
 
 
@@ -248,12 +253,13 @@ def test_many_conditions_go_on_another_page(make_results: Make) -> None:
 def test_sweeps_have_a_figure_for_each_hyperparameter(make_results: Make) -> None:
     labels = {"sgd": {"sweep": ("lr", (0.1, 0.2))}, "sam": {"sweep": ("rho", (0.1, 0.2, 0.4))}}
     results = make_results(labels, vary=NOISE)
+    found = figures(results, "sweep")
     for name, key, count in (("sweep", "lr", 2), ("sweep-2", "rho", 3)):
-        axes = figures(results)[name].axes
+        axes = found[name].axes
         assert [ax.get_xlabel() for ax in axes] == [""] * 6 + [key] * 2
         assert len(axes[0].get_xticks()) == count
     rows = [row for row in all_rows(results) if row.condition == "label_noise=0.4" and row.label == "sam"]
-    line = next(line for line in figures(results)["sweep-2"].axes[2].lines if len(xs(line)) == 3)
+    line = next(line for line in found["sweep-2"].axes[2].lines if len(xs(line)) == 3)
     assert ys(line) == pytest.approx([100 * row.test_metric.mean for row in rows])
 
 
@@ -263,9 +269,9 @@ def markers(ax: Axes, colour: str) -> list[Line2D]:
 
 def test_cost_has_a_panel_for_each_condition(make_results: Make) -> None:
     results = make_results(FEW, vary=NOISE)
-    figure = figures(results)["cost"]
+    figure = figures(results, "cost")["cost"]
     assert [ax.get_title() for ax in figure.axes] == results.meta["conditions"]
-    colour = label_styles(list(FEW), "sgd")["adam"]["color"]
+    colour = label_styles(list(FEW))["adam"]["color"]
     rows = [row for row in all_rows(results) if row.label == "adam"]
     for ax, row in zip(figure.axes, rows, strict=True):
         (point,) = markers(ax, colour)
@@ -278,13 +284,13 @@ def test_legends_name_a_configuration_if_it_is_chosen_everywhere(make_results: M
         best = frame["condition"].map({"label_noise=0.2": "rho=0.1", "label_noise=0.4": other})
         return frame.assign(val_acc=(frame["config"] == best).astype(float))
 
-    figure = figures(make_results(FEW, vary={"label_noise": [0.2, 0.4]}, change=change))["curves"]
+    figure = figures(make_results(FEW, vary={"label_noise": [0.2, 0.4]}, change=change), "curves")["curves"]
     assert legend(figure) == ["sgd", "adam", name]
 
 
 def test_conditions_are_drawn_against_the_varied_number(make_results: Make) -> None:
     results = make_results(FEW, vary=NOISE)
-    figure = figures(results)["conditions"]
+    figure = figures(results, "conditions")["conditions"]
     test, difference = figure.axes
     assert [test.get_xlabel(), test.get_xscale(), list(test.get_xticks())] == [
         "label noise",
@@ -292,7 +298,7 @@ def test_conditions_are_drawn_against_the_varied_number(make_results: Make) -> N
         [0.2, 0.4, 0.6, 0.8],
     ]
     assert [test.get_ylabel(), difference.get_ylabel()] == ["test accuracy (%)", "difference to sgd (points)"]
-    styles = label_styles(list(FEW), "sgd")
+    styles = label_styles(list(FEW))
     rows = [row for row in all_rows(results) if row.chosen and row.label == "sam"]
     points = markers(test, styles["sam"]["color"])
     assert [xs(point)[0] for point in points] == [0.2, 0.4, 0.6, 0.8]
@@ -306,31 +312,31 @@ def test_conditions_are_drawn_against_the_varied_number(make_results: Make) -> N
 
 
 def test_one_condition_has_no_figure_of_conditions(make_results: Make) -> None:
-    assert "conditions" not in figures(make_results(FEW))
+    assert "conditions" not in figures(make_results(FEW), "conditions")
     lost = {
         (f"label_noise={noise}", label, config, seed): "missing"
         for noise in (0.4, 0.6, 0.8)
         for label, config in (("sgd", ""), ("adam", ""), ("sam", "rho=0.1"), ("sam", "rho=0.2"))
         for seed in range(5)
     }
-    found = figures(make_results(FEW, status=lost, vary=NOISE))
+    found = figures(make_results(FEW, status=lost, vary=NOISE), "conditions", "curves")
     assert "conditions" not in found
     assert found["curves"].axes[0].get_ylabel() == "label_noise=0.2"
 
 
 def test_sizes_of_the_training_set_have_a_log_axis(make_results: Make) -> None:
-    ax = figures(make_results(FEW, vary={"train_size": [500, 1000, 2000]}))["conditions"].axes[0]
+    ax = figures(make_results(FEW, vary={"train_size": [500, 1000, 2000]}), "conditions")["conditions"].axes[0]
     assert ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.get_xticklabels()] == ["500", "1000", "2000"]
 
 
 def test_one_varied_key_is_the_axis_and_others_have_rows_of_panels(make_results: Make) -> None:
     vary = {"task": ["cifar10", "cifar100", "svhn"], "task.augment": ["basic", "cutout"]}
-    axes = figures(make_results(FEW, vary=vary))["conditions"].axes
+    axes = figures(make_results(FEW, vary=vary), "conditions")["conditions"].axes
     assert [ax.get_ylabel() for ax in axes[::2]] == ["task=cifar10", "task=cifar100", "task=svhn"]
     assert axes[-1].get_xlabel() == "augment"
     assert [text.get_text() for text in axes[-1].get_xticklabels()] == ["basic", "cutout"]
-    numbers = figures(make_results(FEW, vary={**vary, "label_noise": [0.4, 0.2]}))["conditions"].axes
+    numbers = figures(make_results(FEW, vary={**vary, "label_noise": [0.4, 0.2]}), "conditions")["conditions"].axes
     assert numbers[-1].get_xlabel() == "label noise"
     assert list(xs(numbers[-1].lines[0])) == [0.2, 0.4]
     assert numbers[0].get_ylabel() == "task=cifar10,\naugment=basic"
@@ -338,10 +344,10 @@ def test_one_varied_key_is_the_axis_and_others_have_rows_of_panels(make_results:
 
 def test_missing_runs_open_a_marker_and_break_a_line(make_results: Make) -> None:
     lost = {("label_noise=0.4", "adam", "", seed): "failed" for seed in range(5)}
-    figure = figures(make_results(FEW, status={**lost, ("label_noise=0.8", "adam", "", 1): "diverged"}, vary=NOISE))[
-        "conditions"
-    ]
-    colour = label_styles(list(FEW), "sgd")["adam"]["color"]
+    figure = figures(
+        make_results(FEW, status={**lost, ("label_noise=0.8", "adam", "", 1): "diverged"}, vary=NOISE), "conditions"
+    )["conditions"]
+    colour = label_styles(list(FEW))["adam"]["color"]
     for ax in figure.axes:
         assert [xs(point)[0] for point in markers(ax, colour)] == [0.2, 0.6, 0.8]
         assert [point.get_markerfacecolor() == "white" for point in markers(ax, colour)] == [False, False, True]
@@ -353,8 +359,8 @@ def test_missing_runs_open_a_marker_and_break_a_line(make_results: Make) -> None
 
 def test_a_difference_over_fewer_pairs_is_open_too(make_results: Make) -> None:
     lost = {("label_noise=0.4", "sgd", "", 0): "failed"}
-    test, difference = figures(make_results(FEW, status=lost, vary=NOISE))["conditions"].axes
-    colour = label_styles(list(FEW), "sgd")["adam"]["color"]
+    test, difference = figures(make_results(FEW, status=lost, vary=NOISE), "conditions")["conditions"].axes
+    colour = label_styles(list(FEW))["adam"]["color"]
     assert [point.get_markerfacecolor() == "white" for point in markers(test, colour)] == [False] * 4
     assert [point.get_markerfacecolor() == "white" for point in markers(difference, colour)] == [False, True] + [
         False
@@ -363,7 +369,7 @@ def test_a_difference_over_fewer_pairs_is_open_too(make_results: Make) -> None:
 
 def test_without_a_baseline_the_gap_is_drawn(make_results: Make) -> None:
     lost = {("sgd", "", seed): "failed" for seed in range(5)}
-    axes = figures(make_results(FEW, status=lost, vary=NOISE))["conditions"].axes
+    axes = figures(make_results(FEW, status=lost, vary=NOISE), "conditions")["conditions"].axes
     assert axes[1].get_ylabel() == "train − test accuracy (points)"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis.summary import Row, all_rows, provenance
+from bench.analysis.provenance import provenance
+from bench.analysis.summary import Row, all_rows
 from bench.records import Results
 
 Make = Callable[..., Results]
@@ -143,9 +144,11 @@ def test_a_choice_at_the_edge_of_the_sweep_is_flagged(make_results: Make, best: 
     assert chosen(all_rows(make_results(TWO, change=change)), "sam").edges == edges
 
 
-def test_two_values_have_no_edge(make_results: Make) -> None:
+def test_two_values_are_both_edges_and_one_is_none(make_results: Make) -> None:
     labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
-    assert [row.edges for row in all_rows(make_results(labels))] == [{}, {}, {}]
+    assert [row.edges for row in all_rows(make_results(labels))] == [{}, {}, {"rho": "largest"}]
+    alone = {"sgd": {}, "sam": {"sweep": ("rho", (0.1,))}}
+    assert [row.edges for row in all_rows(make_results(alone))] == [{}, {}]
 
 
 def test_several_swept_keys_have_no_single_point(make_results: Make) -> None:

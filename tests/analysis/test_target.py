@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bench.analysis import tables, target
+from bench.analysis.provenance import provenance
 from bench.analysis.render import Table
-from bench.analysis.summary import all_rows, provenance
+from bench.analysis.summary import all_rows
 from bench.analysis.target import Reached, costs_to_target, quartiles
 from bench.analysis.words import Words
 from bench.records import Results

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.prefork import HANGS, WITHOUT_REPORT, Popen
+
 PLUGIN = '''
 """An MLP that counts its births, and misbehaves on request."""
 import inspect, os, resource, signal
@@ -19,7 +21,7 @@ from bench.models.mlp import mlp
 @register_model("touchy")
 def touchy(task, *, width: int = 16):
     folder = os.environ["TOUCHY"]
-    if any(frame.function == "measure" for frame in inspect.stack()):
+    if any(frame.function in ("measure", "rehearse") for frame in inspect.stack()):
         if os.path.exists(os.path.join(folder, "die_measured")):
             os.kill(os.getpid(), signal.SIGKILL)
         return mlp(task, width=width, depth=1, dropout=0.1)
@@ -59,26 +61,31 @@ base = "sgd"
 lr = 0.05
 rho = 0.1
 """
-TIMES = {"setup_seconds", "train_seconds", "eval_seconds", "peak_memory_mb", "resumes"}
+TIMES = {
+    *("setup_seconds", "train_seconds", "train_cpu_seconds", "eval_seconds", "finished_at", "peak_memory_mb"),
+    *("resumes", "curve_sha256"),
+}
 RUNS = 6
 
 
 class Site:
     """A folder with an experiment, and the `bench` command in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, batch_size: int = 32) -> None:
+        """Write the experiment; large batches make it short, for tests that disturb no run."""
         self.path = path
         self.results = path / "results" / "touchy"
         (path / "touchy.py").write_text(PLUGIN)
-        (path / "touchy.toml").write_text(TOML)
+        (path / "touchy.toml").write_text(TOML.replace("batch_size = 32", f"batch_size = {batch_size}"))
         self.environment = os.environ | {"TOUCHY": str(path), "COLUMNS": "120"}
 
-    def start(self, *options: str, **more: Any) -> subprocess.Popen[str]:
+    def start(self, *options: str, report: bool = False, **more: Any) -> subprocess.Popen[str]:
+        """`bench run`; figures and page are left out, which take most of its time, unless a `report` is asked for."""
         command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--jobs", "2", "--checkpoint-minutes", "0.001"]
-        return subprocess.Popen(
+        return Popen(
             [*command, *options],
             cwd=self.path,
-            env=self.environment,
+            env=self.environment if report else self.environment | {WITHOUT_REPORT: "yes"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -88,7 +95,7 @@ class Site:
 
     def run(self, *options: str, **more: Any) -> tuple[int, str]:
         process = self.start(*options, **more)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=HANGS)
         return process.returncode, output
 
     def births(self) -> int:
@@ -109,7 +116,7 @@ class Site:
         return [path for path in self.results.rglob("*") if path.name.endswith(".tmp")]
 
     def wait_for(self, pattern: str, count: int = 1) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANGS
         while len(list(self.results.glob(pattern))) < count:
             assert time.monotonic() < deadline, f"no {count} of {pattern}"
             time.sleep(0.01)

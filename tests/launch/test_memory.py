@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.launch.memory import out_of_memory
+from tests import prefork
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +71,8 @@ lr = 0.01
 
 def sweep(path: Path, *options: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "bench", "run", "hungry.toml", "--jobs", "2", *options]
-    environment = os.environ | {"HUNGRY": str(path), "COLUMNS": "120"}
-    done = subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    environment = os.environ | {"HUNGRY": str(path), "COLUMNS": "120", prefork.WITHOUT_REPORT: "yes"}
+    done = prefork.run(command, cwd=path, env=environment)
     return done.returncode, done.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from bench import records
 from bench.analysis.summary import all_rows
 from bench.experiment import load
 from bench.launch import run as launch
-from bench.launch.local import Outcome
+from bench.launch.outcome import Outcome
 from bench.launch.phases import choose, write_down
 from bench.launch.plan import Plan, make_plan
 from bench.spec import Experiment, PlannedRun
 from bench.store import Store
 from bench.train import train
+from tests import prefork
 
 TOML = """
 title = "Phases"
@@ -217,11 +219,11 @@ def test_results_of_another_machine_outlive_a_launch_that_has_only_tuned(experim
     launch.collect(make_plan(experiment, store), Outcome())
     committed = (store.folder / "records.csv").read_bytes()
     os.rename(store.folder / "runs", store.folder.with_name("gone"))
-    for run in experiment.runs:  # all that can be planned before anything is chosen, except one run of tuning
-        if run.spec.run_id != experiment.tuning[0].spec.run_id:
-            finish(store, run)
-    launched = launch.collect(make_plan(experiment, store), Outcome())
-    assert launched.kept
+    tune(store, experiment, {"sgd": 1, "sam": 2})
+    shutil.rmtree(store.run(experiment.tuning[0].spec.run_id).path)
+    redone = make_plan(experiment, store, redo=True)
+    assert {run.label for run in redone.to_be_chosen} == {"sgd"}
+    launch.collect(redone, Outcome())
     assert (store.folder / "records.csv").read_bytes() == committed
 
 
@@ -284,10 +286,10 @@ class Launch:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bench", "run", "phases.toml", "--jobs", "2", *options]
-        return subprocess.Popen(
+        return prefork.Popen(
             command,
             cwd=self.path,
-            env=os.environ | {"COLUMNS": "120"},
+            env=os.environ | {"COLUMNS": "120", prefork.WITHOUT_REPORT: "yes"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -296,7 +298,7 @@ class Launch:
 
     def run(self, *options: str) -> str:
         process = self.start(*options)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=prefork.HANGS)
         assert process.returncode == 0, output
         return output
 
@@ -338,7 +340,7 @@ def test_a_launch_killed_between_the_phases_goes_on_with_the_same_choice(
     whole, _ = undisturbed
     launched = Launch(tmp_path)
     process = launched.start("--only", "sgd", "--only", "sam")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + prefork.HANGS
     while not (launched.results / "chosen.json").exists():  # written before the first final run starts
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -369,7 +371,7 @@ def test_a_dry_run_shows_both_phases_and_status_counts_them(undisturbed: tuple[L
     assert not launched.results.exists()
     command = [sys.executable, "-m", "bench", "status", "phases.toml"]
     for where, counted in ((launched, {"done": 0, "missing": 2}), (whole, {"done": 2, "missing": 0})):
-        said = subprocess.run(command, cwd=where.path, capture_output=True, text=True, timeout=120, check=True).stdout
+        said = prefork.run(command, cwd=where.path).stdout
         (line,) = [line.split() for line in said.splitlines() if "final sam" in line]
         states = ("done", "running", "partial", "missing", "diverged", "failed")
         found = dict(zip(states, (int(cell.replace("·", "0")) for cell in line[2:]), strict=True))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.launch.site import Site, alive, workers_of
+from tests.prefork import HANGS
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def results(site: Site) -> dict[Path, tuple[int, int]]:
 
 
 def end_of(pids: list[int]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANGS
     while any(map(alive, pids)):
         assert time.monotonic() < deadline, "workers outlived the launcher"
         time.sleep(0.02)
@@ -76,7 +77,7 @@ def test_a_sweep_killed_twenty_times_ends_with_the_bits_of_one_left_in_peace(sit
         process = war.start(*LONG)
         launches += 1
         killed += disturb(process, dice, KILLS - killed)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=HANGS)
         now = results(war)
         assert finished.items() <= now.items(), "a finished run was done again"
         finished = now

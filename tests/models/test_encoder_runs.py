@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,9 @@ from bench.step import set_up
 from bench.store import Store
 from bench.tasks.base import prepare
 from bench.train import Stopped, train
+from tests import prefork
 
+from .architecture_files import write_architecture
 from .encoder_files import SENTENCES, write
 
 load_builtins()
@@ -144,7 +145,7 @@ def test_an_experiment_over_tasks_ends_in_a_table_by_task(
     assert again.meta["tasks"]["glue/mnli"]["suite"] == {"name": "GLUE", "tasks": 9}
     assert any("no labels" in note for note in again.meta["notes"])
     command = [sys.executable, "-m", "bench", "table", path.stem, "--out", str(tmp_path / "results"), "--format", "md"]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = prefork.run(command).stdout
     assert "| GLUE average" in table
     assert "over 4 of" in table
     assert "no labels" in table
@@ -262,6 +263,32 @@ def test_a_missing_checkpoint_stops_the_launch(
     with pytest.raises(BenchError, match="nobody/nothing"):
         launch.run(str(path), out=tmp_path / "results")
     assert not list((tmp_path / "results").rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "train", "words"),
+    [
+        ("deberta", {"precision": "bf16"}, 'cannot compute in train.precision = "bf16"'),
+        ("fnet", {}, "gives a text other outputs when its batch is padded"),
+    ],
+)
+def test_an_architecture_that_cannot_be_trained_stops_the_launch(
+    data: Path, tmp_path: Path, write_experiment: Callable[..., Path], architecture: str, train: Any, words: str
+) -> None:
+    write_architecture(data / "weights" / architecture, architecture)
+    model = {"name": "encoder", "checkpoint": architecture}
+    path = write_experiment({**TINY, "model": model, "train": {"epochs": 1, **train}})
+    with pytest.raises(BenchError, match=rf'model "encoder" \(checkpoint = {architecture}.* {words}'):
+        launch.run(str(path), out=tmp_path / "results")
+    assert not list((tmp_path / "results").rglob("runs/*"))
+
+
+def test_a_run_tells_the_texts_of_a_pair_apart_by_segments_that_must_be_asked_for(data: Path, tmp_path: Path) -> None:
+    write_architecture(data / "weights" / "albert", "albert")
+    spec = make_spec().model_copy(
+        update={"model": Choice(name="encoder", params={"checkpoint": "albert", "from_scratch": False})}
+    )
+    assert set(set_up(spec, CPU).data.train.inputs[:, 1].flatten().tolist()) == {0, 1}
 
 
 @pytest.mark.slow

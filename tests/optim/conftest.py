@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from bench.optim import moving
+from tests.ranks import in_two_processes
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +25,9 @@ def one_thread() -> Iterator[None]:
 def both_ways_of_moving(monkeypatch: pytest.MonkeyPatch) -> None:
     """Biases in place and matrices elsewhere, as in nets that are not tiny."""
     monkeypatch.setattr(moving, "LARGE", 20)
+
+
+@pytest.fixture(scope="session")
+def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found in all cases of `in_two.py`, each by its name."""
+    return in_two_processes("tests.optim.in_two", tmp_path_factory.mktemp("in_two"))

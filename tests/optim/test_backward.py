@@ -121,7 +121,7 @@ def test_a_step_after_backward_takes_a_closure_that_computes_nothing_and_no_othe
     optimizer = SAM(SGD(model.parameters(), lr=0.1))
     clipped: list[bool] = []
     optimizer.backward(Watch(optimizer, loss))
-    optimizer.step(lambda: clipped.append(True))  # type: ignore[arg-type, return-value]
+    optimizer.step(lambda: clipped.append(True))
     assert clipped == [True]
     optimizer.backward(Watch(optimizer, loss))
     for closure in (Watch(optimizer, loss), [Watch(optimizer, loss)]):

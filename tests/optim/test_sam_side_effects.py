@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.optim.method import Method, kept_buffers
+from bench.optim.forward_state import kept_buffers
+from bench.optim.method import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot, state_of
@@ -235,45 +236,6 @@ def test_one_pass_methods_skip_too(method: Callable[[Optimizer], Method]) -> Non
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------
-
-
-def peak_bytes(optimizer: Optimizer, loss: Callable[[], Tensor]) -> int:
-    """The most memory a step has alive above what lives before it, by the allocator's own account."""
-    watch = Watch(optimizer, loss)
-    for _ in range(2):  # the base's state is made in the first step
-        optimizer.step(watch)  # type: ignore[arg-type]
-    optimizer.zero_grad()
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        optimizer.step(closure)  # type: ignore[arg-type]
-    assert profile.kineto_results is not None
-    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
-
-
-@over_both
-@pytest.mark.parametrize("base", [lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True), lambda p: Adam(p, fused=True)])
-def test_memory_peaks_at_most_one_copy_of_the_parameters_above_the_base(base: MakeBase, adaptive: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(4)])
-    x, parameters = torch.randn(2, 256), sum(4 * p.numel() for p in model.parameters())
-
-    def loss() -> Tensor:
-        return model(x).square().mean()  # type: ignore[no-any-return]
-
-    plain = peak_bytes(base(model.parameters()), loss)
-    assert plain >= parameters  # the gradients: the account is not empty
-    assert peak_bytes(SAM(base(model.parameters()), rho=0.1, adaptive=adaptive), loss) <= plain + 1.05 * parameters
 
 
 def test_the_last_steps_gradients_do_not_outlive_the_closures_zeroing() -> None:

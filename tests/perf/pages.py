@@ -23,9 +23,9 @@ def opened() -> None:
     some = records.read(ROOT / "results" / "digits_noise")
     for results in (some, _many(some)):
         start = time.perf_counter()
-        built, drawings = tables.build(results), plots.draw(results)
+        built, figures = tables.build(results), plots.rendered(results, forms=("png", "pdf", "svg"))
         made = time.perf_counter()
-        html = report.page(results, built, drawings)
+        html = report.page(results, built, figures)
         written = time.perf_counter()
         print(f"report of {len(results.records):,} runs: {len(html) / 1e6:.2f} MB")
         print(f"  tables and figures {made - start:.1f} s, page {written - made:.1f} s")

@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from bench import environment, experiment, records
+from bench import collecting, environment, experiment, records
 from bench.errors import nearest
 from bench.launch import run as launch
+from bench.launch.merge import merge
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
 from bench.registry import tasks
@@ -35,7 +36,7 @@ from bench.tasks.base import prepare
 from bench.train import synchronize, train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.perf import images, pages, sam_step, texts
+from tests.perf import evaluation, images, pages, sam_step, texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
@@ -46,6 +47,7 @@ def main() -> None:
         "loop": loop,
         **{f"sam/{name}": partial(sam_step.compare, case) for name, case in sam_step.CASES.items()},
         "images": training_on_images,
+        "evaluation": lambda: evaluation.on_cpu(compare),
         "texts": lambda: texts.on(DEVICE, compare),
         "many-runs": many_runs,
         "launcher": launcher,
@@ -158,14 +160,23 @@ def many_runs() -> None:
         rows = {"planning, nothing there": seconds(lambda: make_plan(planned, store).to_do)}
         write_finished(planned, store)
         rows["planning and status"] = seconds(lambda: make_plan(planned, store).to_do)
-        found = records.collect(store, meta, planned.runs)
-        rows["collecting"] = seconds(lambda: records.collect(store, meta, planned.runs))
+        found = collecting.collect(store, meta, planned.runs)
+        rows["collecting"] = seconds(lambda: collecting.collect(store, meta, planned.runs))
         rows["writing records and curves"] = seconds(lambda: records.publish(found, folder))
         assert list(found.records.status.unique()) == ["done"]
+        merging = seconds(lambda: merge([(name, half_of(found, start)) for start, name in enumerate("ab")]))
     print(f"{len(planned.runs):,} finished runs   (target: all of it under 10 s)")
     for name, taken in {**rows, "all of it": sum(rows.values())}.items():
         print(f"  {name:<28} {taken:9.3f} s")
+    print(f"  {'merging two halves of them':<28} {merging:9.3f} s   (target: under 5 s)")
     print()
+
+
+def half_of(results: records.Results, start: int) -> records.Results:
+    """Every second run of results."""
+    mine = results.records.iloc[start::2]
+    curves = results.curves[results.curves["run_id"].isin(mine["run_id"])]
+    return dataclasses.replace(results, records=mine, curves=curves)
 
 
 def write_finished(planned: Experiment, store: Store) -> None:
@@ -250,7 +261,7 @@ def many_file(folder: Path) -> Path:
 def many_records(folder: Path) -> int:
     """Results of 10,000 finished runs, written as `bench run` writes them."""
     planned = experiment.load(many_file(folder.parent))
-    found = records.collect(Store(folder), planned.meta(), planned.runs)
+    found = collecting.collect(Store(folder), planned.meta(), planned.runs)
     frame = found.records
     frame["status"] = "done"
     for column in (*records.metric_columns("acc"), *records.COSTS):

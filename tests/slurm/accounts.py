@@ -66,7 +66,7 @@ class AccountedCluster(Cluster):
         )
         script += "\nCREATE DATABASE slurm_acct_db;\n"
         boot = [program, *own, "--bootstrap"]  # its exit status says nothing: some tables are made twice
-        subprocess.run(boot, input=script, text=True, capture_output=True, timeout=300, check=False)
+        subprocess.run(boot, input=script, text=True, capture_output=True, timeout=1200, check=False)
         place = [f"--port={self.database}", "--bind-address=127.0.0.1", f"--socket={self.folder}/db.socket"]
         self.launch("mariadbd", *own, *place, "--skip-grant-tables", "--skip-networking=0")
         wait_for((self.folder / "db.socket").exists, "mariadbd", 300)

@@ -20,7 +20,7 @@ PACKAGES = "munge slurmctld slurmd slurm-client"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 
 CONF = """
-ClusterName=bench
+ClusterName={name}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -71,9 +71,10 @@ class Cluster:
         folder: for its files; a short path, since sockets lie in it.
         cpus: that each node claims to have.
         nodes: how many, all of them on this machine.
+        name: of the cluster.
     """
 
-    def __init__(self, folder: Path, cpus: int = 2, nodes: int = 1) -> None:
+    def __init__(self, folder: Path, cpus: int = 2, nodes: int = 1, name: str = "bench") -> None:
         self.folder = folder
         self.nodes = [f"n{number + 1}" for number in range(nodes)]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -82,8 +83,8 @@ class Cluster:
         (folder / "state").mkdir(exist_ok=True)
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
-        lines = [NODE.format(name=name, port=free_port(), cpus=cpus) for name in self.nodes]
-        conf = CONF.format(folder=folder, port=free_port(), nodes="\n".join(lines))
+        lines = [NODE.format(name=node, port=free_port(), cpus=cpus) for node in self.nodes]
+        conf = CONF.format(name=name, folder=folder, port=free_port(), nodes="\n".join(lines))
         (folder / "slurm.conf").write_text(conf)
 
     @staticmethod
@@ -112,7 +113,7 @@ class Cluster:
     def stop(self) -> None:
         if "slurmctld" in self.daemons:
             self.call("scancel", "--user=root", check=False)
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 60
             while self.call("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
                 time.sleep(0.1)
         for name in reversed(list(self.daemons)):
@@ -130,7 +131,7 @@ class Cluster:
         daemon = self.daemons.pop(name)
         daemon.send_signal(number)
         try:
-            daemon.wait(timeout=15)
+            daemon.wait(timeout=60)
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
@@ -148,7 +149,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
             stdin=subprocess.DEVNULL,
         )
@@ -178,7 +179,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 1200) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bench.launch.queue import expanded
+from tests.prefork import WITHOUT_REPORT, Popen
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -76,12 +77,16 @@ class Site:
         shutil.copytree(ROOT / "bench", path / "bench")
         own = {"PYTHONPATH": str(path), "XDG_CONFIG_HOME": str(path), "COLUMNS": "120"}
         self.environment = environment | own
+        self.changed = False
+        """Whether the copy is no longer the code of these tests."""
 
     def start(self, command: str, *options: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        """A command, which leaves out figures and page, unless the code is `changed`."""
+        return Popen(
             [sys.executable, "-m", "bench", command, "touchy.toml", *options],
+            same_code=not self.changed,
             cwd=self.path,
-            env=self.environment,
+            env=self.environment | {WITHOUT_REPORT: "yes"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -96,6 +101,11 @@ class Site:
             output, _ = process.communicate()
             raise AssertionError(f"bench {command} hangs: {output}") from None
         return process.returncode, output
+
+    def change_code(self) -> None:
+        with open(self.path / "bench" / "step.py", "a") as file:
+            file.write("# changed\n")
+        self.changed = True
 
     def submit(self, *options: str) -> str:
         """`bench run --on slurm`: what it says."""
@@ -140,7 +150,7 @@ class Queue:
         states = {job: state for jobs, state in lines for job in expanded(jobs)}
         return [states.get(job) or states[job.partition("_")[0]] for job in job_ids]
 
-    def wait_for(self, ready: Callable[[], object], seconds: float = 400) -> None:
+    def wait_for(self, ready: Callable[[], object], seconds: float = 1200) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < deadline, self.cluster.call("squeue", "--array", "--states=all")

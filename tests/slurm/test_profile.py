@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from bench.cli import cli
 from bench.errors import BadValue, BenchError
 from bench.experiment import load as load_experiment
-from bench.launch import profile, queue, slurm, submission
+from bench.launch import job_status, profile, queue, slurm, submission
 from bench.launch.job import Job
+from bench.launch.job_status import JobStatus
 from bench.launch.plan import make_plan
 from bench.launch.profile import Profile, minutes
-from bench.launch.queue import Standing, expanded
+from bench.launch.queue import expanded
 from bench.launch.submission import Note, Settings, Submission
 from bench.store import Store
 
@@ -132,7 +133,7 @@ def test_foreign_tables_broken_and_missing_files(write_profile: Callable[[str], 
         profile.load(write_profile("[slrum]\n"))
     with pytest.raises(BadValue, match="slurm: must be a table, got 3"):
         profile.load(write_profile("slurm = 3\n"))
-    with pytest.raises(BenchError, match=r"site\.toml cannot be read as TOML"):
+    with pytest.raises(BenchError, match=r"site\.toml: 1 problem\n  broken TOML"):
         profile.load(write_profile("slurm = [\n"))
     with pytest.raises(BenchError, match="no such profile"):
         profile.load(tmp_path / "nowhere.toml")
@@ -184,6 +185,10 @@ esac
 """
 
 
+def live_runs(store: Store) -> set[str]:
+    return {run for run, status in job_status.by_run(job_status.look(store)).items() if status.live}
+
+
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A SLURM of shell scripts: arrays of two jobs at most, and full after two of them."""
@@ -210,9 +215,10 @@ def test_a_site_that_refuses_half_way_has_told_what_it_took_and_keeps_it(
 
     (fake / "full").unlink()
     (fake / "queue").write_text(
-        f"1_0|RUNNING|n1|{first.name}|None\n1_1|FAILED|n1|{first.name}|None\n2_[0-1%2]|PENDING||another-job|None\n"
+        f"1_0|RUNNING|n1|me|{first.name}|None\n1_1|FAILED|n1|me|{first.name}|None\n"
+        "2_[0-1%2]|PENDING||me|another-job|None\n"
     )
-    assert queue.live_runs(store) == set(first.tasks[0])
+    assert live_runs(store) == set(first.tasks[0])
     submitted = slurm.submit(plan, Profile(max_array_size=100, runs_per_job=4))
     assert len(submitted.new) == 8
     assert submitted.queued == set(first.tasks[0])
@@ -226,8 +232,8 @@ def test_a_submission_that_died_before_it_knew_its_ids_finds_them_by_name(
     slurm.submit(plan, Profile(runs_per_job=2))
     (known,) = submission.read_all(store)
     submission.with_job_ids(known, [])
-    (fake / "queue").write_text(f"7_[0-1]|PENDING||{known.name}|Priority\n")
-    assert queue.live_runs(store) == {run for runs in known.tasks for run in runs}
+    (fake / "queue").write_text(f"7_[0-1]|PENDING||me|{known.name}|Priority\n")
+    assert live_runs(store) == {run for runs in known.tasks for run in runs}
     assert submission.read_all(store)[0].job_ids == ["7_0", "7_1"]
 
 
@@ -237,19 +243,19 @@ def test_a_local_launch_asks_the_queue_about_runs_that_were_submitted(
     store = Store(tmp_path / "out")
     plan = make_plan(load_experiment(write_experiment(tiny({"seeds": 1}))), store)
     every = {run.spec.run_id for run in plan.to_do}
-    assert queue.elsewhere(store, every) == (set(), "")
+    assert job_status.elsewhere(store, every) == (set(), "")
     slurm.submit(plan, Profile(runs_per_job=2, max_array_size=1))
     first, second = submission.read_all(store)
-    (fake / "queue").write_text(f"1|PENDING||{first.name}|Priority\n2|FAILED|n1|{second.name}|None\n")
-    assert queue.elsewhere(store, every) == (set(first.tasks[0]), "")
-    assert queue.elsewhere(store, second.tasks[0]) == (set(), "")
+    (fake / "queue").write_text(f"1|PENDING||me|{first.name}|Priority\n2|FAILED|n1|me|{second.name}|None\n")
+    assert job_status.elsewhere(store, every) == (set(first.tasks[0]), "")
+    assert job_status.elsewhere(store, second.tasks[0]) == (set(), "")
     second.write_note(0, Note(1, "failed"))
     monkeypatch.setenv("PATH", "/nowhere")
-    found, trouble = queue.elsewhere(store, every)
+    found, trouble = job_status.elsewhere(store, every)
     assert not found
-    assert "2 of these runs were submitted to SLURM, and may be in its queue: no squeue" in trouble
+    assert trouble.startswith("2 runs submitted to SLURM may be in its queue: no s")
     first.write_note(0, Note(1, "done"))
-    assert queue.elsewhere(store, every) == (set(), "")
+    assert job_status.elsewhere(store, every) == (set(), "")
 
 
 def test_a_job_at_its_limit_is_queued_again_as_long_as_it_gets_further(
@@ -291,17 +297,17 @@ def test_what_the_controller_has_forgotten_is_asked_of_the_accounts(
     slurm.submit(plan, Profile(runs_per_job=2))
     (one,) = submission.read_all(store)
     (fake / "accounts").write_text("1_0|CANCELLED by 0\n1_1|OUT_OF_MEMORY\n")
-    standings = queue.standings(store)
+    standings = job_status.statuses(store)
     assert [standings[runs[0]].state for runs in one.tasks] == ["CANCELLED", "OUT_OF_MEMORY"]
     assert "never started: out of memory" in standings[one.tasks[1][0]].words()
     (fake / "sacct").write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2; exit 1\n")
-    assert {standing.state for standing in queue.standings(store).values()} == {""}
+    assert {standing.state for standing in job_status.statuses(store).values()} == {""}
 
 
-def test_many_jobs_are_asked_for_a_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch, fake: Path) -> None:
+def test_many_jobs_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch, fake: Path) -> None:
     asked: list[list[str]] = []
 
-    def call(command: list[str]) -> str:
+    def call(command: list[str], seconds: float = 0) -> str:
         ids = command[-1].split(",")
         asked.append(ids)
         return "".join(f"{job}|COMPLETED\n" for job in ids)
@@ -309,7 +315,7 @@ def test_many_jobs_are_asked_for_a_thousand_at_a_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(queue, "call", call)
     jobs = [f"7_{number}" for number in range(2500)]
     assert queue.accounted(jobs) == dict.fromkeys(jobs, "COMPLETED")
-    assert [len(ids) for ids in asked] == [1000, 1000, 500]
+    assert [len(ids) for ids in asked] == [500] * 5
 
 
 @contextmanager
@@ -353,7 +359,11 @@ def test_nodes_of_a_job(fake: Path, tiny: Any, write_experiment: Any, tmp_path: 
     assert [Profile(cpus=4).pack(processes) for processes in (1, 2, 8)] == [4, 2, 1]
     plan = make_plan(load_experiment(write_experiment(tiny({"train.processes": 4}))), Store(tmp_path / "out"))
     script = next(slurm.scripts(plan, found))
-    for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "--cpus-per-task=8 --kill-on-bad-exit=1 "):
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=1",
+        "--cpus-per-task=8 --ntasks=2 --export=ALL --kill-on-bad-exit=1 ",
+    ):
         assert line in script
     with pytest.raises(BadValue, match="jobs: must be 1 with several nodes, which do one run at a time, got 3"):
         profile.load(None, {"nodes": 2, "jobs": 3})
@@ -370,16 +380,16 @@ def test_ids_of_arrays() -> None:
 @pytest.mark.parametrize(
     ("state", "note", "words"),
     [
-        ("PENDING", Note(), "pending (job 1_0: Priority)"),
-        ("PENDING", Note(starts=2), "pending, requeued 2 times (job 1_0: Priority)"),
-        ("RUNNING", Note(starts=2, state="running"), "running on n1, requeued 1 time (job 1_0)"),
-        ("FAILED", Note(1, "refused", "", "changed"), "refused: changed (job 1_0); log: "),
-        ("CANCELLED", Note(), "job 1_0 never started: cancelled"),
-        ("OUT_OF_MEMORY", Note(1, "running"), "its job 1_0 ended without finishing it: out of memory; log: "),
+        ("PENDING", Note(), "pending (job 1_0 of ada: Priority)"),
+        ("PENDING", Note(starts=2), "pending, requeued 2 times (job 1_0 of ada: Priority)"),
+        ("RUNNING", Note(starts=2, state="running"), "running on n1, requeued 1 time (job 1_0 of ada)"),
+        ("FAILED", Note(1, "refused", "", "changed"), "refused: changed (job 1_0 of ada); log: "),
+        ("CANCELLED", Note(), "job 1_0 of ada never started: cancelled"),
+        ("OUT_OF_MEMORY", Note(1, "running"), "its job 1_0 of ada ended without finishing it: out of memory; log: "),
         ("", Note(1, "running"), "ended without finishing it: SLURM does not know it any more; log: "),
     ],
 )
-def test_a_standing_in_words(state: str, note: Note, words: str, tmp_path: Path) -> None:
+def test_the_status_of_a_job_in_words(state: str, note: Note, words: str, tmp_path: Path) -> None:
     settings = Settings(None, 1, 0, 1, 60, 120, 5.0, False, None)
-    one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings)
-    assert words in Standing(one, "1_0", state, "n1", "Priority", note, tmp_path / "log").words()
+    one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings, user="ada")
+    assert words in JobStatus(one, 0, state, "n1", "Priority", note).words()

@@ -48,7 +48,8 @@ def test_a_dry_run_shows_the_scripts_and_submits_nothing(site: Site, queue: Queu
     flags = ["--time", "1-00:00:00", "--mem-gb", "2", "--sbatch", "nice=10", "--setup", "module load cuda"]
     output = site.submit("--dry-run", "--max-array-size", "4", "--max-jobs", "2", "--partition", "low", *flags)
     assert output.count("#!/bin/bash") == 2
-    for line in ("--array=0-3%1", "--array=0-1%1", "--time=1440", "--mem=2048M", "--nice=10", "--partition=low"):
+    assert output.index("--array=0-3%2") < output.index("--dependency=afterany:ARRAY_BEFORE")
+    for line in ("--array=0-3%2", "--array=0-1%2", "--time=1440", "--mem=2048M", "--nice=10", "--partition=low"):
         assert f"#SBATCH {line}" in output
     assert "\nmodule load cuda\n" in output
     assert "--signal=USR2@120" in output
@@ -65,26 +66,26 @@ def test_runs_in_the_queue_are_not_submitted_again_and_can_be_cancelled(
 
     status, output = site.bench("run", "--only", "sgd")
     assert status == 0, output
-    assert "3 runs are in SLURM's queue, and left to it" in output
+    assert "Left to SLURM, in its queue already: 3 runs" in output
     assert site.weights() == {}
 
     output = site.submit("--sbatch", "hold")  # sgd's runs are in the queue
-    assert "3 runs are in the queue already" in output
+    assert "In the queue already: 3 runs" in output
     assert "Submitted 3 runs in 3 jobs" in output
     both = [site.start("run", "--on", "slurm") for _ in range(2)]
-    assert all("6 runs are in the queue already" in process.communicate(timeout=300)[0] for process in both)
+    assert all("In the queue already: 6 runs" in process.communicate(timeout=1200)[0] for process in both)
     jobs = site.job_ids()
     assert len(jobs) == RUNS
 
     watching = site.start("run", "--on", "slurm", "--wait")
     assert watching.stdout is not None
-    assert any("in the queue already" in line for line in watching.stdout)
+    assert any("In the queue already" in line for line in watching.stdout)
     status, output = site.bench("cancel")
     assert f"touchy: cancelled {jobs[0]} ... {jobs[-1]} (6 jobs)" in output
     assert queue.wait_until_over(jobs) == ["CANCELLED"] * RUNS
     assert "never started: cancelled" in site.bench("status")[1]
     assert "touchy: no jobs in the queue" in site.bench("cancel")[1]
-    output, _ = watching.communicate(timeout=300)
+    output, _ = watching.communicate(timeout=1200)
     assert watching.returncode == 1
     assert len(re.findall(r"not finished: s\w+ seed \d: job \d+_\d never started: cancelled", output)) == RUNS
 
@@ -115,8 +116,7 @@ def test_a_failed_run_is_told_with_its_log_and_repeated_on_request(site: Site, q
 
 def test_changed_code_is_refused_and_fails_no_run(site: Site, queue: Queue, cluster: Cluster) -> None:
     site.submit(*ONE, "--sbatch", "hold")
-    with open(site.path / "bench" / "step.py", "a") as file:
-        file.write("# changed\n")
+    site.change_code()
     (job,) = site.job_ids()
     cluster.call("scontrol", "release", job)
     assert queue.wait_until_over([job]) == ["FAILED"]
@@ -168,7 +168,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(
 def test_a_job_out_of_time_is_queued_again(site: Site, queue: Queue, undisturbed: dict[str, str]) -> None:
     """The signal comes up to a minute early, so there may be nothing to save yet."""
     site.slow(True)
-    site.submit("--runs-per-job", "6", "--time", "1", "--grace-seconds", "30")
+    site.submit("--runs-per-job", "6", "--time", "1", "--grace-seconds", "10")
     queue.wait_for(lambda: any("Requeued job" in path.read_text() for path in site.results.rglob("*_log.out")))
     site.slow(False)
     site.submit("--wait")
@@ -181,7 +181,7 @@ def test_a_job_out_of_time_is_queued_again(site: Site, queue: Queue, undisturbed
 def test_a_job_that_gets_no_further_is_not_queued_for_ever(site: Site, queue: Queue) -> None:
     """Its first pass would take longer than any start of it."""
     (site.path / "stuck").touch()
-    site.submit(*ONE, "--time", "1", "--grace-seconds", "50")
+    site.submit(*ONE, "--time", "1", "--grace-seconds", "10")
     (job,) = site.job_ids()
     assert queue.wait_until_over([job]) == ["FAILED"]
     words = "failed: reached its time limit of 1 min 3 times without getting any further, and was not queued again"
@@ -247,7 +247,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone(site: Site, queue: Queue) ->
     process = site.start("run", *ONE, "--on", "slurm", "--wait")
     queue.wait_for(site.working)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 130
     assert "No longer watching; the jobs go on" in output
     site.slow(False)

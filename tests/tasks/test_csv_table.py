@@ -119,6 +119,138 @@ def test_a_file_that_changes_is_read_again(make: Make) -> None:
     assert make(rows=[*ROWS, *["1,2,red,maybe"] * 3]).num_outputs == 3
 
 
+# ---- one value in several spellings ------------------------------------------------------------------------------
+
+
+def labelled(labels: list[str]) -> list[str]:
+    return [f"{n * n % 31},{labels[n % len(labels)]}" for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["0", "0.0", "True", "true"], ["0", "True"]),
+        (["1", "1", "1.0", "2", "10", "1e1"], ["1", "2", "10"]),
+        (["TRUE", "false", "False", "False"], ["False", "TRUE"]),
+        (["yes", "no", "true", "True", "True"], ["True", "no", "yes"]),
+    ],
+)
+def test_a_class_in_several_spellings_is_one_class(make: Make, labels: list[str], names: list[str]) -> None:
+    task = make("x,y", labelled(labels), "y")
+    assert task.class_names == names
+    assert 'In column "y" ' in task.note
+    x, y = everything(task)
+    assert torch.bincount(y).sum() == len(x) == 40
+
+
+def test_classes_that_differ_in_case_alone_are_told_and_kept(make: Make) -> None:
+    """a and A may be two letters; Yes and yes hardly are two answers."""
+    task = make("x,y", labelled(["Yes", "yes", "no"]), "y")
+    assert task.class_names == ["Yes", "no", "yes"]
+    assert task.note == 'In column "y" "Yes" and "yes" differ in case alone.'
+
+
+def test_a_category_in_several_spellings_is_one_input(make: Make) -> None:
+    rows = [f"{('true', 'True', 'False')[n % 3]},{('1', '1.0', '2')[n % 3]},{'ab'[n % 2]}" for n in range(30)]
+    task = make("flag,kind,y", rows, "y", categorical=["kind"])
+    assert task.input_shape == (4,)
+    assert 'In column "kind" "1.0" is taken for "1".' in task.note
+    assert make("flag,kind,y", [row.replace("true", "True") for row in rows], "y", drop=["kind"]).note == ""
+
+
+# ---- what looks like words ---------------------------------------------------------------------------------------
+
+
+def with_column(cells: list[str]) -> list[str]:
+    return [f"{cells[n % len(cells)]};{'yes' if n % 2 else 'no'};{n * 7 % 30}" for n in range(30)]
+
+
+def test_decimal_commas_are_numbers_if_that_is_said(make: Make) -> None:
+    rows = with_column(["1,5", "2", "-0,25", "1.200,5", "1e2"])
+    with pytest.raises(
+        BenchError, match=r'line 2, column "x": "1,5" is no word but a number with a decimal comma: say'
+    ):
+        make("x;bought;z", rows, separator=";")
+    x, _ = everything(make("x;bought;z", rows, separator=";", decimal=","))
+    dotted = [row.replace("1.200,5", "1200.5").replace(",", ".") for row in rows]
+    assert torch.equal(x, everything(make("x;bought;z", dotted, separator=";"))[0])
+
+
+def test_a_target_with_decimal_commas(make: Make) -> None:
+    rows = [f"{n};{n},5" for n in range(30)]
+    task = make("x;y", rows, "y", separator=";", decimal=",", regression=True)
+    assert task.load()[0].targets.mean().item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(
+        BenchError, match=r'"0,5" is no number, which .* but a number with a decimal comma: say task.dec'
+    ):
+        make("x;y", rows, "y", separator=";", regression=True)
+    with pytest.raises(
+        BenchError, match=r'task.regression = true; "0,5" is no number but a number with a decimal comma'
+    ):
+        make("x;y", rows, "y", separator=";")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["2024-01-31", "2023-12-01 10:00", "unknown"], r'"2024-01-31" is no word but a date or a time: leave the col'),
+        (["31.01.2024", "1.2.24"], r'task.drop = \["x"\], or make numbers of it .*; if they are categories, say so'),
+        (["12 Jan 2024", "Feb 3, 2024"], r'"12 Jan 2024" is no word but a date'),
+        (["10:30", "23:59:59"], r'"10:30" is no word but a date or a time'),
+        (["12%", "3.5 %"], r'"12%" is no word but a number with a sign: write the number alone'),
+        (["$1200", "€ 3"], r'"\$1200" is no word but a number with a sign'),
+        (["3", "4", "5", "1,5"], r'"1,5" is no number, as most of the column are but a number with a decimal comma'),
+        (["1_000", "2000", "3000"], r'"1_000" is no number, as most of the column are; if they are categories'),
+    ],
+)
+def test_dates_and_amounts_are_no_words(make: Make, cells: list[str], said: str) -> None:
+    with pytest.raises(BenchError, match=said):
+        make("x;bought;z", with_column(cells), separator=";")
+    task = make("x;bought;z", with_column(cells), separator=";", categorical=["x"])
+    assert task.input_shape == (len(cells) + 1,)
+
+
+@pytest.mark.parametrize("cells", [["3-4", "5-6"], ["v1.2", "v1.3"], ["A,B", "C"], ["may", "june"], ["1st", "2nd"]])
+def test_words_with_digits_and_marks_are_words(make: Make, cells: list[str]) -> None:
+    task = make("x;bought;z", with_column(cells), separator=";")
+    assert task.input_shape == (len(cells) + 1,)
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "is_told"),
+    [
+        ("row", lambda n: n + 100, True),
+        ("customer_id", lambda n: 1000 + n * n, True),
+        ("customerId", lambda n: 1000 + n * n, True),
+        ("name", lambda n: f"name {n}", True),
+        ("squared", lambda n: n * n, False),
+        ("customer_id", lambda n: n % 20, False),
+        ("id", lambda n: n + 0.5, False),
+    ],
+)
+def test_a_column_that_numbers_or_names_the_rows_is_told(
+    make: Make, column: str, value: Callable[[int], object], is_told: bool
+) -> None:
+    rows = [f"{value(n)},{n % 7},{'yes' if n % 2 else 'no'}" for n in range(30)]
+    said = f'Column "{column}" is different in every row'
+    task = make(f"{column},x,y", rows, "y")
+    assert (said in task.note) == is_told
+    assert make(f"{column},x,y", rows, "y", drop=[column]).note == ""
+
+
+def test_how_many_cells_were_filled_is_told_at_the_start(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS, "NA,1.5,red,yes", "?,2.5,,no", "4,0.5,red,yes"]
+    task = make(rows=rows, missing="fill")
+    assert task.note == '3 empty cells were filled: 2 in "number", 1 in "colour".'
+    task.fetch()
+    assert capsys.readouterr().err.endswith(f"own.csv: {task.note}\n")
+    make(drop=["number"]).fetch()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [

@@ -87,6 +87,49 @@ def test_images_are_brought_to_a_size_and_to_grey(folder: Path) -> None:
     assert train.inputs[place].unique().tolist() == [76]  # red as grey: 0.299 of 255
 
 
+DEPTHS: dict[str, tuple[str, Any, float]] = {  # ending, type and largest number
+    "16-bit PNG": ("png", "<u2", 65535),
+    "12 of 16 bits": ("png", "<u2", 4095),
+    "16-bit TIFF, big-endian": ("tif", ">u2", 65535),
+    "16-bit PGM": ("pgm", "<u2", 65535),
+    "32-bit TIFF": ("tif", "<i4", 10**6),
+    "floating numbers": ("tif", "<f4", 1.0),
+    "floating numbers from -3": ("tif", "<f4", -3.0),
+}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_more_than_8_bits_keep_their_contrast(tmp_path: Path, depth: str, channels: int) -> None:
+    """Pillow's own conversion makes them white or black."""
+    ending, dtype, largest = DEPTHS[depth]
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    for name, brightest in (("dark", 0.5), ("light", 1.0)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.fromarray((ramp * brightest * largest).astype(dtype)).save(tmp_path / name / f"{number}.{ending}")
+    images = task(tmp_path, channels=channels)
+    train, _ = images.load()
+    expected = {0: np.rint(127.5 * ramp), 1: np.rint(255 * ramp)}
+    for pixels, target in zip(train.inputs.numpy(), train.targets.tolist(), strict=True):
+        seen = 255 - pixels if largest < 0 else pixels
+        assert pixels.shape == (8, 8, channels)
+        assert np.abs(seen.astype(int) - expected[target][..., None]).max() <= 1
+    assert task(tmp_path, channels=channels, size=4).load()[0].inputs.float().std() > 30
+
+
+def test_the_scale_of_deep_images_is_that_of_the_training_images(tmp_path: Path) -> None:
+    for part, brightest in (("train", 1000), ("test", 3000)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.array([[0, 500, 750, brightest]] * 4, np.uint16)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
+    train, test = task(tmp_path, channels=1).load()
+    assert train.inputs[0, 0, :, 0].tolist() == [0, 128, 191, 255]
+    assert test.inputs[0, 0, :, 0].tolist() == [0, 128, 191, 255], "and what lies beyond is clipped"
+
+
 def test_a_photograph_taken_upright_is_upright(folder: Path) -> None:
     for path in folder.rglob("*.png"):
         path.unlink()
@@ -171,6 +214,24 @@ def test_images_of_different_sizes_ask_for_one(folder: Path) -> None:
     with pytest.raises(BenchError, match=r"owl/9\.png has 13x12 pixels, others 12x12; .* task.size = 32"):
         task(folder).load()
     assert task(folder, size=12).load()[0].inputs.shape == (48, 12, 12, 3)
+
+
+@pytest.mark.parametrize("name", ["cat/0.png", "dog/3.png", "owl/9.png"])
+def test_images_of_different_depths_are_not_mixed(folder: Path, name: str) -> None:
+    Image.fromarray(np.full((12, 12), 4000, np.uint16)).save(folder / name)
+    with pytest.raises(BenchError, match=rf"{name} has more than 8 bits a pixel and .*png has 8, so one of them"):
+        task(folder).load()
+
+
+def test_a_pixel_that_is_no_number_is_told(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(np.full((4, 4), np.nan if name == "dog" else 1, np.float32)).save(
+                tmp_path / name / f"{number}.tif"
+            )
+    with pytest.raises(BenchError, match=r"dog/\d.tif has pixels that are no finite number"):
+        task(tmp_path).fetch()
 
 
 def test_autoaugment_needs_colour(folder: Path) -> None:

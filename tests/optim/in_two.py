@@ -1,0 +1,34 @@
+"""What `test_no_sync.py` and `test_split_models.py` have two real processes do, all in one start.
+
+`python -m tests.optim.in_two FOLDER`; see `tests.ranks`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.optim import moving
+from bench.rank import joined
+from bench.registry import load_builtins
+
+from . import no_sync, split_models, stages
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    moving.LARGE = 20  # as in nets that are not tiny
+    load_builtins()
+    found: dict[str, Any] = {}
+    with joined(torch.device("cpu")) as group:
+        for cases in (split_models.cases, stages.cases, no_sync.cases):
+            found |= dict(cases(group))
+    torch.save(found, folder / f"{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
