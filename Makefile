@@ -29,25 +29,25 @@ $(OFFLINE): $(STAMP) requirements-offline.lock
 	@touch $@
 
 quickstart: setup ## SGD, AdamW, SAM and ASAM on digits with 20 % wrong labels: minutes on 2 cores
-	$(BIN)/bench run digits_noise
+	$(BIN)/bench run digits_noise --redo
 
 digits-tuned: setup ## the same, every optimizer tuned alike first, then run on fresh seeds: minutes on 2 cores
-	$(BIN)/bench run digits_tuned
+	$(BIN)/bench run digits_tuned --redo
 
 cifar10-smoke: setup ## ResNet-20 on a few thousand images of CIFAR-10: minutes on 2 cores
-	$(BIN)/bench run cifar10_smoke
+	$(BIN)/bench run cifar10_smoke --redo
 
 cifar100-smoke: setup ## the same on CIFAR-100
-	$(BIN)/bench run cifar100_smoke
+	$(BIN)/bench run cifar100_smoke --redo
 
 glue-smoke: offline ## MiniLM fine-tuned on a few hundred sentences of GLUE's SST-2 and RTE: minutes on 2 cores
-	$(BIN)/bench run glue_smoke
+	$(BIN)/bench run glue_smoke --redo
 
 sam-family: setup ## SAM's variants and controls on digits with 20 % wrong labels: minutes on 2 cores
-	$(BIN)/bench run sam_family
+	$(BIN)/bench run sam_family --redo
 
 sam-family-cifar-smoke: setup ## the same, untuned, on 2,000 images of CIFAR-10 and of CIFAR-100: minutes on 2 cores
-	$(BIN)/bench run sam_family_cifar_smoke
+	$(BIN)/bench run sam_family_cifar_smoke --redo
 
 sam-family-cifar10: setup ## SAM's variants and controls with ResNet-18 on CIFAR-10; hours on a GPU
 	$(BIN)/bench run sam_family_cifar10
@@ -76,8 +76,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-perf: setup ## measure what the suite itself costs, side by side, and print ratios
+perf: setup ## measure what the suite itself costs, and print ratios; BESIDE=PATH: whole commands beside that checkout's
 	$(BIN)/python tests/perf/perf.py
+	$(if $(BESIDE),$(BIN)/python tests/perf/commands.py --beside $(BESIDE))
 
 tables: setup ## make tables, figures and the report of every result set again, from its records, and README's table
 	@for set in results/*/experiment.json; do \
