@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,14 @@ class _Commands(click.Group):
         if self.get_command(context, name) is None and not name.startswith("-"):
             context.fail(f'no command "{name}"; {nearest(name, self.list_commands(context))}')
         return super().resolve_command(context, arguments)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; Ctrl-C ends it with the status of a signal, whatever it is in the middle of."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,23 @@ def test_a_plugin_that_fails_is_one_message_with_its_file(
     answer = bench("run", write_experiment(tiny({"plugins": ["mine.py"]})), "--dry-run")
     assert answer.status == 2
     assert answer.err == f"Error: plug-in {plugin} fails to import: ZeroDivisionError: division by zero (line 2)\n"
+
+
+@pytest.mark.parametrize("command", [["run", "digits_noise"], ["table", "digits_noise"], ["list"]])
+def test_ctrl_c_ends_any_command_with_one_line_and_status_130(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also before anything of it has begun, and where nothing else waits for it."""
+
+    def stopped(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.cli.commands[command[0]], "callback", stopped)
+    monkeypatch.setattr(sys, "argv", ["bench", *command])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "Stopped.\n")
 
 
 @pytest.mark.parametrize("place", ["results", "results/tiny"])

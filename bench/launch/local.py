@@ -69,8 +69,13 @@ def run_local(
     """
     if any(run.spec.train.deterministic for run in runs):
         allow_deterministic_kernels()
-    pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes, meanwhile)
     with Interrupts() as interrupts:
+
+        def between(run_id: str | None) -> None:
+            interrupts.check()
+            meanwhile(run_id)
+
+        pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes, between)
         try:
             pool.start(shares[: len(runs)])
             pool.measure()
@@ -79,6 +84,7 @@ def run_local(
             else:
                 pool.work_off()
         except KeyboardInterrupt:
+            interrupts.heard()
             pool.outcome.interrupted = True
             display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
             pool.drain(grace_seconds)

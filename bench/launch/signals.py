@@ -20,6 +20,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._last = float("-inf")
         self._closed = False
+        self._unheard = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -38,6 +39,15 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def heard(self) -> None:
+        """Take note that the KeyboardInterrupt has arrived."""
+        self._unheard = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where one has not arrived: Python drops those that come while it frees an object."""
+        if self._unheard:
+            raise KeyboardInterrupt
+
     def close(self) -> None:
         """Ignore every signal from here on."""
         self._closed = True
@@ -47,4 +57,5 @@ class Interrupts:
         if self._closed or now - self._last < TOGETHER_SECONDS:
             return
         self._last = now
+        self._unheard = True
         raise KeyboardInterrupt

@@ -316,7 +316,7 @@ def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[
     else:
         process.send_signal(number)
     output, _ = process.communicate(timeout=HANGS)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "Stopping: runs save where they are" in output
     assert "Stopped. The same command goes on from here." in output
     assert "Traceback" not in output
@@ -352,7 +352,7 @@ def test_ctrl_c_at_the_very_start_fails_no_run(short: Site) -> None:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=HANGS)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "FAILED" not in output
     assert not list(short.results.glob("runs/*/error.txt"))
 

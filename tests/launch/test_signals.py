@@ -66,6 +66,24 @@ def test_after_close_none_counts_and_the_rest_of_a_burst_is_waited_for(clock: Cl
     assert clock.slept == 0.0  # nothing came: nothing is waited for
 
 
+class Freed:
+    """Something that a signal comes upon while Python frees it: what is raised there goes no further."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_dropped_counts_at_the_next_look(clock: Clock) -> None:
+    with Interrupts() as interrupts:
+        interrupts.check()
+        Freed()
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.heard()
+        interrupts.check()
+
+
 def test_what_was_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

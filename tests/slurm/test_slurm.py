@@ -248,7 +248,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone(site: Site, queue: Queue) ->
     queue.wait_for(site.working)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=1200)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "No longer watching; the jobs go on" in output
     site.slow(False)
     site.submit(*ONE, "--wait")
