@@ -66,11 +66,11 @@ class OldGradient:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._all = parameters
-        self._versions = _versions(parameters)
         watched = (p for p in parameters if p.grad is not None and p.requires_grad and not is_sparse(p))
         self.parameter = next(watched, None)
         self._kept = False
         if self.parameter is not None and self.parameter.grad is not None:
+            self._versions = _versions(parameters)
             gradient = self.parameter.grad = self.parameter.grad.detach()  # the same numbers in an object of our own
             self._mark = weakref.ref(gradient)  # for the step's whole length: it must not keep a large gradient alive
             self._version = gradient._version

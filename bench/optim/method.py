@@ -192,15 +192,14 @@ class Method(Delegating):
             loss, norms_on_the_way = self._mean_gradient([closure] if callable(closure) else closure)
             loss, *norms_on_the_way = self.group.mean_gradients(self._parameters(), loss, *norms_on_the_way)
         self._has_gradient = False
-        parameters = self.parameters_with_gradient()
-        final = gradients(parameters)
+        final = gradients(self._parameters())
         if self.clip_norm is not None:
-            norm = self.reductions.norm(parameters, final)
+            norm = self.reductions.norm(self.parameters_with_gradient(), final)
             if final:
                 torch._foreach_mul_(final, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
             final = [norm]
         skip = self.reductions.anywhere(found_inf([*final, *norms_on_the_way]))
-        self._update_unless(skip, parameters)
+        self._update_unless(skip)
         self.after_update(skip)
         return loss
 
@@ -350,13 +349,14 @@ class Method(Delegating):
         """Return what may get gradients and is in no group."""
         return self.state_of_forward.outside(self.model, self._parameters())
 
-    def _update_unless(self, skip: Tensor, parameters: list[nn.Parameter]) -> None:
+    def _update_unless(self, skip: Tensor) -> None:
         """A step of the base, or where `skip` is 1 nothing at all: decided on the device, if the base can."""
         base = self.base
         # Fused optimizers take `found_inf`, as from a GradScaler. They make their state on the first step even if they
         # skip it, uninitialised: that step must be decided here. So must those of groups that are no longer fused,
         # since a checkpoint says which are: they would refuse it.
-        started = all(p in base.state for p in parameters)
+        is_known = base.state.__contains__
+        started = all(map(is_known, self._parameters())) or all(map(is_known, self.parameters_with_gradient()))
         stateless = all(group.get("momentum") == 0 for group in self.param_groups)
         takes_it = getattr(base, "_step_supports_amp_scaling", False)
         takes_it = takes_it and all(group.get("fused", True) for group in self.param_groups)

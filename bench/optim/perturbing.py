@@ -20,7 +20,7 @@ from bench.optim.options import AscentOptions, checked
 from bench.optim.schedule import lr_factor
 from bench.optim.sharded import any_sharded, reshard
 from bench.optim.side_effects import Generator, clear_caches, rewinder
-from bench.optim.sparse import Rows, is_sparse
+from bench.optim.sparse import Rows, with_sparse_gradients
 from bench.optim.tensors import as_real, gradients
 from bench.seeding import derive
 
@@ -181,11 +181,12 @@ class Perturbing(Method):
 
     # ---- where ------------------------------------------------------------------------------------------------
 
-    def movable(self, has: Callable[[Tensor], bool] = lambda p: p.grad is not None) -> list[Movable]:
+    def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[Movable]:
         """What is perturbed, group by group; by default of the parameters with a gradient."""
         found = []
         for group in self.param_groups:
-            here = [p for p in group["params"] if has(p) and (self.perturbed is None or p in self.perturbed)]
+            here = group["params"] if self.perturbed is None else [p for p in group["params"] if p in self.perturbed]
+            here = [p for p in here if (p.grad is not None if has is None else has(p))]
             if here:
                 sign = -1 if group.get("maximize") else 1
                 found.append(Movable(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
@@ -198,7 +199,7 @@ class Perturbing(Method):
         Gradients are listed in functions of their own: a list kept here would keep e alive through the second pass.
         """
         groups = self.movable()
-        sparse = {p: Rows(p) for group in groups for p in group.parameters if is_sparse(p)}
+        sparse = {p: Rows(p) for group in groups for p in with_sparse_gradients(group.parameters)}
         if sparse and not self.takes_sparse:
             raise ValueError(f"{type(self).__name__} takes no sparse gradients; SAM does")
         if sparse:
@@ -214,7 +215,7 @@ class Perturbing(Method):
             return gradients(group.parameters), group.sign * group.rho / (norm + 1e-12)
 
         with self.moved(groups, e, sparse.values()):
-            for parameter in self.parameters_with_gradient():
+            for parameter in self._parameters():
                 parameter.grad = None  # frees e; and g' must not be added to it if the closure forgets to zero
             for rows in sparse.values():
                 rows.copy.grad = None

