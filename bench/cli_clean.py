@@ -36,12 +36,14 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     from bench import collecting, records
     from bench import experiment as experiments
     from bench.launch import leftover
+    from bench.launch.compiling import as_decided
     from bench.launch.plan import whole
     from bench.store import Store
 
     resolved = experiments.load(experiments.find(experiment), overrides, results_name=results_name)
     store = Store(out / resolved.name)
     held = collecting.held(store)
+    resolved = as_decided(resolved, store.folder)
     resolved, _ = whole(resolved, store, held, held)
     ids = [run.spec.run_id for run in resolved.runs]
     found = [*leftover.leftovers(resolved, store, ids), *leftover.strangers(resolved, store, ids, held)]

@@ -37,13 +37,22 @@ def tell_plan(plan: Plan, console: Console) -> None:
         console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
+NO_ID = "-" * 12
+"""In place of the run_id of a run whose settings are not all known."""
+
+
 def print_runs(plan: Plan) -> None:
     """List every run that would start, with its passes."""
+    from bench.launch.compiling import is_open
+
+    open_ = is_open(plan.experiment)
     for run in plan.to_do:
         passes = plan.passes[run.spec.run_id]
-        print(f"{run.spec.run_id}  {run.name}: {counted(passes, 'pass')}")
+        print(f"{NO_ID if open_ else run.spec.run_id}  {run.name}: {counted(passes, 'pass')}")
     for run in plan.to_be_chosen:
-        print(f"{'-' * 12}  {run.name}, setting to be chosen: {counted(plan.passes[run.spec.run_id], 'pass')}")
+        print(f"{NO_ID}  {run.name}, setting to be chosen: {counted(plan.passes[run.spec.run_id], 'pass')}")
+    if open_:
+        print('train.compile = "auto": whether runs are compiled is measured when they start')
 
 
 def show_running(plan: Plan, console: Console) -> None:

@@ -74,6 +74,11 @@ class _Data(_Known):
     label_noise: float = 0.0
 
 
+class _Compiling(_Known):
+    compile: bool
+    why: str
+
+
 class _Part(_Known):
     from_: str = Field(alias="from", min_length=1)
     runs: int = Field(ge=1)
@@ -98,6 +103,7 @@ class _Meta(_Known):
     metric: _Metric
     tasks: dict[str, _Task] = {}
     notes: list[str] = []
+    compiling: _Compiling | None = None
     phases: _Phases | None = None
     parts: list[_Part] = []
     before_shards: list[str] = []

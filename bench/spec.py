@@ -55,6 +55,12 @@ def _count_or_all(value: Any) -> Any:
     return value
 
 
+def _flag_or_auto(value: Any) -> Any:
+    if value != "auto" and type(value) is not bool:
+        raise ValueError('must be true, false or "auto"')
+    return value
+
+
 class TrainSettings(_Frozen):
     """How a run is trained; an optimizer's entry may override any of these."""
 
@@ -75,8 +81,9 @@ class TrainSettings(_Frozen):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """fp32 is full single precision everywhere; tf32 lets a GPU round the factors of matrix products and convolutions
     to 10 bits; bf16 runs forward passes under autocast. Weights are fp32 in all of them."""
-    compile: bool = False
-    """Compile the model with torch.compile for training; evaluation runs it as written."""
+    compile: Annotated[bool | Literal["auto"], BeforeValidator(_flag_or_auto)] = False
+    """Compile the model with torch.compile for training; evaluation runs it as written. "auto": all runs are compiled
+    if that is faster on the machine of the first launch, which measures it (`bench.launch.compiling`)."""
     cuda_graphs: bool = False
     """Replay compiled passes as CUDA graphs: for small models, whose kernels are shorter than their launches."""
     deterministic: bool = False
@@ -300,6 +307,7 @@ class Experiment:
         file, overrides: what it was resolved from: the content of its file by dotted key, and what was set over it.
         unreached: a sentence for every override that a part of the experiment does not follow.
         of: the stem of its file.
+        compiling: what `train.compile = "auto"` has come to: see `bench.launch.compiling`.
     """
 
     name: str
@@ -318,6 +326,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     of: str = ""
+    compiling: Mapping[str, Any] | None = None
 
     @property
     def tuning(self) -> list[PlannedRun]:
@@ -372,6 +381,7 @@ class Experiment:
             "notes": list(self.notes),
             "file": dict(self.file),
             "overrides": list(self.overrides),
+            **({"compiling": dict(self.compiling)} if self.compiling else {}),
             **({"phases": self._phases(self.phases)} if self.phases else {}),
         }
 

@@ -168,6 +168,8 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tu
     Raises:
         BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
+    if spec.train.compile == "auto":
+        raise BenchError('train.compile = "auto" is for launches to decide: true or false for a run by itself')
     if group.size != spec.train.processes:
         raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
     task, data = loaded or load(spec, device)

@@ -139,6 +139,12 @@ def test_two_ways_to_say_the_same_are_not_mixed(table: str, settings: dict[str, 
         changed((table,), settings)
 
 
+@pytest.mark.parametrize("value", ["yes", "Auto", 1, None])
+def test_compile_is_true_false_or_auto(value: Any) -> None:
+    with pytest.raises(ValidationError, match='must be true, false or "auto"'):
+        changed(("train", "compile"), value)
+
+
 def test_every_field_of_a_spec_is_in_the_list_of_the_tests_below() -> None:
     assert RunSpec.model_validate(FULL).model_dump(mode="json") == FULL
 

@@ -35,13 +35,15 @@ LONG = 86_400.0
 class Speed:
     """What a kind of run costs on one worker, in seconds: to set it up, a pass over a batch, one evaluation.
 
-    The last evaluation takes `more` seconds than the others, which see only some of the training examples.
+    The last evaluation takes `more` seconds than the others, which see only some of the training examples. The first
+    run of a kind on a worker takes `compiling` seconds, too, for code that the others of its kind find there.
     """
 
     setup: float
     a_pass: float
     an_evaluation: float
     more: float = 0.0
+    compiling: float = 0.0
 
     def run(self, spec: RunSpec, passes: int) -> float:
         """Seconds of a whole run."""
@@ -77,8 +79,11 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     """
     spec = in_one_process(spec, device)
     run, setup = _set_up(spec, device)
+    compiling = 0.0
     if run.keeps_code:  # as the runs to come will find it
+        first = setup
         run, setup = _set_up(spec, device)
+        compiling = max(0.0, first - setup)
 
     batch = _usual(run.batches(0))
     a_step, a_pass = _seconds_a_step(run, batch, 0.0)
@@ -96,7 +101,7 @@ def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
         a_unit = _seconds_a_unit(run, network, torch.arange(usual, device=device))
     some, whole = _units(sampled(run.data.train, spec.train.eval_train)), _units(run.data.train)
     others = sum(map(_units, run.data.splits().values())) - whole
-    return Speed(setup, a_pass, a_unit * (some + others), a_unit * (whole - some))
+    return Speed(setup, a_pass, a_unit * (some + others), a_unit * (whole - some), compiling)
 
 
 def rehearse(spec: RunSpec, device: torch.device) -> float:
@@ -195,6 +200,18 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
     return max(free)
 
 
+def seconds_of(runs: Sequence[tuple[RunSpec, int]], speeds: Mapping[str, Speed], workers: int) -> float:
+    """Seconds until all runs are over.
+
+    Args:
+        runs: with the passes of each.
+        speeds: of every kind of run.
+    """
+    codes = {(kind(spec), spec.optimizer.name): speeds[kind(spec)].compiling for spec, _ in runs}
+    seconds = [speeds[kind(spec)].run(spec, passes) for spec, passes in runs]
+    return makespan(seconds, workers) + sum(codes.values())  # every worker compiles each
+
+
 def estimate(
     runs: Sequence[PlannedRun], passes: Mapping[str, int], speeds: Mapping[str, Speed], workers: int
 ) -> tuple[float, str]:
@@ -204,7 +221,7 @@ def estimate(
         passes: of every run, by run_id.
         speeds: of every kind of run.
     """
-    total = makespan([speeds[kind(run.spec)].run(run.spec, passes[run.spec.run_id]) for run in runs], workers)
+    total = seconds_of([(run.spec, passes[run.spec.run_id]) for run in runs], speeds, workers)
     slowest = max(speeds.values(), key=lambda speed: speed.a_pass)
     some = next(run.spec for run in runs if speeds[kind(run.spec)] is slowest)
     what = f"{some.model.name} on {some.task.name}, batches of {some.train.batch_size}"

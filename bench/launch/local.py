@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -19,16 +20,14 @@ from bench.launch.estimate import Speed, configuration, samples
 from bench.launch.outcome import Outcome
 from bench.launch.server import start_fork_server
 from bench.launch.signals import Interrupts
-from bench.launch.slots import Slot
+from bench.launch.slots import Slot, slow_precision
 from bench.launch.worker import Event, Job, Measure, Rehearse, work
-from bench.numerics import allow_deterministic_kernels, has_bf16_units
+from bench.numerics import allow_deterministic_kernels
 from bench.passes import passes_per_step
 from bench.registry import optimizers, undeclared
 from bench.spec import PlannedRun
 from bench.store import Claimed, Store, reason_in
 
-PASSES_ROUNDING = 1e-6
-"""Of passes that are sums of shares of a batch."""
 GRACE_SECONDS = 30.0
 """How long workers may take to reach the end of their step and save, once asked to stop."""
 
@@ -79,10 +78,7 @@ def run_local(
         try:
             pool.start(shares[: len(runs)])
             pool.measure()
-            if only_estimate:
-                pool.rehearse()
-            else:
-                pool.work_off()
+            pool.rehearse() if only_estimate else pool.work_off()
         except KeyboardInterrupt:
             interrupts.heard()
             pool.outcome.interrupted = True
@@ -94,14 +90,26 @@ def run_local(
     return pool.outcome
 
 
+def speeds_here(
+    runs: Sequence[PlannedRun], store: Store, display: Display, shares: Sequence[Slot]
+) -> tuple[dict[str, Speed], str]:
+    """Return what every kind of these runs costs on this machine, and why the last one that is missing is."""
+    pool = _Pool(runs, store, display)
+    try:
+        pool.start(shares[: len(runs)])
+        return pool.speeds()
+    finally:
+        pool.close()
+
+
 class _Pool:
     def __init__(
         self,
         runs: Sequence[PlannedRun],
         store: Store,
         display: Display,
-        fail_fast: bool,
-        checkpoint_minutes: float,
+        fail_fast: bool = False,
+        checkpoint_minutes: float = 5.0,
         meanwhile: Callable[[str | None], None] = lambda run_id: None,
     ) -> None:
         self.queue = deque(runs)
@@ -140,8 +148,17 @@ class _Pool:
 
         What an earlier launch has timed here is not timed again.
         """
-        self._warn_of_slow_precision()
-        kinds = samples(self.queue)
+        if words := slow_precision([run.spec for run in self.queue], [worker.slot for worker in self.workers]):
+            self.display.say(words)
+        found, reason = self.speeds()
+        if reason:
+            self.display.say(f"No estimate of the time: {reason}")
+        else:
+            self.display.estimated(list(self.queue), found, len(self.workers))
+
+    def speeds(self) -> tuple[dict[str, Speed], str]:
+        """Return what every kind of run in the queue costs, and why the last one that is missing is."""
+        kinds, reason = samples(self.queue), ""
         shares = [worker.slot for worker in self.workers]
         keys = {name: speeds.key(spec, shares) for name, spec in kinds.items()}
         known = speeds.recalled(keys)
@@ -153,21 +170,12 @@ class _Pool:
             found = [event.content for event in events if event.kind == "speed"]
             if not found:
                 reason = events[0].content if events else "the worker died; was memory short?"
-                self.display.say(f"No estimate of the time: {reason}")
-                return
+                continue
             if len(found) == len(self.workers):
                 self.tried.add(configuration(spec))
             measured[name] = max(found, key=lambda speed: speed.a_pass)
         speeds.remember({keys[name]: speed for name, speed in measured.items()})
-        self.display.estimated(list(self.queue), known | measured, len(self.workers))
-
-    def _warn_of_slow_precision(self) -> None:
-        on_cpu = any(worker.slot.device == "cpu" for worker in self.workers)
-        if on_cpu and any(run.spec.train.precision == "bf16" for run in self.queue) and not has_bf16_units():
-            self.display.say(
-                'train.precision = "bf16": this CPU has no bf16 matrix units (AMX), so bf16 is slower than fp32 here; '
-                'set train.precision = "fp32"'
-            )
+        return known | measured, reason
 
     def _ask_all(self, question: Measure) -> list[Event]:
         """The answers of all workers; one that dies over it gives none, and is replaced."""
@@ -294,7 +302,7 @@ class _Pool:
         """Tell of an optimizer whose passes could not be counted when they were planned."""
         self.display.dropped(run)
         name, planned = run.spec.optimizer.name, passes_per_step(run.spec.optimizer)
-        if optimizers[name].passes is undeclared and planned == 1 and abs(passes - planned) > PASSES_ROUNDING:
+        if optimizers[name].passes is undeclared and planned == 1 and not math.isclose(passes, planned, abs_tol=1e-6):
             self.display.say(
                 f"{run.name}: its first step took {passes:g} passes, and 1 is planned with; say how many "
                 f'{name} takes: register_optimizer("{name}", passes=lambda params: {passes:g})'

@@ -24,6 +24,9 @@ def disagreements(parts: Sequence[tuple[str, Meta]]) -> Iterator[str]:
         for key in ALIKE:
             if there.get(key) != here.get(key):
                 yield f"{key} is {_short(there.get(key))} in {first}, {_short(here.get(key))} in {name}"
+        ours, theirs = ((side.get("compiling") or {}).get("compile") for side in (there, here))
+        if ours is not None and theirs is not None and ours != theirs:
+            yield f'train.compile = "auto" has come to {_flag(ours)} in {first}, to {_flag(theirs)} in {name}'
         if list(there.get("vary") or ()) != list(here.get("vary") or ()):
             ours, theirs = (", ".join(side.get("vary") or ()) or "nothing" for side in (there, here))
             yield f"vary: {ours} is varied in {first}, {theirs} in {name}"
@@ -102,6 +105,10 @@ def _joined(tables: Iterable[Meta]) -> dict[str, Any]:
     for table in tables:
         found = {**table, **found} if not found else {**found, **{k: v for k, v in table.items() if k not in found}}
     return found
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _short(value: Any) -> str:

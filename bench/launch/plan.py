@@ -11,7 +11,7 @@ from typing import Any
 from bench import checkpoint, collecting
 from bench.collecting import NOTHING, Held
 from bench.errors import BadValue, BenchError, counted, nearest
-from bench.launch import leftover
+from bench.launch import compiling, leftover
 from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
 from bench.passes import passes_per_step
@@ -171,13 +171,17 @@ def make_plan(
         shard: the part of the missing runs to do; all if None.
 
     Raises:
-        BadValue: `only` names no label of the experiment.
+        BadValue: `only` names no label of the experiment, or `shard` is of one that is still to be measured
+            (`bench.launch.compiling`).
         BenchError: the task cannot have its labels replaced; or records, results or checkpoints on disk are damaged or
             foreign: all of those are told.
     """
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
+    experiment = compiling.as_decided(experiment, store.folder)
+    if shard is not None:
+        compiling.refuse_open(experiment, "--shard")
     held = collecting.held(store)
     trusted = NOTHING if redo else held
     asked, (experiment, choices) = experiment, whole(experiment, store, held, trusted)

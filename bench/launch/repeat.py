@@ -20,6 +20,7 @@ from bench.analysis.conditions import keyed
 from bench.analysis.summary import all_rows
 from bench.environment import processor
 from bench.errors import BadValue, BenchError, nearest
+from bench.launch.compiling import as_decided
 from bench.launch.display import Display
 from bench.launch.local import run_local
 from bench.launch.outcome import Outcome
@@ -117,6 +118,7 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     experiment = experiments.load(path, overrides, results_name=results_name)
     folder = out / experiment.name
     results = records.read(folder)
+    experiment = as_decided(experiment, folder)
     experiment = experiment.with_seeds(results.meta["seeds"])  # `bench run --seeds N`, or of several machines
     if experiment.phases:
         final = keyed(results.records[results.records["phase"] == "final"])

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bench import collecting, records, terminal
 from bench import experiment as experiments
 from bench.errors import BadValue, BenchError, counted
-from bench.launch import job_status, phases
+from bench.launch import compiling, job_status, phases
 from bench.launch.display import Display
 from bench.launch.local import run_local
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data, fetch
 from bench.launch.shard import Shard, parse
-from bench.launch.slots import slots
+from bench.launch.slots import Slot, slots
 from bench.records import Results
 from bench.store import FINISHED, Store
 
@@ -150,6 +151,9 @@ def execute(
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     planned.store.check_writable()
     planned.check_records()
+    planned = decided(planned, shares, console)
+    if planned.experiment.compiling:
+        compiling.write_down(planned.experiment.compiling, planned.store)
     outcome, collector = Outcome(), Collector(planned, console)
     following: Plan | None = planned
     while following is not None:
@@ -173,6 +177,30 @@ def execute(
         following = None if over else next_phase(planned)
         following = following and _without_queued(following, console)
     return collect(planned, outcome)
+
+
+def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
+    """Return a plan of which it is known whether its runs are compiled; what is measured for that is said."""
+    if not compiling.is_open(planned.asked):
+        return planned
+    fetch(planned.experiment)
+    check_data(planned)
+    runs = [*planned.to_do, *planned.to_be_chosen]
+    with Display(planned.passes, planned.experiment.metric, console) as display:
+        decision = compiling.decide(runs, planned.passes, planned.store, display, shares)
+        display.say(f'train.compile = "auto": {decision["why"]}')
+    return _with_compiling(planned, decision)
+
+
+def _with_compiling(planned: Plan, decision: Mapping[str, Any]) -> Plan:
+    return make_plan(
+        compiling.with_decision(planned.asked, decision),
+        planned.store,
+        planned.only,
+        planned.retry_failed,
+        redo=planned.redo,
+        shard=planned.shard,
+    )
 
 
 def next_phase(planned: Plan) -> Plan | None:
@@ -244,10 +272,14 @@ def estimate(
 ) -> Outcome:
     """Say how long a plan would take on this machine, and take one step of each configuration; see `execute`.
 
+    Where it is still to be measured whether runs are compiled, this is about them as they are written.
+
     Returns:
         With the configurations that would fail.
     """
     planned.check_records()
+    if compiling.is_open(planned.asked):
+        planned = _with_compiling(planned, {"compile": False, "why": ""})
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     runs = [*planned.to_do, *planned.to_be_chosen]

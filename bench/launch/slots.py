@@ -10,6 +10,8 @@ import torch
 
 from bench.distributed import Team
 from bench.errors import BadValue
+from bench.numerics import has_bf16_units
+from bench.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,14 @@ def _slots_of_several_gpus(
         )
         for i in range(jobs or most)
     ]
+
+
+def slow_precision(specs: Sequence[RunSpec], shares: Sequence[Slot]) -> str:
+    """Return a warning of runs in a precision that is slow on these shares; "" where none is."""
+    on_cpu = any(share.device == "cpu" for share in shares)
+    if not on_cpu or all(spec.train.precision != "bf16" for spec in specs) or has_bf16_units():
+        return ""
+    return (
+        'train.precision = "bf16": this CPU has no bf16 matrix units (AMX), so bf16 is slower than fp32 here; '
+        'set train.precision = "fp32"'
+    )

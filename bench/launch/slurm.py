@@ -18,7 +18,7 @@ from submitit.core.utils import DelayedSubmission
 
 from bench.data import data_folder
 from bench.errors import BenchError
-from bench.launch import job_status, phases, queue
+from bench.launch import compiling, job_status, phases, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job
 from bench.launch.job_status import JobStatus
@@ -73,6 +73,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         BenchError: there is no SLURM here, it refuses, or data cannot be had. What was submitted before that is told.
     """
     check_there_is_slurm()
+    compiling.refuse_open(plan.experiment, "--on slurm")
     plan.check_records()
     profile.check({run.spec.train.processes for run in plan.to_do})
     store = plan.store
@@ -113,6 +114,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
         BenchError: there is no SLURM here, or it does not answer.
     """
     check_there_is_slurm()
+    compiling.refuse_open(plan.experiment, "--on slurm")
     plan.check_records()
     profile.check({run.spec.train.processes for run in plan.to_do})
     statuses = job_status.look(plan.store)

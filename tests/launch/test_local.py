@@ -248,7 +248,7 @@ def test_bf16_on_a_cpu_without_matrix_units_is_warned_of(
 ) -> None:
     monkeypatch.chdir(site.path)
     monkeypatch.setenv("TOUCHY", str(site.path))
-    monkeypatch.setattr(local, "has_bf16_units", lambda: units)
+    monkeypatch.setattr("bench.launch.slots.has_bf16_units", lambda: units)
     plan = make_plan(load(site.path / "touchy.toml", [f"train.precision={precision}"]), Store(site.results))
     console = Console(file=io.StringIO(), width=200)
     pool = local._Pool(

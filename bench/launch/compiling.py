@@ -1,0 +1,117 @@
+"""What `train.compile = "auto"` comes to: decided once for an experiment, on the machine that trains, by measuring.
+
+results/<experiment>/compiling.json    the decision and its reason, which experiment.json of collected results has too
+
+All runs of an experiment are compiled or none is, since both round differently. Until that is decided runs have no
+run_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.environment import processor
+from bench.errors import BadValue, BenchError, counted
+from bench.files import read_json, write_atomic
+from bench.launch.display import Display
+from bench.launch.estimate import duration, seconds_of
+from bench.launch.local import speeds_here
+from bench.launch.slots import Slot
+from bench.spec import Experiment, PlannedRun
+from bench.store import Store, to_json
+
+FILE = "compiling.json"
+
+WORTH = 0.95
+"""Of the time that runs take as written; compiled ones have to be faster than that."""
+
+
+def is_open(experiment: Experiment) -> bool:
+    """Return whether it is not decided yet if runs are compiled."""
+    return any(run.spec.train.compile == "auto" for run in experiment.runs)
+
+
+def with_decision(experiment: Experiment, decision: Mapping[str, Any]) -> Experiment:
+    """Return the experiment with `decision["compile"]` in the place of "auto"."""
+    runs = tuple(_with_compile(run, decision["compile"]) for run in experiment.runs)
+    return replace(experiment, runs=runs, compiling=decision)
+
+
+def _with_compile(run: PlannedRun, on: bool) -> PlannedRun:
+    train = run.spec.train
+    if train.compile != "auto":
+        return run
+    train = train.model_copy(update={"compile": on, "cuda_graphs": on and train.cuda_graphs})
+    return replace(run, spec=run.spec.model_copy(update={"train": train}))
+
+
+def as_decided(experiment: Experiment, folder: Path) -> Experiment:
+    """Return an experiment with what was decided for its results, where that is needed and known.
+
+    Raises:
+        BenchError: the file with the decision is damaged.
+    """
+    if not is_open(experiment):
+        return experiment
+    path = folder / FILE
+    decision = read_json(path, missing=None)
+    if decision is None:
+        decision = read_json(folder / "experiment.json", missing={}).get("compiling")
+    if decision is None:
+        return experiment
+    if not isinstance(decision, dict) or type(decision.get("compile")) is not bool:
+        raise BenchError(f"{path} is damaged: it has no compile = true or false; delete it to have that decided again")
+    return with_decision(experiment, {"compile": decision["compile"], "why": str(decision.get("why", ""))})
+
+
+def refuse_open(experiment: Experiment, what: str) -> None:
+    """Raise BadValue where it is not decided yet whether runs are compiled.
+
+    Args:
+        what: the option that has runs done on other machines, which might each decide otherwise.
+    """
+    if is_open(experiment):
+        raise BadValue(
+            what,
+            [
+                'train.compile = "auto" is decided by measuring the machine that trains, and nothing has been measured '
+                f"for {experiment.name} yet: --set train.compile=true or false, or start it without {what} on such a "
+                f"machine first, and copy its {FILE} into the results here"
+            ],
+        )
+
+
+def decide(
+    runs: Sequence[PlannedRun], passes: Mapping[str, int], store: Store, display: Display, shares: Sequence[Slot]
+) -> dict[str, Any]:
+    """Measure runs both ways; return whether they are compiled, and why, in words.
+
+    Args:
+        passes: of every run, by run_id.
+    """
+    ways = {on: [_with_compile(run, on) for run in runs] for on in (False, True)}
+    speeds, reason = speeds_here([*ways[False], *ways[True]], store, display, shares)
+    if reason:
+        return {"compile": False, "why": f"not compiled, since that could not be measured: {reason}"}
+    costs = [passes[run.spec.run_id] for run in runs]
+    seconds = {
+        on: seconds_of(list(zip((run.spec for run in way), costs, strict=True)), speeds, len(shares))
+        for on, way in ways.items()
+    }
+    on = seconds[True] < WORTH * seconds[False]
+    where = processor() if shares[0].device == "cpu" else shares[0].device
+    why = (
+        f"{'compiled' if on else 'not compiled'}: {counted(len(runs), 'run')} were estimated to take "
+        f"{duration(seconds[True])} compiled, {duration(seconds[False])} as written "
+        f"({counted(len(shares), 'run')} at a time, {where})"
+    )
+    return {"compile": on, "why": why}
+
+
+def write_down(decision: Mapping[str, Any], store: Store) -> None:
+    """Write compiling.json, whole or not at all, before any run starts."""
+    store.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(store.folder / FILE, to_json(dict(decision)))
