@@ -207,7 +207,7 @@ def next_phase(planned: Plan) -> Plan | None:
     """The final runs of what could not be chosen when a plan was made, and now can; None if there are none."""
     if not planned.to_be_chosen:
         return None
-    known = set(planned.ids)
+    known = {run.spec.run_id for run in planned.chosen}  # not those that only an earlier choice has led to
     following = make_plan(
         planned.asked, planned.store, planned.only, planned.retry_failed, redo=planned.redo, shard=planned.shard
     )

@@ -227,6 +227,23 @@ def test_results_of_another_machine_outlive_a_launch_that_has_only_tuned(experim
     assert (store.folder / "records.csv").read_bytes() == committed
 
 
+def test_a_launch_that_redoes_all_does_the_final_runs_too_where_the_choice_is_the_records(
+    experiment: Experiment, store: Store
+) -> None:
+    tune(store, experiment, {"sgd": 1, "sam": 2})
+    for run in _written(experiment, store).to_do:
+        finish(store, run)
+    launch.collect(make_plan(experiment, store), Outcome())
+    shutil.rmtree(store.folder / "runs")
+    redone = make_plan(experiment, store, redo=True)
+    assert {run.phase for run in redone.to_do if run.label != "adam"} == {"tune"}
+    for run in redone.to_do:
+        finish(store, run, 0.9 if run.config_text == config(experiment, "sgd", 1) else 0.6)
+    following = launch.next_phase(redone)
+    assert following
+    assert {(run.label, run.spec.seed) for run in following.to_do} == {("sgd", 2), ("sgd", 3), ("sam", 2), ("sam", 3)}
+
+
 def _written(experiment: Experiment, store: Store) -> Plan:
     plan = make_plan(experiment, store)
     write_down(plan.choices, plan.experiment, store)
