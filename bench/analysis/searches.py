@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.analysis import choice
@@ -13,13 +14,30 @@ if TYPE_CHECKING:
 
 NONE = "not searched"
 
+FEW = 3
+"""Different searches that are told with their values; of more only what was searched is told, and how often."""
 
-def searches(results: Results) -> dict[str, str]:
-    """Return the search of every label, in words that are the same for equal searches.
 
-    Example:
-        {"sgd": "not searched", "sam": "2 configurations: rho 0.1, 0.2"}
-    """
+@dataclass(frozen=True)
+class Search:
+    """What was tried of a label: so many configurations, over the values of some hyperparameters, in words."""
+
+    trials: int
+    space: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        each = " and ".join(f"{key} {values}" for key, values in self.space)
+        return f"{self.trials} configurations: {each}" if self.trials > 1 else NONE
+
+    @property
+    def short(self) -> str:
+        """The search without its values."""
+        keys = " and ".join(key for key, _ in self.space)
+        return f"{self.trials} configurations of {keys}" if self.trials > 1 else NONE
+
+
+def searches(results: Results) -> dict[str, Search]:
+    """Return the search of every label."""
     tune = choice.phased(results.meta).get("tune")
     records = keyed(choice.tuning(results.records))
     found = {}
@@ -30,23 +48,26 @@ def searches(results: Results) -> dict[str, str]:
             mine = records[records["optimizer"] == label]
             space = {key: list(mine[key].dropna().unique()) for key in results.meta["sweeps"].get(label, [])}
             trials = mine["config"].nunique()
-        each = [f"{key} {spelled(values)}" for key, values in sorted(space.items())]
-        found[label] = f"{trials} configurations: {' and '.join(each)}" if trials > 1 else NONE
+        found[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
     return found
 
 
 def unequal(results: Results, pairs: Iterable[tuple[str, str]]) -> str:
     """Return a sentence on the searches of the compared labels whose searches differ; "" where none do."""
-    of_label = searches(results)
+    of_label = {label: search if search.trials > 1 else None for label, search in searches(results).items()}
     named = {label for pair in pairs for label in pair if of_label[pair[0]] != of_label[pair[1]]}
-    alike: dict[str, list[str]] = {}
-    for label, search in of_label.items():
-        if label in named:
-            alike.setdefault(search, []).append(label)
-    if not alike:
+    if not named:
         return ""
-    each = "; ".join(f"{', '.join(labels)}: {search}" for search, labels in alike.items())
-    return f"Unequal searches ({each}): a wider or longer search is more likely to find a good setting."
+    told = {label: str(search or NONE) for label, search in of_label.items() if label in named}
+    where = ""
+    if len(set(told.values())) > FEW:
+        told = {label: search.short if (search := of_label[label]) else NONE for label in told}
+        where = "; the values are in experiment.json"
+    alike: dict[str, list[str]] = {}
+    for label, text in told.items():
+        alike.setdefault(text, []).append(label)
+    each = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in alike.items())
+    return f"Unequal searches ({each}{where}): a wider or longer search is more likely to find a good setting."
 
 
 def spelled(values: Any) -> str:

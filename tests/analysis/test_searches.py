@@ -55,13 +55,28 @@ def test_only_what_is_compared_and_searched_otherwise_is_named(make_results: Mak
     assert "(sgd, adam: 3 configurations: lr 0.1, 0.2, 0.4; asam: 2 configurations: lr 0.1, 9): a wider" in said
 
 
+def test_of_many_searches_only_what_was_searched_and_how_often_is_told(make_results: Make) -> None:
+    labels = {
+        "sgd": {"sweep": LR},
+        "adam": {"sweep": ("lr", (1.0, 2.0, 4.0))},
+        "sam": {"sweep": ("rho", (0.1, 0.2))},
+        "asam": {"sweep": ("rho", (1.0, 2.0))},
+        "plain": {},
+    }
+    (said,) = told(make_results(labels))
+    assert (
+        "(sgd, adam: 3 configurations of lr; sam, asam: 2 configurations of rho; plain: not searched; the values are "
+        "in experiment.json): a wider" in said
+    )
+
+
 def test_ranges_and_trials_of_a_phase_of_tuning_are_compared(make_phased: Make) -> None:
     labels = {"sgd": {"sweep": LR}, "sam": {"sweep": LR}, "plain": {}}
     wide, narrow = {"low": 0.001, "high": 1.0, "log": True}, {"low": 0.01, "high": 1.0, "log": True}
     results = make_phased(
         {"sgd": "lr=0.1", "sam": "lr=0.1", "plain": ""}, labels, spaces={"sgd": {"lr": wide}, "sam": {"lr": narrow}}
     )
-    assert searches(results) == {
+    assert {label: str(search) for label, search in searches(results).items()} == {
         "sgd": "3 configurations: lr from 0.001 to 1 on a log scale",
         "sam": "3 configurations: lr from 0.01 to 1 on a log scale",
         "plain": "not searched",
