@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import os
 import sys
 from collections.abc import Callable
@@ -110,6 +111,7 @@ def cases(group: Group) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as group:
         found = cases(group)

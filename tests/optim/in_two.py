@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from . import no_sync, split_models, stages
 
 
 def main(folder: Path) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     moving.LARGE = 20  # as in nets that are not tiny
     load_builtins()
