@@ -5,6 +5,7 @@ A run is finished where its folder says so or, wherever it was done, where the r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from bench import contract
 from bench.contract import CIRCUMSTANCES, COSTS, SPLITS, finite, metric_columns
 from bench.errors import BenchError, counted
 from bench.file_set import path_of
+from bench.files import to_json
 from bench.records import PLACE, Results, finished, read
 from bench.store import FINISHED, RunFolder, Status, Store, reason_in
 
@@ -223,7 +225,8 @@ def collect(
     curves = pd.DataFrame(places, columns=["run_id", *PLACE]).merge(measured, on="run_id")
     damaged = tuple(dict.fromkeys(fault for one in found.values() for fault in one.faults))
     frames = pd.DataFrame(rows, columns=columns), curves.reindex(columns=curve_columns)
-    return Results(dict(meta), *frames, damaged=damaged)
+    # As it will be read from experiment.json, so that what is made of it now and later is the same to the byte.
+    return Results(json.loads(to_json(meta)), *frames, damaged=damaged)
 
 
 def _measured(found: Mapping[str, Found], held: Held) -> pd.DataFrame:

@@ -78,7 +78,7 @@ def table(words: Words, results: Results, tried: Sequence[Row], best: Sequence[R
         *notes_on(words.meta, tried),
         *footnotes.edges([row for row in tried if row.chosen]),
         *footnotes.degenerate([row for row in tried if row.chosen]),
-        *_searched(tune["spaces"]),
+        *_searched({label: tune["spaces"][label] for label in results.meta["labels"] if label in tune["spaces"]}),
     ]
     title = f"{words.meta['title']}: tuning"
     return Table(
