@@ -53,12 +53,12 @@ class Averaging(Remembering):
 
     @contextmanager
     def averaged(self, inputs: Iterable[Tensor]) -> Iterator[None]:
-        """The model with averaged weights, to be evaluated; on leaving, weights, buffers and random numbers are back.
+        """Give the model its averaged weights for evaluation, and restore weights, buffers and random state on exit.
 
         Args:
-            inputs: batches for which the model is to be used: batch norm's statistics are taken over these, with
-                the averaged weights, since those that training left belong to other weights (Izmailov et al. 2018,
-                section 3.2). Models without batch norm do not ask for them.
+            inputs: batches that the model will be evaluated on. Batch norm's statistics are recomputed over these batches
+                with the averaged weights, since the statistics left by training belong to other weights (Izmailov et al.
+                2018, section 3.2). The batches are not read for models without batch norm.
         """
 
         def put_in() -> None:

@@ -216,7 +216,10 @@ def _put_in_place(slots: list[Slot]) -> None:
 
 
 def _modules(model: nn.Module | None) -> Iterator[nn.Module]:
-    """A module and all within it, each once: `model.modules()` makes their names too, which takes ten times as long."""
+    """Yield a module and all modules within it, each once.
+
+    `model.modules()` also builds the names, which takes ten times as long.
+    """
     seen, waiting = set[nn.Module](), [] if model is None else [model]
     while waiting:
         module = waiting.pop()

@@ -37,7 +37,7 @@ class Remembering(Method):
         self._shows_all = False  # and `state` has it, too
 
     def remembered(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """What is remembered of some parameters."""
+        """Return the remembered tensors of some parameters."""
         return [self.memory[p] if p in self.memory else self.nothing_of(p) for p in parameters]
 
     def nothing_of(self, parameter: Tensor) -> Tensor:
@@ -53,7 +53,10 @@ class Remembering(Method):
             self._noted[parameter] = tensor if noted is None else noted.add_(tensor)
 
     def renewed(self, old: list[Tensor], noted: list[Tensor]) -> list[Tensor]:
-        """What is remembered from now on, of what was and of what this step has noted; by itself the latter."""
+        """Return the tensors to remember from now on, given the old ones and those noted in this step.
+
+        The default is those noted in this step.
+        """
         return noted
 
     def after_update(self, skip: Tensor) -> None:

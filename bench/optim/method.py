@@ -129,7 +129,7 @@ class Method(Delegating):
             yield
 
     def after_update(self, skip: Tensor) -> None:
-        """What is left to do when the base has made its step, or has left it out where `skip` is 1."""
+        """Finish the step after the base has updated, or has skipped its update where `skip` is 1."""
         if counter := self.keys.get("steps_done"):
             for group in self.param_groups:
                 group[counter] += 1
@@ -269,7 +269,7 @@ class Method(Delegating):
             found[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
 
     def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """What `gradient` makes of the closure, which can see in `first_pass` which evaluation it is."""
+        """Return what `gradient` makes of the closure, which can read in `first_pass` which evaluation it is."""
         # What a stage of a pipeline is called with comes from weights that have moved.
         is_stage = self.reductions.group is not None
         checked = 0 < self._checked_so_far <= self.checked_steps and not self.takes_losses and not is_stage
@@ -300,7 +300,7 @@ class Method(Delegating):
                 self.checked_steps = 0
 
     def _checked(self, closure: Closure) -> Closure:
-        """The closure, which must not add to the gradients that are there before a step."""
+        """Wrap the closure in a check that it does not add to gradients that existed before the step."""
         old: OldGradient | None = OldGradient(self._parameters())
 
         def checked() -> Any:
@@ -350,7 +350,7 @@ class Method(Delegating):
         return self.state_of_forward.outside(self.model, self._parameters())
 
     def _update_unless(self, skip: Tensor) -> None:
-        """A step of the base, or where `skip` is 1 nothing at all: decided on the device, if the base can."""
+        """Make the base's step unless `skip` is 1; the device decides if the base can do that."""
         base = self.base
         # Fused optimizers take `found_inf`, as from a GradScaler. They make their state on the first step even if they
         # skip it, uninitialised: that step must be decided here. So must those of groups that are no longer fused,

@@ -100,7 +100,7 @@ _ALL = TypeAdapter(AscentOptions)
 
 
 def checked(name: str, options: Any) -> AscentOptions:
-    """The options of `name`, all there, None where nothing was said.
+    """Return all options of `name`, with None for those that were not given.
 
     Raises:
         TypeError: there is no such option.
@@ -131,5 +131,5 @@ def share_perturbed(params: dict[str, Any]) -> float:
 
 
 def one_more_where_perturbed(params: dict[str, Any]) -> float:
-    """Passes a step of a method with a second one in each step that perturbs."""
+    """Return the passes per step of a method that adds a second pass to each step that perturbs."""
     return 1 + share_perturbed(params)

@@ -66,9 +66,9 @@ def _values(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
+    """Return the 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
 
-    Sparse ones have to be coalesced, as those of `gradients` are.
+    Sparse tensors must be coalesced, as those of `gradients` are.
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float32)
@@ -92,7 +92,10 @@ def found_inf(tensors: list[Tensor]) -> Tensor:
 
 
 def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """The scalar product over all tensors together, a scalar on their device; half precision is summed in fp32."""
+    """Return the scalar product over all tensors together, a scalar on their device.
+
+    Half precision is summed in fp32.
+    """
     if not left:
         return torch.zeros((), dtype=torch.float32)
     dtype = torch.float64 if torch.float64 in set(map(_dtype, left)) else torch.float32
