@@ -21,7 +21,7 @@ EXTENT = 1.0
 
 
 def direction(parameters: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
-    """A direction for these parameters: the seed's `number`-th (from 1 on), filter-normalised."""
+    """Return the seed's `number`-th (counted from 1) filter-normalised random direction for these parameters."""
     random = numpy_stream(seed, "landscape", number)
     raw = [torch.from_numpy(random.standard_normal(tuple(p.shape))) for p in parameters]
     return [filter_normalised(d.to(p.device, p.dtype), p.detach()) for d, p in zip(raw, parameters, strict=True)]

@@ -46,7 +46,7 @@ class Settings:
 
 
 def prepared(spec: RunSpec, device: torch.device) -> Run:
-    """A run's data and its model with initial weights, without compilation, in full precision, in one process."""
+    """Return a run's data and its model with initial weights, uncompiled, in full precision, in one process."""
     plain = {"precision": "fp32", "compile": False, "cuda_graphs": False, "processes": 1, "deterministic": False}
     return set_up(spec.model_copy(update={"train": spec.train.model_copy(update=plain)}), device)
 

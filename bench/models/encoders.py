@@ -148,10 +148,10 @@ def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
 
 
 def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreTrainedConfig:
-    """What config.json says of an architecture, with the task's outputs.
+    """Return the architecture that config.json describes, with the task's number of outputs.
 
     Raises:
-        BenchError: it is damaged, of no architecture that can classify texts, or has no such dropout.
+        BenchError: the file is damaged, the architecture cannot classify texts, or it has no such dropout.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -205,10 +205,13 @@ def _complete(config: PreTrainedConfig, path: Path) -> None:
 
 
 def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool) -> Encoder:
-    """An encoder with weights drawn from torch's default generator; `pretrained` replaces all but the head's.
+    """Return an encoder with weights drawn from torch's default generator.
+
+    Args:
+        pretrained: replace all weights but the head's with the pretrained ones.
 
     Raises:
-        BenchError: transformers cannot build it, or the weights do not fit.
+        BenchError: transformers cannot build the encoder, or the weights do not fit.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -289,7 +292,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_readable(folder: Path) -> Path:
-    """The file of weights, or the index of several, after a look into each."""
+    """Return the file of weights, or the index of several, after opening each file as a check."""
     from safetensors import safe_open
 
     files = checkpoints.weight_files(folder)

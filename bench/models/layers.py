@@ -24,7 +24,7 @@ def image_shape(task: Task) -> tuple[int, int, int]:
 
 
 def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """A padded 3x3 convolution without bias: a batch norm follows, or (pre-activation) went before."""
+    """Return a padded 3x3 convolution without bias, for use after or (pre-activation) before a batch norm."""
     return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
 
 

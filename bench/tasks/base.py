@@ -139,10 +139,10 @@ class Task(ABC):
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """The whole training set and the test set, on the CPU, always in the same order. Never downloads."""
+        """Return the whole training set and the test set, on the CPU, always in the same order, without downloading."""
 
     def load_others(self) -> dict[str, Split]:
-        """The further test sets by name, as `load` gives the test set."""
+        """Return the further test sets by name, in the form that `load` gives the test set."""
         return {}
 
     def train_examples(self) -> int:
@@ -154,14 +154,14 @@ class Task(ABC):
         return True
 
     def model_inputs(self, inputs: Tensor) -> Tensor:
-        """What the model sees of a batch of raw inputs."""
+        """Return the model's inputs for a batch of raw inputs."""
         return inputs
 
     def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        """What the model sees and is told of a raw batch in training: augmented, where the task does that.
+        """Return the model's inputs and targets for a raw batch in training, augmented if the task augments.
 
         Args:
-            random: the epoch's stream of augmentation, on the host: the same draws on every device.
+            random: the epoch's random stream of augmentation, on the host, so that every device gets the same draws.
         """
         return self.model_inputs(inputs), targets
 
@@ -174,7 +174,7 @@ class Task(ABC):
         return F.cross_entropy(outputs, targets, reduction="none")
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """The metric over a whole split. Default: accuracy, a fraction."""
+        """Return the metric over a whole split. Default: accuracy, a fraction."""
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -1,5 +1,8 @@
-"""CIFAR-10 and CIFAR-100: 60,000 small photographs (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny
-Images", https://www.cs.toronto.edu/~kriz/cifar.html)."""
+"""CIFAR-10 and CIFAR-100: 60,000 small photographs.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images",
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
 
 from __future__ import annotations
 

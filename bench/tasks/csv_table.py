@@ -90,7 +90,7 @@ class CsvTable(Task):
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:
-        """The file itself."""
+        """Return the path itself, as the only file of the task."""
         if not path.is_file():
             beside = [file.name for file in path.parent.glob("*.csv")] if path.parent.is_dir() else []
             raise BenchError(f"{path} is not a file; {nearest(path.name, beside)}")
@@ -102,7 +102,10 @@ class CsvTable(Task):
             tell(f"{self.path}: {self.note}")
 
     def load(self) -> tuple[Split, Split]:
-        """Inputs (N, inputs) float32; targets (N,) int64, or float32 for regression."""
+        """Return the training and the test set.
+
+        Inputs are (N, inputs) float32; targets are (N,) int64, or float32 for regression.
+        """
         return self._train, self._test
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -244,7 +247,7 @@ def _inputs(
     train: Indices,
     settings: _Settings,
 ) -> list[Column]:
-    """The model's inputs that a column makes."""
+    """Return the model's inputs that are made from a column."""
     cells = table.column(name)
     missing = [cell.lower() in MISSING for cell in cells]
     if any(missing) and not settings.fill:
@@ -273,7 +276,7 @@ def _inputs(
 
 
 def _number_input(table: _Table, name: str, numbers: list[float | None], train: Indices) -> Column:
-    """A column of numbers as the model's input; None is filled with the training rows' mean."""
+    """Return a column of numbers as the model's input; None is replaced by the training rows' mean."""
     if None not in numbers:
         table.remarks.append(reading.on_ids(name, table.column(name), [number or 0.0 for number in numbers]))
     column = np.array([math.nan if number is None else number for number in numbers])
@@ -301,7 +304,7 @@ def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float
 
 
 def _hint(cell: str, column: str) -> str:
-    """What to do about a cell that is neither a number nor a word, as the end of a sentence."""
+    """Return, as the end of a sentence, the remedy for a cell that is neither a number nor a word."""
     kind = reading.no_word(cell)
     return f" but {kind}: {reading.REMEDIES[kind].format(column=column)}" if kind else ""
 

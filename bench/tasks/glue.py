@@ -88,12 +88,12 @@ class Glue(Task):
         self.files.fetch(allow_unverified=self.allow_unverified_data)
 
     def load(self) -> tuple[Split, Split]:
-        """The training set and the dev set: `Texts`, and targets (N,) int64, or float32 from 0 to 5 for STS-B.
+        """Return the training set and the dev set: `Texts`, and targets (N,) int64, or float32 from 0 to 5 for STS-B.
 
-        They are shared by all runs of a process: not to be written to.
+        All runs of a process share both sets: do not write to them.
 
         Raises:
-            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
+            BenchError: files are missing, damaged, or unofficial while unofficial files are not allowed.
         """
         train, test, *_ = self._splits()
         return train, test
@@ -121,7 +121,7 @@ class Glue(Task):
         return sum(self.details(outputs, targets).values()) / len(self.official)
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """The task's official metrics by key, fractions; correlations that are not defined are 0."""
+        """Return the task's official metrics by key, as fractions; undefined correlations are 0."""
         predicted = (outputs[:, 0] if self.regression else outputs.argmax(dim=1)).double().cpu().numpy()
         true = targets.double().cpu().numpy()
         return {key: METRICS[key](true, predicted) for key in self.official}
@@ -160,7 +160,7 @@ def _spearman(true: Values, predicted: Values) -> float:
 
 
 def _defined(correlation: Callable[[Values, Values], Any], true: Values, predicted: Values) -> float:
-    """A correlation; 0 where one side is constant or not finite, for which there is none."""
+    """Return a correlation, or 0 if it is undefined because one side is constant or not finite."""
     for values in (true, predicted):
         if not np.isfinite(values).all() or (values == values[0]).all():
             return 0.0

@@ -135,7 +135,7 @@ class GlueFiles:
             raise self.tables.refused(self.copy, faults)
 
     def load(self, *, allow_unverified: bool) -> tuple[Split, ...]:
-        """A split of `Texts` for each part, in order; remembered, and shared by all runs of a process.
+        """Return a split of `Texts` for each part, in order; the splits are cached and shared by all runs of a process.
 
         Raises:
             BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
@@ -204,7 +204,7 @@ class GlueFiles:
         return Split(Texts(*columns), torch.tensor(targets, dtype=dtype))
 
     def _target(self, label: Any) -> float:
-        """A label as the model learns it: of tables its text, of the hub's copy its number."""
+        """Return a label as the model learns it: the text from tables, the number from the hub's copy."""
         if self.classes is None:
             try:
                 similarity = float(label)
@@ -234,7 +234,7 @@ class GlueFiles:
         return [folder / f"{part.hub}.jsonl" for part in self.parts]
 
     def _unlike_the_hub(self) -> list[str]:
-        """What is not as it came, one line for each file at fault."""
+        """Return one line for each file that differs from the downloaded original."""
         for path in (self.copy / ORIGIN, *self._in_copy(self.copy)):
             if not path.is_file():
                 raise damaged(self.copy, f"it lacks {path.name}")
@@ -312,7 +312,7 @@ class GlueFiles:
 
 
 def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
-    """The splits of one of the hub's configurations, and its revision; without a network, what `datasets` has kept.
+    """Return the splits of one of the hub's configurations and its revision; offline, those that `datasets` has cached.
 
     Raises:
         Exception: it cannot be had.

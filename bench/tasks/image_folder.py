@@ -66,7 +66,7 @@ class ImageFolder(ImageTask):
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:
-        """The images below a folder, in the order of their names."""
+        """Return the images below a folder, sorted by name."""
         if not path.is_dir():
             raise BenchError(f"{path} is not a folder")
         return sorted(file for file in path.rglob("*") if _is_image(file))
@@ -76,9 +76,9 @@ class ImageFolder(ImageTask):
         self.load()
 
     def load(self) -> tuple[Split, Split]:
-        """The training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
+        """Return the training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
 
-        The tensors are shared by all runs of a process: not to be written to.
+        All runs of a process share the tensors: do not write to them.
         """
         items = [*self.train, *self.test]
         count = len(self.train)
