@@ -93,7 +93,7 @@ class Display:
         self._line(run, Text(f"FAILED: {reason}", "bold red"))
 
     def dropped(self, run: PlannedRun) -> None:
-        """Stopped, or another launch has it."""
+        """Remove a run that was stopped or that another launch works on."""
         self.running.pop(run.spec.run_id, None)
 
     def say(self, message: str) -> None:

@@ -52,7 +52,7 @@ class Speed:
 
 
 def kind(spec: RunSpec) -> str:
-    """What runs of the same speed have in common: all but the optimizer, the seed and the lengths of things."""
+    """Return a key shared by runs of the same speed: all settings but the optimizer, the seed and the durations."""
     train = spec.train.model_dump(exclude={"epochs", "warmup_epochs", "eval_every", "schedule", "clip_norm"})
     return str((spec.task, spec.model, spec.data, spec.phase, train, spec.optimizer.params.get("m")))
 
@@ -188,7 +188,7 @@ def _seconds_a_unit(run: Run, network: nn.Module, which: Tensor) -> float:
 
 
 def _units(split: Split) -> int:
-    """What the time of an evaluation goes with: tokens of texts, else examples."""
+    """Return the size that evaluation time is proportional to: the tokens of texts, else the examples."""
     return len(split) if split.lengths is None else int(split.lengths.sum())
 
 

@@ -77,7 +77,7 @@ def measure_runs(
 
 
 def _kept(of: Recorded, settings: Settings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is there already and still holds: of the recorded weights, measured with these settings."""
+    """Return the existing measurements that are still valid: of the recorded weights, with these settings."""
     measures, directions = of.results.measures, of.results.directions
     if measures is None or directions is None or again:
         return pd.DataFrame(columns=[*PLACE]), pd.DataFrame(columns=[*PLACE])
@@ -99,7 +99,10 @@ def _first_seeds(runs: Sequence[PlannedRun]) -> set[str]:
 def _final_weights(
     of: Recorded, runs: Sequence[PlannedRun], jobs: int | None, console: Console
 ) -> Iterator[dict[str, Weights]]:
-    """The weights of all runs, by run_id: those that `bench run --keep-weights` left, else those of a repetition."""
+    """Yield the weights of all runs, by run_id.
+
+    The weights are those kept by `bench run --keep-weights`, else those of a repetition.
+    """
     store = Store(of.folder)
     found = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
     gone = [run for run in runs if not found[run.spec.run_id].path.exists()]

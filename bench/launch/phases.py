@@ -53,7 +53,7 @@ class Choices:
         ]
 
     def changed(self) -> Iterator[str]:
-        """What has to be said of choices that are not those for which final runs were planned before."""
+        """Yield a note for each choice that differs from those for which final runs were planned before."""
         for (condition, label), config in self.chosen.items():
             before = [one["config"] for one in self.history if (one["condition"], one["label"]) == (condition, label)]
             if before and config not in before:

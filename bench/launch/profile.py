@@ -107,17 +107,21 @@ class Profile(BaseModel):
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:
-        """Runs at the same time in one job, if so many processes do each."""
+        """Return the number of runs at the same time in one job, with this number of processes per run."""
         if self.nodes > 1:
             return 1
         return self.jobs or max(1, (self.gpus * self.jobs_per_gpu or self.cpus) // processes)
 
     def pack(self, processes: int = 1) -> int:
-        """Runs that one job does."""
+        """Return the number of runs that one job does."""
         return self.runs_per_job or self.at_once(processes)
 
     def check(self, processes: Collection[int]) -> None:
-        """Raises BadValue if a job has no room for a run of as many processes, by how many processes runs are done."""
+        """Raise BadValue if a job has no room for a run.
+
+        Args:
+            processes: the numbers of processes per run that occur.
+        """
         problems = []
         for count in sorted(processes):
             here = count // self.nodes
@@ -133,7 +137,7 @@ class Profile(BaseModel):
             raise BadValue("slurm", problems)
 
     def parameters(self) -> dict[str, Any]:
-        """The settings as submitit names them; what is not said is left to the site."""
+        """Return the settings as submitit names them; settings that are not given are left to the site."""
         given = {
             "partition": self.partition,
             "account": self.account,
@@ -159,10 +163,10 @@ def _one_line(text: str) -> str:
 
 
 def minutes(text: str) -> int:
-    """A time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds are rounded up.
+    """Return the minutes in a time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds round up.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a time limit.
     """
     match = TIME.fullmatch(text.strip())
     if match is None:
@@ -192,7 +196,7 @@ def ignored_variables() -> list[str]:
 
 
 def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Profile:
-    """The settings of a file, with flags over them, and below both the variables of `SITE_WIDE`.
+    """Return the settings of a file, overridden by flags; the variables of `SITE_WIDE` are the fallback of both.
 
     Args:
         path: the file; by default the user's own, if there is one.

@@ -48,12 +48,12 @@ class Recorded:
     finished: dict[str, PlannedRun]
 
     def record(self, run_id: str) -> pd.Series[Any]:
-        """A run's row of records.csv."""
+        """Return a run's row of records.csv."""
         rows = self.results.records
         return rows.loc[rows["run_id"] == run_id].iloc[0]
 
     def curve(self, run_id: str) -> pd.DataFrame:
-        """A run's rows of curves.csv, by epoch; of the first label that has it."""
+        """Return a run's rows of curves.csv, by epoch; of the first label that has the run."""
         rows = self.results.curves
         return rows.loc[rows["run_id"] == run_id].drop_duplicates("epoch").set_index("epoch")
 
@@ -83,13 +83,13 @@ class Recorded:
         return list(dict.fromkeys(first.values()))
 
     def select(self, run_ids: Collection[str], *, of_weights: bool = False) -> list[PlannedRun]:
-        """These runs, as planned.
+        """Return these runs, as planned.
 
         Args:
-            of_weights: runs that diverged will not do.
+            of_weights: refuse runs that diverged.
 
         Raises:
-            BadValue: an id is of no run, or of one that is not finished; the nearest is told.
+            BadValue: an id belongs to no run or to an unfinished run; the message names the nearest id.
         """
         status = dict(zip(self.results.records["run_id"], self.results.records["status"], strict=True))
         wrong = []
@@ -143,7 +143,7 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
 
 @contextmanager
 def weights_kept() -> Iterator[None]:
-    """Runs that start inside leave their final weights."""
+    """Make runs that start inside this context keep their final weights."""
     before = os.environ.get(KEEP_WEIGHTS)
     os.environ[KEEP_WEIGHTS] = "1"
     try:
@@ -204,7 +204,7 @@ def _on_processor(device: str) -> bool:
 
 
 def _cores(jobs: int | None, threads: int) -> list[Slot]:
-    """The processor in shares of so many threads, pinned to cores of their own where there are enough."""
+    """Return the processor in shares of this many threads, each pinned to its own cores if there are enough."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = len(cores) or os.cpu_count() or 1
     jobs = jobs or max(1, count // threads)

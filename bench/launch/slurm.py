@@ -108,7 +108,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
 
 
 def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
-    """The sbatch script of every array that `submit` would submit now; nothing is written.
+    """Yield the sbatch script of every array that `submit` would submit now, without writing anything.
 
     Raises:
         BenchError: there is no SLURM here, or it does not answer.
@@ -127,7 +127,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
 
 
 def check_there_is_slurm() -> None:
-    """Raises BenchError where jobs cannot be submitted."""
+    """Raise BenchError if jobs cannot be submitted here."""
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
             raise BenchError(
@@ -162,7 +162,7 @@ def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]
 
 
 def _arrays(runs: Sequence[PlannedRun], profile: Profile, cluster: Cluster) -> Iterator[list[list[PlannedRun]]]:
-    """Runs put into jobs, and jobs into arrays that the site takes; runs of one job are about as long as each other."""
+    """Yield arrays of jobs, each of a size that the site accepts; the runs of one job take about equally long."""
     pack = profile.pack(max((run.spec.train.processes for run in runs), default=1))
     jobs = [list(runs[start : start + pack]) for start in range(0, len(runs), pack)]
     size = profile.max_array_size or cluster.max_array_size

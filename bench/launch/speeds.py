@@ -85,7 +85,7 @@ def _code_sha256() -> str:
 
 
 def _path() -> Path:
-    """Raises RuntimeError where there is no home folder."""
+    """Return the path of the file of recorded speeds. Raises RuntimeError if there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sam-bench", "speeds.json").expanduser()
 
 

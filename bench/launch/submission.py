@@ -105,7 +105,7 @@ class Submission:
         write_atomic(self.folder / "submission.json", to_json({**content, "logs": logs}))
 
     def log(self, task: int) -> Path:
-        """What a job printed."""
+        """Return the path of what a job printed."""
         return self.folder / f"{self.job_ids[task]}_0_log.err"
 
     def pickle(self, task: int) -> Path:
@@ -113,7 +113,7 @@ class Submission:
         return self.folder / f"task-{task}.pkl"
 
     def note(self, task: int) -> Note:
-        """What a job said of itself."""
+        """Return the note that a job wrote about itself."""
         path = self.folder / f"job-{task}.json"
         return Note(**read_json(path)) if path.exists() else Note()
 
@@ -121,7 +121,7 @@ class Submission:
         write_atomic(self.folder / f"job-{task}.json", to_json(asdict(note)))
 
     def progress(self, task: int) -> list[int]:
-        """What tells whether the runs of a job have got further: when each of their files was written."""
+        """Return when each file of a job's runs was written, in nanoseconds; a change means progress."""
         runs = self.results / "runs"
         files = [runs / run_id / name for run_id in self.tasks[task] for name in ("checkpoint.pt", *ENDS)]
         return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
@@ -154,10 +154,10 @@ def calls(folder: Path, task: int) -> Path:
 
 
 def read(folder: Path) -> Submission:
-    """The submission of a folder.
+    """Return the submission recorded in a folder.
 
     Raises:
-        BenchError: its file is damaged.
+        BenchError: the folder's submission.json is damaged.
     """
     content = read_json(folder / "submission.json")
     del content["logs"]

@@ -148,7 +148,10 @@ def _unequal_finals(old: pd.Series[Any], new: pd.Series[Any], key: str) -> Itera
 
 
 def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None, list[str]]:
-    """The first epoch whose numbers are not the recorded ones, and which they are; the clock's are left out."""
+    """Return the first epoch whose numbers differ from the recorded ones, and the differing numbers.
+
+    Timings are not compared.
+    """
     if list(old.index) != list(new.index):
         return _first(set(old.index) ^ set(new.index)), [f"curve: recorded epochs {_ends(old)}, here {_ends(new)}"]
     numbers = [

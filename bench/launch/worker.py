@@ -103,7 +103,10 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
 
 
 def _die_with_the_launcher() -> None:
-    """A launcher killed by force must not leave workers behind. Dying at once is safe: all writes are atomic."""
+    """Exit when the launcher is gone, so that a launcher killed by force leaves no workers behind.
+
+    Exiting at once is safe: all writes are atomic.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -56,9 +56,9 @@ class Averaging(Remembering):
         """Give the model its averaged weights for evaluation, and restore weights, buffers and random state on exit.
 
         Args:
-            inputs: batches that the model will be evaluated on. Batch norm's statistics are recomputed over these batches
-                with the averaged weights, since the statistics left by training belong to other weights (Izmailov et al.
-                2018, section 3.2). The batches are not read for models without batch norm.
+            inputs: batches that the model will be evaluated on. Batch norm's statistics are recomputed over these
+                batches with the averaged weights, since the statistics left by training belong to other weights
+                (Izmailov et al. 2018, section 3.2). The batches are not read for models without batch norm.
         """
 
         def put_in() -> None:
