@@ -38,7 +38,7 @@ VERDICTS: dict[Verdict, str] = {
 
 
 def question(results: Results) -> str:
-    """What the experiment asks, in one sentence.
+    """Return the experiment's question, in one sentence.
 
     Example:
         "Do sam and asam beat sgd on digits with 20% of the training labels replaced (resnet8), and at what price?"
@@ -56,11 +56,12 @@ def question(results: Results) -> str:
 
 
 def answer(results: Results) -> list[str]:
-    """What the test set says to that, a paragraph of sentences for each optimizer that is asked about.
+    """Return the test set's answer to the question, a paragraph of sentences per optimizer that is asked about.
 
-    Better and worse are said where Holm's corrected p is below 0.05 over at least four pairs; where no difference
-    could be shown, the smallest one that would be found with 80% power is named. Fewer pairs, a single optimizer or no
-    finished run give a sentence that says just that. A degenerate optimizer is called so wherever it is named.
+    An optimizer is called better or worse if Holm's corrected p is below 0.05 over at least four pairs; where no
+    difference could be shown, the sentence names the smallest difference that would be found with 80% power. Fewer
+    pairs, a single optimizer or no finished run give a sentence that says just that. A degenerate optimizer is called
+    degenerate wherever it is named.
     """
     return list(_Answer(results).paragraphs())
 
@@ -99,7 +100,7 @@ class _Answer:
             yield self.words.caution()
 
     def _at_the_edge(self) -> list[str]:
-        """The compared labels whose choice is the first or last of its sweep, under any condition."""
+        """Return the compared labels whose choice is the first or last value of its sweep, under any condition."""
         sides = [row for contrast in self.contrasts for row in (contrast.ours, contrast.theirs)]
         found = {row.label for row in sides if row.edges}
         return [label for label in self.meta["labels"] if label in found]
@@ -186,7 +187,7 @@ class _Answer:
         return f"{self.words.signed_mean(interval)}{self.words.differences_in}{limits}"
 
     def _price(self, contrast: Contrast) -> str:
-        """Passes always; time only where it was taken on one machine."""
+        """Return the price in passes, and in time if all times were taken on one machine."""
         passes = contrast.ours.passes / contrast.theirs.passes
         seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
         if self.words.source.mixed or math.isnan(seconds):
@@ -244,7 +245,7 @@ class _Answer:
                 yield f"{name} {self._where(held)}"
 
     def _flagged(self, compared: Sequence[Contrast]) -> Iterator[str]:
-        """A sentence on every degenerate side."""
+        """Yield a sentence per degenerate side of the comparisons."""
         sides = {(row.condition, row.label): row for one in compared for row in (one.ours, one.theirs)}
         notes = [(row.condition, row.label, f" is {_degenerate(row)}.") for row in sides.values() if row.degenerate]
         return merged(notes, self.among)
@@ -256,5 +257,5 @@ class _Answer:
 
 
 def _degenerate(row: Row, before: str = "") -> str:
-    """What has to stand beside the name of a row that gives one answer to everything."""
+    """Return the remark to put beside the name of a row that gives one answer to everything."""
     return f"{before}degenerate: {row.degenerate}" if row.degenerate else ""

@@ -137,7 +137,7 @@ def _within(
 
 
 def _budget(spenders: Sequence[str], points: dict[str, pd.DataFrame], column: str) -> pd.Series:
-    """What the dearest of these labels used, by seed."""
+    """Return what the most expensive of these labels used, by seed."""
     last = pd.concat([points[label][points[label]["last"]] for label in spenders])
     budget: pd.Series = last.groupby("seed")[column].max()
     return budget
@@ -151,7 +151,7 @@ def _spenders(results: Results, rows: Sequence[Row]) -> list[str]:
 
 
 def _kin(results: Results) -> list[str]:
-    """The baseline and the other labels of its optimizer."""
+    """Return the baseline and the other labels of the same optimizer."""
     records = results.records
     about = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).astype(str)
     mine = tuple(about.loc[results.meta["baseline"]])
@@ -171,7 +171,7 @@ def _compared(reached: Sequence[Spent], reference: str, limits: bounds.Bounds) -
 
 
 def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """The table "budgets".
+    """Return the table "budgets".
 
     Args:
         best: the chosen row of every condition and label.

@@ -87,7 +87,7 @@ class ByTask:
                     yield self._difference(block)
 
     def notes(self) -> Iterator[str]:
-        """What the cells lack, beside runs."""
+        """Yield notes on what the cells lack, other than runs."""
         among = [block.name for block in self.blocks]
         yield from merged(self._unmeasured(), among)
         if not self.suite:
@@ -209,7 +209,7 @@ class ByTask:
 
 
 def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """The table "tasks" of an experiment that varies the task.
+    """Return the table "tasks" of an experiment that varies the task.
 
     Args:
         best: the chosen row of every condition and label.
@@ -244,7 +244,7 @@ def _caption(found: ByTask) -> Iterator[str]:
 
 
 def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
-    """A line as one row of text; a difference as two, for side by side its parts would be too wide for a page."""
+    """Yield a line as one row of text, or a line of differences as two rows, since one would be too wide for a page."""
     words, shown = found.words, [line.cells.get(label) for label in found.labels]
     marks = [DAGGER * (label in line.incomplete) for label in found.labels]
     if not line.signed:

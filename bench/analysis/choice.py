@@ -20,17 +20,17 @@ OUTER = 0.1  # share of a range, at either end, that counts as its edge
 
 
 def phased(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What experiment.json says of the phases: {} where there is only one."""
+    """Return what experiment.json says about the phases, or {} if there is only one phase."""
     return meta.get("phases") or {}
 
 
 def tuning(records: pd.DataFrame) -> pd.DataFrame:
-    """The records of the runs that are for choosing: those of the phase "tune", or all where there are no phases."""
+    """Return the records of the runs used for choosing: those of the phase "tune", or all if there are no phases."""
     return records[_phase(records) != "final"]
 
 
 def reported(frame: pd.DataFrame) -> pd.DataFrame:
-    """Records, or curves, of the runs that results are told of: all but those of the phase "tune"."""
+    """Return the records, or curves, of the runs that results report: all but those of the phase "tune"."""
     return frame[_phase(frame) != "tune"]
 
 
@@ -104,15 +104,15 @@ def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.Da
 def edges(
     swept: Mapping[str, Any], others: Sequence[Mapping[str, Any]], space: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """The swept numbers that lie at an end, as {key: "smallest" or "largest"}.
+    """Return the swept numbers that lie at an end of what was tried, as {key: "smallest" or "largest"}.
 
-    Of a list that is its first or last value in order, if it has at least two; of a range, its outer tenth (on a
-    logarithmic scale where it was searched on one).
+    The end of a list is its first or last value in order, if the list has at least two values; the end of a range is
+    its outer tenth (on a logarithmic scale if the range was searched on one).
 
     Args:
-        swept: what was chosen, by key.
-        others: every configuration that could have been.
-        space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, what was tried.
+        swept: the chosen values, by key.
+        others: every configuration that could have been chosen.
+        space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, the tried values.
     """
     found = {}
     for key, value in swept.items():

@@ -106,21 +106,21 @@ def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
 
 
 def wrappers(results: Results) -> list[str]:
-    """The labels that wrap another optimizer, as SAM does, in the order of the experiment; not the baseline."""
+    """Return the labels that wrap another optimizer, as SAM does, in the experiment's order, without the baseline."""
     records = results.records
     found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
     return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
 
 
 def rivals(results: Results) -> list[str]:
-    """The baseline and, where anything wraps an optimizer, every other label that does not."""
+    """Return the baseline and, if any label wraps an optimizer, every other label that does not."""
     baseline, wrapping = results.meta["baseline"], wrappers(results)
     others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
     return [baseline, *(others if wrapping else [])]
 
 
 def finished(results: Results) -> pd.DataFrame:
-    """The records of the finished runs that have test numbers, with text in all of `KEY`."""
+    """Return the records of the finished runs that have test numbers, with text in all of `KEY`."""
     records = keyed(choice.reported(results.records))
     return records[records["status"] == "done"]
 
@@ -142,7 +142,7 @@ def _partner(best: Sequence[Row], label: str, row: Row) -> Row:
 
 
 def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:
-    """The test metric of every configuration's finished runs, by seed."""
+    """Return the test metric of every configuration's finished runs, by seed."""
     column = f"test_{results.meta['metric']['key']}"
     runs = finished(results).set_index("seed")
     places: Any = runs.groupby(KEY, sort=False).indices

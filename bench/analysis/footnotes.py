@@ -21,7 +21,7 @@ FEW_SEEDS = 5  # up to here the sign-flip test cannot reach 0.05, so it has to b
 
 
 def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
-    """What there is to say about the chosen rows, and about those of all rows that are not shown."""
+    """Yield the notes on the chosen rows, and on missing runs of rows that are not shown."""
     yield from gone(best)
     yield from gone_elsewhere(rows)
     yield from edges(best)
@@ -29,7 +29,7 @@ def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
 
 
 def gone(rows: Sequence[Row]) -> Iterator[str]:
-    """The daggers explained: a note for every row that lacks runs or numbers, one for all that have none."""
+    """Yield the notes that explain daggers: one per row that lacks runs or numbers, one for all rows without any."""
     yield from merged(
         (
             (row.condition, f"{DAGGER} {row.title}", f": {_finished(row)}; its numbers are over those.")
@@ -72,7 +72,7 @@ def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def edges(rows: Sequence[Row]) -> Iterator[str]:
-    """The choices at an end of their sweep."""
+    """Yield the notes on choices at an end of their sweep."""
     yield from merged(
         ((row.condition, row.name, _at_the_edge(row)) for row in rows if row.edges),
         _conditions(rows),
@@ -80,7 +80,7 @@ def edges(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def degenerate(rows: Sequence[Row]) -> Iterator[str]:
-    """The section signs explained: configurations that give one answer to everything."""
+    """Yield the notes that explain section signs: configurations that give one answer to everything."""
     yield from merged(
         (
             (row.condition, f"{SECTION} {row.name}", f" is degenerate: {row.degenerate}.")
@@ -92,7 +92,7 @@ def degenerate(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def significance(rows: Sequence[Row]) -> Iterator[str]:
-    """What the p values cannot say: few seeds; and over how many comparisons they are corrected."""
+    """Yield the limits of the p values: few seeds, and the number of comparisons they are corrected for."""
     sizes = [row.difference.difference.n for row in rows if row.difference]
     n = max(sizes, default=0)
     if n == 1:
@@ -161,7 +161,7 @@ def _lost(row: Row) -> str:
 
 
 def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
-    """The labels that have each budget, condition by condition."""
+    """Return the labels that have each budget, condition by condition."""
     found: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, value in budgets:
         found[row.condition][value].append(row.label)

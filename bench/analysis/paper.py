@@ -63,12 +63,12 @@ def published() -> pd.DataFrame:
 
 
 def styles() -> list[str]:
-    """The names that `bench table --style` knows."""
+    """Return the names that `bench table --style` knows."""
     return list(dict.fromkeys(published()["style"]))
 
 
 def check_style(name: str) -> None:
-    """Raises BadValue, with the nearest name, for a style there is none of."""
+    """Raise BadValue, with the nearest valid name, if there is no such style."""
     if name not in styles():
         raise BadValue(f"--style {name}", [f"no such style; {nearest(name, styles())}"])
 
@@ -94,7 +94,7 @@ def cells(results: Results, style: str) -> list[Cell]:
 
 
 def _settings(results: Results) -> dict[Any, dict[str, Any]]:
-    """What every configuration was run with, by (condition, label, config)."""
+    """Return the settings that every configuration was run with, by (condition, label, config)."""
     return {key: dict(line) for key, line in keyed(results.records).groupby(KEY, sort=False).first().iterrows()}
 
 
@@ -162,7 +162,7 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
 
 
 def table(results: Results, style: str) -> Table:
-    """The published table with ours beside it: a row a data set, model and setting, three columns an optimizer.
+    """Return the published table with our results: a row per data set, model and setting, three columns per optimizer.
 
     Raises BadValue for an unknown style.
     """

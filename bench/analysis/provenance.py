@@ -103,7 +103,7 @@ def timed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def title(meta: Mapping[str, Any], task: str) -> str:
-    """What tables call a task: its title or, without one, its name."""
+    """Return the name of a task in tables: its title or, without one, its name."""
     return (meta.get("tasks") or {}).get(task, {}).get("title") or task
 
 
@@ -121,8 +121,10 @@ def _caution(results: Results) -> str:
 
 
 def _cut(results: Results) -> str:
-    """Said for each task, and for each condition where they differ. Counted before training, so any run will do that
-    has all splits."""
+    """Return the note on truncated texts, per task, and per condition where conditions differ.
+
+    Truncation is counted before training, so any run that has all splits will do.
+    """
     columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
     records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
     among = records.groupby("task")["condition"].unique()

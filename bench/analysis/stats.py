@@ -55,11 +55,11 @@ class Interval:
         return self.known and not math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-6)
 
     def within(self, low: float, high: float) -> Interval:
-        """The interval cut at the bounds of what was measured; a mean beyond one of them takes that bound along."""
+        """Return the interval cut at the bounds of the quantity; a mean beyond a bound becomes that bound."""
         return Interval(self.n, self.mean, max(self.low, min(low, self.mean)), min(self.high, max(high, self.mean)))
 
     def scaled(self, factor: float) -> Interval:
-        """The same interval in another unit, e.g. factor 100 from a fraction to percent."""
+        """Return the same interval in another unit, e.g. factor 100 from a fraction to percent."""
         return Interval(self.n, self.mean * factor, self.low * factor, self.high * factor)
 
 
@@ -154,7 +154,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def smallest_sign_flip_p(n: int) -> float:
-    """The smallest p that the sign-flip and the Wilcoxon test can reach with n pairs, 2 / 2^n, whatever the data."""
+    """Return the smallest p that the sign-flip and the Wilcoxon test can reach with n pairs: 2 / 2^n on any data."""
     return 2.0 ** (1 - n)
 
 
@@ -203,10 +203,10 @@ def effect_size(differences: ArrayLike) -> float:
 
 
 def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """The chance that one run of ours scores higher than one of theirs, whatever their seeds; ties count half.
+    """Return the probability that one run of ours scores higher than one of theirs, whatever their seeds.
 
-    Over all pairs of values of shapes (n,) and (m,), NaN ones left out (Agarwal et al. 2021, arXiv:2108.13264, section
-    4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
+    Ties count half. The probability is over all pairs of values of shapes (n,) and (m,), NaN values left out (Agarwal
+    et al. 2021, arXiv:2108.13264, section 4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
     """
     a, b = (np.asarray(values, dtype=float) for values in (ours, theirs))
     signs = np.sign(a[~np.isnan(a)][:, None] - b[~np.isnan(b)][None, :])
@@ -214,7 +214,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
 
 
 def smallest_detectable(differences: ArrayLike, power: float = POWER, level: float = LEVEL) -> float:
-    """The smallest true mean difference that the paired t test finds at this n with this power, two-sided.
+    """Return the smallest true mean difference that the paired t test finds at this n with this power, two-sided.
 
     In the unit of the differences, of shape (n,); their observed deviation stands for the true one (Cohen 1988, section
     2.4, by statsmodels). NaN for n < 2 and where there is no spread.
@@ -261,6 +261,6 @@ def examples(shares: ArrayLike) -> int | None:
 
 
 def _spread(sample: NDArray[np.float64]) -> float:
-    """The sample deviation; 0 where it is nothing but rounding."""
+    """Return the sample standard deviation, or 0 if it is only rounding error."""
     sd = float(sample.std(ddof=1))
     return 0.0 if sd <= 1e-12 * float(np.abs(sample).max()) else sd

@@ -134,7 +134,7 @@ def tried_rows(results: Results) -> list[Row]:
 
 
 def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
-    """What was chosen, and what was not tuned, over the final runs: those that are planned, whether there or not."""
+    """Return the rows of chosen and of untuned configurations, over the planned final runs, finished or not."""
     records = choice.reported(results.records)
     chosen = {(row.condition, row.label, row.config): row for row in tried if row.chosen}
     untuned = [
@@ -155,7 +155,7 @@ def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
 
 
 def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
-    """A row for every line of a frame of counts, from the finished ones among the records."""
+    """Return a row per line of a frame of counts, from the finished runs among the records."""
     meta = results.meta
     records = _with_speed(timed(keyed(records), results))
     columns = _interval_columns(meta["metric"]["key"])
@@ -243,7 +243,7 @@ def _interval_columns(key: str) -> dict[str, str]:
 
 
 def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with "tokens_per_second", NaN where no tokens were counted."""
+    """Return the records with "tokens_per_second", NaN where no tokens were counted."""
     tokens = records["tokens"].astype(float) if "tokens" in records else pd.Series(np.nan, records.index)
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
@@ -277,7 +277,7 @@ def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> f
 
 
 def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
-    """The t interval of one column for every configuration, in the order of the frame."""
+    """Return the t interval of one column for every configuration, in the order of the frame."""
     n, mean, sd = (frame[f"{column}:{moment}"].to_numpy() for moment in ("count", "mean", "std"))
     half = half_width(n, without_rounding(sd, mean))
     bounds = zip(n.astype(int), mean.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True)
@@ -285,7 +285,7 @@ def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
 
 
 def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any, Any], compared: Comparison) -> Row:
-    """The row of one configuration from its line of the frame."""
+    """Return the row of one configuration from its line of the frame."""
     condition, label, config = key
     ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
     return Row(
@@ -305,7 +305,7 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
 
 
 def _with_edges(rows: list[Row], meta: Mapping[str, Any]) -> list[Row]:
-    """The rows, those chosen with what of them lies at an end of what was tried under their condition."""
+    """Return the rows; each chosen row names its values at an end of what was tried under its condition."""
     spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -49,7 +49,7 @@ class Reached:
 
 
 def costs_to_target(results: Results, best: Sequence[Row], target: float | None = None) -> list[Reached]:
-    """What every chosen configuration needs until its test metric is first as good as the target at an evaluation.
+    """Return the cost of every chosen configuration until an evaluation first gives a test metric at the target.
 
     Args:
         best: the chosen row of every condition and label.
@@ -93,7 +93,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
-    """The ids of all runs that count, by configuration."""
+    """Return the ids of all runs that count, by configuration."""
     records = keyed(choice.reported(results.records))
     ended = records[records["status"].isin(["done", "diverged", "failed"])]
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -116,7 +116,7 @@ def _curves(results: Results, metric: str) -> pd.DataFrame:
 def table(
     words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row], target: float | None = None
 ) -> Table:
-    """The table "target", without rows where there is none to reach: see `costs_to_target` for `target`."""
+    """Return the table "target", without rows if there is no target; see `costs_to_target` for `target`."""
     found = costs_to_target(results, best, target)
     columns = [*names(words.varied), "optimizer", f"target{words.brackets}", "reached"]
     columns += ["passes, median", "quartiles", "time, median", "quartiles"]

@@ -47,26 +47,26 @@ class Words:
         return self.signed(row.difference.difference)
 
     def signed(self, difference: Interval) -> str:
-        """A difference with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
+        """Return a difference with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if difference.n < 2:
             return self.signed_mean(difference)
         return f"{self.signed_mean(difference)} {self.signed_bounds(difference)}"
 
     def signed_mean(self, difference: Interval) -> str:
-        """The mean of a difference, e.g. "+0.82"."""
+        """Return the mean of a difference, e.g. "+0.82"."""
         if difference.n == 0:
             return EMPTY
         return self._signed(difference.mean) + (" (n=1)" if difference.n == 1 else "")
 
     def signed_bounds(self, difference: Interval) -> str:
-        """The bounds of a difference, e.g. "[+0.31, +1.33]"."""
+        """Return the bounds of a difference, e.g. "[+0.31, +1.33]"."""
         return cells.signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
 
     def _signed(self, value: float) -> str:
         return f"{value * self.scale:+z.{self.digits}f}"
 
     def measured(self, split: str = "Test") -> str:
-        """What the metric is and how its spread is given."""
+        """Return the definition of the metric and of its spread."""
         definition = self.meta["metric"]["definition"]
         return (
             f"{split} {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
@@ -82,28 +82,28 @@ class Words:
         return f"Gap: test {self.metric} minus {train}, so that positive is worse on the test set, as everywhere."
 
     def closing(self) -> list[str]:
-        """What every caption ends with: the choice, what tasks and models have to say, the origin."""
+        """Return the sentences that end every caption: the choice, notes of tasks and models, the origin."""
         return [sentence for sentence in (self.chosen(), *self.notes, self.origin(), self.caution()) if sentence]
 
     def cut(self) -> list[str]:
-        """The footnote on texts that were cut, if any were."""
+        """Return the footnote on truncated texts, if any were truncated."""
         return [self.source.cut] if self.source.cut else []
 
     def titles(self, tasks: Iterable[str]) -> str:
         return ", ".join(title(self.meta, task) for task in tasks)
 
     def reported(self, task: str) -> dict[str, str]:
-        """The scores of a task that are shown: columns of records with their names."""
+        """Return the scores of a task that are shown: columns of records with their names."""
         of_metric = {f"test_{self.meta['metric']['key']}": self.metric}
         return self.tasks.get(task, {}).get("reported") or of_metric
 
     def score_of(self, task: str, column: str) -> str:
-        """What to call a score of a task: "MRPC, F1"; "CIFAR-10" where it is that of the metric, and the only one."""
+        """Return the name of a task's score: "MRPC, F1", or "CIFAR-10" if the metric is the task's only score."""
         score, only = self.reported(task)[column], len(self.reported(task)) == 1
         return title(self.meta, task) if only and score == self.metric else f"{title(self.meta, task)}, {score}"
 
     def suite(self, tasks: Iterable[str]) -> dict[str, Any] | None:
-        """The benchmark that all of these tasks belong to, if they all belong to one."""
+        """Return the benchmark that all of these tasks belong to, or None if there is no such benchmark."""
         first, *others = (self.tasks.get(task, {}).get("suite") for task in tasks)
         return first if all(other == first for other in others) else None
 
@@ -158,11 +158,11 @@ class Words:
         return f"{enumerated(tasks)}{data and f' with {data}'} ({enumerated(models)}{across})"
 
     def caution(self) -> str:
-        """That the data are not those they are named after, if so."""
+        """Return the warning that the data are not those they are named after, or "" if they are."""
         return self.source.caution
 
     def _data(self) -> Iterator[str]:
-        """What was done to the data under all conditions alike."""
+        """Yield the changes made to the data under all conditions alike."""
         settings = self.meta["data"]
         size, share, noise = (settings.get(key) for key in ("train_size", "train_share", "label_noise"))
         if size and "train_size" not in self.varied:
@@ -173,7 +173,10 @@ class Words:
             yield f"{100 * noise:.3g}% of the training labels replaced"
 
     def _conditions(self) -> str:
-        """What is varied, as a sentence: "Conditions: label noise 0.2, 0.4, 0.6"; tasks and models are named before."""
+        """Return the varied settings as a sentence: "Conditions: label noise 0.2, 0.4, 0.6".
+
+        The names of varied tasks and models stand elsewhere in the caption.
+        """
         axes = [
             f"the {column}s" if column in NAMED else f"{name} {', '.join(map(value_text, values))}"
             for name, (column, values) in zip(names(self.varied), self.varied.items(), strict=True)

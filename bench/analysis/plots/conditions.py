@@ -84,10 +84,11 @@ class Axis:
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """The metric beside the paired difference to the baseline, which a common scale of the former would hide.
+    """Yield the figures of the metric beside its paired difference to the baseline.
 
-    One varied column is the horizontal axis: the first that is a number, else that with most values, rather not the
-    task, whose metrics differ too much for one panel. Every combination of the other columns has a row of panels.
+    On the scale of the metric, the difference would be invisible. One varied column is the horizontal axis: the first
+    numeric column, else the column with most values, but preferably not the task, whose metrics differ too much for
+    one panel. Every combination of the other columns has a row of panels.
     """
     if len(view.conditions) < 2:
         return
@@ -202,9 +203,9 @@ def _difference(row: Row) -> Interval | None:
 def _draw(
     figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick, focus: str | None = None
 ) -> None:
-    """A line an optimizer, each a little beside the next; it breaks where a condition has no finished run.
+    """Draw one line per optimizer, each slightly beside the next; a line breaks where a condition has no finished run.
 
-    A panel about one of many has the others pale and without intervals, at their places.
+    A panel that is about one of many optimizers shows the others pale and without intervals, at their places.
     """
     here = [(row, interval.scaled(view.scale)) for row in rows if (interval := pick(row))]
     _, others = view.in_full([row for row, _ in here], focus)

@@ -74,7 +74,7 @@ def _alike(points: Sequence[Point]) -> bool:
 
 
 def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
-    """The points, and whether each is on the front of its condition by either cost."""
+    """Return the points, and whether each is on its condition's Pareto front by either cost."""
     chosen = [(condition, view.chosen(condition)) for condition in conditions]
     frame = to_frame([row for _, rows in chosen for row in rows], [*COSTS, "test_metric"], view.meta["metric"])
     fronts = {
@@ -157,7 +157,7 @@ def _every_point(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
 
 
 def _cost(row: Row, cost: str) -> Interval:
-    """Passes are those of the plan, the same for every seed."""
+    """Return a row's cost; passes have no interval, since the plan fixes them for every seed."""
     return row.train_seconds if cost == "train_seconds" else Interval(1, row.passes, np.nan, np.nan)
 
 

@@ -131,7 +131,7 @@ def turn_ticks(ax: Axes) -> None:
 
 
 def bounds(interval: Interval) -> tuple[float, float]:
-    """The bounds of an interval, both the mean where it has none."""
+    """Return the bounds of an interval; both are the mean if the bounds are unknown."""
     return (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
 
 

@@ -148,7 +148,7 @@ def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _data(view: View, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
-    """The points of these curves, a line for each condition, label and epoch."""
+    """Return the points of these curves, a line per condition, label and epoch."""
     key, unit = view.meta["metric"]["key"], view.meta["metric"]["unit"]
     names = {"test_metric": f"test_{key}", "train_metric": f"train_clean_{key}", "gap_metric": f"gap_{key}"}
     columns = [*(LINE if view.several else LINE[1:]), "epoch", "passes"]

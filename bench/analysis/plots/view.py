@@ -107,14 +107,14 @@ class View:
         return " (points)" if self.meta["metric"]["unit"] == "%" else self.unit
 
     def chosen(self, condition: str) -> list[Row]:
-        """The rows to draw under a condition, at most one a label."""
+        """Return the rows to draw under a condition, at most one per label."""
         return [row for row in self.best if row.condition == condition]
 
     def baseline(self, condition: str) -> Row | None:
         return next((row for row in self.chosen(condition) if row.label == self.meta["baseline"]), None)
 
     def labels(self) -> list[str]:
-        """The labels that are drawn anywhere, in order."""
+        """Return the labels that are drawn anywhere, in order."""
         return [label for label in self.meta["labels"] if any(row.label == label for row in self.best)]
 
     def handle(self, label: str, *, line: bool = True, marker: bool = False) -> Line2D:
@@ -142,7 +142,7 @@ class View:
         return [[panel] for line in grid for panel in line] if self.narrow else [list(line) for line in grid]
 
     def split(self, columns: Sequence[T]) -> list[list[T]]:
-        """What stands beside each other on a page, for each page."""
+        """Return, per page, the columns that stand beside each other."""
         return [[column] for column in columns] if self.narrow else [list(columns)]
 
     def in_full(self, rows: Sequence[Row], focus: str | None) -> tuple[list[Row], list[Row]]:
@@ -229,7 +229,7 @@ def view_of(results: Results, width: str = "page") -> View:
 
 
 def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in pages of at most `size`, as even as they can be."""
+    """Yield the items in pages of at most `size`, as even as possible."""
     count = -(-len(items) // size)
     for page in range(count):
         yield items[page * len(items) // count : (page + 1) * len(items) // count]

@@ -71,11 +71,11 @@ def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]
 
 
 def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Rendered]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
         tables: what `bench.analysis.tables.build` gives.
-        figures: what `bench.analysis.plots.rendered` gives, "svg" among their forms; none where no run has finished.
+        figures: what `bench.analysis.plots.rendered` gives, with "svg" among the forms; empty if no run has finished.
     """
     css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
@@ -168,7 +168,7 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _policy(css: str, script: str) -> str:
-    """A content security policy under which nothing is loaded and only our own style sheet and script count."""
+    """Return a content security policy that loads nothing and allows only our own style sheet and script."""
     style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "
