@@ -37,11 +37,11 @@ HEADER = 2**16
 
 
 def pack(name: str, files: Mapping[str, bytes]) -> bytes:
-    """The archive of these files.
+    """Return the archive of these files.
 
     Args:
         name: of the experiment, and of the one folder in the archive.
-        files: by their path within that folder.
+        files: contents by path within that folder.
     """
     sha256 = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     manifest = to_json({"format": FORMAT, "experiment": name, "sha256": sha256}).encode()
@@ -55,10 +55,10 @@ def pack(name: str, files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
-    """The experiment's name and its files, every one compared with the manifest. Nothing is written to the disk.
+    """Return the experiment's name and its files, each checked against the manifest, without writing to the disk.
 
     Raises:
-        BadValue: files were changed, added or taken away since; or a member is no plain file of the one folder.
+        BadValue: files were changed, added or removed since packing, or a member is no plain file of the one folder.
         BenchError: the file cannot be read, or is no such archive.
     """
     members = _members(path)
@@ -84,10 +84,10 @@ def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def results(files: Mapping[str, bytes]) -> Results:
-    """The results among unpacked files.
+    """Return the results among unpacked files.
 
     Raises:
-        BenchError: there are none, or they are not as they were written.
+        BenchError: there are no results, or they were changed after they were written.
     """
     with tempfile.TemporaryDirectory(prefix="bench-archive-") as folder:
         write_files(files, Path(folder))

@@ -52,7 +52,7 @@ class Checker:
 
 
 def _say(fault: Any, schema: type[BaseModel]) -> str:
-    """A pydantic error in our words."""
+    """Return a pydantic error in our words."""
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return f"unknown key; {nearest(key, schema.model_fields)}"

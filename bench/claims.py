@@ -152,7 +152,7 @@ def _claimed(path: Path, who: dict[str, Any] | None) -> Claimed:
 
 
 def in_words(who: dict[str, Any] | None) -> str:
-    """A holder as the end of a sentence: " (pid 4711 on node7, cuda:0)"."""
+    """Return a claim's holder as the end of a sentence: " (pid 4711 on node7, cuda:0)"."""
     if not who or "host" not in who:
         return ""
     device = f", {who['device']}" if who.get("device") else ""
@@ -179,7 +179,7 @@ def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
 
 
 def _content(descriptor: int) -> dict[str, Any] | None:
-    """What the lock file says: None if nothing, {} if it cannot be understood (it is being written)."""
+    """Return the content of the lock file: None if it is empty, {} if it cannot be parsed (it is being written)."""
     content = os.pread(descriptor, 4096, 0)
     if not content.strip():
         return None
@@ -213,7 +213,7 @@ def _myself(device: str | None) -> dict[str, Any]:
 
 @functools.cache
 def _boot() -> str:
-    """What tells this kernel from every other, itself before a reboot included; the host's name where it cannot be."""
+    """Return an id unique to this boot of this machine's kernel, or the host's name if no such id can be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -240,7 +240,7 @@ _offsets: dict[int, tuple[float, float]] = {}
 
 
 def _time_there(folder: Path) -> float:
-    """The time by the clock that stamps files in a folder; by ours, where nothing can be written there."""
+    """Return the time by the clock that stamps files in a folder, or by our clock if the folder is not writable."""
     place = os.stat(folder).st_dev
     read_at, offset = _offsets.get(place, (float("-inf"), 0.0))
     if time.monotonic() - read_at > BEAT:

@@ -38,7 +38,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sam-bench", prog_name="bench")
 def cli() -> None:
-    """Does SAM beat SGD and Adam, by how much, and at what price?
+    """Compare SAM with SGD and Adam: is SAM better, by how much, and at what price?
 
     EXPERIMENT is a name under experiments/ or the path of a TOML file.
     """
@@ -227,7 +227,7 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @cli.command("list")
 @click.argument("what", type=click.Choice(["tasks", "models", "optimizers", "experiments"]), required=False)
 def list_(what: str | None) -> None:
-    """What there is: tasks, models, optimizers and their hyperparameters, experiments."""
+    """List tasks, models, optimizers and their hyperparameters, and experiments."""
     if what in (None, "experiments"):
         _list_experiments()
     if what != "experiments":

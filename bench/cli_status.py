@@ -56,7 +56,7 @@ def print_runs(plan: Plan) -> None:
 
 
 def show_running(plan: Plan, console: Console) -> None:
-    """What is being worked on now, how far it is, and by whom."""
+    """Show the runs in progress, how far each one is, and who works on it."""
     import time
 
     from bench.launch.estimate import duration

@@ -70,7 +70,7 @@ TAKEN = {*PLACE, *COSTS, *CIRCUMSTANCES, "epoch", "batch_loss", "method", "base"
 
 
 def metric_columns(key: str) -> list[str]:
-    """The measured columns of a task whose score is called `key`, in the order of records.csv."""
+    """Return the measured columns of a task whose score is called `key`, in the order of records.csv."""
     measured = [f"{split}_{what}" for split in SPLITS for what in ("loss", key)]
     return [*measured, "gap_loss", f"gap_{key}", "selected_epoch", f"selected_test_{key}"]
 

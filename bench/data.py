@@ -75,10 +75,10 @@ class Dataset:
         return any(not self._missing(folder) for folder in self._folders())
 
     def paths(self) -> list[Path]:
-        """The files in the order of `files`, from the first folder that has them all.
+        """Return the files in the order of `files`, from the first folder that has them all.
 
         Raises:
-            BenchError: none has; the message says what to put where.
+            BenchError: no folder has all files; the message says what to put where.
         """
         for folder in self._folders():
             if not self._missing(folder):
@@ -140,7 +140,7 @@ class Dataset:
             return [name for name in self.files if not _on_disk(folder / name).is_file()]
 
     def _unofficial(self) -> list[str]:
-        """What is wrong, one line for each file at fault."""
+        """Return one line for each file that is not the official one."""
         found = [(path, content_md5(path)) for path in self.paths()]
         return [
             f"{path.name}: md5 is {md5}, that of the official file {official}"
@@ -172,7 +172,7 @@ class Dataset:
     # ---- messages --------------------------------------------------------------------------------------------
 
     def refused(self, place: Path, faults: list[str]) -> BenchError:
-        """The error that says what lies there is not the official data, one line for each fault."""
+        """Return the error that says that the data in a place are not the official data, one line per fault."""
         return BenchError(
             f"{place} is not the official {self.title}:\n{_indented(faults)}\n"
             "Move it away, and `bench prepare` downloads the official one; or accept it in the experiment's [task]:\n"
@@ -187,7 +187,7 @@ class Dataset:
         return "`bench prepare` downloads it."
 
     def absent(self, reason: str) -> NotPrepared:
-        """The error that says the files are not there: where not, why, and what to put where."""
+        """Return the error that says that files are missing: where, why, and what to put where."""
         root = data_folder()
         partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
         where = f"in {partly[0]} without {', '.join(self._missing(partly[0]))}" if partly else f"not in {root}"
@@ -216,10 +216,10 @@ def _read(read: Callable[[list[Path]], Any], stamps: tuple[Stamp, ...]) -> Any:
 
 
 def content(path: Path) -> bytes:
-    """What is in a file, unpacked if it is gzipped.
+    """Return the content of a file, unpacked if the file is gzipped.
 
     Raises:
-        BenchError: it cannot be read, or is damaged.
+        BenchError: the file cannot be read, or is damaged.
     """
     with _reading(path), _opener(path)(path, "rb") as file:
         return cast(bytes, file.read())
@@ -288,14 +288,14 @@ def stamp(path: Path) -> Stamp:
 
 
 def _on_disk(path: Path) -> Path:
-    """The file, or its gzipped form if only that is there."""
+    """Return the file, or its gzipped form if only that exists."""
     packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong in reading, in one clear message."""
+    """Turn any error of reading a file into one clear message."""
     try:
         yield
     except DAMAGE as error:
@@ -305,7 +305,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, what: object) -> BenchError:
-    """The error that says so of a file of data."""
+    """Return the error that says that a data file is damaged."""
     return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` gets it again")
 
 

@@ -192,7 +192,7 @@ def _appending(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """The disk's refusals in one clear message.
+    """Turn the errors of writing to the disk into one clear message.
 
     Raises:
         StorageError: instead of any OSError.
@@ -214,7 +214,7 @@ def tell(message: str, console: Console | None = None) -> None:
 
 @contextmanager
 def _progress(name: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere; what must be told is printed through its console, above the bar."""
+    """Show a progress bar on a terminal, nothing elsewhere; messages go through the bar's console, above the bar."""
     console = terminal.console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -47,7 +47,7 @@ class BadValue(BenchError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, and all of them, if they are not too many."""
+    """Return the end of a sentence about an unknown name: the nearest valid name, and all of them if they are few."""
     valid = sorted(valid)
     written = {choice.lower(): choice for choice in valid}
     many = len(valid) > MANY

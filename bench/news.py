@@ -59,7 +59,7 @@ class Listener:
         self.messages: list[dict[str, Any]] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """What they have told since the last time."""
+        """Return the messages that have arrived since the last call."""
         new = []
         for sender in self._senders:
             while (text := self._text(f"bench/news/{sender}/{self._read[sender]}")) is not None:
@@ -98,7 +98,7 @@ class Teller:
         self._follower: threading.Thread | None = None
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Returns when the starter has it, so that a process may end after that."""
+        """Send a message, and return once the starter has it, so that the process may then end."""
         key = f"bench/news/{self._sender}/{self._told}"
         self._store.set(key, sealed(self._secret, key, json.dumps(message)))
         self._store.check([key])  # the answer comes after the value is there
@@ -150,7 +150,7 @@ def _stack(thread: int) -> tuple[tuple[int, int], ...]:
 
 
 def _in_words(thread: int) -> str:
-    """The innermost place in this package, else the innermost of all: "group.py:96 in largest"."""
+    """Return a thread's innermost place in this package, else its innermost place: "group.py:96 in largest"."""
     frame, words = sys._current_frames().get(thread), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)

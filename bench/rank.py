@@ -50,10 +50,10 @@ class Onlooker(RunFolder):
 
 
 def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """What torch must know to join a group that srun or torchrun has started; None if none of them has.
+    """Return torch's settings for joining a group that srun or torchrun started; None if neither started this process.
 
     Raises:
-        BenchError: it is not told where to meet.
+        BenchError: the environment does not say where to meet.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -79,7 +79,7 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """The group that torch's environment variables tell of; left again where all goes well."""
+    """Join the group that torch's environment variables describe; leave the group on a clean exit."""
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -236,12 +236,12 @@ def _print(message: dict[str, Any]) -> None:
 
 
 def _device(local_rank: int) -> str:
-    """A GPU for each process of this machine; srun may show each process only its own."""
+    """Return this process's GPU, by its rank on this machine; srun may show each process only its own."""
     gpus = torch.cuda.device_count()
     return f"cuda:{local_rank % gpus}" if gpus else "cpu"
 
 
 def _threads(processes: int) -> int:
-    """A share of the cores that this process may use, which srun may have shared out already."""
+    """Return this process's share of the cores that it may use, which srun may have divided already."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if "SLURM_PROCID" in os.environ else processes))
     return max(1, torch.get_num_threads() // here)

@@ -104,7 +104,7 @@ class Entry:
         self.fetch(*([self.member] if self.member else []), params)
 
     def names(self) -> list[str]:
-        """What can be written in an experiment: a family's members, unless they are too many to list."""
+        """Return the names to write in an experiment: a family's members, unless they are too many to list."""
         members = self.members() if self.members else ()
         return [self.name + member for member in members] if 0 < len(members) <= MANY else [self.name]
 
@@ -152,19 +152,19 @@ class Registry:
         title: str = "",
         members: Members | None = None,
     ) -> Callable[[Factory], Factory]:
-        """Decorator that adds a factory under `name`.
+        """Return a decorator that adds a factory under `name`.
 
         Args:
-            name: the name used in experiment files. One that ends in "/" is a family: "timm/" answers to "timm/NAME"
+            name: the name used in experiment files. A name that ends in "/" is a family: "timm/" answers to "timm/NAME"
                 for each NAME in `members`, and its factory takes that NAME as a last positional argument.
             wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
             passes: optimizers only: forward-backward passes per step, the mean over many, given the hyperparameters;
-                default as many as a few steps on a small network take.
+                default: as many as a few steps on a small network take.
             fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
-                they ask for, if they are missing; called before any run starts.
+                they ask for, if those are missing; called before any run starts.
             tokenizer: models that read text only: given the hyperparameters, the folder of the tokenizer's files.
             note: models only: a sentence that belongs under every table of their results.
-            title: models only: what titles of experiments call it; default its name.
+            title: models only: the model's name in titles of experiments; default: its name.
             members: families only: lists the names.
 
         Raises:
@@ -281,7 +281,7 @@ def load_plugin(path: Path) -> Plugin:
 
 @contextmanager
 def _undone_on_error() -> Iterator[None]:
-    """A plug-in that fails half-way leaves no name behind."""
+    """Remove every name that a plug-in has registered if the plug-in fails."""
     before = [(registry, dict(registry._entries)) for registry in (tasks, models, optimizers)]
     try:
         yield
@@ -296,7 +296,7 @@ def _plugin_file(path: Path) -> Plugin:
 
 
 def _where(error: BaseException, path: Path) -> str:
-    """The error with the line of the plug-in at which it arose; a SyntaxError knows its own."""
+    """Return the error with the line of the plug-in that raised it; a SyntaxError already names its line."""
     what = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     line, traceback = None, error.__traceback__
     while traceback is not None:

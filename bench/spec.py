@@ -196,7 +196,7 @@ class RunSpec(_Frozen):
 
 
 def _cell(value: Any) -> Any:
-    """A setting as it stands in a table: a list of words as one."""
+    """Return a setting as it stands in a table, with a list of words joined into one text."""
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -232,7 +232,7 @@ class PlannedRun:
         phase: Literal["", "tune", "final"] = "",
         sets: Literal["tune", "refit"] | None = None,
     ) -> Iterator[PlannedRun]:
-        """This run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
+        """Yield this run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
         for seed in seeds:
             spec = self.spec.model_copy(update={"seed": seed, "phase": sets})
             yield replace(self, spec=spec, phase=phase)
@@ -257,7 +257,7 @@ class PlannedRun:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings by column name, in one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
+    """Return settings as one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
     return ", ".join(
         f"{name.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
         for name, value in settings.items()
@@ -285,7 +285,7 @@ class Phases:
     refit: bool
 
     def final_runs(self, run: PlannedRun) -> Iterator[PlannedRun]:
-        """The runs that count, of the configuration of any run."""
+        """Yield the final runs of the configuration of any run."""
         return run.with_seeds(self.final_seeds, "final", "refit" if self.refit else None)
 
 
@@ -344,7 +344,7 @@ class Experiment:
         return replace(self, seeds=seeds, runs=tuple(runs.values()), phases=phases)
 
     def with_final(self, chosen: Mapping[Place, str]) -> Experiment:
-        """The experiment with the final runs of what has been chosen, the text of a configuration by its place."""
+        """Return the experiment with the final runs of the chosen configurations, given as texts by place."""
         assert self.phases is not None
         known = [run for run in self.runs if run.phase == "tune" or run.label not in self.phases.trials]
         candidates = {(*run.place, run.config_text): run for run in known}
@@ -352,7 +352,7 @@ class Experiment:
         return replace(self, runs=(*known, *final))
 
     def to_be_chosen(self) -> list[PlannedRun]:
-        """The final runs whose configuration is not chosen yet: each with one it may be, and none in its name."""
+        """Return the final runs whose configuration is not chosen yet, each with a possible one and an empty config."""
         if self.phases is None:
             return []
         final = {run.place for run in self.runs if run.phase == "final"}

@@ -46,7 +46,7 @@ It is no part of a run, since no number hangs on it."""
 
 
 def reason_in(error: str) -> str:
-    """The line of error.txt that says what happened: the last of a traceback, the first of a message of ours."""
+    """Return the line of error.txt that gives the reason: the last of a traceback, the first of our own message."""
     lines = error.strip().split("\n")
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
@@ -134,7 +134,7 @@ class RunFolder:
         return "partial" if self.checkpoints() else "missing"
 
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json, None while the run is not finished."""
+        """Return the content of result.json, or None while the run is not finished."""
         absent: dict[str, Any] = {}
         content = read_json(self._result, missing=absent, kind=object)
         if content is absent:
@@ -167,7 +167,7 @@ class RunFolder:
         return found
 
     def curve(self) -> list[dict[str, Any]]:
-        """The evaluated epochs so far; a line cut short by a killed process does not count."""
+        """Return the evaluated epochs so far; a line cut short by a killed process does not count."""
         points = map(_point, self._curve_content().splitlines())
         return list(itertools.takewhile(bool, points))
 
@@ -203,7 +203,7 @@ class RunFolder:
             ) from error
 
     def error(self) -> str | None:
-        """The traceback of a failed run; its last line says what happened."""
+        """Return the traceback of a failed run, whose last line says what happened, or None without a traceback."""
         try:
             return read_bytes(self._error).decode(errors="replace")
         except FileNotFoundError:
@@ -216,7 +216,7 @@ class RunFolder:
         return claims.holder(self.path / "lock")
 
     def last_point(self) -> dict[str, Any]:
-        """The newest evaluated epoch, read from the end of the curve; {} if there is none yet."""
+        """Return the newest evaluated epoch, read from the end of the curve; {} before the first evaluation."""
         try:
             with open(open_regular(self._curve), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -296,7 +296,7 @@ class Store:
         return RunFolder(self.folder / "runs" / run_id)
 
     def present(self) -> set[str]:
-        """The run_ids that have a folder: one look, where thousands may have none."""
+        """Return the run_ids that have a folder, by listing once, since thousands may have none."""
         try:
             return set(os.listdir(self.folder / "runs"))
         except OSError:
@@ -314,8 +314,10 @@ class Store:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Held while records are collected and written, so that of two launches that end together the later one,
-        which sees more, has the last word."""
+        """Hold a lock while records are collected and written.
+
+        If two launches end together, the later one, which sees more runs, then writes last.
+        """
         with locked(self.folder / "runs" / "lock"):
             self._tidy()
             yield
@@ -338,17 +340,17 @@ class Store:
 
 
 def live(folder: RunFolder, metric: str | None = None) -> dict[str, Any] | None:
-    """What a run is doing now, for whoever watches from outside; None if nobody works on it.
+    """Return the present state of a run, for an outside observer; None if nobody works on the run.
 
     Args:
         metric: the key of the task's score ("acc", as in experiment.json).
 
     Returns:
         epochs_done: as of the last evaluation.
-        epochs: of how many; None before the run has begun to set up.
-        score: the validation score of that epoch; None before the first one.
-        host, pid, device, slurm_job: who does it; None where unknown.
-        since: when it was begun, or gone on with, in seconds since 1970.
+        epochs: the total; None before the run has begun to set up.
+        score: the validation score of that epoch; None before the first evaluation.
+        host, pid, device, slurm_job: where the run is executed; None where unknown.
+        since: when the run was started or resumed, in seconds since 1970.
     """
     holder = folder.holder()
     if holder is None:

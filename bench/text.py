@@ -164,7 +164,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; with what comes after it if that is a mere heading."""
+    """Return the first line of an error, joined with the next line if the first is only a heading."""
     heading, _, details = f"{error}".strip().partition("\n")
     line = " ".join([heading, details.strip().partition("\n")[0]]) if heading.endswith(":") else heading
     return (line if len(line) <= 300 else f"{line[:300]} ...") or type(error).__name__
@@ -174,7 +174,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file says, {} if there is none."""
+    """Return the content of a JSON file, or {} if there is no file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -221,10 +221,10 @@ def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
 
 
 def _load(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, from its files alone.
+    """Return the tokenizer of a folder, from the folder's files alone.
 
     Raises:
-        BenchError: there is none, or transformers cannot make it.
+        BenchError: the folder has no tokenizer, or transformers cannot build it.
     """
     if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
         raise BenchError(f"no tokenizer in {folder}: it needs tokenizer.json, or vocab.txt and the like")
@@ -263,7 +263,7 @@ def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> _Run:
-    """Some texts' tokens: first uncut, to know how many there are, then again those that are too many."""
+    """Return the tokens of a chunk of texts: tokenized uncut to count them, then again truncated if too long."""
     first = texts.first[start : start + CHUNK]
     second = None if texts.second is None else texts.second[start : start + CHUNK]
     whole = _call(tokenizer, first, second)
@@ -292,7 +292,7 @@ def _call(tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequ
 
 
 def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
-    """An id without an embedding would end a run on a GPU with a message that says nothing."""
+    """Raise an error for an id without an embedding, which would end a run on a GPU with a useless message."""
     known, highest = config.get("vocab_size"), int(run.ids.max(initial=0))
     if known and highest >= known:
         raise BenchError(
@@ -323,7 +323,7 @@ def _packed(run: _Run) -> bytes:
 
 
 def _read(path: Path, count: int, limit: int) -> _Run | None:
-    """What is kept there; None if there is nothing, or it is damaged."""
+    """Return the cached tokens; None if there are none, or the cache is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
