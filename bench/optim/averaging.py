@@ -30,7 +30,7 @@ class Averaging(Remembering):
 
     @abstractmethod
     def weight(self) -> float | None:
-        """Of the newest weights in the average; None: averaging has not begun."""
+        """Return the weight of the newest weights in the average; None before averaging has begun."""
 
     def after_update(self, skip: Tensor) -> None:
         weight = self.weight()
@@ -48,7 +48,7 @@ class Averaging(Remembering):
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is an average."""
+        """Return whether there is an average."""
         return bool(self.memory)
 
     @contextmanager
@@ -100,7 +100,7 @@ def keeps_evaluation_weights(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def to_training(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that keeps other weights for evaluation put those for training in; others do nothing."""
+    """Make an optimizer that keeps other weights for evaluation put in those for training; others do nothing."""
     if keeps_evaluation_weights(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
 

@@ -139,7 +139,7 @@ class ForwardState:
 
     @torch.no_grad()
     def rewind(self, last: bool = True) -> None:
-        """Have the next pass find what the first one found; within `kept`.
+        """Restore the state that the first pass found, for the next pass; within `kept`.
 
         Args:
             last: whether it is the last time in this step.

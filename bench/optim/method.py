@@ -121,7 +121,7 @@ class Method(Delegating):
 
     @contextmanager
     def last_pass(self) -> Iterator[None]:
-        """Have the pass in here, the one whose gradients are followed, add to what earlier micro-batches have left.
+        """Make the pass in this context, whose gradients are followed, add to those of earlier micro-batches.
 
         See `bench.optim.earlier.Earlier`. Not for a method that makes something else of these gradients.
         """
@@ -136,13 +136,13 @@ class Method(Delegating):
 
     @property
     def steps_done(self) -> int:
-        """Calls of `step` so far, where the method asks for the count ("steps_done" in the groups), else 0."""
+        """Return the calls of `step` so far if the method asks for the count ("steps_done" in the groups), else 0."""
         counter = self.keys.get("steps_done")
         return int(self.param_groups[0][counter]) if counter else 0
 
     @property
     def skipped_steps(self) -> int:
-        """Updates left out because a gradient was not finite; weights and base state were not touched."""
+        """Return the number of updates skipped, weights and base state untouched, for a gradient that is not finite."""
         return int(self._skipped)
 
     @overload  # type: ignore[override]
@@ -204,7 +204,7 @@ class Method(Delegating):
         return loss
 
     def make_state(self) -> None:
-        """Have the base make its state, and change nothing: for torch.distributed.checkpoint to load into.
+        """Make the base create its state and change nothing else: for torch.distributed.checkpoint to load into.
 
         It calls `step()` with gradients and lr set to 0, which no training loop does.
         """

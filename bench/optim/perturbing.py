@@ -145,7 +145,7 @@ class Perturbing(Method):
     # ---- when -------------------------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
-        """Whether this step perturbs anything."""
+        """Return whether this step perturbs anything."""
         since = self.steps_inside()
         return since is not None and since % self.perturb_every == 0 and self._moves()
 
@@ -162,7 +162,7 @@ class Perturbing(Method):
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 
     def _moves(self) -> bool:
-        """Whether any rho is not 0, without waiting for one that lies on a device."""
+        """Return whether any rho is not 0, without waiting for a rho that lies on a device."""
         return any(isinstance(rho, Tensor) or rho != 0 for rho in map(self.rho_now, self.param_groups))
 
     def rho_now(self, group: dict[str, Any]) -> float | Tensor:
@@ -270,7 +270,7 @@ class Perturbing(Method):
         return self.state_of_forward.kept(self.model, self._parameters())
 
     def generator(self, device: str | None = None) -> torch.Generator:
-        """Random numbers of this part of this step's batch, in whichever process it is.
+        """Return the random generator of this part of this step's batch, the same in every process.
 
         Args:
             device: where they are drawn; None: where the parameters are.

@@ -79,7 +79,7 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def found_inf(tensors: list[Tensor]) -> Tensor:
-    """1.0 where a number in any of them is not finite, else 0.0: a scalar on their device.
+    """Return 1.0 if any tensor has a number that is not finite, else 0.0: a scalar on their device.
 
     It is what a GradScaler computes while it divides by its scale, here by 1, which changes no bit. Of many small
     tensors on a CPU it takes a quarter of the time of their norm. Sparse ones have to be coalesced.
