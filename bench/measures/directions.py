@@ -38,19 +38,19 @@ def filter_normalised(raw: Tensor, weights: Tensor) -> Tensor:
 
 
 def ticks(points: int) -> list[float]:
-    """So many values from -1 to 1, an odd number, so that 0 is one of them."""
+    """Return this many values from -1 to 1; the number is odd, so that 0 is one of them."""
     return [float(value) for value in np.linspace(-EXTENT, EXTENT, points).round(12)]
 
 
 def line(surface: Surface, along: Sequence[Tensor], points: int) -> list[tuple[float, float]]:
-    """(alpha, loss at w + alpha d) for so many alpha from -1 to 1."""
+    """Return (alpha, loss at w + alpha d) for this many alpha from -1 to 1."""
     return [(alpha, _loss_at(surface, [d * alpha for d in along])) for alpha in ticks(points)]
 
 
 def plane(
     surface: Surface, along: Sequence[Tensor], across: Sequence[Tensor], points: int
 ) -> list[tuple[float, float, float]]:
-    """(alpha, beta, loss at w + alpha d + beta d') for alpha and beta from -1 to 1, alpha running slowest."""
+    """Return (alpha, beta, loss at w + alpha d + beta d') for alpha and beta from -1 to 1, alpha running slowest."""
     found = []
     for alpha in ticks(points):
         for beta in ticks(points):

@@ -99,7 +99,7 @@ def measure(
 
 
 def _calibration(run: Run, dtype: torch.dtype) -> dict[str, float]:
-    """Of a classifier, on the test set; nothing for a regression."""
+    """Return the calibration of a classifier on the test set; nothing for a regression."""
     targets = run.data.test.targets
     if run.task.num_outputs < 2 or targets.is_floating_point():
         return {}

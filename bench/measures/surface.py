@@ -63,7 +63,7 @@ class Surface:
 
     @contextmanager
     def moved(self, by: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the weights are displaced by these tensors, one for each of `parameters`."""
+        """Displace the weights by these tensors, one for each of `parameters`, inside this context."""
         weights = [parameter.detach() for parameter in self.parameters]  # the same memory
         before = [tensor.clone() for tensor in weights]
         try:

@@ -103,7 +103,7 @@ def fetch(name: str, *, weights: bool = True) -> None:
 
 
 def lacking(folder: Path, *, weights: bool = True) -> list[str]:
-    """Which of a checkpoint's files are not in a folder."""
+    """Return which of a checkpoint's files are not in a folder."""
     found = [CONFIG] if not (folder / CONFIG).is_file() else []
     if weights:
         found += [path.name for path in weight_files(folder) if not path.is_file()]
@@ -129,7 +129,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _places(name: str) -> Iterator[Path]:
-    """Folders that are there under this name, whatever is in them, the one to prefer first."""
+    """Yield the existing folders of this name, whatever they hold, the preferred one first."""
     on_the_hub = _is_on_the_hub(name)
     if on_the_hub and _local(name).is_dir():
         yield _local(name)
@@ -155,7 +155,7 @@ def _expanded(name: str) -> Path:
 
 
 def _is_on_the_hub(name: str) -> bool:
-    """Whether the hub could have a repository of this name."""
+    """Return whether the hub could have a repository of this name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         self.has_segments = takes_segments and has_several
 
     def forward(self, tokens_B2W: Tensor) -> Tensor:
-        """Logits (B, num_outputs) of token ids (row 0; -1 is nothing) and segment ids (row 1)."""
+        """Return logits (B, num_outputs) for token ids (row 0; -1 is nothing) and segment ids (row 1)."""
         ids_BW, segments_BW, is_there_BW = self.layout(tokens_B2W)
         # Nothing gets the id of padding, though nobody attends to it: RoBERTa tells positions by it.
         inputs = {"input_ids": ids_BW.where(is_there_BW, self.padding), "attention_mask": is_there_BW.long()}
@@ -306,7 +306,7 @@ def _check_readable(folder: Path) -> Path:
 
 
 def _is_pooler(key: str) -> bool:
-    """Weights between encoder and head, which some checkpoints have and some do not."""
+    """Return whether a weight is between encoder and head, which some checkpoints have and some do not."""
     return "pooler." in key
 
 

@@ -9,7 +9,7 @@ from bench.tasks.base import Task
 
 
 def image_shape(task: Task) -> tuple[int, int, int]:
-    """(channels, height, width) of the task's images.
+    """Return (channels, height, width) of the task's images.
 
     Raises:
         BenchError: the task has no images.

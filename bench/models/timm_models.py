@@ -99,7 +99,7 @@ def _try_out(net: nn.Module, image_1CHW: Tensor) -> None:
 def renormalisation(
     task: Task, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """(scale, shift) from a task's normalisation of pixels in 0..1 to that of `mean` and `std`.
+    """Return (scale, shift) from a task's normalisation of pixels in 0..1 to that of `mean` and `std`.
 
     Both are None for a task that does not say its own: its inputs are taken as standardised, as nets are used to.
     """
@@ -111,7 +111,7 @@ def renormalisation(
 
 @functools.cache
 def members() -> Collection[str]:
-    """All names of timm's models, without tag and with."""
+    """Return all names of timm's models, without tag and with tag."""
     import timm
 
     return frozenset(timm.list_models() + timm.list_models(pretrained=True))

@@ -123,7 +123,7 @@ def _full_name(name: str) -> str:
 
 
 def _local(name: str) -> Path:
-    """Path of the local file, without suffix."""
+    """Return the path of the local file, without suffix."""
     return data_folder() / "weights" / _full_name(name)
 
 

@@ -90,7 +90,7 @@ class Split:
 
     @property
     def cut(self) -> int:
-        """How many texts were too long."""
+        """Return how many texts were too long."""
         return 0 if self.lengths is None else int((self.lengths > self.inputs.shape[-1]).sum())
 
 
@@ -150,7 +150,7 @@ class Task(ABC):
         return len(self.load()[0])
 
     def verified(self) -> bool:
-        """Whether the data is what its publisher gave out, by checksum or because it came inside a package."""
+        """Return whether the data are the publisher's, by checksum or because they came inside a package."""
         return True
 
     def model_inputs(self, inputs: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Task(ABC):
         return self.model_inputs(inputs), targets
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.
+        """Return the loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.
 
         Args:
             targets: (N,) class numbers; or, where `training_batch` mixes labels, (N, num_outputs) probabilities.
@@ -202,7 +202,7 @@ class Data:
     """Further test sets."""
 
     def splits(self) -> dict[str, Split]:
-        """All of them that there are, by name, the test sets last."""
+        """Return all existing splits by name, the test sets last."""
         named = {"train": self.train, "val": self.val, "test": self.test, **self.others}
         return {name: split for name, split in named.items() if len(split)}
 

@@ -129,7 +129,7 @@ class CIFAR100(_CIFAR):
 
 
 def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(N, 3072) uint8 pixels, all red, all green, all blue, row by row, and (N,) int64 class numbers.
+    """Return (N, 3072) uint8 pixels, all red, all green, all blue, row by row, and (N,) int64 class numbers.
 
     Raises:
         BenchError: the file cannot be read, or holds anything else.

@@ -158,7 +158,7 @@ class _Table:
 
 @functools.lru_cache(maxsize=4)
 def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split, str]:
-    """Class names ([] for regression), training set, test set, and what is to be said of the table."""
+    """Return class names ([] for regression), training set, test set, and remarks on the table."""
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):
         if name not in table.header:
@@ -210,7 +210,7 @@ def _table(path: Path, separator: str) -> _Table:
 
 
 def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Class names and class numbers; or, for regression, no names and the numbers themselves."""
+    """Return class names and class numbers; or, for regression, no names and the numbers themselves."""
     cells = table.column(settings.target)
     for row, cell in enumerate(cells):
         if cell.lower() in MISSING:
@@ -310,6 +310,6 @@ def _hint(cell: str, column: str) -> str:
 
 
 def _standardised(column: Column, train: Indices) -> Column:
-    """Minus the mean, by the deviation, of the training rows; a constant column is 0."""
+    """Return the column minus the mean, divided by the deviation, of the training rows; a constant column is 0."""
     standardised: Column = (column - column[train].mean()) / (column[train].std() or 1.0)
     return standardised

@@ -113,11 +113,11 @@ class Glue(Task):
         return self.files.verified()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, shape (N,): cross-entropy in nats, for STS-B squared error."""
+        """Return the loss of each example, shape (N,): cross-entropy in nats, for STS-B squared error."""
         return (outputs[:, 0] - targets) ** 2 if self.regression else super().losses(outputs, targets)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Mean of the task's official metrics, a fraction."""
+        """Return the mean of the task's official metrics, a fraction."""
         return sum(self.details(outputs, targets).values()) / len(self.official)
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -135,7 +135,7 @@ def _accuracy(true: Values, predicted: Values) -> float:
 
 
 def _f1(true: Values, predicted: Values) -> float:
-    """Of class 1; 0 where it is neither there nor predicted."""
+    """Return the F1 score of class 1; 0 if class 1 is neither present nor predicted."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, zero_division=0.0))

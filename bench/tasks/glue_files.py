@@ -93,7 +93,7 @@ class GlueFiles:
 
     @functools.cached_property
     def tables(self) -> Dataset:
-        """The tables out of the zip."""
+        """Return the tables in the zip."""
         come_from = f"from {ZIPS}{self.zip}" if self.zip else "as GLUE's download script makes them (there is no zip)"
         return Dataset(
             title=f"GLUE's {self.title}",
@@ -108,11 +108,11 @@ class GlueFiles:
 
     @property
     def copy(self) -> Path:
-        """The folder of the hub's copy."""
+        """Return the folder of the hub's copy."""
         return data_folder() / "glue" / "hub" / self.name
 
     def is_there(self) -> bool:
-        """Whether tables or the hub's copy are on this machine, whatever is in them."""
+        """Return whether tables or the hub's copy are on this machine, without checking their content."""
         return self.tables.is_there() or self.copy.is_dir()
 
     def verified(self) -> bool:
@@ -182,7 +182,7 @@ class GlueFiles:
             yield number, [cells[place] for place in texts], cells[label]
 
     def _split(self, rows: Iterable[Row]) -> Split:
-        """Rows as texts and targets.
+        """Return rows as texts and targets.
 
         Raises:
             _Wrong: there are none, or a label is none of the task's.
@@ -339,7 +339,7 @@ def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of UTF-8, which end with nothing but "\\n" or "\\r\\n": texts have other separators in them."""
+    """Yield lines of UTF-8, split at "\\n" or "\\r\\n" only: texts have other separators in them."""
     raw = content(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n") if raw else (), 1):
         try:
@@ -354,7 +354,7 @@ def _short(value: object) -> str:
 
 
 def _parts(train: str, train_rows: int, dev: str, dev_rows: int) -> tuple[Part, ...]:
-    """Parts as most tasks have them, from md5 and rows of each."""
+    """Return the parts as most tasks have them, from md5 and rows of each."""
     return Part("train.tsv", train, "train", train_rows), Part("dev.tsv", dev, "validation", dev_rows)
 
 

@@ -100,7 +100,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]]:
-    """Class names, training images and test images."""
+    """Return class names, training images and test images."""
     if not root.is_dir():
         raise BenchError(f"{root} is not a folder")
     folders = _folders(root)

@@ -18,7 +18,7 @@ MISSING = ("", "?", "n/a", "na", "nan", "null")
 
 
 def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tuple[Indices, Indices]:
-    """Which examples are for training (and validation) and which the test set, each in their order.
+    """Return which examples are for training (and validation) and which for the test set, each in their order.
 
     Every class gives the same share, at least one example, so that a small one is not left out.
 
