@@ -139,7 +139,7 @@ class _Answer:
         )
 
     def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
-        """One sentence on all rivals with which a budget is shared; one with both counts as of equal passes."""
+        """Yield one sentence on all rivals with the same budget; a rival with both budgets counts under passes."""
         here = [
             contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
         ]
@@ -199,7 +199,7 @@ class _Answer:
     # ---- many optimizers: rival by rival ---------------------------------------------------------------------
 
     def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
-        """Who is better, who is worse, and of whom neither could be shown, each with its difference and its passes."""
+        """Yield a sentence on who is better, who is worse, and who is neither, each with its difference and passes."""
         here = [contrast for contrast in self.contrasts if contrast.condition == condition]
         for rival, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]

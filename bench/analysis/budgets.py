@@ -62,7 +62,7 @@ class Spent:
 
 
 def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
-    """Every chosen row within every budget: condition by condition, epochs, then passes, then time.
+    """Return every chosen row within every budget: condition by condition, epochs, then passes, then time.
 
     Equal epochs: the rows with as many as the baseline. Equal passes and equal time: for each seed what the dearest of
     the optimizers that wrap another (SAM and its relatives, with the baseline's epochs if there are such) used on that
@@ -84,7 +84,7 @@ def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
 
 
 def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.DataFrame]:
-    """Every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
+    """Return every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
 
     Columns: seed, epoch, passes, train_seconds, value (the test metric) and last.
     """

@@ -39,7 +39,7 @@ def _phase(frame: pd.DataFrame) -> pd.Series:
 
 
 def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
+    """Return every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
 
     Args:
         records: of the runs that are for choosing.
@@ -79,7 +79,7 @@ def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
 
 
 def counts(groups: Any) -> pd.DataFrame:
-    """Per configuration, in order of first appearance: how many runs are planned and how they ended."""
+    """Return, per configuration in order of first appearance, how many runs are planned and how they ended."""
     planned: pd.Series = groups.size().rename("planned")
     status: pd.DataFrame = groups["status"].value_counts().unstack(fill_value=0).reindex(planned.index)
     status = status.reindex(columns=["done", "diverged", "failed", *UNFINISHED], fill_value=0)
@@ -130,7 +130,7 @@ def edges(
 
 
 def place(value: float, space: Mapping[str, Any]) -> float:
-    """Where in its range a value lies: 0 at the low end, 1 at the high one."""
+    """Return where in its range a value lies: 0 at the low end, 1 at the high end."""
     scale = np.log if space.get("log") else float
     low, high = scale(space["low"]), scale(space["high"])
     return float((scale(value) - low) / (high - low))

@@ -119,7 +119,7 @@ def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
 
 
 def _differences(a: Results, b: Results, labels: list[str]) -> Table:
-    """B minus A, label by label: each side's chosen configuration, paired by seed."""
+    """Return B minus A, label by label: each side's chosen configuration, paired by seed."""
     words = Words(a.meta, provenance(a))
     key = a.meta["metric"]["key"]
     rows, numbers = [], []
@@ -208,7 +208,7 @@ def _presence(a: Results, b: Results) -> dict[str, str]:
 
 
 def _hyperparameters(results: Results, label: str) -> dict[str, Any]:
-    """Every setting of a label's runs, with the distinct values that it has."""
+    """Return every setting of a label's runs, with the distinct values that it has."""
     frame = results.records[results.records["optimizer"] == label]
     columns = [
         name

@@ -24,7 +24,7 @@ def varied(meta: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def conditions(meta: Mapping[str, Any]) -> list[str]:
-    """Every condition in order, as the column "condition" names it; [""] where nothing is varied."""
+    """Return every condition in order, as the column "condition" names it; [""] if nothing is varied."""
     return meta.get("conditions") or [""]
 
 
@@ -53,7 +53,7 @@ def value_text(value: Any) -> str:
 
 
 def under(found: Collection[str], among: Collection[str]) -> str:
-    """Where something holds, to go into a sentence: " under label_noise=0.2 and 0.4"; "" where it holds everywhere."""
+    """Return where something holds, as part of a sentence: " under label_noise=0.2 and 0.4"; "" if everywhere."""
     if len(found) == len(among):
         return ""
     long = any(", " in name for name in found)

@@ -54,17 +54,17 @@ class Contrast:
 
     @property
     def differences(self) -> NDArray[np.float64]:
-        """Ours minus theirs, seed by seed."""
+        """Return ours minus theirs, seed by seed."""
         return self.a - self.b
 
     @property
     def covers_zero(self) -> bool:
-        """Whether the interval of the difference leaves open which is better."""
+        """Return whether the interval of the difference leaves open which side is better."""
         return not (self.test.difference.low > 0 or self.test.difference.high < 0)
 
     @property
     def verdict(self) -> Verdict:
-        """What the numbers support: a side only where the corrected p is below 0.05.
+        """Return what the numbers support: a side is better only if the corrected p is below 0.05.
 
         "untested" below `FEWEST` pairs, whose spread says too little, and without a p: of differences that are all the
         same t says nothing.
@@ -77,13 +77,13 @@ class Contrast:
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that this comparison would find 4 times in 5; NaN where nothing can be said."""
+        """Return the smallest true difference that this comparison would find 4 times in 5; NaN if it is undefined."""
         return smallest_detectable(self.differences)
 
 
 @once
 def contrasts(results: Results) -> list[Contrast]:
-    """Everything that the results table, the table `statistics` and the words compare, rival by rival.
+    """Return every comparison of the results table, the table `statistics` and the words, rival by rival.
 
     The rivals are the baseline, with which all other labels are compared, and the optimizers that wrap none, with which
     SAM and its relatives are. Within a rival they are in the order of the experiment, condition by condition.
@@ -126,7 +126,7 @@ def finished(results: Results) -> pd.DataFrame:
 
 
 def equal_budget(ours: Row, theirs: Row) -> Budget:
-    """Which budget two rows have in common; passes are unknown before a run has finished."""
+    """Return which budget two rows have in common; passes are unknown before a run has finished."""
     epochs, passes = _alike(ours.epochs, theirs.epochs), _alike(ours.passes, theirs.passes)
     if epochs and passes:
         return "epochs and passes"

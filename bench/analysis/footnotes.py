@@ -56,7 +56,7 @@ def gone(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
-    """One note for every sweep with incomplete configurations that the table does not show."""
+    """Yield one note per sweep with incomplete configurations that the table does not show."""
     lost = defaultdict(list)
     numbered = {(row.condition, row.label) for row in rows if row.done}
     for row in rows:
@@ -126,7 +126,7 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
 
 
 def mixed(source: Provenance) -> Iterator[str]:
-    """Why times are not to be compared."""
+    """Yield the reason why times must not be compared."""
     if source.mixed:
         yield "The runs mix versions, commits or precisions (all listed above): times are not comparable."
     if source.clock:
@@ -169,7 +169,7 @@ def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
 
 
 def _budgets(found: Budgets, kind: str) -> Iterator[str]:
-    """Every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
+    """Yield every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
 
     A label without a finished run has no passes; its group is still the one it has under other conditions.
     """
@@ -187,6 +187,6 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
 
 
 def _range(values: Iterable[float]) -> str:
-    """One budget as "300", several as "75 to 3,000", none as nothing."""
+    """Return one budget as "300", several as "75 to 3,000", none as nothing."""
     shown = [f"{value:,.10g}" for value in sorted(set(values))]
     return " to ".join(dict.fromkeys([*shown[:1], *shown[-1:]]))

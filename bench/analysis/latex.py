@@ -137,7 +137,7 @@ def _long(
 
 
 def _blocks(table: Table, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Every block with its condition as a heading: a further column would be too much for a page."""
+    """Yield every block with its condition as a heading, since a further column would be too wide for a page."""
     for condition, rows in table.blocks():
         named = rf"    \multicolumn{{{columns}}}{{@{{}}l@{{}}}}{{\emph{{{escape(condition)}}}}} \\"
         yield ([named] if condition else []), rows
@@ -185,5 +185,5 @@ def _as_key(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX: special characters escaped, symbols in math mode, minus signs not hyphens."""
+    """Return text for LaTeX: special characters escaped, symbols in math mode, minus signs instead of hyphens."""
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))

@@ -163,7 +163,7 @@ def _panel(table: Table, width: int, gap: str) -> Text:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
-    """Cells side by side, the first flush left, all others flush right."""
+    """Return cells side by side, the first flush left, all others flush right."""
     first, *others = map(str.rjust, cells, widths)
     return gap.join([first.strip().ljust(widths[0]), *others]).rstrip() + "\n"
 
@@ -191,7 +191,7 @@ def _named_once(table: Table) -> Iterator[list[str]]:
 
 
 def _stacked(table: Table) -> list[list[str]]:
-    """Every header broken into lines no wider than its column's cells need, to keep the table narrow."""
+    """Return every header broken into lines no wider than its column's cells need, to keep the table narrow."""
     stacked = []
     for header, *cells in zip(table.columns, *table.rows, strict=True):
         widest = max(map(len, [*header.split(), *cells]))

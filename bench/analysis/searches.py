@@ -31,7 +31,7 @@ class Search:
 
     @property
     def short(self) -> str:
-        """The search without its values."""
+        """Return the search without its values."""
         keys = " and ".join(key for key, _ in self.space)
         return f"{self.trials} configurations of {keys}" if self.trials > 1 else NONE
 

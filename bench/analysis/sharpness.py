@@ -124,7 +124,7 @@ def _cells(words: Words, found: list[dict[str, Interval]]) -> dict[str, Callable
 
 
 def _mean(interval: Interval) -> str:
-    """Mean ± half-width with three digits of the mean that count."""
+    """Return the mean ± half-width with three significant digits of the mean."""
     if interval.n == 0:
         return EMPTY
     digits = 2 if interval.mean == 0 else max(0, 2 - int(np.floor(np.log10(abs(interval.mean)))))

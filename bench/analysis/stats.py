@@ -36,22 +36,22 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half the length of the interval; NaN where it is undefined."""
+        """Return half the length of the interval; NaN if it is undefined."""
         return (self.high - self.low) / 2
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval."""
+        """Return whether there is an interval."""
         return not math.isnan(self.low)
 
     @property
     def alike(self) -> bool:
-        """Whether several values are all the same, from which no interval follows."""
+        """Return whether several values are all the same, from which no interval follows."""
         return self.n > 1 and not self.known and not math.isnan(self.mean)
 
     @property
     def cut(self) -> bool:
-        """Whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
+        """Return whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
         return self.known and not math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-6)
 
     def within(self, low: float, high: float) -> Interval:
@@ -73,7 +73,7 @@ class PairedTest:
 
 
 def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.float64]:
-    """Half-width of the Student-t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of any one shape.
+    """Return the half-width of the t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of one shape.
 
     `sd` is the sample standard deviation (ddof=1). NaN where n < 2, and where sd is 0: neither one value nor equal
     ones say anything about spread.
@@ -93,7 +93,7 @@ def without_rounding(sd: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """Mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
+    """Return the mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
 
     With one value, and with equal ones, the bounds are NaN, with none the mean is NaN too.
     """
@@ -122,7 +122,7 @@ def paired_test(
 
 
 def paired_t_p(differences: ArrayLike) -> float:
-    """Two-sided p of the paired t test, from differences of shape (n,).
+    """Return the two-sided p of the paired t test, from differences of shape (n,).
 
     NaN for n < 2, and where the differences have no spread beyond rounding: t is then undefined, and the
     p = 0 that a division by 1e-17 would give is not evidence of anything.
@@ -138,7 +138,7 @@ def paired_t_p(differences: ArrayLike) -> float:
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
+    """Return the exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
 
     Assumes only that the differences are symmetric about 0 under the null (Fisher, The Design of Experiments,
     1935, section 21). NaN for n = 0 and for n > 20, where the enumeration would be too large.
@@ -159,7 +159,7 @@ def smallest_sign_flip_p(n: int) -> float:
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the signed-rank test of differences of shape (n,).
+    """Return the exact two-sided p of the signed-rank test of differences of shape (n,).
 
     It is the sign-flip test of the ranks (Wilcoxon, Biometrics Bulletin 1, 1945); differences of 0 are left out as
     there, tied ones share their mean rank. scipy's is exact without ties only. NaN where none is left or more than 20.
@@ -173,7 +173,7 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """p values of shape (k,) corrected for their number by Holm's step-down method; NaN ones are not counted.
+    """Return p values of shape (k,) corrected for their number by Holm's step-down method, not counting NaN values.
 
     Keeps the chance of even one false finding among them at the level (Holm, Scandinavian Journal of Statistics 6,
     1979).
@@ -234,7 +234,7 @@ def _detectable_effect(n: int, power: float, level: float) -> float:
 
 
 def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """Bounds of a share measured on so many examples: what another test set of this size could have said.
+    """Return the bounds of a share measured on this many examples: what another test set of this size could give.
 
     The score interval of Wilson, JASA 22, 1927 (method 3 of Newcombe, Statistics in Medicine 17, 1998). NaN without
     any.

@@ -88,7 +88,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The label with its configuration, e.g. "sam (rho=0.1)"."""
+        """Return the label with its configuration, e.g. "sam (rho=0.1)"."""
         return f"{self.label} ({self.config})" if self.config else self.label
 
     @property
@@ -99,7 +99,7 @@ class Row:
 
     @property
     def sweep_point(self) -> tuple[str, float] | None:
-        """The swept key and its value if exactly one key is swept and it is a number, else None."""
+        """Return the swept key and its value if exactly one key is swept and its value is a number, else None."""
         if len(self.swept) != 1:
             return None
         key, value = next(iter(self.swept.items()))
@@ -108,7 +108,7 @@ class Row:
 
 @once
 def all_rows(results: Results) -> list[Row]:
-    """Every (condition, label, configuration) as a row, conditions and labels in the order of the experiment.
+    """Return every (condition, label, configuration) as a row, in the order of the experiment.
 
     One configuration a label is `chosen` under each condition, by `choice.choose`. In an experiment with phases that
     row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
@@ -124,7 +124,7 @@ def all_rows(results: Results) -> list[Row]:
 
 @once
 def tried_rows(results: Results) -> list[Row]:
-    """Every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
+    """Return every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
     records = choice.tuning(results.records)
     if records.empty:
         return []
@@ -186,7 +186,7 @@ def _in_order(meta: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
 
 
 def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Under which condition, who, how many runs, and the fields asked for, one line a row, unrounded.
+    """Return one line per row, unrounded: condition, label, number of runs, and the requested fields.
 
     A condition is given by its name and by the varied values; where nothing is varied it has no column. An interval
     becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high". Metrics are scaled to
@@ -208,7 +208,7 @@ def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, An
 
 
 def comparison_frame(rows: Sequence[Row], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
+    """Return paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
     tests = [row.difference or NOT_COMPARED for row in rows]
     data = _bounds("difference", metric["unit"], [test.difference.scaled(metric["scale"]) for test in tests])
     data["difference_n"] = [test.difference.n for test in tests]
@@ -249,7 +249,7 @@ def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
-    """Each configuration against the baseline's chosen one of its condition, over the seeds that both finished."""
+    """Return each configuration against the baseline's choice of its condition, over the seeds that both finished."""
     chosen = frame.index[frame["chosen"]]
     baselines = chosen[chosen.get_level_values("optimizer") == meta["baseline"]]
     columns = [f"test_{meta['metric']['key']}", "train_seconds", "passes"]
@@ -271,7 +271,7 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, 
 
 
 def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Mean of ours over mean of theirs, over the seeds that both have; NaN if there are none."""
+    """Return the mean of ours over the mean of theirs, over the seeds that both have; NaN if there are none."""
     both = ~np.isnan(ours + theirs)
     return float(ours[both].mean() / theirs[both].mean()) if both.any() else np.nan
 

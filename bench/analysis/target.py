@@ -105,7 +105,7 @@ def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
 
 
 def _curves(results: Results, metric: str) -> pd.DataFrame:
-    """Every evaluation of every run, in order."""
+    """Return every evaluation of every run, in order."""
     curves = results.curves[["run_id", "epoch", "passes", "train_seconds", metric]]
     return curves.rename(columns={metric: "value"}).sort_values("epoch", kind="stable")
 
@@ -161,7 +161,7 @@ def _shown(value: float, form: Any) -> str:
 
 
 def _steps(results: Results, found: Sequence[Reached]) -> Iterator[str]:
-    """How coarse the evaluations are, in epochs."""
+    """Yield how coarse the evaluations are, in epochs."""
     gaps = results.curves.sort_values("epoch").groupby("run_id")["epoch"].diff().dropna()
     if gaps.empty:
         yield "Every run was evaluated once, after its last epoch: costs are those of whole runs."

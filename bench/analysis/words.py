@@ -37,11 +37,11 @@ class Words:
         self.notes = list(dict.fromkeys(meta.get("notes") or []))
 
     def mean(self, interval: Interval) -> str:
-        """Metric as mean ± half-width; the mean alone where there is no interval."""
+        """Return the metric as mean ± half-width, or the mean alone if there is no interval."""
         return cells.plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
 
     def difference(self, row: Row) -> str:
-        """Paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
+        """Return the paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if row.difference is None or row.difference.difference.n == 0:
             return EMPTY
         return self.signed(row.difference.difference)
@@ -108,7 +108,7 @@ class Words:
         return first if all(other == first for other in others) else None
 
     def losses(self) -> dict[str, str]:
-        """Every kind of loss with the titles of the tasks that have it; {} where all is cross-entropy."""
+        """Return every kind of loss with the titles of the tasks that have it; {} if all are cross-entropy."""
         found: dict[str, list[str]] = {}
         for task, about in self.tasks.items():
             found.setdefault(about.get("loss") or NATS, []).append(task)
@@ -119,7 +119,7 @@ class Words:
         return " under the same condition" if self.varied else ""
 
     def chosen(self) -> str:
-        """How swept values were chosen; nothing to say where nothing is swept."""
+        """Return how swept values were chosen, or nothing if nothing is swept."""
         if not self.meta["sweeps"]:
             return ""
         share = "" if "validation" in self.varied else f"{100 * self.meta['data']['validation']:.3g}% "
@@ -133,7 +133,7 @@ class Words:
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
 
     def origin(self) -> str:
-        """Task, data, conditions, seeds, hardware, versions and commits behind the numbers."""
+        """Return the task, data, conditions, seeds, hardware, versions and commits behind the numbers."""
         found = self.source
         made = (
             f"Hardware: {'; '.join(found.devices)}. torch {', '.join(found.torch)}, "
@@ -148,7 +148,10 @@ class Words:
         return " ".join(filter(None, (subject, self._conditions(), made)))
 
     def subject(self) -> str:
-        """Task, data and model, to go into a sentence: "digits with 20% of the training labels replaced (resnet8)"."""
+        """Return task, data and model as part of a sentence.
+
+        Example: "digits with 20% of the training labels replaced (resnet8)".
+        """
         tasks = [title(self.meta, task) for task in self.varied.get("task") or [self.meta["task"]]]
         models = self.varied.get("model") or [self.meta["model"]]
         data = " and ".join(self._data())
@@ -201,6 +204,6 @@ def _plural(noun: str, count: int) -> str:
 
 
 def enumerated(parts: Sequence[str]) -> str:
-    """Parts as a sentence lists them: "a", "a and b", "a, b and c"."""
+    """Return the parts as a sentence lists them: "a", "a and b", "a, b and c"."""
     *others, last = parts
     return f"{', '.join(others)} and {last}" if others else last

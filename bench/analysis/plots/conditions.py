@@ -250,7 +250,7 @@ def _look(view: View, label: str, axis: Axis) -> Style:
 
 
 def _scale(ax: Axes, axis: Axis, width: float) -> None:
-    """Limits and ticks; they cannot be left to the points, which stand beside the values they belong to."""
+    """Set limits and ticks, which the points cannot give, since they stand beside the values they belong to."""
     places = list(axis.places.values())
     if not axis.numeric:
         _categories(ax, axis, width)

@@ -34,7 +34,7 @@ Point = tuple[Row, Interval, Interval]
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """With 95% t intervals, a point an optimizer, named, against seconds and against passes.
+    """Yield figures of one named point per optimizer, with 95% t intervals, against seconds and against passes.
 
     With several conditions a small panel each and a legend, first against seconds, then against passes. Many optimizers
     have a small panel each, in a figure for each condition and cost.
@@ -167,7 +167,7 @@ def _on_front(view: View, points: Sequence[Point]) -> Sequence[bool]:
 
 
 def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point], focus: str | None = None) -> None:
-    """Points of equal cost stand a little beside each other, unless the panel is about one of them."""
+    """Draw the points; those of equal cost stand slightly apart, unless the panel is about one of them."""
     if not points:
         return
     full, others = view.in_full([row for row, _, _ in points], focus)
@@ -219,7 +219,7 @@ def _label_points(figure: Figure, ax: Axes, points: Sequence[Point], names: Mapp
 
 
 def _places() -> Iterable[tuple[float, float, str]]:
-    """Offsets from a point, in points, nearest first: diagonal places, then above, below and beside."""
+    """Yield offsets from a point, in points, nearest first: diagonal places, then above, below and beside."""
     for distance in (6, 10, 15, 21, 28):
         for dy in (0.9, -0.9):
             yield distance, dy * distance, "left"
@@ -231,7 +231,7 @@ def _places() -> Iterable[tuple[float, float, str]]:
 
 
 def _crowding(box: Bbox, taken: list[Bbox], frame: Bbox) -> float:
-    """Area in square pixels that a box shares with others or has outside the frame; 0 is a free place."""
+    """Return the area in square pixels that a box shares with others or has outside the frame; 0 is a free place."""
     inside = _shared(box, frame)
     return sum(_shared(box, other) for other in taken) + box.width * box.height - inside
 

@@ -101,7 +101,7 @@ def _names(view: View) -> dict[str, float]:
 
 
 def _pairs(view: View, results: Results) -> pd.DataFrame:
-    """Every seed that an optimizer's chosen configuration and the baseline's have both finished, in the unit shown.
+    """Return every seed finished by an optimizer's chosen configuration and the baseline's, in the unit shown.
 
     Columns: condition, optimizer, config, seed, baseline, value, difference.
     """

@@ -58,7 +58,7 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
 
 @contextmanager
 def looks() -> Iterator[None]:
-    """Our looks and no others: a matplotlibrc of the user must not change the figures."""
+    """Apply our matplotlib settings only: a matplotlibrc of the user must not change the figures."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -136,7 +136,7 @@ def bounds(interval: Interval) -> tuple[float, float]:
 
 
 def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: float = 0.06) -> tuple[float, float]:
-    """Limits of an axis that leave a little space around the values, and none beyond what values can be.
+    """Return axis limits with a little space around the values, but never beyond the possible values.
 
     Args:
         limits: the lowest and the highest value that there can be.
@@ -150,7 +150,7 @@ def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: floa
 
 
 def wide(values: Sequence[float]) -> bool:
-    """Whether ascending values span a decade or more, and so belong on a log axis."""
+    """Return whether ascending values span a decade or more, and so belong on a log axis."""
     return values[0] > 0 and values[-1] > 9.99 * values[0]
 
 
@@ -182,7 +182,7 @@ def _with_room(texts: Sequence[str], centres: Any) -> list[str]:
 
 
 def text_width(text: str, size: float = TICK_SIZE) -> float:
-    """About how wide a text is, in inches."""
+    """Return the approximate width of a text, in inches."""
     narrow = sum(text.count(letter) for letter in ".,:il ")
     return (0.62 * len(text) - 0.3 * narrow) * size / 72
 

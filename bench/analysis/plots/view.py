@@ -73,7 +73,7 @@ class View:
 
     @property
     def narrow(self) -> bool:
-        """Whether there is room for one panel only, so that panels stand below each other."""
+        """Return whether there is room for one panel only, so that panels stand below each other."""
         return self.width < WIDTH
 
     @property
@@ -91,19 +91,19 @@ class View:
 
     @property
     def unit(self) -> str:
-        """The unit of the metric in brackets, e.g. " (%)"."""
+        """Return the unit of the metric in brackets, e.g. " (%)"."""
         unit = self.meta["metric"]["unit"]
         return f" ({unit})" if unit else ""
 
     @property
     def limits(self) -> Bounds:
-        """The lowest and the highest value of the metric, in the unit shown."""
+        """Return the lowest and the highest value of the metric, in the unit shown."""
         low, high = bounds.of_metric(self.meta["metric"])
         return low * self.scale, high * self.scale
 
     @property
     def points(self) -> str:
-        """The unit of a difference of two metrics in brackets: percentages differ by points."""
+        """Return the unit of a difference of two metrics in brackets: percentages differ by points."""
         return " (points)" if self.meta["metric"]["unit"] == "%" else self.unit
 
     def chosen(self, condition: str) -> list[Row]:
@@ -118,7 +118,7 @@ class View:
         return [label for label in self.meta["labels"] if any(row.label == label for row in self.best)]
 
     def handle(self, label: str, *, line: bool = True, marker: bool = False) -> Line2D:
-        """Legend entry of a label; an incomplete one says over how many runs it is.
+        """Return the legend entry of a label; for an incomplete label it gives the number of runs.
 
         The configuration is named if it is the same under all conditions.
         """
@@ -166,14 +166,14 @@ class View:
 
     @property
     def panel_height(self) -> float:
-        """Inches; panels are flat where each row of them is a condition."""
+        """Return the height of a panel in inches; panels are flat if each row of them is a condition."""
         return ROW_HEIGHT if self.several else PANEL_HEIGHT
 
     # ---- many optimizers: a panel each -----------------------------------------------------------------------
 
     @property
     def many(self) -> bool:
-        """Whether the labels are too many to share a panel."""
+        """Return whether the labels are too many to share a panel."""
         return len(self.labels()) > SHARING
 
     def multiples(
@@ -212,7 +212,7 @@ class View:
 
 
 def view_of(results: Results, width: str = "page") -> View:
-    """Everything that figures need of the results, beside the curves; `width` is a key of WIDTHS."""
+    """Return everything that figures need of the results, except the curves; `width` is a key of WIDTHS."""
     meta, rows = results.meta, all_rows(results)
     best = [row for row in rows if row.chosen and row.scored]
     return View(

@@ -144,7 +144,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
 
 
 def _thinned(rows: Any) -> Any:
-    """At most `POINTS` of the rows, as even as they can be, the first and the last among them."""
+    """Return at most `POINTS` of the rows, as evenly spaced as possible, including the first and the last."""
     return rows if len(rows) <= POINTS else rows[np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
 
 
