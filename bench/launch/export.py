@@ -122,7 +122,7 @@ def _plugins(path: Path) -> dict[str, bytes]:
 
 
 def _environment(results: Results) -> dict[str, object]:
-    """Hardware and versions of the finished runs, and the versions that wrote the archive."""
+    """Return hardware and versions of the finished runs, and the versions that wrote the archive."""
     finished = results.records[results.records["status"].isin(["done", "diverged"])]
     among = finished[[column for column in CIRCUMSTANCES if column in finished]]
     setups = json.loads(among.value_counts(dropna=False).rename("runs").reset_index().to_json(orient="records"))

@@ -126,7 +126,7 @@ class Job:
             )
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Have all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
+        """Make all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
 
         Writes nothing itself; runs save between two steps.
 
@@ -230,7 +230,7 @@ def _is_over(pid: int) -> bool:
 
 
 def _wait_while_running() -> None:
-    """Told to end by SIGTERM alone, be there until SLURM ends the job.
+    """Wait until SLURM ends the job, if the job was told to end by SIGTERM alone.
 
     Some sites send it at the beginning of the grace time before a preemption: a job that ended by itself then would
     count as completed, and not be started again.

@@ -159,12 +159,12 @@ def _measure(
 
 
 def _joined(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """With these rows at its end; an empty frame would make whole numbers fractions."""
+    """Return the frame with these rows at its end; joining an empty frame would turn integers into floats."""
     new = pd.DataFrame(rows)
     return pd.concat([frame, new], ignore_index=True) if len(frame) else new
 
 
 def _ordered(of: Recorded, frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of records.csv, whatever order they were measured in."""
+    """Return the rows in the order of records.csv, whatever order they were measured in."""
     order = {run_id: place for place, run_id in enumerate(dict.fromkeys(of.results.records["run_id"]))}
     return frame.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)

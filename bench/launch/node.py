@@ -32,7 +32,7 @@ PATIENCE = 180.0
 
 
 def main() -> int:
-    """`python -m bench.launch.node FOLDER TASK`: the exit status is 0, 1 (failed) or STOPPED."""
+    """Run `python -m bench.launch.node FOLDER TASK`; the exit status is 0, 1 (failed) or STOPPED."""
     submission, task = submissions.read(Path(sys.argv[1])), int(sys.argv[2])
     _start_forkserver()
     threading.Thread(target=_listen_to_the_job, daemon=True).start()
@@ -139,7 +139,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _start_forkserver() -> None:
-    """Have workers listen to SIGTERM, which is blocked here from the start.
+    """Make workers listen to SIGTERM, which is blocked here from the start.
 
     SLURM sends it to all processes of a job, and perhaps our own signal with it. Workers save and stop by themselves
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would

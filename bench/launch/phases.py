@@ -181,7 +181,7 @@ def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) ->
 
 
 def _why(group: pd.DataFrame, best: pd.Series, metric: Mapping[str, Any]) -> str:
-    """In a sentence, with the runner-up."""
+    """Return the reason for a choice in a sentence, with the runner-up."""
     column = f"val_{metric['key']}:mean"
     scored = group[f"val_{metric['key']}:count"]
     complete = group[scored == group["planned"]]

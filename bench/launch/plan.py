@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def trusted(self) -> Held:
-        """What of the records counts as done."""
+        """Return the records that count as done."""
         return NOTHING if self.redo else self.held
 
     def with_records(self, held: Held) -> Plan:
@@ -77,7 +77,7 @@ class Plan:
 
     @cached_property
     def strangers(self) -> list[leftover.Leftover]:
-        """Finished runs that are in the records alone, and are no part of the experiment any more."""
+        """Return finished runs that exist only in the records and no longer belong to the experiment."""
         return leftover.strangers(self.experiment, self.store, self.ids, self.held)
 
     def refusal(self) -> str:
@@ -103,7 +103,7 @@ class Plan:
 
     @cached_property
     def to_be_chosen(self) -> list[PlannedRun]:
-        """The final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
+        """Return the final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
         if not self.experiment.phases:
             return []
         waiting = self.experiment.with_final(self.choices.chosen).to_be_chosen()
@@ -118,7 +118,7 @@ class Plan:
 
     @cached_property
     def _runs(self) -> dict[str, PlannedRun]:
-        """The chosen runs by run_id; the first label that has one names it."""
+        """Return the chosen runs by run_id; the first label that has a run names it."""
         chosen = {id(run) for run in self.chosen}
         runs: dict[str, PlannedRun] = {}
         for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
@@ -140,7 +140,7 @@ class Plan:
         return found
 
     def count(self, *statuses: Status) -> int:
-        """How many of the chosen runs stand so."""
+        """Return how many of the chosen runs have one of these statuses."""
         counts = Counter(self.statuses[run_id] for run_id in self._runs)
         return sum(counts[status] for status in statuses)
 
@@ -237,7 +237,7 @@ def _before_shards(held: Held) -> set[str]:
 
 
 def _statuses(store: Store, ids: Iterable[str], held: Held = NOTHING) -> dict[str, Status]:
-    """Where every run stands; a checkpoint that one would go on from is looked into."""
+    """Return the status of every run, after checking each checkpoint that a run would resume from."""
     statuses: dict[str, Status] = {}
     faults = []
     for folder, status in store.statuses(ids):

@@ -103,7 +103,7 @@ class Profile(BaseModel):
 
     @property
     def grace(self) -> int:
-        """Seconds before its time limit at which a job is told to save."""
+        """Return the seconds before its time limit at which a job is told to save."""
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:
@@ -185,7 +185,7 @@ def minutes(text: str) -> int:
 
 
 def default_path() -> Path:
-    """Where the user's own profile is looked for."""
+    """Return the path of the user's own profile."""
     return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "sam-bench" / "slurm.toml"
 
 
@@ -243,7 +243,7 @@ def _read(path: Path, needed: bool) -> dict[str, Any]:
 
 
 def assignments(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--sbatch KEY=VALUE` as a table; a KEY alone is a switch.
+    """Return `--sbatch KEY=VALUE` options as a table; a KEY alone is a switch.
 
     Raises:
         BadValue: there is no KEY.

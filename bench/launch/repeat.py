@@ -58,7 +58,7 @@ class Recorded:
         return rows.loc[rows["run_id"] == run_id].drop_duplicates("epoch").set_index("epoch")
 
     def chosen(self) -> list[str]:
-        """Ids of the finished runs that tables report: of each optimizer's chosen configuration, each once."""
+        """Return the ids of the finished runs that tables report: those of each optimizer's choice, each once."""
         frame = keyed(reported(self.results.records))
         found: dict[str, None] = {}
         for row in all_rows(self.results):
@@ -69,11 +69,11 @@ class Recorded:
         return list(found)
 
     def done(self) -> list[str]:
-        """Ids of the runs that ended with weights."""
+        """Return the ids of the runs that ended with weights."""
         return [run_id for run_id in self.finished if self.record(run_id)["status"] == "done"]
 
     def one_of_each(self) -> list[str]:
-        """Of every optimizer's chosen configuration the first finished seed, under its first condition."""
+        """Return, per optimizer, the first finished seed of its chosen configuration, under its first condition."""
         first: dict[str, str] = {}
         frame = self.results.records.set_index("run_id")
         for run_id in self.chosen():
@@ -199,7 +199,7 @@ def _threads(recorded: Any) -> int:
 
 
 def _on_processor(device: str) -> bool:
-    """Whether a run that was done on `device` is repeated on the processor."""
+    """Return whether a run that was done on `device` is repeated on the processor."""
     return device == processor() or not torch.cuda.is_available()
 
 

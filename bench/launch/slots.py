@@ -33,7 +33,7 @@ class Slot:
     team: Team | None = None
 
     def devices(self, processes: int) -> list[torch.device]:
-        """One for each process of a run that is on this machine."""
+        """Return one device for each process of a run that is on this machine."""
         processes //= self.team.nodes if self.team else 1
         names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
         return [torch.device(name) for name in names[:processes]]

@@ -229,7 +229,7 @@ def _prepare(
 
 
 def _name(experiment: str, number: int) -> str:
-    """Of a submission: unlike any other, in the order of time, and good for a path and for sbatch."""
+    """Return a new submission's name: unique, in the order of time, and valid in a path and for sbatch."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', experiment)[:60]}-{stamp}-{number}-{os.getpid()}"
 

@@ -13,7 +13,7 @@ LONGEST_TEMPORARY = 70
 
 
 def short_sockets() -> None:
-    """Have multiprocessing make its sockets where their paths are short enough for the system to take them."""
+    """Make multiprocessing put its sockets where their paths are short enough for the system."""
     here = tempfile.gettempdir()
     if len(os.fsencode(here)) <= LONGEST_TEMPORARY:
         return

@@ -91,12 +91,12 @@ class Submission:
         return (self.folder / "cancelled").exists()
 
     def mark_cancelled(self) -> None:
-        """Have its jobs do nothing any more: they look at this mark at every start, and before they requeue."""
+        """Mark the jobs as cancelled; each job looks at this mark at every start, and before a requeue."""
         write_atomic(self.folder / "cancelled", "")
 
     @property
     def results(self) -> Path:
-        """The folder of the experiment's results."""
+        """Return the folder of the experiment's results."""
         return self.folder.parents[1]
 
     def write(self) -> None:
@@ -127,7 +127,7 @@ class Submission:
         return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
     def runs(self) -> dict[str, Any]:
-        """runs.json: the specs, and what else jobs must know of the runs."""
+        """Return the content of runs.json: the specs, and what else jobs must know about the runs."""
         content: dict[str, Any] = read_json(self.folder / "runs.json")
         return content
 
@@ -149,7 +149,7 @@ class Note:
 
 
 def calls(folder: Path, task: int) -> Path:
-    """Where the first node of a job tells the others what to do, at this start of it."""
+    """Return the path of the file in which a job's first node instructs the others, at this start of the job."""
     return folder / f"calls-{task}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
@@ -166,7 +166,7 @@ def read(folder: Path) -> Submission:
 
 
 def read_all(store: Store) -> list[Submission]:
-    """Every submission of an experiment, in the order of time."""
+    """Return every submission of an experiment, in the order of time."""
     return [read(path.parent) for path in sorted(store.folder.glob("slurm/*/submission.json"))]
 
 
@@ -182,7 +182,7 @@ def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
 
 @contextmanager
 def submitting(store: Store) -> Iterator[None]:
-    """Held from the look at the queue to the last sbatch, so that two commands at once submit no run twice.
+    """Hold a lock from reading the queue to the last sbatch, so that two commands at once submit no run twice.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -203,7 +203,7 @@ def code_sha256() -> str:
 
 
 def failed_at(run: RunFolder) -> int | None:
-    """When a run failed, in nanoseconds; None if it did not. Tells a failure before a submission from one after."""
+    """Return when a run failed, in nanoseconds, or None; this separates failures before and after a submission."""
     try:
         return (run.path / "error.txt").stat().st_mtime_ns
     except FileNotFoundError:

@@ -133,7 +133,7 @@ def _elsewhere(old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
 
 
 def _unequal(old: pd.Series[Any], new: pd.Series[Any], names: tuple[str, ...]) -> Iterator[str]:
-    """Fields that both have (an older version recorded less) and that are not the same."""
+    """Yield the fields that both have and that differ; an older version recorded fewer fields."""
     for name in names:
         if name in old and name in new and not pd.isna(old[name]) and not _same(old[name], new[name]):
             yield f"{name}: recorded {_text(old[name])}, here {_text(new[name])}"

@@ -183,7 +183,7 @@ def _run(
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:
-    """Record what ended a run, unless it was short memory that others on the device may have had."""
+    """Record what ended a run, unless it ran out of memory that other runs on the device may have used."""
     text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
     if short := out_of_memory(error):
         if not alone:
