@@ -131,7 +131,7 @@ class _Metered(io.RawIOBase):
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """Every member of a tar file with its content; folders are left out.
+    """Return every member of a tar file with its content; folders are left out.
 
     Raises: see `unpack`.
     """
@@ -170,7 +170,7 @@ def _headers(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInf
 
 
 def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
-    """Why a member is refused; "" if it is not."""
+    """Return why a member is refused; "" if it is not refused."""
     if not member.isreg() or member.issparse() or member.size < 0:
         return "is no plain file"
     place = PurePosixPath(member.name)

@@ -28,7 +28,7 @@ class Checker:
         self.problems[f"{clipped(key)}: {message}"] = None
 
     def verdict(self) -> BadValue:
-        """All the problems as one error, to be raised."""
+        """Return all problems as one error to raise."""
         return BadValue(self.source, self.problems)
 
     def check(

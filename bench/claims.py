@@ -101,7 +101,7 @@ def held(path: Path, device: str | None) -> Iterator[Claim]:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock file: host, pid, device, started (seconds since 1970), slurm_job, and more; None if nobody does.
+    """Return the holder of a lock file: host, pid, device, started (seconds since 1970), slurm_job, and more; or None.
 
     A holder that has not written its name yet is `{}`.
     """
@@ -163,7 +163,7 @@ def in_words(who: dict[str, Any] | None) -> str:
 
 
 def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
-    """Whom the lock file names although its lock is free for us: a holder on another host that is still alive."""
+    """Return the holder named in a lock file that is free for us, if that holder, on another host, is still alive."""
     who = _content(descriptor)
     if who is None:
         return None
@@ -191,7 +191,7 @@ def _content(descriptor: int) -> dict[str, Any] | None:
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    """Never empty in between: that would be a free run to another host."""
+    """Write without leaving the file empty in between, which another host would take for a free run."""
     if content:
         os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))
@@ -221,7 +221,7 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: a later process may have its number, but not this too."""
+    """Return when a process started, in the kernel's ticks: a later process may have its number, but not this time."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

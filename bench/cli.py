@@ -108,7 +108,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 @click.option("--seeds", type=cli_options.COUNT)
 @cli_options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
-    """Where every run of an experiment stands."""
+    """Show the status of every run of an experiment."""
     from collections import Counter
 
     from rich.table import Table

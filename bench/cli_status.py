@@ -80,7 +80,7 @@ def show_running(plan: Plan, console: Console) -> None:
 
 
 def show_queue(plan: Plan, console: Console) -> None:
-    """Where the unfinished runs stand that were submitted to SLURM; nothing if none ever was."""
+    """Show the status of the unfinished runs that were submitted to SLURM; nothing if none was ever submitted."""
     from bench.launch import job_status
     from bench.store import FINISHED
 

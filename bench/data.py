@@ -32,7 +32,7 @@ DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
 
 def data_folder() -> Path:
-    """BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; it need not exist yet.
+    """Return BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; the folder need not exist yet.
 
     Raises:
         BenchError: it is something other than a folder, or there is no home folder.
@@ -71,7 +71,7 @@ class Dataset:
     by_hand: str = ""
 
     def is_there(self) -> bool:
-        """Whether all files are on this machine, whatever is in them."""
+        """Return whether all files are on this machine, without checking their content."""
         return any(not self._missing(folder) for folder in self._folders())
 
     def paths(self) -> list[Path]:
@@ -86,7 +86,7 @@ class Dataset:
         raise self.absent(self._remedy())
 
     def verified(self) -> bool:
-        """Whether every file's content is the official one.
+        """Return whether every file's content is the official one.
 
         Raises:
             BenchError: a file is missing or cannot be read.
@@ -104,7 +104,7 @@ class Dataset:
             raise self.refused(self.paths()[0].parent, faults)
 
     def load(self, read: Callable[[list[Path]], T], *, allow_unverified: bool) -> T:
-        """`read` of the files, in their order; remembered until something else is read, since a worker does many runs.
+        """Return `read` of the files, in their order, cached until something else is read: a worker does many runs.
 
         Raises:
             BenchError: as `paths`, as `check`, or as `read`.
@@ -206,7 +206,7 @@ class Dataset:
 
 
 def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
-    """`read(paths)`, not done again until a file changes or something else is read."""
+    """Return `read(paths)`, cached until a file changes or something else is read."""
     return cast(T, _read(read, tuple(map(stamp, paths))))
 
 
@@ -226,7 +226,7 @@ def content(path: Path) -> bytes:
 
 
 def content_md5(path: Path) -> str:
-    """md5 of `content(path)`, computed once in a process unless the file changes.
+    """Return the md5 of `content(path)`, computed once per process unless the file changes.
 
     Raises:
         BenchError: it cannot be read, or is damaged.
@@ -235,12 +235,12 @@ def content_md5(path: Path) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """sha256 of `content(path)`, as `content_md5`."""
+    """Return the sha256 of `content(path)`, cached as `content_md5` is."""
     return _content_digest("sha256", stamp(path))
 
 
 def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) -> str | None:
-    """sha256 over the user's own files that a task reads (see `Task`), None if it reads none.
+    """Return the sha256 over the user's own files that a task reads (see `Task`), or None if it reads none.
 
     It is over their contents and their names below `path`, and computed once in a process unless one of them changes.
 
@@ -281,7 +281,7 @@ def _opener(path: Path) -> Callable[..., Any]:
 
 
 def stamp(path: Path) -> Stamp:
-    """By what a file that has changed is known, without reading it."""
+    """Return path, size and time of change, by which a changed file is recognised without reading the file."""
     with _reading(path):
         status = path.stat()
     return path, status.st_size, status.st_mtime_ns
@@ -337,7 +337,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go if it dies."""
+    """Hold a lock that one process at a time can have; the system releases the lock if the process dies."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below

@@ -296,7 +296,7 @@ def _obituary(death: dict[str, Any], count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m bench.distributed`: one of the processes of a run, or all of them; the status to exit with."""
+    """Run `python -m bench.distributed`, one process or all processes of a run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description="One run over several processes.")
     parser.add_argument("spec", type=Path, help="the run's spec.json")
     parser.add_argument("folder", type=Path, help="the run's folder, named by its run_id")

@@ -69,7 +69,7 @@ class Listener:
         return new
 
     def places(self) -> dict[int, str]:
-        """Where each process is in its code, in words; a process that has not moved since has the same ones."""
+        """Return where each process is in its code, in words, which stay the same while a process does not move."""
         texts = {rank: self._text(f"bench/place/{rank}") for rank in range(self.processes)}
         return {rank: text for rank, text in texts.items() if text is not None}
 
@@ -109,7 +109,7 @@ class Teller:
         return self._store.check([_STOP]) and opened(self._secret, _STOP, self._store.get(_STOP)) is not None
 
     def follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:
-        """In a thread: stop when the starter says so, tell where this process is, and die with the starter.
+        """Start a thread that stops on the starter's request, reports where this process is, and dies with the starter.
 
         Args:
             stop: has this process stop; called again and again.
@@ -119,7 +119,7 @@ class Teller:
         self._follower.start()
 
     def end(self) -> None:
-        """Before the process ends: a thread that is inside torch then would have it aborted."""
+        """End the thread before the process ends, since a thread inside torch would abort the process."""
         self._over.set()
         if self._follower is not None:
             self._follower.join()

@@ -81,7 +81,7 @@ class Results:
 
 
 def finished(folder: Path) -> set[str]:
-    """Ids of the finished runs that records.csv holds, wherever they were made; none if there is no such file.
+    """Return the ids of the finished runs in records.csv, wherever they were made; none if there is no such file.
 
     Raises:
         BenchError: records.csv cannot be read as a table.

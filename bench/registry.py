@@ -100,7 +100,7 @@ class Entry:
         return f" in {self.plugin.path}" if self.plugin else ""
 
     def prepare(self, params: dict[str, Any]) -> None:
-        """For models: see that the weights they start from are on this machine; see `fetch`."""
+        """Ensure that the weights a model starts from are on this machine; see `fetch`."""
         self.fetch(*([self.member] if self.member else []), params)
 
     def names(self) -> list[str]:
@@ -110,7 +110,7 @@ class Entry:
 
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
-        """The hyperparameters as a pydantic model: strict types, unknown keys refused."""
+        """Return the hyperparameters as a pydantic model: strict types, unknown keys refused."""
         target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
@@ -126,7 +126,7 @@ class Entry:
 
     @property
     def description(self) -> str:
-        """The first line of the factory's docstring."""
+        """Return the first line of the factory's docstring."""
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
 
@@ -204,7 +204,7 @@ class Registry:
         return family is not None and family.members is not None and member in family.members()
 
     def nearest(self, name: str) -> str:
-        """In words, the registered names that are closest to `name`."""
+        """Return, in words, the registered names that are closest to `name`."""
         family, _ = self._family(name)
         if family is None or family.members is None:
             return nearest(name, (other for entry in self for other in entry.names()))

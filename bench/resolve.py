@@ -233,7 +233,7 @@ class Resolver(OptimizerResolver):
         return axes
 
     def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
-        """One point of what is varied: its values by column name, and the task, the model and the data settings."""
+        """Return one point of what is varied: its values by column name, and the task, model and data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():
             table, _, setting = key.partition(".")
@@ -283,7 +283,7 @@ class Resolver(OptimizerResolver):
         return metrics[first]
 
     def reads(self, task: Choice, model: Choice) -> None:
-        """Models that read text learn from texts, and from nothing else."""
+        """Check that models that read text get texts, and that other models do not."""
         has_text = getattr(tasks[task.name].factory, "text", False)
         if has_text == (models[model.name].tokenizer is not None):
             return
@@ -336,7 +336,7 @@ def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
 def _runs(
     conditions: Sequence[Condition], labels: Mapping[str, Label], seeds: Sequence[int], phases: Phases | None
 ) -> Iterator[PlannedRun]:
-    """Every run that is known before anything is chosen: condition, label, configuration, seed."""
+    """Yield every run that is known before anything is chosen: condition, label, configuration, seed."""
     for condition, task, model, data in conditions:
         files = user_files_sha256(tasks[task.name].factory, task.params)
         for label, found in labels.items():
@@ -372,7 +372,7 @@ def _about(task: Task) -> dict[str, Any]:
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"train": {"batch_size": [...]}} as "train.batch_size": [...]."""
+    """Yield {"train": {"batch_size": [...]}} as "train.batch_size": [...]."""
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")

@@ -141,7 +141,7 @@ class OptimizerResolver(Checker):
         train: tuple[dict[str, Any], dict[str, Any]],
         where: str,
     ) -> Configuration | None:
-        """One point of a sweep, resolved; `train` are the common settings and the optimizer's own."""
+        """Return one resolved point of a sweep; `train` are the common settings and the optimizer's own."""
         swept_train = {key[6:]: value for key, value in point.items() if key.startswith("train.")}
         values = fixed | {key: value for key, value in point.items() if not key.startswith("train.")}
         settings = self.check(TrainSettings, ("train", train[0]), (f"{where}.train", train[1] | swept_train))
@@ -237,7 +237,7 @@ class OptimizerResolver(Checker):
         return None
 
     def is_axis(self, where: str, values: Any) -> bool:
-        """Whether these are values to go through: a list, none of them twice."""
+        """Return whether these are values to go through: a list without duplicates."""
         if not isinstance(values, list) or not values:
             self.problem(where, f"must be a list of at least one value, got {shown(values)}")
         elif any(isinstance(value, str) and not value.isprintable() for value in values):

@@ -64,13 +64,13 @@ def grid_size(sweep: Any) -> int:
 
 
 def grid(axes: Axes) -> list[dict[str, Any]]:
-    """Every combination of the values, the last key fastest: one empty one of no axes."""
+    """Return every combination of the values, the last key fastest: one empty combination without axes."""
     lists = [values for values in axes.values() if not isinstance(values, Range)]
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*lists)]
 
 
 def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
-    """So many different configurations, at random or from a scrambled Sobol sequence (Owen 1998, by scipy).
+    """Draw this many different configurations, at random or from a scrambled Sobol sequence (Owen 1998, by scipy).
 
     The first ones of more trials are those of fewer.
 

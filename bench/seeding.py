@@ -38,7 +38,7 @@ def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomS
 
 
 def state_of(stream: np.random.RandomState) -> StreamState:
-    """Where a stream is, as plain values, for a run that is stopped inside an epoch."""
+    """Return the state of a stream, as plain values, for a run that is stopped inside an epoch."""
     state: Any = stream.get_state(legacy=False)
     return {**state, "state": {"key": state["state"]["key"].tolist(), "pos": state["state"]["pos"]}}
 

@@ -162,7 +162,7 @@ class RunSpec(_Frozen):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits: a hash of the resolved spec and the protocol version.
+        """Return 12 hex digits: a hash of the resolved spec and the protocol version.
 
         Settings of data and training that stand at their defaults, and hyperparameters that are None, are left out, so
         that one which is new in the package leaves the ids of earlier runs alone. Hence no default of data or training
@@ -177,7 +177,7 @@ class RunSpec(_Frozen):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every setting under the name of its column in records.csv."""
+        """Return every setting under the name of its column in records.csv."""
         base = self.optimizer.base
         return {
             "method": self.optimizer.name,
@@ -191,7 +191,7 @@ class RunSpec(_Frozen):
         }
 
     def _task_settings(self) -> dict[str, Any]:
-        """Those of its settings that are part of the run's identity."""
+        """Return those of the task's settings that are part of the run's identity."""
         return {key: value for key, value in self.task.params.items() if key != "path" or self.files_sha256 is None}
 
 
@@ -239,7 +239,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
+        """Return the run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
         parts = (self.condition_text, self.phase, self.label, self.config_text, f"seed {self.spec.seed}")
         return " ".join(filter(None, parts))
 
@@ -330,7 +330,7 @@ class Experiment:
 
     @property
     def tuning(self) -> list[PlannedRun]:
-        """The runs that something is chosen by in a phase of their own."""
+        """Return the runs of the tuning phase, which configurations are chosen by."""
         return [run for run in self.runs if run.phase == "tune"]
 
     def with_seeds(self, seeds: Iterable[int]) -> Experiment:

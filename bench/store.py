@@ -52,7 +52,7 @@ def reason_in(error: str) -> str:
 
 
 def _number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number, of any size that a float has, or stands for none."""
+    """Return whether a value of a JSON file is a number in the range of a float, or stands for none."""
     return value is None or isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
 
 
@@ -117,7 +117,7 @@ class RunFolder:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Where the run stands.
+        """Return the run's status.
 
         Raises:
             BenchError: result.json is damaged or belongs to another run.
@@ -155,7 +155,7 @@ class RunFolder:
         return result
 
     def environments(self) -> list[dict[str, Any]]:
-        """Every machine that worked on the run, in order; [] where that is lost.
+        """Return every machine that worked on the run, in order; [] if that is lost.
 
         Raises:
             BenchError: environment.json is damaged.
@@ -212,7 +212,7 @@ class RunFolder:
             return f"{self._error} cannot be read: {error.strerror}"
 
     def holder(self) -> dict[str, Any] | None:
-        """Who works on the run: host, pid, device, slurm_job, started (seconds since 1970); None if nobody does."""
+        """Return who works on the run (host, pid, device, slurm_job, started in seconds since 1970), or None."""
         return claims.holder(self.path / "lock")
 
     def last_point(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class RunFolder:
             yield claim
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
-        """Record what is asked and on which machine the work begins, or goes on."""
+        """Record the spec and the machine on which the work starts or resumes."""
         try:
             environments = self.environments()
         except BenchError:  # the run is more than the list of where it was done
@@ -303,7 +303,7 @@ class Store:
             return set()
 
     def statuses(self, run_ids: Iterable[str]) -> Iterator[tuple[RunFolder, Status | BenchError]]:
-        """Where each run stands, or what is wrong with it."""
+        """Yield each run's status, or what is wrong with the run."""
         there = self.present()
         for run_id in run_ids:
             folder = self.run(run_id)

@@ -135,7 +135,7 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
 
 
 def fingerprint(texts: Texts) -> bytes:
-    """sha256 over texts and their order; a text of no letters is not a missing one."""
+    """Return the sha256 over texts and their order; an empty text differs from a missing one."""
     digest = hashlib.sha256()
     for column in (texts.first,) if texts.second is None else (texts.first, texts.second):
         raw = [text.encode(errors="surrogatepass") for text in column]
@@ -197,7 +197,7 @@ def _limit(max_length: int, settings: dict[str, Any], config: dict[str, Any]) ->
 
 
 def _key(texts: Texts, folder: Path, limit: int) -> str:
-    """Name of all that decides on the tokens."""
+    """Return the name of everything that determines the tokens."""
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers")}
     files = {path for pattern in ("config.json", *TOKENIZER_FILES) for path in folder.glob(pattern) if path.is_file()}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -240,7 +240,7 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Have the end-of-text token put between the texts of a pair where the tokenizer puts nothing there.
+    """Put the end-of-text token between the texts of a pair if the tokenizer puts nothing there.
 
     Raises:
         BenchError: the tokenizer puts nothing there, and it cannot be had otherwise.
@@ -302,7 +302,7 @@ def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _padded(run: _Run, limit: int) -> Tensor:
-    """(N, 2, W) from one row."""
+    """Return (N, 2, W) from one row."""
     kept = np.minimum(run.lengths, limit)
     width = int(kept.max(initial=0))
     is_there = np.arange(width) < kept[:, None]
