@@ -72,7 +72,7 @@ class Averaging(Remembering):
 def evaluation_weights(
     optimizer: torch.optim.Optimizer, model: nn.Module | None, inputs: Iterable[Tensor]
 ) -> Iterator[None]:
-    """Put in the weights that an optimizer wants to be evaluated; on leaving, all is as it was, to the bit.
+    """Put in the weights that an optimizer wants evaluated; on exit, restore everything to the bit.
 
     They are the average of `Averaging`, and of one with `train()` and `eval()` (schedule-free: Defazio et al. 2024,
     arXiv:2405.15682) those that its `eval()` puts in. Of other optimizers they are the weights that are there.
@@ -113,7 +113,7 @@ def _other_weights(
     put_in: Callable[[], None],
     put_out: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Other weights for a while, with batch-norm statistics of their own; weights, buffers and random numbers return.
+    """Use other weights, with batch-norm statistics of their own, then restore weights, buffers and random state.
 
     Args:
         put_in: changes the weights.

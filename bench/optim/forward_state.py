@@ -209,7 +209,7 @@ def kept_buffers(model: nn.Module | None) -> AbstractContextManager[None]:
 
 
 def _put_in_place(slots: list[Slot]) -> None:
-    """Put tensors back where they were; what a pass has taken away stays away."""
+    """Put tensors back where they were; a tensor that a pass has removed stays removed."""
     for place, name, tensor in slots:
         if name in place and place[name] is not tensor:
             place[name] = tensor

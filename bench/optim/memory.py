@@ -84,7 +84,7 @@ class Remembering(Method):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The base's; while a checkpoint is about to be loaded into a new optimizer, a copy that has the memory too."""
+        """Return the base's state, with the memory too while a checkpoint is loaded into a new optimizer."""
         if not self._shows_all:
             return self.base.state
         whole = defaultdict(dict, {p: dict(kept) for p, kept in self.base.state.items()})

@@ -15,7 +15,7 @@ from bench.optim.types import AtLeastOne, NonNegative
 
 
 def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
-    """ "epoch 100" as a share of the training's epochs, which the context has; what is no text, as it is."""
+    """Turn "epoch 100" into a share of the training's epochs, which the context has; return all but text unchanged."""
     if not isinstance(moment, str):
         return moment
     if not (said := re.fullmatch(r"epoch (\d+)", moment)):
@@ -123,7 +123,7 @@ def checked(name: str, options: Any) -> AscentOptions:
 
 
 def share_perturbed(params: dict[str, Any]) -> float:
-    """Of all steps, the share that perturbs, from a method's hyperparameters; planning counts passes with it."""
+    """Return the share of all steps that perturbs, from a method's hyperparameters; planning counts passes with it."""
     if not params["rho"] and not params.get("rho_end"):
         return 0.0
     begin, end = params.get("perturb_from") or 0.0, params.get("perturb_until") or 1.0
