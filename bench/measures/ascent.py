@@ -18,7 +18,7 @@ def m_sharpness(surface: Surface, rho: float, m: int) -> tuple[float, int]:
 
     Args:
         rho: radius of the ascent.
-        m: examples a batch; those left over are left out. Fewer examples than m are one batch.
+        m: examples per batch; those left over are left out. Fewer examples than m are one batch.
 
     Returns:
         The mean, in the unit of the loss, and over how many batches it is.

@@ -73,7 +73,7 @@ def locate(name: str, *, weights: bool = True) -> Path:
 
 
 def fetch(name: str, *, weights: bool = True) -> None:
-    """See that a checkpoint is on this machine, downloading it into the hub's cache if it is not.
+    """Ensure that a checkpoint is on this machine, downloading it into the hub's cache if it is not.
 
     Raises:
         BenchError: it is not here and cannot be had.
@@ -167,7 +167,7 @@ def _is_on_the_hub(name: str) -> bool:
 
 
 def _absent(name: str, weights: bool, reason: str = "") -> BenchError:
-    """Which files to put where, or what else to do, beginning with what is lacking."""
+    """Return the error that says what is missing, and which files to put where or what else to do."""
     from huggingface_hub import constants
 
     partly = next(_places(name), None)

@@ -255,7 +255,7 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
 
 
 def _load_body(net: PreTrainedModel, folder: Path) -> None:
-    """Put a checkpoint's weights into a net, all but its head.
+    """Load a checkpoint's weights into a model, except the head's.
 
     They go through a twin without head: transformers then translates the names of older files, and a head that the
     file may have is left there. The twin is of the class that the net has within: for Funnel AutoModel would take

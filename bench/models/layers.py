@@ -29,7 +29,7 @@ def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """Weights from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852), as all CIFAR networks here were published."""
+    """Draw weights from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852), as all CIFAR networks here do."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -54,7 +54,7 @@ def find(name: str) -> Path | None:
 
 
 def fetch(name: str) -> None:
-    """See that the weights are on this machine, downloading them into the hub's cache if they are not.
+    """Ensure that the weights are on this machine, downloading them into the hub's cache if they are not.
 
     Raises:
         BenchError: they are not here and cannot be had.
@@ -92,7 +92,7 @@ def locate(name: str) -> Path:
 
 
 def load(net: nn.Module, name: str, path: Path, **arguments: Any) -> None:
-    """Put pretrained weights into a timm model that was made as `name` with `arguments`, all but its head.
+    """Load pretrained weights into a timm model that was made as `name` with `arguments`, except the head's.
 
     They go through a twin with the head that the file was made with: timm then insists on every key and shape, and
     fits what depends on the size of the image (position embeddings).
@@ -134,7 +134,7 @@ def _repository(name: str) -> tuple[str, str | None]:
 
 
 def _absent(name: str, reason: str) -> BenchError:
-    """Which file to put where, or what else to do, beginning with what is lacking."""
+    """Return the error that says what is missing, and which file to put where or what else to do."""
     from huggingface_hub import constants, hf_hub_url
 
     repository, revision = _repository(name)

@@ -131,7 +131,7 @@ class Task(ABC):
     suite: Suite | None = None
 
     def fetch(self) -> None:  # noqa: B027 - most tasks have nothing to fetch
-        """See that the data is on this machine, downloading it if need be; called once, before any run starts.
+        """Ensure that the data are on this machine, downloading them if necessary; called once, before any run starts.
 
         Raises:
             BenchError: it is not there and cannot be had; the message says which file to put where.
@@ -146,7 +146,7 @@ class Task(ABC):
         return {}
 
     def train_examples(self) -> int:
-        """Size of the training set, validation included; override it where loading is slow."""
+        """Return the size of the training set, validation included; override this where loading is slow."""
         return len(self.load()[0])
 
     def verified(self) -> bool:
@@ -178,7 +178,7 @@ class Task(ABC):
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Further scores over a whole split, by key: recorded as val_<key>, test_<key> and so on, never chosen by."""
+        """Return further scores of a whole split, by key: recorded as val_<key>, test_<key> etc., never used for choosing."""
         return {}
 
 

@@ -181,7 +181,7 @@ class _Type:
             raise pickle.UnpicklingError(f"it holds an array of {code!r}, where images are of 'u1'")
 
     def __setstate__(self, state: object) -> None:
-        """Bytes have no byte order."""
+        """Ignore the state: bytes have no byte order."""
 
 
 class _Array:

@@ -97,7 +97,7 @@ class CsvTable(Task):
         return [path]
 
     def fetch(self) -> None:
-        """Say what was done to the table."""
+        """Print what was done to the table."""
         if self.note:
             tell(f"{self.path}: {self.note}")
 

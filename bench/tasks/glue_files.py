@@ -116,7 +116,7 @@ class GlueFiles:
         return self.tables.is_there() or self.copy.is_dir()
 
     def verified(self) -> bool:
-        """Whether they are what was given out: by md5 for tables; for the hub's copy, what came from there, whole.
+        """Return whether the files are the official ones: by md5 for tables; for the hub's copy, if it is whole.
 
         Raises:
             BenchError: neither is there, or a file cannot be read.
@@ -252,7 +252,7 @@ class GlueFiles:
         return faults
 
     def fetch(self, *, allow_unverified: bool = False) -> None:
-        """See that tables or the hub's copy are there and right; if neither is, bring the copy.
+        """Ensure that tables or the hub's copy are present and correct; if neither is present, download the copy.
 
         Of several processes that fetch at once one works and the others wait for it. One that is killed leaves nothing
         that counts.

@@ -138,7 +138,7 @@ def _read(stamps: tuple[Stamp, ...], train: int, shape: tuple[int, int, int], fi
 
 
 def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, in pixels of 0..1: of whole numbers, so the same on every machine."""
+    """Return each channel's mean and deviation, in pixels of 0..1, from whole numbers: the same on every machine."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in pixels.unbind(-1):
