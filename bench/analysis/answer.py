@@ -168,7 +168,7 @@ class _Answer:
         return f"No difference between {ours} and {theirs} could be shown ({self._detail(contrast)})"
 
     def _detail(self, contrast: Contrast) -> str:
-        """Why nothing was shown: what would have been or, where the correction decided, that it did."""
+        """Return why no difference was shown: no valid test, Holm's correction, or the smallest detectable one."""
         n = contrast.test.difference.n
         if contrast.verdict == "untested":
             few = "one seed gives no test" if n == 1 else f"{n} pairs are too few for a verdict"

@@ -108,9 +108,9 @@ def significance(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
-    """Which labels compare at equal epochs and which at equal passes; a label is `shown` as a row or a column.
+    """Yield which labels compare at equal epochs and which at equal passes; a label is `shown` as a row or a column.
 
-    Smaller training sets have fewer passes an epoch. Labels that are equal among themselves under several conditions
+    Smaller training sets have fewer passes per epoch. Labels that are equal among themselves under several conditions
     are therefore named once, with the range of their budgets.
     """
     epochs = _by_condition((row, row.epochs) for row in rows)

@@ -29,7 +29,7 @@ class Table:
 
     `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
     `answer` are paragraphs that say what the table shows; the terminal has them at its end instead (`say`).
-    `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
+    `numbers` has one line per row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
     times in seconds. The first `keys` columns name the condition of a row; rows of one condition stand together, as a
     block that every format sets apart in its way.
     """

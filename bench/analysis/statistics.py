@@ -102,7 +102,7 @@ def _reach(found: Sequence[Contrast]) -> Iterator[str]:
 
 
 def _test_sets(words: Words, results: Results, best: Sequence[Row]) -> Iterator[str]:
-    """How far another test set of the same size could be from this one, for each baseline's accuracy."""
+    """Yield how far another test set of the same size could be from this one, for each baseline's accuracy."""
     sizes = sizes_of_test_sets(results)
     among = conditions(results.meta)
     told = []
@@ -122,7 +122,7 @@ def _test_sets(words: Words, results: Results, best: Sequence[Row]) -> Iterator[
 
 
 def sizes_of_test_sets(results: Results) -> dict[str, int]:
-    """Condition -> examples of the test set, where the metric is a share of them; worked out of the scores."""
+    """Return condition -> examples of the test set, where the metric is a share of them, derived from the scores."""
     key = results.meta["metric"]["key"]
     runs = finished(results)
     if "test_acc" not in runs:

@@ -187,7 +187,7 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
 
 
 def effect_size(differences: ArrayLike) -> float:
-    """Hedges' g of paired differences of shape (n,): d_z, their mean over their deviation, corrected for small n.
+    """Return Hedges' g of paired differences of shape (n,): d_z, mean over deviation, corrected for small n.
 
     d_z as in Lakens, Frontiers in Psychology 4:863, 2013, eq. 6; the correction, with n - 1 degrees of freedom, is the
     exact one of Hedges, Journal of Educational Statistics 6, 1981, eq. 6e: 0.80 at n=5. It counts in deviations of the
@@ -248,7 +248,7 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def examples(shares: ArrayLike) -> int | None:
-    """Of how many examples these are shares: the fewest of which each is a whole number; None if over a million.
+    """Return of how many examples these are shares: the fewest that make each whole; None if over a million.
 
     Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
     is never overstated.

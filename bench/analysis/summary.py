@@ -1,4 +1,4 @@
-"""From the records of all runs to one row an optimizer and condition: choose on validation, report on test."""
+"""From the records of all runs to one row per optimizer and condition: choose on validation, report on test."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The title of a choice; without any number there was none to make, so no value is named."""
+        """Return the title of a choice, or the label with the reason if no configuration of the label has a score."""
         lost = "no finite score" if self.done else "no run finished"
         return self.title if self.scored or not self.config else f"{self.label} ({lost})"
 
@@ -226,7 +226,7 @@ def _bounds(name: str, unit: str, intervals: Sequence[Interval]) -> dict[str, li
 
 
 def _interval_columns(key: str) -> dict[str, str]:
-    """Fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
+    """Return fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
     return {
         "test_metric": f"test_{key}",
         "val_metric": f"val_{key}",

@@ -154,7 +154,7 @@ def _cost(words: Words, results: Results, best: list[Row], rows: list[Row]) -> T
 
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
-    """Of validation alone where tuning is a phase of its own: its runs have no test numbers."""
+    """Return the table of the sweep, of validation alone if tuning is a phase of its own, without test numbers."""
     apart = bool(phased(words.meta))
     of_test: dict[str, Callable[[Row], str]] = {
         f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),

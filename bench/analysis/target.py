@@ -82,7 +82,7 @@ def costs_to_target(results: Results, best: Sequence[Row], target: float | None 
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Lower quartile, median and upper quartile of ascending values: each is one of them, so infinite ones are no bar.
+    """Return lower quartile, median and upper quartile of ascending values; each is a value, so infinity is allowed.
 
     The inverse of the empirical distribution (Hyndman and Fan, The American Statistician 50, 1996, definition 1). NaN
     without values.

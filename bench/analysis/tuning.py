@@ -142,7 +142,7 @@ def _named(earlier: Mapping[str, Any]) -> str:
 
 
 def _passes(results: Results) -> dict[tuple[str, str], float]:
-    """Of the finished runs of tuning, by condition and label."""
+    """Return the passes of the finished tuning runs, by condition and label."""
     records = keyed(choice.tuning(results.records))
     sums = records.groupby(["condition", "optimizer"], sort=False)["passes"].sum()
     return {key: float(value) for key, value in sums.items()}  # type: ignore[misc]

@@ -115,7 +115,7 @@ class Words:
         return {} if set(found) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in found.items()}
 
     def within(self) -> str:
-        """Said of every comparison where there are several conditions."""
+        """Return the words that follow every comparison if there are several conditions."""
         return " under the same condition" if self.varied else ""
 
     def chosen(self) -> str:

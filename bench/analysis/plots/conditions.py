@@ -75,7 +75,10 @@ class Axis:
         return self.places[value_text(row.varied[self.column])]
 
     def step(self, labels: int, width: float) -> float:
-        """Points between the labels at one value on a panel of so many inches; fewer where values are close."""
+        """Return the points between the labels at one value, for a panel of this many inches.
+
+        Close values have fewer points between their labels.
+        """
         places = list(self.places.values())
         drawn = np.log(places) if self.log else np.asarray(places)
         span = drawn[-1] - drawn[0] if self.numeric else len(drawn)
@@ -245,7 +248,7 @@ def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float]
 
 
 def _look(view: View, label: str, axis: Axis) -> Style:
-    """As everywhere; between categories there is nothing for a line to pass through."""
+    """Return the usual look, without lines between categories, where there is nothing for a line to pass through."""
     return view.styles[label] if axis.numeric else {**view.styles[label], "linestyle": "none"}
 
 

@@ -66,7 +66,7 @@ def lines(view: View, results: Results) -> Iterator[Drawing]:
 
 
 def _multiples(view: View, points: pd.DataFrame, shown: Sequence[str], caption: str) -> Iterator[Drawing]:
-    """Give the same for many optimizers: a figure a condition, a panel an optimizer."""
+    """Yield the same for many optimizers: a figure per condition, a panel per optimizer."""
     for condition in shown:
         mean = _mean(points[points["condition"] == condition])
         measured = [label for label in view.beside_baseline(condition) if (mean["optimizer"] == label).any()]

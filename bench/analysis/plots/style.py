@@ -92,7 +92,7 @@ def finish(figure: Figure, handles: Sequence[Artist], height: float) -> None:
 
 
 def _heights(figure: Figure, row: int) -> Iterator[float]:
-    """Give the heights in inches of the panels in a row."""
+    """Yield the heights in inches of the panels in a row."""
     for ax in figure.axes:
         spec = ax.get_subplotspec()
         if spec and spec.rowspan.start == row:
@@ -155,7 +155,7 @@ def wide(values: Sequence[float]) -> bool:
 
 
 def value_axis(ax: Axes, values: Sequence[float], width: float, *, log: bool) -> None:
-    """Ticks at the values themselves, ascending; labels that have no room on a panel of `width` inches are left out."""
+    """Put ticks at the values themselves, ascending, without labels that have no room on a panel of `width` inches."""
     if log:
         ax.set_xscale("log")
     places = np.log(values) if log else np.asarray(values)
@@ -188,5 +188,5 @@ def text_width(text: str, size: float = TICK_SIZE) -> float:
 
 
 def panel_width(columns: int, width: float = WIDTH) -> float:
-    """About how wide each of so many panels is, in inches; what is left beside them is for their labels."""
+    """Return the approximate width in inches of each of this many panels, leaving room for their labels."""
     return width / columns - 0.55

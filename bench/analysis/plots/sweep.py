@@ -80,7 +80,7 @@ def figures(view: View) -> Iterator[Drawing]:
 
 
 def _multiples(view: View, sweeps: list[Row], fields: Sequence[str]) -> Iterator[Drawing]:
-    """Give a figure a condition and field, with a panel for each number that an optimizer sweeps."""
+    """Yield a figure per condition and field, with a panel for each number that an optimizer sweeps."""
     for condition, field in product(view.conditions, fields):
         here = [row for row in sweeps if row.condition == condition]
         panels = dict.fromkeys((row.label, key) for row in here for key in _numbers(row))
@@ -189,7 +189,7 @@ def _draw(
 
 
 def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
-    """Around all that is drawn, and not beyond what the metric can be.
+    """Return limits around everything drawn, within the possible values of the metric.
 
     Where a region failed, as where a rate is too large, it would squeeze all others: the panel ends before it.
     """
@@ -241,14 +241,14 @@ def _drawn(interval: Interval) -> tuple[float, float]:
 
 
 def _baseline(view: View, condition: str) -> Row | None:
-    """Its chosen configuration, over the same kind of runs as all that is drawn."""
+    """Return the baseline's chosen configuration, over the same kind of runs as everything drawn."""
     baseline = view.meta["baseline"]
     found = (row for row in view.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)
 
 
 def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None:
-    """One label: its line over the swept values, validation beside test, a ring around the choice."""
+    """Draw one label: its line over the swept values, validation beside test, a ring around the choice."""
     style = view.styles[next(iter(points.values())).label]
     x = list(points)
     found = [getattr(row, field).scaled(view.scale) for row in points.values()]
@@ -264,7 +264,7 @@ def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None
 
 
 def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
-    """One label that sweeps several hyperparameters: a point a configuration, a ring around the choice."""
+    """Draw one label that sweeps several hyperparameters: a point per configuration, a ring around the choice."""
     style = view.styles[rows[0].label]
     for row in rows:
         x, interval = _numbers(row)[key], getattr(row, field).scaled(view.scale)

@@ -108,7 +108,7 @@ def _passes_differ(runs: pd.DataFrame) -> bool:
 def _figures(
     view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str], what: str
 ) -> Iterator[Drawing]:
-    """All pages of panels: for each pair of columns one, in a row a condition; a grid where there is one condition."""
+    """Yield all pages of panels: one per pair of columns, a row per condition; a grid if there is one condition."""
     if runs.empty:
         return
     means = {y: _mean_curves(runs, y, _bounds(view, y)) for _, y in columns}
@@ -205,7 +205,7 @@ def _multiples(
 
 
 def _align(column: Sequence[Axes], ends: Sequence[float]) -> None:
-    """One horizontal axis for a column of panels, unless their curves end far apart, as with sizes of training sets."""
+    """Give a column of panels one horizontal axis, unless the curves end far apart, as with sizes of training sets."""
     alike = max(ends) <= ALIKE * min(ends)
     for ax, end in zip(column, ends, strict=True):
         ax.set_xlim(0, 1.05 * (max(ends) if alike else end))

@@ -134,11 +134,11 @@ class View:
         return Line2D([], [], label=(titles.pop() if len(titles) == 1 else label) + lost, **style)
 
     def panel_width(self, columns: int) -> float:
-        """About how wide each of so many panels is, in inches, where there is room for them beside each other."""
+        """Return the approximate width in inches of each of this many panels, if they fit beside each other."""
         return panel_width(1 if self.narrow else columns, self.width)
 
     def stacked(self, grid: Sequence[Sequence[T]]) -> list[list[T]]:
-        """Panels in lines, or all below each other."""
+        """Return the panels in lines, or all below each other."""
         return [[panel] for line in grid for panel in line] if self.narrow else [list(line) for line in grid]
 
     def split(self, columns: Sequence[T]) -> list[list[T]]:
@@ -247,7 +247,7 @@ def pale(ax: Axes, lines: Iterable[tuple[Iterable[float], Iterable[float]]], **l
 
 
 def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: Sequence[str]) -> None:
-    """Conditions down the side, one a row of panels; what they show above the first row."""
+    """Name the conditions down the side, one per row of panels, and what the panels show above the first row."""
     width = axes[0, 0].figure.get_figwidth()
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(fold(title, panel_width(len(titles), width)))

@@ -56,7 +56,7 @@ def data(results: Results) -> dict[str, Any]:
 
 
 def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
-    """Which columns are what; those between identity and metrics are hyperparameters, as `collect` orders them."""
+    """Return the columns by group; those between identity and metrics are hyperparameters, as `collect` orders them."""
     names = [str(name) for name in records if name not in (*IDENTITY, "run_id")]
     costs, circumstances = ([name for name in names if name in known] for known in (COSTS, CIRCUMSTANCES))
     others = [name for name in names if name not in (*costs, *circumstances)]
