@@ -60,7 +60,7 @@ class Display:
         self.live.stop()
 
     def estimated(self, runs: Sequence[PlannedRun], speeds: Mapping[str, Speed], workers: int) -> None:
-        """Before anything starts; the clock of the time left starts anew."""
+        """Show an estimate before anything starts, and restart the clock of the time left."""
         seconds, words = estimate(runs, self.passes, speeds, workers)
         self.console.print(Text(words, "bold yellow" if seconds > LONG else "bold"), soft_wrap=True)
         self.started_at = time.monotonic()

@@ -111,7 +111,10 @@ class Plan:
 
     @cached_property
     def to_do(self) -> list[PlannedRun]:
-        """The chosen runs that would start now, each once, the longest first, so that none is left alone at the end."""
+        """Return the chosen runs that would start now, each once, the longest first.
+
+        The longest run starts first so that no run is left alone at the end.
+        """
         wanted = ("missing", "partial", "failed") if self.retry_failed else ("missing", "partial")
         waiting = [(run_id, run) for run_id, run in self._runs.items() if self.statuses[run_id] in wanted]
         return [run for _, run in sorted(waiting, key=lambda pair: -self.passes[pair[0]])]
@@ -128,7 +131,7 @@ class Plan:
 
     @cached_property
     def passes(self) -> dict[str, int]:
-        """Forward-backward passes of every run, by run_id; of those whose settings are to be chosen too."""
+        """Return the forward-backward passes of every run, by run_id, including runs whose settings are not chosen."""
         sizes: dict[str, int] = {}
         found = {}
         planned = zip(self.ids, self.experiment.runs, strict=True)
