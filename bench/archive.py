@@ -95,7 +95,7 @@ def results(files: Mapping[str, bytes]) -> Results:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put unpacked files into a folder.
+    """Write unpacked files into a folder.
 
     Raises:
         BenchError: the folder is there already and not empty.

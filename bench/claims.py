@@ -70,7 +70,7 @@ class Claim:
 
 @contextmanager
 def held(path: Path, device: str | None) -> Iterator[Claim]:
-    """Hold a lock file, and have it say who does; the system lets go if this process dies.
+    """Hold a lock file that names this process as its holder; the system releases the lock if this process dies.
 
     Args:
         path: the lock file; made if missing.

@@ -45,7 +45,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: a mistake of the user's is one message and exit status 2, never a traceback."""
+    """Run the command line: a user's mistake gives one message and exit status 2, never a traceback."""
     terminal.print_in_any_encoding()
     try:
         try:

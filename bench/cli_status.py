@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tell_plan(plan: Plan, console: Console) -> None:
-    """Say how many runs a launch finds done, will do, and leaves to others."""
+    """Print how many runs a launch finds done, will do, and leaves to others."""
     passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
     elsewhere = f" ({plan.count_held()} of them elsewhere, as the records have it)" * bool(plan.count_held())
     parts = [

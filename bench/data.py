@@ -113,7 +113,7 @@ class Dataset:
         return remembered(read, self.paths())
 
     def fetch(self, *, allow_unverified: bool = False, patience: Patience = PATIENCE) -> None:
-        """See that the files are there, out of an archive in the data folder or from the network, and are right.
+        """Ensure that the files are present, from an archive in the data folder or from the network, and correct.
 
         Of several processes that fetch at once one works and the others wait for it. A killed one leaves what it has
         downloaded, and the next goes on from there.

@@ -141,7 +141,7 @@ class Teller:
 
 
 def _stack(thread: int) -> tuple[tuple[int, int], ...]:
-    """Where a thread is, down to the instruction of every function that it is in."""
+    """Return where a thread is, down to the instruction of every function that it is in."""
     frame, found = sys._current_frames().get(thread), []
     while frame is not None:
         found.append((id(frame.f_code), frame.f_lasti))

@@ -144,7 +144,7 @@ def take_part(
 
 @contextmanager
 def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
-    """Hold the folder in the first process; nobody begins before it does."""
+    """Hold the folder in the first process; no other process begins before it does."""
     if not group.is_first:
         group.from_first(None)
         yield

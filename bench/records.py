@@ -3,7 +3,7 @@
 results/<experiment>/
     experiment.json    title, baseline, labels, metric, and the sha256 of the files below
     records.csv        one row a planned run, finished or not
-    curves.csv         one row a run and evaluated epoch
+    curves.csv         one row per run and evaluated epoch
     measures.csv       one row a measured run, if `bench measure` was called: sharpness, calibration, what they cost
     directions.csv     loss along directions in weight space, of the same runs
 """
@@ -63,9 +63,9 @@ class Results:
         meta: experiment.json.
         records: one row a planned run; metrics are fractions, losses in nats, times in seconds. A number that is not
             finite is missing there and in the other frames; "not_finite" of the records says which those are of a run.
-        curves: one row a run and evaluated epoch.
+        curves: one row per run and evaluated epoch.
         measures: one row a measured run; None if none was.
-        directions: losses along directions, one row a point; None if none were measured.
+        directions: losses along directions, one row per point; None if none were measured.
     """
 
     meta: dict[str, Any]

@@ -360,7 +360,7 @@ class Experiment:
         return [run for one in open_.values() for run in self.phases.final_runs(replace(one, config={}))]
 
     def meta(self) -> dict[str, Any]:
-        """experiment.json: what tables and plots must know beside the records. "phases" is there if there are any."""
+        """Return experiment.json: what tables and plots need besides the records, with "phases" if there are any."""
         specs = [run.spec for run in self.runs]
         return {
             "name": self.name,

@@ -231,7 +231,7 @@ class RunFolder:
 
     @contextmanager
     def claim(self, device: str | None = None) -> Iterator[Claim]:
-        """Hold the run, so that no other process works on it; the system lets go if this process dies.
+        """Claim the run, so that no other process works on it; the system releases the claim if this process dies.
 
         Args:
             device: where the work is done, for those who look.
