@@ -1,4 +1,4 @@
-"""A memory of a method's own, a tensor a parameter, which is saved, loaded and skipped as the base's state is."""
+"""A method's own memory, one tensor per parameter, which is saved, loaded and skipped as the base's state is."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Method(Delegating):
             is made of them, or remembered, is not in proportion to them.
         first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
             logs or counts does so once a step if it asks.
-        total_steps: steps of the whole training, for methods that go by shares of it; None: nobody has said.
+        total_steps: steps of the whole training, for methods that use shares of it; None: not given.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
         checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
             the same inputs (see `bench.optim.inputs`), for which they wait for the device. 0: none does; it becomes 0
@@ -110,7 +110,7 @@ class Method(Delegating):
         self._skipped: int | Tensor = 0
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """Leave in `.grad` what the base shall follow, with the weights as they were found.
+        """Leave in `.grad` the gradient that the base will follow, with the weights restored.
 
         Returns:
             What the closure has returned at w, and the norm of a gradient that was needed on the way (None if none

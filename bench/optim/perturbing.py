@@ -136,7 +136,7 @@ class Perturbing(Method):
         return self.reductions.norm(weights, gradients(weights))
 
     def combine(self, first: dict[Tensor, Tensor]) -> None:
-        """Turn the gradients found at the moved weights into what the base shall follow, in place.
+        """Turn the gradients found at the moved weights, in place, into those that the base will follow.
 
         Args:
             first: the gradients at w, where `keeps_first_gradient` asks for them.

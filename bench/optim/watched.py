@@ -109,7 +109,7 @@ class Watched:
 
 
 def is_plain(tensor: Tensor, small: float) -> bool:
-    """Return whether foreach kernels can copy and write a tensor, and it has at most so many numbers.
+    """Return whether foreach kernels can copy and write a tensor, and it has at most `small` numbers.
 
     Memory that is not torch's own (numpy's, a mapped file's) may be read-only: it is not plain.
     """
