@@ -27,7 +27,7 @@ class Settings:
     """How runs are measured; a table has runs that were measured alike.
 
     Attributes:
-        examples: the first so many training examples, in the order of the permutation that all runs share.
+        examples: the number of training examples, the first ones, in the order of the permutation that all runs share.
         eigenvalues: how many of the Hessian's.
         m, rho: of one-step m-sharpness.
         line_points, plane_points: an axis, odd, so that the weights themselves are among them.

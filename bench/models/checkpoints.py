@@ -76,7 +76,7 @@ def fetch(name: str, *, weights: bool = True) -> None:
     """Ensure that a checkpoint is on this machine, downloading it into the hub's cache if it is not.
 
     Raises:
-        BenchError: it is not here and cannot be had.
+        BenchError: the checkpoint is missing and cannot be downloaded.
     """
     import huggingface_hub
 

@@ -57,7 +57,7 @@ def fetch(name: str) -> None:
     """Ensure that the weights are on this machine, downloading them into the hub's cache if they are not.
 
     Raises:
-        BenchError: they are not here and cannot be had.
+        BenchError: the weights are missing and cannot be downloaded.
     """
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError

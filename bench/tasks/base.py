@@ -134,7 +134,7 @@ class Task(ABC):
         """Ensure that the data are on this machine, downloading them if necessary; called once, before any run starts.
 
         Raises:
-            BenchError: it is not there and cannot be had; the message says which file to put where.
+            BenchError: the data are missing and cannot be obtained; the message says which file to put where.
         """
 
     @abstractmethod
@@ -178,7 +178,10 @@ class Task(ABC):
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return further scores of a whole split, by key: recorded as val_<key>, test_<key> etc., never used for choosing."""
+        """Return further scores of a whole split, by key, recorded as val_<key>, test_<key> and so on.
+
+        No choice is made by these scores.
+        """
         return {}
 
 

@@ -57,7 +57,7 @@ class Part:
 
 
 class _Wrong(Exception):
-    """What is wrong with some rows; whoever knows where they are from makes it an error for the user."""
+    """A fault in some rows; the caller, who knows where they are from, makes it an error for the user."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class GlueFiles:
         that counts.
 
         Raises:
-            BenchError: they cannot be had, are not the official ones, or the disk refuses.
+            BenchError: the files cannot be obtained, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
             with locked(data_folder() / f".glue-{self.name}.lock"):
@@ -315,7 +315,7 @@ def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
     """Return the splits of one of the hub's configurations and its revision; offline, those that `datasets` has cached.
 
     Raises:
-        Exception: it cannot be had.
+        Exception: the configuration cannot be obtained.
     """
     import datasets
     import huggingface_hub

@@ -72,7 +72,7 @@ class ImageFolder(ImageTask):
         return sorted(file for file in path.rglob("*") if _is_image(file))
 
     def fetch(self) -> None:
-        """Read all of them once, so that one that cannot be read is told before any run starts."""
+        """Read all images once, so that an unreadable one is reported before any run starts."""
         self.load()
 
     def load(self) -> tuple[Split, Split]:
