@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Line:
-    """The same number of every label: a line of the table, one a label in its CSV.
+    """The same number of every label: one line of the table, one line per label in its CSV.
 
     Attributes:
         shown: the name of the line.

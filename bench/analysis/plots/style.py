@@ -116,7 +116,7 @@ def _legend(figure: Figure, handles: Sequence[Artist]) -> float:
 
 
 def fold(text: str, inches: float, size: float = 8.0) -> str:
-    """Break a text into lines of at most so many inches; a word that is longer is broken, too."""
+    """Break a text into lines of at most this many inches; a longer word is broken, too."""
     if text_width(text, size) <= inches:
         return text
     letters = max(4, int(len(text) * inches / text_width(text, size)))

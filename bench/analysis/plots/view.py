@@ -256,7 +256,7 @@ def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: S
 
 
 def folded(condition: str, inches: float) -> str:
-    """Break a condition into a line for each setting, and more where one would be longer than so many inches."""
+    """Break a condition into a line per setting, and into more lines if one would be longer than this many inches."""
     lines = condition.replace(", ", ",\n").split("\n")
     parts = [line if text_width(line, 8) <= inches else line.replace("=", "=\n") for line in lines]
     return "\n".join(fold(part, inches) for line in parts for part in line.split("\n"))
