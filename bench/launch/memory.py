@@ -1,4 +1,4 @@
-"""Whether an error says that memory was short, of a GPU or of the machine."""
+"""Recognition of errors that mean out of memory, on a GPU or on the machine."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Plan:
         return NOTHING if self.redo else self.held
 
     def with_records(self, held: Held) -> Plan:
-        """Return the plan as the records are now: whoever else works on the experiment may have added to them."""
+        """Return the plan for the present records, which other processes on the experiment may have extended."""
         experiment, choices = whole(self.asked, self.store, held, held)
         ids = self.ids if experiment.runs == self.experiment.runs else [run.spec.run_id for run in experiment.runs]
         return replace(self, experiment=experiment, choices=choices, ids=ids, held=held)

@@ -42,11 +42,11 @@ class Profile(BaseModel):
         nodes: nodes a job, each of which has the memory, GPUs and cores below. With several, a job does one run at a
             time, and `train.processes` of it are shared out equally among the nodes.
         mem_gb: memory of a job; the partition's default if left out.
-        gpus: GPUs a job; with 0 its runs use the CPU, whatever the node has.
+        gpus: GPUs per job; with 0 its runs use the CPU, whatever the node has.
         cpus: cores a job.
         setup: shell lines before Python starts (`module load ...`).
         runs_per_job: runs that one job does; by default as many as it does at once.
-        jobs: runs at once in a job; by default one a GPU, else one a core.
+        jobs: runs at once in a job; by default one per GPU, else one per core.
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         max_array_size: jobs an array; the site's limit by default.
         max_jobs: jobs at once.

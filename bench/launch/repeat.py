@@ -169,7 +169,7 @@ def repeat(
         What became of them; of a launch that was interrupted, `interrupted` is set.
 
     Raises:
-        BenchError: data or weights cannot be had.
+        BenchError: data or weights cannot be obtained.
     """
     fetch(replace(of.experiment, runs=tuple(runs)))
     total = Outcome()

@@ -70,7 +70,8 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         fail_fast: a job stops at the first of its runs that fails.
 
     Raises:
-        BenchError: there is no SLURM here, it refuses, or data cannot be had. What was submitted before that is told.
+        BenchError: SLURM is missing or refuses, or data cannot be obtained. The message says what was submitted
+            before.
     """
     check_there_is_slurm()
     compiling.refuse_open(plan.experiment, "--on slurm")

@@ -63,7 +63,7 @@ class Submission:
         tasks: the run ids of each job.
         job_ids: of each job, as SLURM writes them; empty while sbatch has not answered.
         cluster: where the jobs are; "" if that is not recorded, as by earlier versions.
-        user: whose they are; "" likewise.
+        user: the owner of the jobs; "" as above.
     """
 
     folder: Path

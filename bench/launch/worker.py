@@ -30,7 +30,7 @@ class Job:
     """A run to do.
 
     Attributes:
-        alone: nothing else of the launch is on the device; if memory is short even so, the run has failed.
+        alone: nothing else of the launch is on the device; if it runs out of memory even so, the run has failed.
     """
 
     spec_json: str
