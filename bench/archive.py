@@ -4,7 +4,7 @@
 <experiment>/...               files of results, as in results/<experiment>, and what it takes to make them again
 
 The same files give the same bytes (with the same zlib). A manifest guards against accidents and careless hands, not
-against somebody who makes a new one: whoever must be sure compares the sha256 of the archive itself.
+against anyone who makes a new one: a reader who must be sure compares the sha256 of the archive itself.
 """
 
 from __future__ import annotations

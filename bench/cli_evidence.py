@@ -1,4 +1,4 @@
-"""Commands for whoever doubts the numbers: verify, export, check, diff, measure."""
+"""Commands for readers who doubt the numbers: verify, export, check, diff, measure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What collected tables must hold, whoever wrote them, and how they are read: all that is made of them relies on it."""
+"""Rules that collected tables must obey, whoever wrote them, and how to read them: all results rely on these rules."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Dataset:
         downloaded, and the next goes on from there.
 
         Raises:
-            BenchError: they cannot be had, are not the official ones, or the disk refuses.
+            BenchError: the files cannot be obtained, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
             with locked(data_folder() / f".{self.task.replace('/', '-')}.lock"):

@@ -73,7 +73,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Call:
-    """To whoever starts processes of a run: what they must know.
+    """What a starter of processes of a run must know.
 
     Attributes:
         number: unlike that of any other call; "" of none.

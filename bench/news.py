@@ -1,4 +1,4 @@
-"""What the processes of one run and whoever started them tell each other, in torch's store of keys and values.
+"""Messages between the processes of one run and their starter, in torch's store of keys and values.
 
 The starter has the store (`Listener`); every process is a client of it (`Teller`), on this machine or on another. A
 process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the store can
@@ -105,7 +105,7 @@ class Teller:
         self._told += 1
 
     def is_asked_to_stop(self) -> bool:
-        """Return whether the starter has said so, and not somebody else."""
+        """Return whether the starter, and nobody else, has asked this process to stop."""
         return self._store.check([_STOP]) and opened(self._secret, _STOP, self._store.get(_STOP)) is not None
 
     def follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:

@@ -61,7 +61,7 @@ def _plain(value: Any) -> bool:
 
 
 def _point(line: bytes) -> dict[str, Any]:
-    """Return a line of a curve, {} where it is none."""
+    """Return the point that a line of a curve holds, or {} if the line is damaged."""
     try:
         point = json.loads(line)
     except (ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _lines(points: Iterable[dict[str, Any]]) -> str:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for whoever would read from it."""
+    """Open a file without waiting for a reader at its other end."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
@@ -267,7 +267,7 @@ class RunFolder:
             write_atomic(self._curve, _lines(points))
 
     def append_curve(self, point: dict[str, Any]) -> None:
-        """Add a line for whoever watches; the checkpoint holds the curve that counts."""
+        """Add a line for observers; the checkpoint holds the curve that counts."""
         try:
             with open(self._curve, "a", opener=_at_once) as file:
                 file.write(_lines([point]))

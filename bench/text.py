@@ -243,7 +243,7 @@ def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Put the end-of-text token between the texts of a pair if the tokenizer puts nothing there.
 
     Raises:
-        BenchError: the tokenizer puts nothing there, and it cannot be had otherwise.
+        BenchError: the tokenizer puts nothing there, and it cannot be made to.
     """
     alone, paired = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
     if paired > alone:
