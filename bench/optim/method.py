@@ -1,4 +1,4 @@
-"""What every method that wraps an optimizer has in common: when its base makes an update, and of which gradient."""
+"""The common base of all methods that wrap an optimizer: when the base updates, and with which gradient."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _of_the_lr(lowest: float | None, info: ValidationInfo) -> float | None:
 
 
 class Perturbation(TypedDict, total=False):
-    """What every method that perturbs can be told."""
+    """The options of every method that perturbs."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
@@ -79,7 +79,7 @@ class Every(TypedDict, total=False):
 
 
 class Ascent(Perturbation, total=False):
-    """The same, for directions that are made from the gradient of a batch."""
+    """The options of methods that perturb along a direction made from the gradient of a batch."""
 
     m: AtLeastOne | None
     """Examples that share one perturbation, a divisor of the batch size (m-sharpness). None: the whole batch."""

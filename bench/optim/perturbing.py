@@ -1,4 +1,4 @@
-"""What the family of SAM has in common: where and when weights are moved, how far, and that they come back."""
+"""The common part of the SAM family: where, when and how far weights are moved, and their exact return."""
 
 from __future__ import annotations
 
