@@ -1,4 +1,4 @@
-"""Whether a classifier is as often right as it is sure of itself."""
+"""Calibration: whether a classifier's confidence equals its accuracy."""
 
 from __future__ import annotations
 

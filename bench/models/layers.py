@@ -1,4 +1,4 @@
-"""What several architectures share: reading a task's image shape, and the initialisation of He et al. 2015."""
+"""Parts that several architectures share: reading a task's image shape, and the initialisation of He et al. 2015."""
 
 from __future__ import annotations
 

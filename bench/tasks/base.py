@@ -1,4 +1,4 @@
-"""What a task must give, and what the protocol then does to every task's data alike."""
+"""The interface of a task, and the protocol's treatment of every task's data."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is measured on.
+    """The data that a run trains and is evaluated on.
 
     Attributes:
         val: empty where it is trained on.

@@ -26,7 +26,7 @@ BYTES = 3 * SIDE * SIDE
 
 
 class _CIFAR(PublishedImages):
-    """What the two have in common: the Python files of the author's page."""
+    """The common part of CIFAR-10 and CIFAR-100: the Python files of the author's page."""
 
     input_shape = (3, SIDE, SIDE)
     published_examples = 50_000

@@ -1,4 +1,4 @@
-"""What the tasks of a user's own files share: files by their content, and a test set held out of them."""
+"""The common part of tasks with a user's own files: files by their content, and a held-out test set."""
 
 from __future__ import annotations
 
