@@ -35,7 +35,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Spent:
-    """What one optimizer reaches within a budget.
+    """The result of one optimizer within a budget.
 
     Attributes:
         equal: which budget: "epochs", "passes" or "time".

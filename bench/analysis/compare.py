@@ -44,7 +44,7 @@ MEASURED = ("train", "val", "test", "gap", "selected")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two result sets have in common.
+    """The common part of two result sets.
 
     Attributes:
         tables: "runs", "differences" and, where anything differs in them, "settings".

@@ -1,4 +1,4 @@
-"""Under which task, model and data a run was made, and how that is put into words.
+"""The condition of a run (its task, model and data) and its name in words.
 
 What `[vary]` of an experiment lists makes conditions, one for every combination of the values. Optimizers are chosen,
 paired and compared within a condition only. An experiment that varies nothing has one condition, called "".

@@ -1,4 +1,4 @@
-"""How hyperparameters were chosen where that was a phase of its own: the table "tuning", and what captions say."""
+"""The tuning phase in results: the table "tuning", and the sentences of captions about the choice."""
 
 from __future__ import annotations
 
