@@ -45,7 +45,7 @@ To compare it with other results: `bench diff {archive} OTHER`.
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of an archive found.
+    """The result of checking an archive.
 
     Attributes:
         same, other: tables that come out byte for byte as they are in the archive, and those that do not.

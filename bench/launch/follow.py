@@ -31,7 +31,7 @@ Lost = tuple[PlannedRun, str]
 
 @dataclass
 class Followed:
-    """What became of runs that were followed.
+    """The result of following runs.
 
     Attributes:
         lost: runs that will not be finished without another launch.

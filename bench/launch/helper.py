@@ -1,4 +1,4 @@
-"""On the further nodes of a SLURM job: starts there the processes of the runs that the first node's worker does.
+"""Entry point on the further nodes of a SLURM job: starts the processes of runs that the first node's worker does.
 
 It does what the calls say that `bench.distributed.run_distributed` writes. Everything else, stopping too, is between
 that and the processes; which end by themselves when it does.

@@ -28,7 +28,7 @@ PLACE = ("run_id", "condition", "optimizer", "config", "seed")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a run's final weights are, and whether they were kept or made again."""
+    """The place of a run's final weights, and whether these weights were kept or made again."""
 
     path: Path
     origin: str

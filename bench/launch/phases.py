@@ -1,4 +1,4 @@
-"""From the runs of tuning to the final ones: what is chosen is chosen here, on validation, and written down.
+"""From tuning runs to final runs: configurations are chosen here, on validation data, and recorded.
 
 results/<experiment>/chosen.json    every candidate with its validation numbers, what was chosen of them, and why
 """
@@ -25,7 +25,7 @@ FILE = "chosen.json"
 
 @dataclass(frozen=True)
 class Choices:
-    """What tuning has led to so far.
+    """The choices that tuning has made so far.
 
     Attributes:
         chosen: the text of the chosen configuration, where all runs of tuning are over and any of them is finished.

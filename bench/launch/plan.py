@@ -1,4 +1,4 @@
-"""What an experiment still needs, and what that costs, seen before anything starts."""
+"""The remaining runs of an experiment and their cost, computed before anything starts."""
 
 from __future__ import annotations
 

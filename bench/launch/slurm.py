@@ -47,7 +47,7 @@ class Unsure(BenchError):
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a launch on SLURM did.
+    """The result of a launch on SLURM.
 
     Attributes:
         jobs: ids of the jobs that it submitted.

@@ -1,4 +1,4 @@
-"""Where multiprocessing puts its sockets: in TMPDIR, which may be too long for the path of one."""
+"""The place of multiprocessing's sockets: TMPDIR, which may be too long for a socket's path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was submitted, on disk: one folder a submission, which its jobs read and `bench status` looks at.
+"""Submissions on disk: one folder per submission, read by its jobs and by `bench status`.
 
 results/<experiment>/slurm/<name>/
     submission.json     which runs each job does, job ids, settings, when, the code's hash
@@ -28,7 +28,7 @@ ENDS = ("result.json", "error.txt")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a job must know beside its runs.
+    """The settings that a job needs besides its runs.
 
     Attributes:
         data: the submitter's BENCH_DATA.
@@ -134,7 +134,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Note:
-    """What a job says of itself.
+    """A job's note about itself.
 
     Attributes:
         starts: how many times it has been started; more than once if it was queued again.

@@ -1,4 +1,4 @@
-"""Whether a run that was done again gave the numbers that are recorded of it.
+"""Verification that a repeated run gives the recorded numbers.
 
 On the recorded hardware, with as many threads and the same versions, every bit must come again (on a GPU: where the run
 says `deterministic = true`). Anywhere else sums are rounded differently, and training enlarges that until the repeated
@@ -52,7 +52,7 @@ class Numbers(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of repeating a run.
+    """The result of repeating a run.
 
     Attributes:
         word: "identical": every bit is as recorded. "agrees": bits need not repeat here, and the final numbers are

@@ -56,7 +56,7 @@ class Rehearse:
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker tells.
+    """A message from a worker.
 
     Kind "epoch", "said" (a sentence for the user), "done", "failed", "memory" (was short; not failed yet), "claimed",
     "stopped", or "disk" (which ends a launch); asked to measure, "speed" or "failed"; asked to
