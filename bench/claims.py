@@ -1,4 +1,4 @@
-"""Who works on a run: a lock that the system holds, and in the lock file who that is, for hosts the lock misses.
+"""Claims on runs: a system lock, and its holder's name in the lock file for hosts that do not see the lock.
 
 On one machine `flock` is the truth: it is held as long as the process lives, and gone with it. Some shared file systems
 do not carry it to other hosts; there the word of the lock file counts as long as its holder refreshes the file's time.

@@ -1,4 +1,4 @@
-"""What several commands have: options, and how results are found by name."""
+"""Parts shared by several commands: options, and finding results by name."""
 
 from __future__ import annotations
 

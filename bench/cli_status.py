@@ -1,4 +1,4 @@
-"""What is said of a plan: by `bench run` before it begins, and by `bench status` of runs that are not finished."""
+"""Messages about a plan: those of `bench run` before it begins, and of `bench status` about unfinished runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user did that cannot work: one clear message, exit status not 0, nothing touched."""
+"""Errors of the user: one clear message, exit status not 0, nothing touched."""
 
 from __future__ import annotations
 

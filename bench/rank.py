@@ -1,4 +1,4 @@
-"""What each process does of a run that several do: it joins the others, has its part, and tells of the first's news."""
+"""Entry point of one process of a distributed run: it joins the others, does its part, and reports the news."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
 
 
 class _Stop(StopSign):
-    """One of which it is counted how often it was looked at: once a step."""
+    """A stop flag that counts how often it was read: once per step."""
 
     def __init__(self) -> None:
         super().__init__()

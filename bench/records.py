@@ -1,4 +1,4 @@
-"""What is collected from the runs of an experiment, and all that tables and plots ever read.
+"""The records collected from an experiment's runs, the only input of tables and plots.
 
 results/<experiment>/
     experiment.json    title, baseline, labels, metric, and the sha256 of the files below

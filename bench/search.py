@@ -1,4 +1,4 @@
-"""What hyperparameters are searched in, and the trials drawn from it: the same file gives the same ones everywhere."""
+"""Search spaces and the trials drawn from them: the same file gives the same trials everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: to a terminal, a file or a pipe of any encoding, which may be full or gone."""
+"""Printing: to a terminal, a file or a pipe of any encoding, which may be full or gone."""
 
 from __future__ import annotations
 
