@@ -63,7 +63,7 @@ def figures(view: View) -> Iterator[Drawing]:
 
 
 def _moved(view: View, conditions: Sequence[str], costs: Iterable[str]) -> str:
-    """Say that points are drawn beside their places, where any are."""
+    """Return the remark that points are drawn beside their places, if any are."""
     alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions for cost in costs)
     return "Points of equal cost are drawn side by side." if alike else ""
 

@@ -137,7 +137,7 @@ def _figures(
 
 
 def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Say which evaluations have no finite number to draw; "" where all have."""
+    """Return which evaluations have no finite number to draw; "" if all have one."""
     odd = runs[runs[columns].isna().any(axis=1)]
     groups: Any = odd.groupby([*LINE, "seed"], sort=False)["epoch"]
     each = [
