@@ -80,7 +80,7 @@ class _ByRun:
 
 
 def merge(parts: Sequence[Part]) -> Merged:
-    """Put results together; of a run that several have, the numbers of the first count.
+    """Merge results; of a run that several parts have, the numbers of the first count.
 
     Raises:
         BadValue: the parts belong to several experiments, or two parts differ in a run; the message lists all faults.
