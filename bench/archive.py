@@ -4,7 +4,7 @@
 <experiment>/...               files of results, as in results/<experiment>, and what it takes to make them again
 
 The same files give the same bytes (with the same zlib). A manifest guards against accidents and careless hands, not
-against somebody who makes a new one: whoever must be sure compares the sha256 of the archive itself.
+against anyone who makes a new one: a reader who must be sure compares the sha256 of the archive itself.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ HEADER = 2**16
 
 
 def pack(name: str, files: Mapping[str, bytes]) -> bytes:
-    """The archive of these files.
+    """Return the archive of these files.
 
     Args:
         name: of the experiment, and of the one folder in the archive.
-        files: by their path within that folder.
+        files: contents by path within that folder.
     """
     sha256 = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     manifest = to_json({"format": FORMAT, "experiment": name, "sha256": sha256}).encode()
@@ -55,10 +55,10 @@ def pack(name: str, files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
-    """The experiment's name and its files, every one compared with the manifest. Nothing is written to the disk.
+    """Return the experiment's name and its files, each checked against the manifest, without writing to the disk.
 
     Raises:
-        BadValue: files were changed, added or taken away since; or a member is no plain file of the one folder.
+        BadValue: files were changed, added or removed since packing, or a member is no plain file of the one folder.
         BenchError: the file cannot be read, or is no such archive.
     """
     members = _members(path)
@@ -84,10 +84,10 @@ def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def results(files: Mapping[str, bytes]) -> Results:
-    """The results among unpacked files.
+    """Return the results among unpacked files.
 
     Raises:
-        BenchError: there are none, or they are not as they were written.
+        BenchError: there are no results, or they were changed after they were written.
     """
     with tempfile.TemporaryDirectory(prefix="bench-archive-") as folder:
         write_files(files, Path(folder))
@@ -95,7 +95,7 @@ def results(files: Mapping[str, bytes]) -> Results:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put unpacked files into a folder.
+    """Write unpacked files into a folder.
 
     Raises:
         BenchError: the folder is there already and not empty.
@@ -131,7 +131,7 @@ class _Metered(io.RawIOBase):
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """Every member of a tar file with its content; folders are left out.
+    """Return every member of a tar file with its content; folders are left out.
 
     Raises: see `unpack`.
     """
@@ -170,7 +170,7 @@ def _headers(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInf
 
 
 def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
-    """Why a member is refused; "" if it is not."""
+    """Return why a member is refused; "" if it is not refused."""
     if not member.isreg() or member.issparse() or member.size < 0:
         return "is no plain file"
     place = PurePosixPath(member.name)

@@ -28,7 +28,7 @@ class Checker:
         self.problems[f"{clipped(key)}: {message}"] = None
 
     def verdict(self) -> BadValue:
-        """All the problems as one error, to be raised."""
+        """Return all problems as one error to raise."""
         return BadValue(self.source, self.problems)
 
     def check(
@@ -52,7 +52,7 @@ class Checker:
 
 
 def _say(fault: Any, schema: type[BaseModel]) -> str:
-    """A pydantic error in our words."""
+    """Return a pydantic error in our words."""
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return f"unknown key; {nearest(key, schema.model_fields)}"

@@ -213,7 +213,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def own(model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """What one process of several has for itself: random numbers and the model's buffers, on the host."""
+    """Return the state that each of several processes keeps for itself: random state and model buffers, on the host."""
     buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
     return {"random": random_state(device), "buffers": buffers}
 

@@ -1,4 +1,4 @@
-"""Who works on a run: a lock that the system holds, and in the lock file who that is, for hosts the lock misses.
+"""Claims on runs: a system lock, and its holder's name in the lock file for hosts that do not see the lock.
 
 On one machine `flock` is the truth: it is held as long as the process lives, and gone with it. Some shared file systems
 do not carry it to other hosts; there the word of the lock file counts as long as its holder refreshes the file's time.
@@ -70,7 +70,7 @@ class Claim:
 
 @contextmanager
 def held(path: Path, device: str | None) -> Iterator[Claim]:
-    """Hold a lock file, and have it say who does; the system lets go if this process dies.
+    """Hold a lock file that names this process as its holder; the system releases the lock if this process dies.
 
     Args:
         path: the lock file; made if missing.
@@ -101,7 +101,7 @@ def held(path: Path, device: str | None) -> Iterator[Claim]:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock file: host, pid, device, started (seconds since 1970), slurm_job, and more; None if nobody does.
+    """Return the holder of a lock file: host, pid, device, started (seconds since 1970), slurm_job, and more; or None.
 
     A holder that has not written its name yet is `{}`.
     """
@@ -152,7 +152,7 @@ def _claimed(path: Path, who: dict[str, Any] | None) -> Claimed:
 
 
 def in_words(who: dict[str, Any] | None) -> str:
-    """A holder as the end of a sentence: " (pid 4711 on node7, cuda:0)"."""
+    """Return a claim's holder as the end of a sentence: " (pid 4711 on node7, cuda:0)"."""
     if not who or "host" not in who:
         return ""
     device = f", {who['device']}" if who.get("device") else ""
@@ -163,7 +163,7 @@ def in_words(who: dict[str, Any] | None) -> str:
 
 
 def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
-    """Whom the lock file names although its lock is free for us: a holder on another host that is still alive."""
+    """Return the holder named in a lock file that is free for us, if that holder, on another host, is still alive."""
     who = _content(descriptor)
     if who is None:
         return None
@@ -179,7 +179,7 @@ def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
 
 
 def _content(descriptor: int) -> dict[str, Any] | None:
-    """What the lock file says: None if nothing, {} if it cannot be understood (it is being written)."""
+    """Return the content of the lock file: None if it is empty, {} if it cannot be parsed (it is being written)."""
     content = os.pread(descriptor, 4096, 0)
     if not content.strip():
         return None
@@ -191,7 +191,7 @@ def _content(descriptor: int) -> dict[str, Any] | None:
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    """Never empty in between: that would be a free run to another host."""
+    """Write without leaving the file empty in between, which another host would take for a free run."""
     if content:
         os.pwrite(descriptor, content, 0)
     os.ftruncate(descriptor, len(content))
@@ -213,7 +213,7 @@ def _myself(device: str | None) -> dict[str, Any]:
 
 @functools.cache
 def _boot() -> str:
-    """What tells this kernel from every other, itself before a reboot included; the host's name where it cannot be."""
+    """Return an id unique to this boot of this machine's kernel, or the host's name if no such id can be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -221,7 +221,7 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: a later process may have its number, but not this too."""
+    """Return when a process started, in the kernel's ticks: a later process may have its number, but not this time."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -240,7 +240,7 @@ _offsets: dict[int, tuple[float, float]] = {}
 
 
 def _time_there(folder: Path) -> float:
-    """The time by the clock that stamps files in a folder; by ours, where nothing can be written there."""
+    """Return the time by the clock that stamps files in a folder, or by our clock if the folder is not writable."""
     place = os.stat(folder).st_dev
     read_at, offset = _offsets.get(place, (float("-inf"), 0.0))
     if time.monotonic() - read_at > BEAT:

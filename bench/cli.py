@@ -38,14 +38,14 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sam-bench", prog_name="bench")
 def cli() -> None:
-    """Does SAM beat SGD and Adam, by how much, and at what price?
+    """Compare SAM with SGD and Adam: is SAM better, by how much, and at what price?
 
     EXPERIMENT is a name under experiments/ or the path of a TOML file.
     """
 
 
 def main() -> None:
-    """Entry point: a mistake of the user's is one message and exit status 2, never a traceback."""
+    """Run the command line: a user's mistake gives one message and exit status 2, never a traceback."""
     terminal.print_in_any_encoding()
     try:
         try:
@@ -108,7 +108,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 @click.option("--seeds", type=cli_options.COUNT)
 @cli_options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
-    """Where every run of an experiment stands."""
+    """Show the status of every run of an experiment."""
     from collections import Counter
 
     from rich.table import Table
@@ -227,7 +227,7 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @cli.command("list")
 @click.argument("what", type=click.Choice(["tasks", "models", "optimizers", "experiments"]), required=False)
 def list_(what: str | None) -> None:
-    """What there is: tasks, models, optimizers and their hyperparameters, experiments."""
+    """List tasks, models, optimizers and their hyperparameters, and experiments."""
     if what in (None, "experiments"):
         _list_experiments()
     if what != "experiments":

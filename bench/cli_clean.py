@@ -75,7 +75,7 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
 
 
 def tell_leftovers(plan: Plan, console: Console) -> None:
-    """Say how many finished runs a change has made missing, and why."""
+    """Print how many finished runs a change has made missing, and why."""
     from bench.launch.leftover import leftovers, told
 
     found = [one for one in leftovers(plan.experiment, plan.store, plan.ids) if one.is_finished]
@@ -94,7 +94,7 @@ def tell_leftovers(plan: Plan, console: Console) -> None:
 
 
 def tell_changes(experiment: str, folder: Path, meta: Mapping[str, Any]) -> None:
-    """Say so where results are of an experiment file that has changed since, and in which keys."""
+    """Print the changed keys if the experiment file has changed since the results were made."""
     from bench import experiment as experiments
 
     path = experiments.beside(experiment) or experiments.beside(meta.get("of") or experiment)

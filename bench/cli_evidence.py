@@ -1,4 +1,4 @@
-"""Commands for whoever doubts the numbers: verify, export, check, diff, measure."""
+"""Commands for readers who doubt the numbers: verify, export, check, diff, measure."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def measure(
     out: Path,
     **settings: Any,
 ) -> None:
-    """Sharpness and calibration of finished runs: Hessian eigenvalues, m-sharpness, loss along directions, ECE.
+    """Measure sharpness and calibration of finished runs: Hessian eigenvalues, m-sharpness, loss along directions, ECE.
 
     Weights are those that `bench run --keep-weights` left; else the run is repeated and must end with the recorded
     ones. What is measured already is left out. Writes measures.csv, directions.csv, tables and figures.

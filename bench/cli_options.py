@@ -1,4 +1,4 @@
-"""What several commands have: options, and how results are found by name."""
+"""Parts shared by several commands: options, and finding results by name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def which(command: Any) -> Any:
 
 
 def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
-    """Workers are told in the environment, as they are of everything that is no part of a run."""
+    """Set the data folder in the environment, which tells workers everything that is no part of a run."""
     if folder is not None:
         os.environ["BENCH_DATA"] = str(folder.resolve())
 

@@ -1,4 +1,4 @@
-"""What is said of a plan: by `bench run` before it begins, and by `bench status` of runs that are not finished."""
+"""Messages about a plan: those of `bench run` before it begins, and of `bench status` about unfinished runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tell_plan(plan: Plan, console: Console) -> None:
-    """Say how many runs a launch finds done, will do, and leaves to others."""
+    """Print how many runs a launch finds done, will do, and leaves to others."""
     passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
     elsewhere = f" ({plan.count_held()} of them elsewhere, as the records have it)" * bool(plan.count_held())
     parts = [
@@ -56,7 +56,7 @@ def print_runs(plan: Plan) -> None:
 
 
 def show_running(plan: Plan, console: Console) -> None:
-    """What is being worked on now, how far it is, and by whom."""
+    """Show the runs in progress, how far each one is, and who works on it."""
     import time
 
     from bench.launch.estimate import duration
@@ -80,7 +80,7 @@ def show_running(plan: Plan, console: Console) -> None:
 
 
 def show_queue(plan: Plan, console: Console) -> None:
-    """Where the unfinished runs stand that were submitted to SLURM; nothing if none ever was."""
+    """Show the status of the unfinished runs that were submitted to SLURM; nothing if none was ever submitted."""
     from bench.launch import job_status
     from bench.store import FINISHED
 

@@ -101,7 +101,7 @@ def _present(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a run.
+    """The existing files and numbers of a run.
 
     Attributes:
         status: where it stands.

@@ -1,4 +1,4 @@
-"""What collected tables must hold, whoever wrote them, and how they are read: all that is made of them relies on it."""
+"""Rules that collected tables must obey, whoever wrote them, and how to read them: all results rely on these rules."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TAKEN = {*PLACE, *COSTS, *CIRCUMSTANCES, "epoch", "batch_loss", "method", "base"
 
 
 def metric_columns(key: str) -> list[str]:
-    """The measured columns of a task whose score is called `key`, in the order of records.csv."""
+    """Return the measured columns of a task whose score is called `key`, in the order of records.csv."""
     measured = [f"{split}_{what}" for split in SPLITS for what in ("loss", key)]
     return [*measured, "gap_loss", f"gap_{key}", "selected_epoch", f"selected_test_{key}"]
 

@@ -32,7 +32,7 @@ DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
 
 def data_folder() -> Path:
-    """BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; it need not exist yet.
+    """Return BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; the folder need not exist yet.
 
     Raises:
         BenchError: it is something other than a folder, or there is no home folder.
@@ -71,14 +71,14 @@ class Dataset:
     by_hand: str = ""
 
     def is_there(self) -> bool:
-        """Whether all files are on this machine, whatever is in them."""
+        """Return whether all files are on this machine, without checking their content."""
         return any(not self._missing(folder) for folder in self._folders())
 
     def paths(self) -> list[Path]:
-        """The files in the order of `files`, from the first folder that has them all.
+        """Return the files in the order of `files`, from the first folder that has them all.
 
         Raises:
-            BenchError: none has; the message says what to put where.
+            BenchError: no folder has all files; the message says what to put where.
         """
         for folder in self._folders():
             if not self._missing(folder):
@@ -86,7 +86,7 @@ class Dataset:
         raise self.absent(self._remedy())
 
     def verified(self) -> bool:
-        """Whether every file's content is the official one.
+        """Return whether every file's content is the official one.
 
         Raises:
             BenchError: a file is missing or cannot be read.
@@ -104,7 +104,7 @@ class Dataset:
             raise self.refused(self.paths()[0].parent, faults)
 
     def load(self, read: Callable[[list[Path]], T], *, allow_unverified: bool) -> T:
-        """`read` of the files, in their order; remembered until something else is read, since a worker does many runs.
+        """Return `read` of the files, in their order, cached until something else is read: a worker does many runs.
 
         Raises:
             BenchError: as `paths`, as `check`, or as `read`.
@@ -113,13 +113,13 @@ class Dataset:
         return remembered(read, self.paths())
 
     def fetch(self, *, allow_unverified: bool = False, patience: Patience = PATIENCE) -> None:
-        """See that the files are there, out of an archive in the data folder or from the network, and are right.
+        """Ensure that the files are present, from an archive in the data folder or from the network, and correct.
 
         Of several processes that fetch at once one works and the others wait for it. A killed one leaves what it has
         downloaded, and the next goes on from there.
 
         Raises:
-            BenchError: they cannot be had, are not the official ones, or the disk refuses.
+            BenchError: the files cannot be obtained, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
             with locked(data_folder() / f".{self.task.replace('/', '-')}.lock"):
@@ -140,7 +140,7 @@ class Dataset:
             return [name for name in self.files if not _on_disk(folder / name).is_file()]
 
     def _unofficial(self) -> list[str]:
-        """What is wrong, one line for each file at fault."""
+        """Return one line for each file that is not the official one."""
         found = [(path, content_md5(path)) for path in self.paths()]
         return [
             f"{path.name}: md5 is {md5}, that of the official file {official}"
@@ -172,7 +172,7 @@ class Dataset:
     # ---- messages --------------------------------------------------------------------------------------------
 
     def refused(self, place: Path, faults: list[str]) -> BenchError:
-        """The error that says what lies there is not the official data, one line for each fault."""
+        """Return the error that says that the data in a place are not the official data, one line per fault."""
         return BenchError(
             f"{place} is not the official {self.title}:\n{_indented(faults)}\n"
             "Move it away, and `bench prepare` downloads the official one; or accept it in the experiment's [task]:\n"
@@ -187,7 +187,7 @@ class Dataset:
         return "`bench prepare` downloads it."
 
     def absent(self, reason: str) -> NotPrepared:
-        """The error that says the files are not there: where not, why, and what to put where."""
+        """Return the error that says that files are missing: where, why, and what to put where."""
         root = data_folder()
         partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
         where = f"in {partly[0]} without {', '.join(self._missing(partly[0]))}" if partly else f"not in {root}"
@@ -206,7 +206,7 @@ class Dataset:
 
 
 def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
-    """`read(paths)`, not done again until a file changes or something else is read."""
+    """Return `read(paths)`, cached until a file changes or something else is read."""
     return cast(T, _read(read, tuple(map(stamp, paths))))
 
 
@@ -216,17 +216,17 @@ def _read(read: Callable[[list[Path]], Any], stamps: tuple[Stamp, ...]) -> Any:
 
 
 def content(path: Path) -> bytes:
-    """What is in a file, unpacked if it is gzipped.
+    """Return the content of a file, unpacked if the file is gzipped.
 
     Raises:
-        BenchError: it cannot be read, or is damaged.
+        BenchError: the file cannot be read, or is damaged.
     """
     with _reading(path), _opener(path)(path, "rb") as file:
         return cast(bytes, file.read())
 
 
 def content_md5(path: Path) -> str:
-    """md5 of `content(path)`, computed once in a process unless the file changes.
+    """Return the md5 of `content(path)`, computed once per process unless the file changes.
 
     Raises:
         BenchError: it cannot be read, or is damaged.
@@ -235,12 +235,12 @@ def content_md5(path: Path) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """sha256 of `content(path)`, as `content_md5`."""
+    """Return the sha256 of `content(path)`, cached as `content_md5` is."""
     return _content_digest("sha256", stamp(path))
 
 
 def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) -> str | None:
-    """sha256 over the user's own files that a task reads (see `Task`), None if it reads none.
+    """Return the sha256 over the user's own files that a task reads (see `Task`), or None if it reads none.
 
     It is over their contents and their names below `path`, and computed once in a process unless one of them changes.
 
@@ -281,21 +281,21 @@ def _opener(path: Path) -> Callable[..., Any]:
 
 
 def stamp(path: Path) -> Stamp:
-    """By what a file that has changed is known, without reading it."""
+    """Return path, size and time of change, by which a changed file is recognised without reading the file."""
     with _reading(path):
         status = path.stat()
     return path, status.st_size, status.st_mtime_ns
 
 
 def _on_disk(path: Path) -> Path:
-    """The file, or its gzipped form if only that is there."""
+    """Return the file, or its gzipped form if only that exists."""
     packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong in reading, in one clear message."""
+    """Turn any error of reading a file into one clear message."""
     try:
         yield
     except DAMAGE as error:
@@ -305,7 +305,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, what: object) -> BenchError:
-    """The error that says so of a file of data."""
+    """Return the error that says that a data file is damaged."""
     return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` gets it again")
 
 
@@ -337,7 +337,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go if it dies."""
+    """Hold a lock that one process at a time can have; the system releases the lock if the process dies."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below

@@ -73,7 +73,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Call:
-    """To whoever starts processes of a run: what they must know.
+    """What a starter of processes of a run must know.
 
     Attributes:
         number: unlike that of any other call; "" of none.
@@ -107,7 +107,7 @@ class Rank:
     printed: IO[bytes]
 
     def death(self) -> dict[str, Any] | None:
-        """What there is to tell of one that did not end well; None while it lives, and if it did."""
+        """Return the report of a process that ended badly; None while the process lives, and if it ended well."""
         if not (code := self.process.poll()):
             return None
         self.printed.seek(0)
@@ -221,7 +221,7 @@ def _listen(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> str:
-    """Hand on the news until all have ended; how the run has: "done" or "stopped"."""
+    """Pass on the news until all processes have ended, and return how the run ended: "done" or "stopped"."""
     told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
     while True:
@@ -260,7 +260,7 @@ def _standstill(places: dict[int, str], processes: int) -> str:
 
 
 def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
-    """What made the run fail: a process that was killed, else the first that told of an error."""
+    """Return the cause of the run's failure: a process that was killed, else the first reported error."""
     deadline, last = time.monotonic() + SETTLE_SECONDS, time.monotonic() + AWAY_SECONDS
     while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
         time.sleep(0.02)  # alive; or killed, as we are about to be ourselves if it was the whole job
@@ -284,7 +284,7 @@ def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
 
 
 def _away_and_silent(news: Listener, ranks: Sequence[Rank]) -> set[int]:
-    """Processes on other nodes that have neither told of an error nor been told dead."""
+    """Return the processes on other nodes that have reported no error and have not been reported dead."""
     away = set(range(news.processes)) - {rank.number for rank in ranks} if news.nodes > 1 else set()
     return away - {message["rank"] for message in news.messages if _is_bad(message)}
 
@@ -296,7 +296,7 @@ def _obituary(death: dict[str, Any], count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m bench.distributed`: one of the processes of a run, or all of them; the status to exit with."""
+    """Run `python -m bench.distributed`, one process or all processes of a run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description="One run over several processes.")
     parser.add_argument("spec", type=Path, help="the run's spec.json")
     parser.add_argument("folder", type=Path, help="the run's folder, named by its run_id")

@@ -158,7 +158,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
 
 
 def _kind(error: Exception) -> Literal["unreachable", "final", "passing"]:
-    """Whether there seems to be no network, the server has not got the file, or it is worth while to wait."""
+    """Return whether there is no network, the server lacks the file, or waiting may help."""
     if isinstance(error, urllib.error.HTTPError):
         return "final" if 400 <= error.code < 500 and error.code not in BUSY else "passing"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -192,7 +192,7 @@ def _appending(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """The disk's refusals in one clear message.
+    """Turn the errors of writing to the disk into one clear message.
 
     Raises:
         StorageError: instead of any OSError.
@@ -208,13 +208,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def tell(message: str, console: Console | None = None) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     (console or terminal.console(stderr=True)).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def _progress(name: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere; what must be told is printed through its console, above the bar."""
+    """Show a progress bar on a terminal, nothing elsewhere; messages go through the bar's console, above the bar."""
     console = terminal.console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

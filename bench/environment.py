@@ -19,7 +19,7 @@ from bench import allocator
 
 @functools.cache
 def _code() -> dict[str, Any]:
-    """The commit this process runs, and whether files beyond the results differ from it."""
+    """Return the commit that this process runs, and whether files other than results differ from it."""
     root = Path(__file__).parents[1]
     unknown = {"commit": None, "dirty": None}
     if not (root / ".git").exists():  # an installed package, or someone else's repository around it
@@ -39,7 +39,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The environment of this process, flat, ready for a record."""
+    """Return the environment of this process, flat, ready for a record."""
     return {
         **_code(),
         "python": platform.python_version(),
@@ -59,7 +59,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def processor() -> str:
-    """The processor's name, as its vendor writes it where the system tells."""
+    """Return the processor's name, as its vendor writes it if the system reports the name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

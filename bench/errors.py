@@ -1,4 +1,4 @@
-"""What the user did that cannot work: one clear message, exit status not 0, nothing touched."""
+"""Errors of the user: one clear message, exit status not 0, nothing touched."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BadValue(BenchError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, and all of them, if they are not too many."""
+    """Return the end of a sentence about an unknown name: the nearest valid name, and all of them if they are few."""
     valid = sorted(valid)
     written = {choice.lower(): choice for choice in valid}
     many = len(valid) > MANY

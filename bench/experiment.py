@@ -28,10 +28,10 @@ FOLDER = re.compile(r"[\w+=,][\w.+=,-]*")
 
 
 def find(name: str) -> Path:
-    """The experiment file for a path, or for a name under experiments/ (here, else beside the package).
+    """Return the experiment file for a path, or for a name under experiments/ (here, else beside the package).
 
     Raises:
-        BenchError: there is none; the nearest name is told.
+        BenchError: there is no such file; the message gives the nearest name.
     """
     try:
         return _find(name)

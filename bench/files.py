@@ -54,14 +54,14 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read_json(path: Path, missing: Any = _NOTHING, kind: type = dict) -> Any:
-    """The content of a JSON file that this package wrote.
+    """Return the content of a JSON file that this package wrote.
 
     Args:
-        missing: what is returned if there is no such file, where that is no fault.
-        kind: what the file holds, a table (dict) or a list.
+        missing: the value to return if there is no such file; without it, a missing file is an error.
+        kind: the type of the content, a table (dict) or a list.
 
     Raises:
-        BenchError: the file cannot be read, is not whole, or holds something of another kind.
+        BenchError: the file cannot be read, is incomplete, or holds another type.
     """
     try:
         content = json.loads(read_bytes(path))
@@ -184,7 +184,7 @@ def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> Non
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; on a clean exit it is renamed over `path`, else removed."""
+    """Yield a path beside `path` to write to; a clean exit renames that file to `path`, any other removes it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ class Group:
         return [mean.to(value.dtype) for mean, value in zip(head[: len(values)], values, strict=True)]
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """The mean over all processes of every tensor, in its place; all of them call this, with as many."""
+        """Replace every tensor by its mean over all processes; all processes must call this, with as many tensors."""
         if self.size == 1:
             return
         sent = []
@@ -92,7 +92,7 @@ class Group:
             torch._foreach_copy_(list(bucket), [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
     def largest(self, word: int) -> int:
-        """The largest of what the processes say: a decision that is the same in all of them."""
+        """Return the largest of the processes' values: a decision that is the same in all of them."""
         if self.size == 1:
             return word
         said = torch.tensor([word])
@@ -100,7 +100,7 @@ class Group:
         return int(said)
 
     def from_first(self, value: T) -> T:
-        """What the first process has; the others wait for it, for as long as it takes."""
+        """Return the first process's value; the others wait for that value as long as necessary."""
         if self.size == 1:
             return value
         sent = _packed(value)
@@ -112,7 +112,7 @@ class Group:
         return value if self.is_first else cast(T, _unpacked(sent))
 
     def gathered(self, value: T) -> list[T]:
-        """What each process has, in their order."""
+        """Return the values of all processes, in the order of the processes."""
         if self.size == 1:
             return [value]
         sent = _packed(value)
@@ -151,7 +151,7 @@ def _unpacked(packed: Tensor) -> object:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors in their order, some at a time: of one dtype, and of about as many numbers as are sent at once."""
+    """Return the tensors in order, in groups of one dtype and of about as many numbers as are sent at once."""
     buckets: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:

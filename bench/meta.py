@@ -1,4 +1,4 @@
-"""What experiment.json must hold, whoever wrote it. Apart, since pydantic takes longer to import than tables take."""
+"""Rules for experiment.json. A module of its own, since importing pydantic takes longer than making tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of one run and whoever started them tell each other, in torch's store of keys and values.
+"""Messages between the processes of one run and their starter, in torch's store of keys and values.
 
 The starter has the store (`Listener`); every process is a client of it (`Teller`), on this machine or on another. A
 process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the store can
@@ -59,7 +59,7 @@ class Listener:
         self.messages: list[dict[str, Any]] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """What they have told since the last time."""
+        """Return the messages that have arrived since the last call."""
         new = []
         for sender in self._senders:
             while (text := self._text(f"bench/news/{sender}/{self._read[sender]}")) is not None:
@@ -69,7 +69,7 @@ class Listener:
         return new
 
     def places(self) -> dict[int, str]:
-        """Where each process is in its code, in words; a process that has not moved since has the same ones."""
+        """Return where each process is in its code, in words, which stay the same while a process does not move."""
         texts = {rank: self._text(f"bench/place/{rank}") for rank in range(self.processes)}
         return {rank: text for rank, text in texts.items() if text is not None}
 
@@ -98,18 +98,18 @@ class Teller:
         self._follower: threading.Thread | None = None
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Returns when the starter has it, so that a process may end after that."""
+        """Send a message, and return once the starter has it, so that the process may then end."""
         key = f"bench/news/{self._sender}/{self._told}"
         self._store.set(key, sealed(self._secret, key, json.dumps(message)))
         self._store.check([key])  # the answer comes after the value is there
         self._told += 1
 
     def is_asked_to_stop(self) -> bool:
-        """Return whether the starter has said so, and not somebody else."""
+        """Return whether the starter, and nobody else, has asked this process to stop."""
         return self._store.check([_STOP]) and opened(self._secret, _STOP, self._store.get(_STOP)) is not None
 
     def follow(self, stop: Callable[[], None], steps: Callable[[], int]) -> None:
-        """In a thread: stop when the starter says so, tell where this process is, and die with the starter.
+        """Start a thread that stops on the starter's request, reports where this process is, and dies with the starter.
 
         Args:
             stop: has this process stop; called again and again.
@@ -119,7 +119,7 @@ class Teller:
         self._follower.start()
 
     def end(self) -> None:
-        """Before the process ends: a thread that is inside torch then would have it aborted."""
+        """End the thread before the process ends, since a thread inside torch would abort the process."""
         self._over.set()
         if self._follower is not None:
             self._follower.join()
@@ -141,7 +141,7 @@ class Teller:
 
 
 def _stack(thread: int) -> tuple[tuple[int, int], ...]:
-    """Where a thread is, down to the instruction of every function that it is in."""
+    """Return where a thread is, down to the instruction of every function that it is in."""
     frame, found = sys._current_frames().get(thread), []
     while frame is not None:
         found.append((id(frame.f_code), frame.f_lasti))
@@ -150,7 +150,7 @@ def _stack(thread: int) -> tuple[tuple[int, int], ...]:
 
 
 def _in_words(thread: int) -> str:
-    """The innermost place in this package, else the innermost of all: "group.py:96 in largest"."""
+    """Return a thread's innermost place in this package, else its innermost place: "group.py:96 in largest"."""
     frame, words = sys._current_frames().get(thread), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)

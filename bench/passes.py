@@ -1,4 +1,4 @@
-"""How many forward-backward passes a step of an optimizer takes: what it was registered with, else what is counted.
+"""The number of forward-backward passes per optimizer step: as registered, else as counted.
 
 A user's own method may take two without saying so. Equal budgets are shared out before any data is loaded, so steps are
 counted on a small network.

@@ -1,4 +1,4 @@
-"""What each process does of a run that several do: it joins the others, has its part, and tells of the first's news."""
+"""Entry point of one process of a distributed run: it joins the others, does its part, and reports the news."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Onlooker(RunFolder):
 
 
 def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """What torch must know to join a group that srun or torchrun has started; None if none of them has.
+    """Return torch's settings for joining a group that srun or torchrun started; None if neither started this process.
 
     Raises:
-        BenchError: it is not told where to meet.
+        BenchError: the environment does not say where to meet.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -79,7 +79,7 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """The group that torch's environment variables tell of; left again where all goes well."""
+    """Join the group that torch's environment variables describe; leave the group on a clean exit."""
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -144,7 +144,7 @@ def take_part(
 
 @contextmanager
 def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
-    """Hold the folder in the first process; nobody begins before it does."""
+    """Hold the folder in the first process; no other process begins before it does."""
     if not group.is_first:
         group.from_first(None)
         yield
@@ -168,7 +168,7 @@ def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
 
 
 class _Stop(StopSign):
-    """One of which it is counted how often it was looked at: once a step."""
+    """A stop flag that counts how often it was read: once per step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,12 +236,12 @@ def _print(message: dict[str, Any]) -> None:
 
 
 def _device(local_rank: int) -> str:
-    """A GPU for each process of this machine; srun may show each process only its own."""
+    """Return this process's GPU, by its rank on this machine; srun may show each process only its own."""
     gpus = torch.cuda.device_count()
     return f"cuda:{local_rank % gpus}" if gpus else "cpu"
 
 
 def _threads(processes: int) -> int:
-    """A share of the cores that this process may use, which srun may have shared out already."""
+    """Return this process's share of the cores that it may use, which srun may have divided already."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if "SLURM_PROCID" in os.environ else processes))
     return max(1, torch.get_num_threads() // here)

@@ -1,9 +1,9 @@
-"""What is collected from the runs of an experiment, and all that tables and plots ever read.
+"""The records collected from an experiment's runs, the only input of tables and plots.
 
 results/<experiment>/
     experiment.json    title, baseline, labels, metric, and the sha256 of the files below
     records.csv        one row a planned run, finished or not
-    curves.csv         one row a run and evaluated epoch
+    curves.csv         one row per run and evaluated epoch
     measures.csv       one row a measured run, if `bench measure` was called: sharpness, calibration, what they cost
     directions.csv     loss along directions in weight space, of the same runs
 """
@@ -63,9 +63,9 @@ class Results:
         meta: experiment.json.
         records: one row a planned run; metrics are fractions, losses in nats, times in seconds. A number that is not
             finite is missing there and in the other frames; "not_finite" of the records says which those are of a run.
-        curves: one row a run and evaluated epoch.
+        curves: one row per run and evaluated epoch.
         measures: one row a measured run; None if none was.
-        directions: losses along directions, one row a point; None if none were measured.
+        directions: losses along directions, one row per point; None if none were measured.
     """
 
     meta: dict[str, Any]
@@ -81,7 +81,7 @@ class Results:
 
 
 def finished(folder: Path) -> set[str]:
-    """Ids of the finished runs that records.csv holds, wherever they were made; none if there is no such file.
+    """Return the ids of the finished runs in records.csv, wherever they were made; none if there is no such file.
 
     Raises:
         BenchError: records.csv cannot be read as a table.

@@ -100,17 +100,17 @@ class Entry:
         return f" in {self.plugin.path}" if self.plugin else ""
 
     def prepare(self, params: dict[str, Any]) -> None:
-        """For models: see that the weights they start from are on this machine; see `fetch`."""
+        """Ensure that the weights a model starts from are on this machine; see `fetch`."""
         self.fetch(*([self.member] if self.member else []), params)
 
     def names(self) -> list[str]:
-        """What can be written in an experiment: a family's members, unless they are too many to list."""
+        """Return the names to write in an experiment: a family's members, unless they are too many to list."""
         members = self.members() if self.members else ()
         return [self.name + member for member in members] if 0 < len(members) <= MANY else [self.name]
 
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
-        """The hyperparameters as a pydantic model: strict types, unknown keys refused."""
+        """Return the hyperparameters as a pydantic model: strict types, unknown keys refused."""
         target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
@@ -126,7 +126,7 @@ class Entry:
 
     @property
     def description(self) -> str:
-        """The first line of the factory's docstring."""
+        """Return the first line of the factory's docstring."""
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
 
@@ -152,19 +152,19 @@ class Registry:
         title: str = "",
         members: Members | None = None,
     ) -> Callable[[Factory], Factory]:
-        """Decorator that adds a factory under `name`.
+        """Return a decorator that adds a factory under `name`.
 
         Args:
-            name: the name used in experiment files. One that ends in "/" is a family: "timm/" answers to "timm/NAME"
+            name: the name used in experiment files. A name that ends in "/" is a family: "timm/" answers to "timm/NAME"
                 for each NAME in `members`, and its factory takes that NAME as a last positional argument.
             wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
             passes: optimizers only: forward-backward passes per step, the mean over many, given the hyperparameters;
-                default as many as a few steps on a small network take.
+                default: as many as a few steps on a small network take.
             fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
-                they ask for, if they are missing; called before any run starts.
+                they ask for, if those are missing; called before any run starts.
             tokenizer: models that read text only: given the hyperparameters, the folder of the tokenizer's files.
             note: models only: a sentence that belongs under every table of their results.
-            title: models only: what titles of experiments call it; default its name.
+            title: models only: the model's name in titles of experiments; default: its name.
             members: families only: lists the names.
 
         Raises:
@@ -204,7 +204,7 @@ class Registry:
         return family is not None and family.members is not None and member in family.members()
 
     def nearest(self, name: str) -> str:
-        """In words, the registered names that are closest to `name`."""
+        """Return, in words, the registered names that are closest to `name`."""
         family, _ = self._family(name)
         if family is None or family.members is None:
             return nearest(name, (other for entry in self for other in entry.names()))
@@ -281,7 +281,7 @@ def load_plugin(path: Path) -> Plugin:
 
 @contextmanager
 def _undone_on_error() -> Iterator[None]:
-    """A plug-in that fails half-way leaves no name behind."""
+    """Remove every name that a plug-in has registered if the plug-in fails."""
     before = [(registry, dict(registry._entries)) for registry in (tasks, models, optimizers)]
     try:
         yield
@@ -296,7 +296,7 @@ def _plugin_file(path: Path) -> Plugin:
 
 
 def _where(error: BaseException, path: Path) -> str:
-    """The error with the line of the plug-in at which it arose; a SyntaxError knows its own."""
+    """Return the error with the line of the plug-in that raised it; a SyntaxError already names its line."""
     what = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     line, traceback = None, error.__traceback__
     while traceback is not None:

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, and how nobody else gets in.
+"""Rendezvous of the processes of a run, closed to everyone else.
 
 On one machine all of them listen on loopback only, and meet in a file that is their user's alone. On several machines
 they listen on the interface by which these reach each other. What they tell the starter is sealed with a secret that
@@ -45,7 +45,7 @@ def sealed(secret: str, key: str, text: str) -> str:
 
 
 def opened(secret: str, key: str, content: bytes) -> str | None:
-    """Return the text of a sealed one; None if it was sealed by somebody else, or for another key."""
+    """Return the text of a sealed one; None if another sender sealed it, or for another key."""
     proof, _, text = content.decode(errors="replace").partition(" ")
     return text if hmac.compare_digest(proof.encode(), _proof(secret, key, text).encode()) else None
 

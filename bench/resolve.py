@@ -88,10 +88,10 @@ class Resolver(OptimizerResolver):
         self.raw = raw
 
     def experiment(self, name: str) -> Experiment:
-        """The whole experiment.
+        """Return the whole experiment.
 
         Raises:
-            BadValue: anything is wrong; all of it is listed.
+            BadValue: anything is wrong; the message lists every problem.
             BenchError: a plug-in fails.
         """
         document = self.check(_Document, ("", self.raw))
@@ -161,7 +161,7 @@ class Resolver(OptimizerResolver):
     # ---- the parts -------------------------------------------------------------------------------------------
 
     def phased(self, document: _Document) -> _Phased | None:
-        """The phases, where there are any; seeds are theirs, then."""
+        """Return the phases, which then have the seeds, or None if there are none."""
         if document.tune is None and document.final is None:
             return None
         if "seeds" in self.raw:
@@ -183,7 +183,7 @@ class Resolver(OptimizerResolver):
         return _Phased(tune, final, tune_seeds, final_seeds)
 
     def seeds(self, seeds: Any, key: str, start: int = 0) -> tuple[int, ...]:
-        """A number of seeds, from `start` on, or a list of them."""
+        """Return the seeds, given as a number of seeds, counted from `start`, or as a list."""
         if type(seeds) is int and seeds > MOST_RUNS:
             self.problem(key, f"{seeds:,} seeds; an experiment has at most {MOST_RUNS:,} runs")
             return ()
@@ -215,7 +215,7 @@ class Resolver(OptimizerResolver):
             raise self.verdict()
 
     def vary(self, document: _Document) -> dict[str, list[Any]]:
-        """What is varied between conditions: dotted keys of task, model and data, each with its values."""
+        """Return what varies between conditions: dotted keys of task, model and data, each with its values."""
         fixed = {"task": document.task, "model": document.model, "data": document.data}
         axes = {key + ".name" if key in ("task", "model") else key: v for key, v in _flatten(document.vary)}
         for key, values in axes.items():
@@ -233,7 +233,7 @@ class Resolver(OptimizerResolver):
         return axes
 
     def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
-        """One point of what is varied: its values by column name, and the task, the model and the data settings."""
+        """Return one point of what is varied: its values by column name, and the task, model and data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():
             table, _, setting = key.partition(".")
@@ -273,7 +273,7 @@ class Resolver(OptimizerResolver):
             raise self.verdict()
 
     def metric(self, about: Mapping[str, Task]) -> dict[str, Any]:
-        """The score of the tasks; one table cannot hold two kinds."""
+        """Return the score of the tasks, which must be the same, since one table cannot hold two kinds."""
         metrics = {name: asdict(task.metric) for name, task in about.items()}
         first, *others = metrics
         for other in others:
@@ -283,7 +283,7 @@ class Resolver(OptimizerResolver):
         return metrics[first]
 
     def reads(self, task: Choice, model: Choice) -> None:
-        """Models that read text learn from texts, and from nothing else."""
+        """Check that models that read text get texts, and that other models do not."""
         has_text = getattr(tasks[task.name].factory, "text", False)
         if has_text == (models[model.name].tokenizer is not None):
             return
@@ -294,7 +294,7 @@ class Resolver(OptimizerResolver):
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
     ) -> Choice | None:
-        """A task or a model: a name, or a table of a name and its settings; and what this condition makes of it."""
+        """Return a task or a model, given as a name or a table of a name and settings, as this condition changes it."""
         if not isinstance(value, str | dict):
             self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
             return None
@@ -336,7 +336,7 @@ def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
 def _runs(
     conditions: Sequence[Condition], labels: Mapping[str, Label], seeds: Sequence[int], phases: Phases | None
 ) -> Iterator[PlannedRun]:
-    """Every run that is known before anything is chosen: condition, label, configuration, seed."""
+    """Yield every run that is known before anything is chosen: condition, label, configuration, seed."""
     for condition, task, model, data in conditions:
         files = user_files_sha256(tasks[task.name].factory, task.params)
         for label, found in labels.items():
@@ -362,7 +362,7 @@ def _runs(
 
 
 def _about(task: Task) -> dict[str, Any]:
-    """What tables must know of a task, as plain values."""
+    """Return the facts about a task that tables need, as plain values."""
     return {
         "title": task.title,
         "loss": task.loss_name,
@@ -372,7 +372,7 @@ def _about(task: Task) -> dict[str, Any]:
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"train": {"batch_size": [...]}} as "train.batch_size": [...]."""
+    """Yield {"train": {"batch_size": [...]}} as "train.batch_size": [...]."""
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")

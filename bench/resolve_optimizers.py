@@ -60,7 +60,7 @@ class OptimizerResolver(Checker):
     """Resolves the optimizers of a document, and gathers every problem on the way."""
 
     def label(self, label: str, table: Any, train: dict[str, Any], tune: TuneSettings | None) -> Label | None:
-        """An optimizer's entry; None if it is too wrong to say more of it."""
+        """Return an optimizer's entry, or None if the entry is too wrong to check further."""
         where = f"optimizers.{label}"
         if not LABEL.fullmatch(label):
             self.problem(where, "a label is letters, digits and . _ + - only")
@@ -105,7 +105,7 @@ class OptimizerResolver(Checker):
     def points(
         self, axes: Mapping[str, list[Any] | Range], table: dict[str, Any], tune: TuneSettings | None, where: str
     ) -> list[dict[str, Any]]:
-        """The values of the swept hyperparameters in every configuration; none where that is a problem."""
+        """Return the swept hyperparameters' values in every configuration, or an empty list after a problem."""
         ranges = [key for key, axis in axes.items() if isinstance(axis, Range)]
         tuned = table.get("tune", True)
         if not isinstance(tuned, bool):
@@ -141,7 +141,7 @@ class OptimizerResolver(Checker):
         train: tuple[dict[str, Any], dict[str, Any]],
         where: str,
     ) -> Configuration | None:
-        """One point of a sweep, resolved; `train` are the common settings and the optimizer's own."""
+        """Return one resolved point of a sweep; `train` are the common settings and the optimizer's own."""
         swept_train = {key[6:]: value for key, value in point.items() if key.startswith("train.")}
         values = fixed | {key: value for key, value in point.items() if not key.startswith("train.")}
         settings = self.check(TrainSettings, ("train", train[0]), (f"{where}.train", train[1] | swept_train))
@@ -156,7 +156,7 @@ class OptimizerResolver(Checker):
         return {key: resolved[key] for key in swept}, optimizer, settings
 
     def parts(self, settings: TrainSettings, m: int | None, where: str) -> None:
-        """A batch divides into what the processes have of it, and into parts of m that no two processes share."""
+        """Check that a batch divides by the processes, and into parts of m that no two processes share."""
         batch, processes = settings.batch_size, settings.processes
         if m and batch % m:
             self.problem(f"{where}.m", f"must divide batch_size ({batch}), got {m}")
@@ -195,7 +195,7 @@ class OptimizerResolver(Checker):
     def sweep(
         self, sweep: Any, fixed: Collection[str], common: Mapping[str, Any], where: str
     ) -> dict[str, list[Any] | Range] | None:
-        """The swept hyperparameters, each with its values or its range; None if something is wrong with them."""
+        """Return the swept hyperparameters, each with its values or its range; None if any of them is wrong."""
         if not isinstance(sweep, dict):
             self.problem(f"{where}.sweep", f"must be a table of lists, got {shown(sweep)}")
             return None
@@ -217,7 +217,7 @@ class OptimizerResolver(Checker):
         return axes
 
     def axis(self, where: str, values: Any) -> list[Any] | Range | None:
-        """What a hyperparameter is swept or searched over."""
+        """Return the list or range of values of a hyperparameter, or None if it is wrong."""
         if not isinstance(values, dict):
             return values if self.is_axis(where, values) else None
         low, high, log = values.get("low"), values.get("high"), values.get("log", False)
@@ -237,7 +237,7 @@ class OptimizerResolver(Checker):
         return None
 
     def is_axis(self, where: str, values: Any) -> bool:
-        """Whether these are values to go through: a list, none of them twice."""
+        """Return whether these are values to go through: a list without duplicates."""
         if not isinstance(values, list) or not values:
             self.problem(where, f"must be a list of at least one value, got {shown(values)}")
         elif any(isinstance(value, str) and not value.isprintable() for value in values):
@@ -279,7 +279,7 @@ class OptimizerResolver(Checker):
     # ---- the same budget for everyone ------------------------------------------------------------------------
 
     def budgeted(self, tune: TuneSettings, labels: Mapping[str, Label]) -> dict[str, Label]:
-        """The labels with as many configurations as the budget has for each; a grid of another size is a problem."""
+        """Return the labels with as many configurations as the budget allows; a grid of another size is a problem."""
         tuned = {label: found for label, found in labels.items() if found.tuned}
         if not tuned:
             self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
@@ -307,7 +307,7 @@ class OptimizerResolver(Checker):
         }
 
     def cost(self, label: str, found: Label) -> float:
-        """Passes over the training set that a run of a label takes; what changes it cannot be searched."""
+        """Return the passes over the training set per run of a label; what changes them cannot be searched."""
         costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in found.configurations}
         if len(costs) > 1:
             self.problem(
@@ -318,7 +318,7 @@ class OptimizerResolver(Checker):
 
 
 def _sweep_keys(sweep: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is swept, with its values: {"train": {"batch_size": [...]}} as "train.batch_size"."""
+    """Yield the swept keys with their values: {"train": {"batch_size": [...]}} as "train.batch_size"."""
     for key, values in sweep.items():
         if key == "train" and isinstance(values, dict):
             yield from ((f"train.{inner}", listed) for inner, listed in values.items())
@@ -327,7 +327,7 @@ def _sweep_keys(sweep: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _whole_numbers(entry: Entry, base: Entry | None) -> set[str]:
-    """The hyperparameters, and training settings, that are whole numbers."""
+    """Return the hyperparameters, and training settings, that are whole numbers."""
     fields = {f"train.{key}": field for key, field in TrainSettings.model_fields.items()}
     for schema in (entry.schema, *([base.schema] if base else [])):
         fields |= schema.model_fields
@@ -335,7 +335,7 @@ def _whole_numbers(entry: Entry, base: Entry | None) -> set[str]:
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """An annotation and all it is made of."""
+    """Yield an annotation and all annotations inside it."""
     yield annotation
     for part in get_args(annotation):
         yield from _types(part)

@@ -1,4 +1,4 @@
-"""What hyperparameters are searched in, and the trials drawn from it: the same file gives the same ones everywhere."""
+"""Search spaces and the trials drawn from them: the same file gives the same trials everywhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Range:
     whole: bool = False
 
     def at(self, share: float) -> float | int:
-        """The number at a share (0 <= share < 1) of the way from low to high."""
+        """Return the number at a share (0 <= share < 1) of the way from low to high."""
         # Each whole number has as much room as the others: that of its rounding.
         low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
         if self.log:
@@ -64,13 +64,13 @@ def grid_size(sweep: Any) -> int:
 
 
 def grid(axes: Axes) -> list[dict[str, Any]]:
-    """Every combination of the values, the last key fastest: one empty one of no axes."""
+    """Return every combination of the values, the last key fastest: one empty combination without axes."""
     lists = [values for values in axes.values() if not isinstance(values, Range)]
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*lists)]
 
 
 def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
-    """So many different configurations, at random or from a scrambled Sobol sequence (Owen 1998, by scipy).
+    """Draw this many different configurations, at random or from a scrambled Sobol sequence (Owen 1998, by scipy).
 
     The first ones of more trials are those of fewer.
 
@@ -90,7 +90,7 @@ def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
 
 
 def _points(dimensions: int, count: int, search: Search) -> NDArray[np.float64]:
-    """The first `count` (a power of 2) points of the unit cube, shape (count, dimensions)."""
+    """Return the first `count` (a power of 2) points of the unit cube, shape (count, dimensions)."""
     if search == "random":  # by RandomState, whose numbers are promised to stay the same in every numpy
         return np.random.RandomState(SEARCH_SEED).random_sample((count, dimensions))
     from scipy.stats import qmc  # takes half a second to import

@@ -23,25 +23,28 @@ Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "l
 
 
 def derive(seed: int, stream: Stream, epoch: int = 0) -> int:
-    """A 63-bit seed for one stream; per-epoch streams are replayed after a restart without any saved state."""
+    """Return a 63-bit seed for one stream; per-epoch streams can be replayed after a restart without saved state."""
     digest = hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomState:
-    """A generator on the host. RandomState, because its numbers are promised to stay the same in every numpy."""
+    """Return a random generator on the host.
+
+    RandomState is used because its numbers are promised to stay the same in every numpy.
+    """
     number = derive(seed, stream, epoch)
     return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
 
 
 def state_of(stream: np.random.RandomState) -> StreamState:
-    """Where a stream is, as plain values, for a run that is stopped inside an epoch."""
+    """Return the state of a stream, as plain values, for a run that is stopped inside an epoch."""
     state: Any = stream.get_state(legacy=False)
     return {**state, "state": {"key": state["state"]["key"].tolist(), "pos": state["state"]["pos"]}}
 
 
 def continued(stream: np.random.RandomState, state: StreamState | None) -> np.random.RandomState:
-    """The stream, from where it was; None leaves it at its beginning."""
+    """Return the stream, continued from its saved state; None leaves it at its beginning."""
     if state is not None:
         key = np.array(state["state"]["key"], np.uint32)
         stream.set_state({**state, "state": {"key": key, "pos": state["state"]["pos"]}})

@@ -162,7 +162,7 @@ class RunSpec(_Frozen):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits: a hash of the resolved spec and the protocol version.
+        """Return 12 hex digits: a hash of the resolved spec and the protocol version.
 
         Settings of data and training that stand at their defaults, and hyperparameters that are None, are left out, so
         that one which is new in the package leaves the ids of earlier runs alone. Hence no default of data or training
@@ -177,7 +177,7 @@ class RunSpec(_Frozen):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every setting under the name of its column in records.csv."""
+        """Return every setting under the name of its column in records.csv."""
         base = self.optimizer.base
         return {
             "method": self.optimizer.name,
@@ -191,12 +191,12 @@ class RunSpec(_Frozen):
         }
 
     def _task_settings(self) -> dict[str, Any]:
-        """Those of its settings that are part of the run's identity."""
+        """Return those of the task's settings that are part of the run's identity."""
         return {key: value for key, value in self.task.params.items() if key != "path" or self.files_sha256 is None}
 
 
 def _cell(value: Any) -> Any:
-    """A setting as it stands in a table: a list of words as one."""
+    """Return a setting as it stands in a table, with a list of words joined into one text."""
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -232,14 +232,14 @@ class PlannedRun:
         phase: Literal["", "tune", "final"] = "",
         sets: Literal["tune", "refit"] | None = None,
     ) -> Iterator[PlannedRun]:
-        """This run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
+        """Yield this run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
         for seed in seeds:
             spec = self.spec.model_copy(update={"seed": seed, "phase": sets})
             yield replace(self, spec=spec, phase=phase)
 
     @property
     def name(self) -> str:
-        """The run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
+        """Return the run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
         parts = (self.condition_text, self.phase, self.label, self.config_text, f"seed {self.spec.seed}")
         return " ".join(filter(None, parts))
 
@@ -257,7 +257,7 @@ class PlannedRun:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings by column name, in one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
+    """Return settings as one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
     return ", ".join(
         f"{name.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
         for name, value in settings.items()
@@ -285,7 +285,7 @@ class Phases:
     refit: bool
 
     def final_runs(self, run: PlannedRun) -> Iterator[PlannedRun]:
-        """The runs that count, of the configuration of any run."""
+        """Yield the final runs of the configuration of any run."""
         return run.with_seeds(self.final_seeds, "final", "refit" if self.refit else None)
 
 
@@ -330,7 +330,7 @@ class Experiment:
 
     @property
     def tuning(self) -> list[PlannedRun]:
-        """The runs that something is chosen by in a phase of their own."""
+        """Return the runs of the tuning phase, which configurations are chosen by."""
         return [run for run in self.runs if run.phase == "tune"]
 
     def with_seeds(self, seeds: Iterable[int]) -> Experiment:
@@ -344,7 +344,7 @@ class Experiment:
         return replace(self, seeds=seeds, runs=tuple(runs.values()), phases=phases)
 
     def with_final(self, chosen: Mapping[Place, str]) -> Experiment:
-        """The experiment with the final runs of what has been chosen, the text of a configuration by its place."""
+        """Return the experiment with the final runs of the chosen configurations, given as texts by place."""
         assert self.phases is not None
         known = [run for run in self.runs if run.phase == "tune" or run.label not in self.phases.trials]
         candidates = {(*run.place, run.config_text): run for run in known}
@@ -352,7 +352,7 @@ class Experiment:
         return replace(self, runs=(*known, *final))
 
     def to_be_chosen(self) -> list[PlannedRun]:
-        """The final runs whose configuration is not chosen yet: each with one it may be, and none in its name."""
+        """Return the final runs whose configuration is not chosen yet, each with a possible one and an empty config."""
         if self.phases is None:
             return []
         final = {run.place for run in self.runs if run.phase == "final"}
@@ -360,7 +360,7 @@ class Experiment:
         return [run for one in open_.values() for run in self.phases.final_runs(replace(one, config={}))]
 
     def meta(self) -> dict[str, Any]:
-        """experiment.json: what tables and plots must know beside the records. "phases" is there if there are any."""
+        """Return experiment.json: what tables and plots need besides the records, with "phases" if there are any."""
         specs = [run.spec for run in self.runs]
         return {
             "name": self.name,

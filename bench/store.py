@@ -46,13 +46,13 @@ It is no part of a run, since no number hangs on it."""
 
 
 def reason_in(error: str) -> str:
-    """The line of error.txt that says what happened: the last of a traceback, the first of a message of ours."""
+    """Return the line of error.txt that gives the reason: the last of a traceback, the first of our own message."""
     lines = error.strip().split("\n")
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number, of any size that a float has, or stands for none."""
+    """Return whether a value of a JSON file is a number in the range of a float, or stands for none."""
     return value is None or isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
 
 
@@ -61,7 +61,7 @@ def _plain(value: Any) -> bool:
 
 
 def _point(line: bytes) -> dict[str, Any]:
-    """Return a line of a curve, {} where it is none."""
+    """Return the point that a line of a curve holds, or {} if the line is damaged."""
     try:
         point = json.loads(line)
     except (ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _lines(points: Iterable[dict[str, Any]]) -> str:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for whoever would read from it."""
+    """Open a file without waiting for a reader at its other end."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
@@ -117,7 +117,7 @@ class RunFolder:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Where the run stands.
+        """Return the run's status.
 
         Raises:
             BenchError: result.json is damaged or belongs to another run.
@@ -134,7 +134,7 @@ class RunFolder:
         return "partial" if self.checkpoints() else "missing"
 
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json, None while the run is not finished."""
+        """Return the content of result.json, or None while the run is not finished."""
         absent: dict[str, Any] = {}
         content = read_json(self._result, missing=absent, kind=object)
         if content is absent:
@@ -155,7 +155,7 @@ class RunFolder:
         return result
 
     def environments(self) -> list[dict[str, Any]]:
-        """Every machine that worked on the run, in order; [] where that is lost.
+        """Return every machine that worked on the run, in order; [] if that is lost.
 
         Raises:
             BenchError: environment.json is damaged.
@@ -167,7 +167,7 @@ class RunFolder:
         return found
 
     def curve(self) -> list[dict[str, Any]]:
-        """The evaluated epochs so far; a line cut short by a killed process does not count."""
+        """Return the evaluated epochs so far; a line cut short by a killed process does not count."""
         points = map(_point, self._curve_content().splitlines())
         return list(itertools.takewhile(bool, points))
 
@@ -203,7 +203,7 @@ class RunFolder:
             ) from error
 
     def error(self) -> str | None:
-        """The traceback of a failed run; its last line says what happened."""
+        """Return the traceback of a failed run, whose last line says what happened, or None without a traceback."""
         try:
             return read_bytes(self._error).decode(errors="replace")
         except FileNotFoundError:
@@ -212,11 +212,11 @@ class RunFolder:
             return f"{self._error} cannot be read: {error.strerror}"
 
     def holder(self) -> dict[str, Any] | None:
-        """Who works on the run: host, pid, device, slurm_job, started (seconds since 1970); None if nobody does."""
+        """Return who works on the run (host, pid, device, slurm_job, started in seconds since 1970), or None."""
         return claims.holder(self.path / "lock")
 
     def last_point(self) -> dict[str, Any]:
-        """The newest evaluated epoch, read from the end of the curve; {} if there is none yet."""
+        """Return the newest evaluated epoch, read from the end of the curve; {} before the first evaluation."""
         try:
             with open(open_regular(self._curve), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -231,7 +231,7 @@ class RunFolder:
 
     @contextmanager
     def claim(self, device: str | None = None) -> Iterator[Claim]:
-        """Hold the run, so that no other process works on it; the system lets go if this process dies.
+        """Claim the run, so that no other process works on it; the system releases the claim if this process dies.
 
         Args:
             device: where the work is done, for those who look.
@@ -251,7 +251,7 @@ class RunFolder:
             yield claim
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
-        """Record what is asked and on which machine the work begins, or goes on."""
+        """Record the spec and the machine on which the work starts or resumes."""
         try:
             environments = self.environments()
         except BenchError:  # the run is more than the list of where it was done
@@ -267,7 +267,7 @@ class RunFolder:
             write_atomic(self._curve, _lines(points))
 
     def append_curve(self, point: dict[str, Any]) -> None:
-        """Add a line for whoever watches; the checkpoint holds the curve that counts."""
+        """Add a line for observers; the checkpoint holds the curve that counts."""
         try:
             with open(self._curve, "a", opener=_at_once) as file:
                 file.write(_lines([point]))
@@ -296,14 +296,14 @@ class Store:
         return RunFolder(self.folder / "runs" / run_id)
 
     def present(self) -> set[str]:
-        """The run_ids that have a folder: one look, where thousands may have none."""
+        """Return the run_ids that have a folder, by listing once, since thousands may have none."""
         try:
             return set(os.listdir(self.folder / "runs"))
         except OSError:
             return set()
 
     def statuses(self, run_ids: Iterable[str]) -> Iterator[tuple[RunFolder, Status | BenchError]]:
-        """Where each run stands, or what is wrong with it."""
+        """Yield each run's status, or what is wrong with the run."""
         there = self.present()
         for run_id in run_ids:
             folder = self.run(run_id)
@@ -314,8 +314,10 @@ class Store:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Held while records are collected and written, so that of two launches that end together the later one,
-        which sees more, has the last word."""
+        """Hold a lock while records are collected and written.
+
+        If two launches end together, the later one, which sees more runs, then writes last.
+        """
         with locked(self.folder / "runs" / "lock"):
             self._tidy()
             yield
@@ -338,17 +340,17 @@ class Store:
 
 
 def live(folder: RunFolder, metric: str | None = None) -> dict[str, Any] | None:
-    """What a run is doing now, for whoever watches from outside; None if nobody works on it.
+    """Return the present state of a run, for an outside observer; None if nobody works on the run.
 
     Args:
         metric: the key of the task's score ("acc", as in experiment.json).
 
     Returns:
         epochs_done: as of the last evaluation.
-        epochs: of how many; None before the run has begun to set up.
-        score: the validation score of that epoch; None before the first one.
-        host, pid, device, slurm_job: who does it; None where unknown.
-        since: when it was begun, or gone on with, in seconds since 1970.
+        epochs: the total; None before the run has begun to set up.
+        score: the validation score of that epoch; None before the first evaluation.
+        host, pid, device, slurm_job: where the run is executed; None where unknown.
+        since: when the run was started or resumed, in seconds since 1970.
     """
     holder = folder.holder()
     if holder is None:

@@ -1,4 +1,4 @@
-"""What is printed: to a terminal, a file or a pipe of any encoding, which may be full or gone."""
+"""Printing: to a terminal, a file or a pipe of any encoding, which may be full or gone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_in_any_encoding() -> None:
-    """Have standard output and error spell out what their encoding cannot write, instead of failing."""
+    """Make standard output and error spell out what their encoding cannot write, instead of failing."""
     codecs.register_error("spelled", _spelled)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError):  # not a stream of text over bytes

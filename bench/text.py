@@ -135,7 +135,7 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
 
 
 def fingerprint(texts: Texts) -> bytes:
-    """sha256 over texts and their order; a text of no letters is not a missing one."""
+    """Return the sha256 over texts and their order; an empty text differs from a missing one."""
     digest = hashlib.sha256()
     for column in (texts.first,) if texts.second is None else (texts.first, texts.second):
         raw = [text.encode(errors="surrogatepass") for text in column]
@@ -164,7 +164,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; with what comes after it if that is a mere heading."""
+    """Return the first line of an error, joined with the next line if the first is only a heading."""
     heading, _, details = f"{error}".strip().partition("\n")
     line = " ".join([heading, details.strip().partition("\n")[0]]) if heading.endswith(":") else heading
     return (line if len(line) <= 300 else f"{line[:300]} ...") or type(error).__name__
@@ -174,7 +174,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file says, {} if there is none."""
+    """Return the content of a JSON file, or {} if there is no file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -197,7 +197,7 @@ def _limit(max_length: int, settings: dict[str, Any], config: dict[str, Any]) ->
 
 
 def _key(texts: Texts, folder: Path, limit: int) -> str:
-    """Name of all that decides on the tokens."""
+    """Return the name of everything that determines the tokens."""
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers")}
     files = {path for pattern in ("config.json", *TOKENIZER_FILES) for path in folder.glob(pattern) if path.is_file()}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -221,10 +221,10 @@ def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
 
 
 def _load(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, from its files alone.
+    """Return the tokenizer of a folder, from the folder's files alone.
 
     Raises:
-        BenchError: there is none, or transformers cannot make it.
+        BenchError: the folder has no tokenizer, or transformers cannot build it.
     """
     if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
         raise BenchError(f"no tokenizer in {folder}: it needs tokenizer.json, or vocab.txt and the like")
@@ -240,10 +240,10 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Have the end-of-text token put between the texts of a pair where the tokenizer puts nothing there.
+    """Put the end-of-text token between the texts of a pair if the tokenizer puts nothing there.
 
     Raises:
-        BenchError: the tokenizer puts nothing there, and it cannot be had otherwise.
+        BenchError: the tokenizer puts nothing there, and it cannot be made to.
     """
     alone, paired = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
     if paired > alone:
@@ -263,7 +263,7 @@ def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> _Run:
-    """Some texts' tokens: first uncut, to know how many there are, then again those that are too many."""
+    """Return the tokens of a chunk of texts: tokenized uncut to count them, then again truncated if too long."""
     first = texts.first[start : start + CHUNK]
     second = None if texts.second is None else texts.second[start : start + CHUNK]
     whole = _call(tokenizer, first, second)
@@ -292,7 +292,7 @@ def _call(tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequ
 
 
 def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
-    """An id without an embedding would end a run on a GPU with a message that says nothing."""
+    """Raise an error for an id without an embedding, which would end a run on a GPU with a useless message."""
     known, highest = config.get("vocab_size"), int(run.ids.max(initial=0))
     if known and highest >= known:
         raise BenchError(
@@ -302,7 +302,7 @@ def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _padded(run: _Run, limit: int) -> Tensor:
-    """(N, 2, W) from one row."""
+    """Return (N, 2, W) from one row."""
     kept = np.minimum(run.lengths, limit)
     width = int(kept.max(initial=0))
     is_there = np.arange(width) < kept[:, None]
@@ -323,7 +323,7 @@ def _packed(run: _Run) -> bytes:
 
 
 def _read(path: Path, count: int, limit: int) -> _Run | None:
-    """What is kept there; None if there is nothing, or it is damaged."""
+    """Return the cached tokens; None if there are none, or the cache is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

@@ -38,7 +38,7 @@ VERDICTS: dict[Verdict, str] = {
 
 
 def question(results: Results) -> str:
-    """What the experiment asks, in one sentence.
+    """Return the experiment's question, in one sentence.
 
     Example:
         "Do sam and asam beat sgd on digits with 20% of the training labels replaced (resnet8), and at what price?"
@@ -56,11 +56,12 @@ def question(results: Results) -> str:
 
 
 def answer(results: Results) -> list[str]:
-    """What the test set says to that, a paragraph of sentences for each optimizer that is asked about.
+    """Return the test set's answer to the question, a paragraph of sentences per optimizer that is asked about.
 
-    Better and worse are said where Holm's corrected p is below 0.05 over at least four pairs; where no difference
-    could be shown, the smallest one that would be found with 80% power is named. Fewer pairs, a single optimizer or no
-    finished run give a sentence that says just that. A degenerate optimizer is called so wherever it is named.
+    An optimizer is called better or worse if Holm's corrected p is below 0.05 over at least four pairs; where no
+    difference could be shown, the sentence names the smallest difference that would be found with 80% power. Fewer
+    pairs, a single optimizer or no finished run give a sentence that says just that. A degenerate optimizer is called
+    degenerate wherever it is named.
     """
     return list(_Answer(results).paragraphs())
 
@@ -99,7 +100,7 @@ class _Answer:
             yield self.words.caution()
 
     def _at_the_edge(self) -> list[str]:
-        """The compared labels whose choice is the first or last of its sweep, under any condition."""
+        """Return the compared labels whose choice is the first or last value of its sweep, under any condition."""
         sides = [row for contrast in self.contrasts for row in (contrast.ours, contrast.theirs)]
         found = {row.label for row in sides if row.edges}
         return [label for label in self.meta["labels"] if label in found]
@@ -138,7 +139,7 @@ class _Answer:
         )
 
     def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
-        """One sentence on all rivals with which a budget is shared; one with both counts as of equal passes."""
+        """Yield one sentence on all rivals with the same budget; a rival with both budgets counts under passes."""
         here = [
             contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
         ]
@@ -167,7 +168,7 @@ class _Answer:
         return f"No difference between {ours} and {theirs} could be shown ({self._detail(contrast)})"
 
     def _detail(self, contrast: Contrast) -> str:
-        """Why nothing was shown: what would have been or, where the correction decided, that it did."""
+        """Return why no difference was shown: no valid test, Holm's correction, or the smallest detectable one."""
         n = contrast.test.difference.n
         if contrast.verdict == "untested":
             few = "one seed gives no test" if n == 1 else f"{n} pairs are too few for a verdict"
@@ -186,7 +187,7 @@ class _Answer:
         return f"{self.words.signed_mean(interval)}{self.words.differences_in}{limits}"
 
     def _price(self, contrast: Contrast) -> str:
-        """Passes always; time only where it was taken on one machine."""
+        """Return the price in passes, and in time if all times were taken on one machine."""
         passes = contrast.ours.passes / contrast.theirs.passes
         seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
         if self.words.source.mixed or math.isnan(seconds):
@@ -198,7 +199,7 @@ class _Answer:
     # ---- many optimizers: rival by rival ---------------------------------------------------------------------
 
     def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
-        """Who is better, who is worse, and of whom neither could be shown, each with its difference and its passes."""
+        """Yield a sentence on who is better, who is worse, and who is neither, each with its difference and passes."""
         here = [contrast for contrast in self.contrasts if contrast.condition == condition]
         for rival, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
@@ -244,7 +245,7 @@ class _Answer:
                 yield f"{name} {self._where(held)}"
 
     def _flagged(self, compared: Sequence[Contrast]) -> Iterator[str]:
-        """A sentence on every degenerate side."""
+        """Yield a sentence per degenerate side of the comparisons."""
         sides = {(row.condition, row.label): row for one in compared for row in (one.ours, one.theirs)}
         notes = [(row.condition, row.label, f" is {_degenerate(row)}.") for row in sides.values() if row.degenerate]
         return merged(notes, self.among)
@@ -256,5 +257,5 @@ class _Answer:
 
 
 def _degenerate(row: Row, before: str = "") -> str:
-    """What has to stand beside the name of a row that gives one answer to everything."""
+    """Return the remark to put beside the name of a row that gives one answer to everything."""
     return f"{before}degenerate: {row.degenerate}" if row.degenerate else ""

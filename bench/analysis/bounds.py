@@ -1,4 +1,4 @@
-"""Between which values a measured number can lie; intervals are cut there."""
+"""Bounds of the possible values of a measured number; intervals are cut there."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Spent:
-    """What one optimizer reaches within a budget.
+    """The result of one optimizer within a budget.
 
     Attributes:
         equal: which budget: "epochs", "passes" or "time".
@@ -62,7 +62,7 @@ class Spent:
 
 
 def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
-    """Every chosen row within every budget: condition by condition, epochs, then passes, then time.
+    """Return every chosen row within every budget: condition by condition, epochs, then passes, then time.
 
     Equal epochs: the rows with as many as the baseline. Equal passes and equal time: for each seed what the dearest of
     the optimizers that wrap another (SAM and its relatives, with the baseline's epochs if there are such) used on that
@@ -84,7 +84,7 @@ def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
 
 
 def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.DataFrame]:
-    """Every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
+    """Return every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
 
     Columns: seed, epoch, passes, train_seconds, value (the test metric) and last.
     """
@@ -137,7 +137,7 @@ def _within(
 
 
 def _budget(spenders: Sequence[str], points: dict[str, pd.DataFrame], column: str) -> pd.Series:
-    """What the dearest of these labels used, by seed."""
+    """Return what the most expensive of these labels used, by seed."""
     last = pd.concat([points[label][points[label]["last"]] for label in spenders])
     budget: pd.Series = last.groupby("seed")[column].max()
     return budget
@@ -151,7 +151,7 @@ def _spenders(results: Results, rows: Sequence[Row]) -> list[str]:
 
 
 def _kin(results: Results) -> list[str]:
-    """The baseline and the other labels of its optimizer."""
+    """Return the baseline and the other labels of the same optimizer."""
     records = results.records
     about = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).astype(str)
     mine = tuple(about.loc[results.meta["baseline"]])
@@ -171,7 +171,7 @@ def _compared(reached: Sequence[Spent], reference: str, limits: bounds.Bounds) -
 
 
 def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """The table "budgets".
+    """Return the table "budgets".
 
     Args:
         best: the chosen row of every condition and label.

@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Line:
-    """The same number of every label: a line of the table, one a label in its CSV.
+    """The same number of every label: one line of the table, one line per label in its CSV.
 
     Attributes:
         shown: the name of the line.
@@ -76,7 +76,7 @@ class ByTask:
         self.means = {key: runs.mean(axis=1, skipna=False).dropna() for key, runs in self.scores.items()}
 
     def lines(self) -> Iterator[Line]:
-        """Every line in order: of each block its tasks, then the average and its difference to the baseline's."""
+        """Yield every line in order: per block its tasks, then the average and its difference to the baseline's."""
         for block in self.blocks:
             for task in self.tasks:
                 for column in self.words.reported(task):
@@ -87,7 +87,7 @@ class ByTask:
                     yield self._difference(block)
 
     def notes(self) -> Iterator[str]:
-        """What the cells lack, beside runs."""
+        """Yield notes on what the cells lack, other than runs."""
         among = [block.name for block in self.blocks]
         yield from merged(self._unmeasured(), among)
         if not self.suite:
@@ -103,7 +103,7 @@ class ByTask:
 
     @property
     def average(self) -> str:
-        """What the average is called, e.g. "GLUE average"."""
+        """Return the name of the average, e.g. "GLUE average"."""
         return f"{self.suite['name']} average" if self.suite else ""
 
     # ---- lines -----------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class ByTask:
         return Line(block, self.average, self.average, "", cells, incomplete, counts)
 
     def _difference(self, block: Block) -> Line:
-        """To the baseline, seed by seed, over the tasks that both have."""
+        """Return the difference to the baseline, seed by seed, over the tasks that both have."""
         baseline = self.words.baseline
         theirs = self._ran(block, baseline)
         both = {label: [task for task in self._ran(block, label) if task in theirs] for label in self.labels}
@@ -152,14 +152,14 @@ class ByTask:
         return mean_interval(values).within(*limits(self.meta["metric"]))
 
     def _means(self, block: Block, task: str, label: str) -> pd.Series:
-        """Each seed's mean of the task's scores; without the seeds that lack one of them."""
+        """Return each seed's mean of the task's scores, without the seeds that lack one of them."""
         return self.means[block.rows[task, label].condition, label]
 
     def _ran(self, block: Block, label: str) -> list[str]:
         return [task for task in self.tasks if len(self._means(block, task, label))]
 
     def _averages(self, block: Block, label: str, tasks: Iterable[str]) -> pd.Series:
-        """Each seed's average over the tasks, of the seeds that have finished them all."""
+        """Return each seed's average over the tasks, for the seeds that have finished all tasks."""
         means = [self._means(block, task, label) for task in tasks]
         return pd.concat(means, axis=1, join="inner").mean(axis=1) if means else pd.Series(dtype=float)
 
@@ -167,14 +167,14 @@ class ByTask:
         return max(block.rows[task, label].planned for task in self.tasks)
 
     def _lacks(self, block: Block, label: str, interval: Interval, others: Sequence[str] | None = None) -> bool:
-        """Whether an average is over less than was planned: fewer seeds or, on either side, fewer tasks."""
+        """Return whether an average covers less than planned: fewer seeds or, on either side, fewer tasks."""
         fewer_tasks = any(len(ran) < len(self.tasks) for ran in (self._ran(block, label), others) if ran is not None)
         return fewer_tasks or interval.n < self._planned(block, label)
 
     # ---- footnotes -------------------------------------------------------------------------------------------
 
     def _unmeasured(self) -> Iterator[tuple[str, str, str]]:
-        """Finished runs that lack a score, as those of older versions may."""
+        """Yield notes on finished runs that lack a score, as those of older versions may."""
         for block in self.blocks:
             for (task, label), row in block.rows.items():
                 for column, values in self.scores[row.condition, label].items():
@@ -184,7 +184,10 @@ class ByTask:
                         yield block.name, f"{DAGGER} {score} of {label}", f": in {known} of {row.done} finished runs."
 
     def _without(self) -> Iterator[tuple[str, str, str]]:
-        """Labels whose average is over fewer tasks, those together that lack the same; not those that have none."""
+        """Yield notes on labels whose average is over fewer tasks, grouped by the tasks that they lack.
+
+        Labels that have none of the tasks are left out.
+        """
         for block in self.blocks:
             lacking: dict[tuple[str, ...], list[str]] = {}
             for label in self.labels:
@@ -209,7 +212,7 @@ class ByTask:
 
 
 def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """The table "tasks" of an experiment that varies the task.
+    """Return the table "tasks" of an experiment that varies the task.
 
     Args:
         best: the chosen row of every condition and label.
@@ -244,7 +247,7 @@ def _caption(found: ByTask) -> Iterator[str]:
 
 
 def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
-    """A line as one row of text; a difference as two, for side by side its parts would be too wide for a page."""
+    """Yield a line as one row of text, or a line of differences as two rows, since one would be too wide for a page."""
     words, shown = found.words, [line.cells.get(label) for label in found.labels]
     marks = [DAGGER * (label in line.incomplete) for label in found.labels]
     if not line.signed:

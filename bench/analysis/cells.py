@@ -12,12 +12,12 @@ ALIKE = " (all equal)"
 
 
 def named(row: Row) -> str:
-    """The name of a choice with its marks."""
+    """Return the name of a choice with its marks."""
     return row.name + marks(row)
 
 
 def marks(row: Row) -> str:
-    """A dagger for a row that lacks runs, a section sign for a degenerate one."""
+    """Return a dagger for a row that lacks runs, and a section sign for a degenerate row."""
     return DAGGER * (not row.complete) + SECTION * bool(row.degenerate)
 
 
@@ -55,6 +55,6 @@ def p_value(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time with three digits or more: "4.93 s", "1,230 s"."""
+    """Return a time with at least three digits: "4.93 s", "1,230 s"."""
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return number(value, f",.{digits}f", " s")

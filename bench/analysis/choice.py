@@ -20,17 +20,17 @@ OUTER = 0.1  # share of a range, at either end, that counts as its edge
 
 
 def phased(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What experiment.json says of the phases: {} where there is only one."""
+    """Return what experiment.json says about the phases, or {} if there is only one phase."""
     return meta.get("phases") or {}
 
 
 def tuning(records: pd.DataFrame) -> pd.DataFrame:
-    """The records of the runs that are for choosing: those of the phase "tune", or all where there are no phases."""
+    """Return the records of the runs used for choosing: those of the phase "tune", or all if there are no phases."""
     return records[_phase(records) != "final"]
 
 
 def reported(frame: pd.DataFrame) -> pd.DataFrame:
-    """Records, or curves, of the runs that results are told of: all but those of the phase "tune"."""
+    """Return the records, or curves, of the runs that results report: all but those of the phase "tune"."""
     return frame[_phase(frame) != "tune"]
 
 
@@ -39,7 +39,7 @@ def _phase(frame: pd.DataFrame) -> pd.Series:
 
 
 def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
+    """Return every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
 
     Args:
         records: of the runs that are for choosing.
@@ -79,7 +79,7 @@ def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
 
 
 def counts(groups: Any) -> pd.DataFrame:
-    """Per configuration, in order of first appearance: how many runs are planned and how they ended."""
+    """Return, per configuration in order of first appearance, how many runs are planned and how they ended."""
     planned: pd.Series = groups.size().rename("planned")
     status: pd.DataFrame = groups["status"].value_counts().unstack(fill_value=0).reindex(planned.index)
     status = status.reindex(columns=["done", "diverged", "failed", *UNFINISHED], fill_value=0)
@@ -104,15 +104,15 @@ def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.Da
 def edges(
     swept: Mapping[str, Any], others: Sequence[Mapping[str, Any]], space: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """The swept numbers that lie at an end, as {key: "smallest" or "largest"}.
+    """Return the swept numbers that lie at an end of what was tried, as {key: "smallest" or "largest"}.
 
-    Of a list that is its first or last value in order, if it has at least two; of a range, its outer tenth (on a
-    logarithmic scale where it was searched on one).
+    The end of a list is its first or last value in order, if the list has at least two values; the end of a range is
+    its outer tenth (on a logarithmic scale if the range was searched on one).
 
     Args:
-        swept: what was chosen, by key.
-        others: every configuration that could have been.
-        space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, what was tried.
+        swept: the chosen values, by key.
+        others: every configuration that could have been chosen.
+        space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, the tried values.
     """
     found = {}
     for key, value in swept.items():
@@ -130,7 +130,7 @@ def edges(
 
 
 def place(value: float, space: Mapping[str, Any]) -> float:
-    """Where in its range a value lies: 0 at the low end, 1 at the high one."""
+    """Return where in its range a value lies: 0 at the low end, 1 at the high end."""
     scale = np.log if space.get("log") else float
     low, high = scale(space["low"]), scale(space["high"])
     return float((scale(value) - low) / (high - low))

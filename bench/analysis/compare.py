@@ -44,7 +44,7 @@ MEASURED = ("train", "val", "test", "gap", "selected")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two result sets have in common.
+    """The common part of two result sets.
 
     Attributes:
         tables: "runs", "differences" and, where anything differs in them, "settings".
@@ -119,7 +119,7 @@ def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
 
 
 def _differences(a: Results, b: Results, labels: list[str]) -> Table:
-    """B minus A, label by label: each side's chosen configuration, paired by seed."""
+    """Return B minus A, label by label: each side's chosen configuration, paired by seed."""
     words = Words(a.meta, provenance(a))
     key = a.meta["metric"]["key"]
     rows, numbers = [], []
@@ -167,7 +167,7 @@ def _differences(a: Results, b: Results, labels: list[str]) -> Table:
 
 
 def _pairs(a: Results, b: Results, labels: list[str]) -> Iterator[tuple[Row, Row]]:
-    """The chosen rows that both have, by condition and label."""
+    """Yield the chosen rows that both results have, by condition and label."""
     theirs = {(row.condition, row.label): row for row in all_rows(b) if row.chosen}
     for row in all_rows(a):
         if row.chosen and row.label in labels and (row.condition, row.label) in theirs:
@@ -185,7 +185,7 @@ def _by_seed(results: Results, row: Row) -> pd.DataFrame:
 
 
 def _settings(a: Results, b: Results, labels: list[str]) -> Table | None:
-    """What is not the same of the experiment, the hyperparameters and the environment; None if all is."""
+    """Return the differences of the experiment, the hyperparameters and the environment; None if there are none."""
     lines = [
         *_unequal("experiment", {name: a.meta.get(name) for name in ABOUT}, {name: b.meta.get(name) for name in ABOUT}),
         *_unequal("data", a.meta["data"], b.meta["data"]),
@@ -208,7 +208,7 @@ def _presence(a: Results, b: Results) -> dict[str, str]:
 
 
 def _hyperparameters(results: Results, label: str) -> dict[str, Any]:
-    """Every setting of a label's runs, with the distinct values that it has."""
+    """Return every setting of a label's runs, with the distinct values that it has."""
     frame = results.records[results.records["optimizer"] == label]
     columns = [
         name
@@ -228,7 +228,7 @@ def _distinct(column: pd.Series[Any]) -> str:
 
 
 def _unequal(of: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A setting that one side leaves out stands at its default there: an older version may not have known it."""
+    """Yield the settings that differ; a setting that one side lacks is taken as the default, for older versions."""
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = (side.get(name) for side in (ours, theirs))
         if one != other and not (one in (None, {}) and other in (None, {})):

@@ -1,4 +1,4 @@
-"""Under which task, model and data a run was made, and how that is put into words.
+"""The condition of a run (its task, model and data) and its name in words.
 
 What `[vary]` of an experiment lists makes conditions, one for every combination of the values. Optimizers are chosen,
 paired and compared within a condition only. An experiment that varies nothing has one condition, called "".
@@ -19,17 +19,17 @@ MANY_LONG = 3  # so many of those that vary several things
 
 
 def varied(meta: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The varied columns of records, each with its values in order; {} where nothing is varied."""
+    """Return the varied columns of records, each with its values in order; {} if nothing is varied."""
     return meta.get("vary") or {}
 
 
 def conditions(meta: Mapping[str, Any]) -> list[str]:
-    """Every condition in order, as the column "condition" names it; [""] where nothing is varied."""
+    """Return every condition in order, as the column "condition" names it; [""] if nothing is varied."""
     return meta.get("conditions") or [""]
 
 
 def keyed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Records or curves with text in all of `KEY`: "" where nothing is varied or swept, and in older files."""
+    """Return records or curves with text in all of `KEY`: "" if nothing is varied or swept, and in older files."""
     return frame.assign(**{column: _text(frame, column) for column in ("condition", "config")})
 
 
@@ -40,20 +40,20 @@ def _text(frame: pd.DataFrame, column: str) -> Any:
 
 
 def names(columns: Collection[str]) -> list[str]:
-    """What to call varied columns: "augment" for "task.augment", unless another column is then called the same."""
+    """Return the short names of varied columns: "augment" for "task.augment", unless two columns share the name."""
     short = [column.rpartition(".")[2].replace("_", " ") for column in columns]
     return [name if short.count(name) == 1 else column for name, column in zip(short, columns, strict=True)]
 
 
 def value_text(value: Any) -> str:
-    """A varied value as a person writes it: 0.2, 50000, cifar10."""
+    """Return a varied value as a person writes it: 0.2, 50000, cifar10."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else f"{value:g}"
     return str(value)
 
 
 def under(found: Collection[str], among: Collection[str]) -> str:
-    """Where something holds, to go into a sentence: " under label_noise=0.2 and 0.4"; "" where it holds everywhere."""
+    """Return where something holds, as part of a sentence: " under label_noise=0.2 and 0.4"; "" if everywhere."""
     if len(found) == len(among):
         return ""
     long = any(", " in name for name in found)
@@ -73,7 +73,7 @@ def first_few(parts: Sequence[str], most: int = 5) -> str:
 
 
 def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Iterator[str]:
-    """Notes of (condition, subject, what is said of it), each said once for all conditions in which it holds."""
+    """Yield notes of (condition, subject, text), each text once for all conditions in which the text holds."""
     holds: dict[tuple[str, str], dict[str, None]] = {}
     for condition, subject, said in notes:
         holds.setdefault((subject, said), {})[condition] = None

@@ -54,17 +54,17 @@ class Contrast:
 
     @property
     def differences(self) -> NDArray[np.float64]:
-        """Ours minus theirs, seed by seed."""
+        """Return ours minus theirs, seed by seed."""
         return self.a - self.b
 
     @property
     def covers_zero(self) -> bool:
-        """Whether the interval of the difference leaves open which is better."""
+        """Return whether the interval of the difference leaves open which side is better."""
         return not (self.test.difference.low > 0 or self.test.difference.high < 0)
 
     @property
     def verdict(self) -> Verdict:
-        """What the numbers support: a side only where the corrected p is below 0.05.
+        """Return what the numbers support: a side is better only if the corrected p is below 0.05.
 
         "untested" below `FEWEST` pairs, whose spread says too little, and without a p: of differences that are all the
         same t says nothing.
@@ -77,13 +77,13 @@ class Contrast:
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that this comparison would find 4 times in 5; NaN where nothing can be said."""
+        """Return the smallest true difference that this comparison would find 4 times in 5; NaN if it is undefined."""
         return smallest_detectable(self.differences)
 
 
 @once
 def contrasts(results: Results) -> list[Contrast]:
-    """Everything that the results table, the table `statistics` and the words compare, rival by rival.
+    """Return every comparison of the results table, the table `statistics` and the words, rival by rival.
 
     The rivals are the baseline, with which all other labels are compared, and the optimizers that wrap none, with which
     SAM and its relatives are. Within a rival they are in the order of the experiment, condition by condition.
@@ -106,27 +106,27 @@ def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
 
 
 def wrappers(results: Results) -> list[str]:
-    """The labels that wrap another optimizer, as SAM does, in the order of the experiment; not the baseline."""
+    """Return the labels that wrap another optimizer, as SAM does, in the experiment's order, without the baseline."""
     records = results.records
     found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
     return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
 
 
 def rivals(results: Results) -> list[str]:
-    """The baseline and, where anything wraps an optimizer, every other label that does not."""
+    """Return the baseline and, if any label wraps an optimizer, every other label that does not."""
     baseline, wrapping = results.meta["baseline"], wrappers(results)
     others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
     return [baseline, *(others if wrapping else [])]
 
 
 def finished(results: Results) -> pd.DataFrame:
-    """The records of the finished runs that have test numbers, with text in all of `KEY`."""
+    """Return the records of the finished runs that have test numbers, with text in all of `KEY`."""
     records = keyed(choice.reported(results.records))
     return records[records["status"] == "done"]
 
 
 def equal_budget(ours: Row, theirs: Row) -> Budget:
-    """Which budget two rows have in common; passes are unknown before a run has finished."""
+    """Return which budget two rows have in common; passes are unknown before a run has finished."""
     epochs, passes = _alike(ours.epochs, theirs.epochs), _alike(ours.passes, theirs.passes)
     if epochs and passes:
         return "epochs and passes"
@@ -142,7 +142,7 @@ def _partner(best: Sequence[Row], label: str, row: Row) -> Row:
 
 
 def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:
-    """The test metric of every configuration's finished runs, by seed."""
+    """Return the test metric of every configuration's finished runs, by seed."""
     column = f"test_{results.meta['metric']['key']}"
     runs = finished(results).set_index("seed")
     places: Any = runs.groupby(KEY, sort=False).indices

@@ -21,7 +21,7 @@ FEW_SEEDS = 5  # up to here the sign-flip test cannot reach 0.05, so it has to b
 
 
 def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
-    """What there is to say about the chosen rows, and about those of all rows that are not shown."""
+    """Yield the notes on the chosen rows, and on missing runs of rows that are not shown."""
     yield from gone(best)
     yield from gone_elsewhere(rows)
     yield from edges(best)
@@ -29,7 +29,7 @@ def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
 
 
 def gone(rows: Sequence[Row]) -> Iterator[str]:
-    """The daggers explained: a note for every row that lacks runs or numbers, one for all that have none."""
+    """Yield the notes that explain daggers: one per row that lacks runs or numbers, one for all rows without any."""
     yield from merged(
         (
             (row.condition, f"{DAGGER} {row.title}", f": {_finished(row)}; its numbers are over those.")
@@ -56,7 +56,7 @@ def gone(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
-    """One note for every sweep with incomplete configurations that the table does not show."""
+    """Yield one note per sweep with incomplete configurations that the table does not show."""
     lost = defaultdict(list)
     numbered = {(row.condition, row.label) for row in rows if row.done}
     for row in rows:
@@ -72,7 +72,7 @@ def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def edges(rows: Sequence[Row]) -> Iterator[str]:
-    """The choices at an end of their sweep."""
+    """Yield the notes on choices at an end of their sweep."""
     yield from merged(
         ((row.condition, row.name, _at_the_edge(row)) for row in rows if row.edges),
         _conditions(rows),
@@ -80,7 +80,7 @@ def edges(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def degenerate(rows: Sequence[Row]) -> Iterator[str]:
-    """The section signs explained: configurations that give one answer to everything."""
+    """Yield the notes that explain section signs: configurations that give one answer to everything."""
     yield from merged(
         (
             (row.condition, f"{SECTION} {row.name}", f" is degenerate: {row.degenerate}.")
@@ -92,7 +92,7 @@ def degenerate(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def significance(rows: Sequence[Row]) -> Iterator[str]:
-    """What the p values cannot say: few seeds; and over how many comparisons they are corrected."""
+    """Yield the limits of the p values: few seeds, and the number of comparisons they are corrected for."""
     sizes = [row.difference.difference.n for row in rows if row.difference]
     n = max(sizes, default=0)
     if n == 1:
@@ -108,9 +108,9 @@ def significance(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
-    """Which labels compare at equal epochs and which at equal passes; a label is `shown` as a row or a column.
+    """Yield which labels compare at equal epochs and which at equal passes; a label is `shown` as a row or a column.
 
-    Smaller training sets have fewer passes an epoch. Labels that are equal among themselves under several conditions
+    Smaller training sets have fewer passes per epoch. Labels that are equal among themselves under several conditions
     are therefore named once, with the range of their budgets.
     """
     epochs = _by_condition((row, row.epochs) for row in rows)
@@ -126,7 +126,7 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
 
 
 def mixed(source: Provenance) -> Iterator[str]:
-    """Why times are not to be compared."""
+    """Yield the reason why times must not be compared."""
     if source.mixed:
         yield "The runs mix versions, commits or precisions (all listed above): times are not comparable."
     if source.clock:
@@ -161,7 +161,7 @@ def _lost(row: Row) -> str:
 
 
 def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
-    """The labels that have each budget, condition by condition."""
+    """Return the labels that have each budget, condition by condition."""
     found: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, value in budgets:
         found[row.condition][value].append(row.label)
@@ -169,7 +169,7 @@ def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
 
 
 def _budgets(found: Budgets, kind: str) -> Iterator[str]:
-    """Every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
+    """Yield every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
 
     A label without a finished run has no passes; its group is still the one it has under other conditions.
     """
@@ -187,6 +187,6 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
 
 
 def _range(values: Iterable[float]) -> str:
-    """One budget as "300", several as "75 to 3,000", none as nothing."""
+    """Return one budget as "300", several as "75 to 3,000", none as nothing."""
     shown = [f"{value:,.10g}" for value in sorted(set(values))]
     return " to ".join(dict.fromkeys([*shown[:1], *shown[-1:]]))

@@ -40,13 +40,13 @@ TEX = str.maketrans(
 
 
 def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
-    """The table as a float of LaTeX, or as a longtable if that would not fit on a page.
+    """Return the table as a LaTeX float, or as a longtable if a float would not fit on a page.
 
-    It fits the text of the class article: up to a quarter wider it is made smaller, beyond that turned on its side. The
-    first line names the packages it needs.
+    The table is fitted to the text width of the class article: a table up to a quarter wider is made smaller, a wider
+    one is turned on its side. The first line names the packages that the table needs.
 
     Args:
-        heads: the lines of each column's header, those of the condition left out.
+        heads: the lines of each column's header, without those of the condition.
     """
     blocks = list(_blocks(table, len(heads)))
     columns = [list(column) for column in zip(*(row for _, rows in table.blocks() for row in rows), strict=True)]
@@ -137,14 +137,14 @@ def _long(
 
 
 def _blocks(table: Table, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Every block with its condition as a heading: a further column would be too much for a page."""
+    """Yield every block with its condition as a heading, since a further column would be too wide for a page."""
     for condition, rows in table.blocks():
         named = rf"    \multicolumn{{{columns}}}{{@{{}}l@{{}}}}{{\emph{{{escape(condition)}}}}} \\"
         yield ([named] if condition else []), rows
 
 
 def _kind(cells: Sequence[str]) -> str:
-    """The column: S where all cells that are not empty are numbers, with room for the widest; else text."""
+    """Return the column type: S, with room for the widest, if all non-empty cells are numbers; else text."""
     numbers = [NUMBER.fullmatch(cell) for cell in cells if cell not in BLANK]
     found = [number for number in numbers if number]
     if not found or len(found) < len(numbers):
@@ -162,7 +162,7 @@ def _row(cells: Sequence[str], kinds: Sequence[str]) -> str:
 
 
 def _cell(cell: str, kind: str) -> str:
-    """A number as siunitx reads it, anything else as text, in braces where the column is of numbers."""
+    """Return a number as siunitx reads it, and anything else as text, in braces if the column is of numbers."""
     number = NUMBER.fullmatch(cell)
     if not kind.startswith("S"):
         return escape(cell)
@@ -185,5 +185,5 @@ def _as_key(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX: special characters escaped, symbols in math mode, minus signs not hyphens."""
+    """Return text for LaTeX: special characters escaped, symbols in math mode, minus signs instead of hyphens."""
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))

@@ -1,4 +1,4 @@
-"""What tables, figures and the page all need of the same results is computed once."""
+"""A cache of what tables, figures and the page all compute from the same results."""
 
 from __future__ import annotations
 

@@ -57,24 +57,24 @@ class Cell:
 
 @cache
 def published() -> pd.DataFrame:
-    """Every published number, text as text."""
+    """Return every published number, with text columns as text."""
     found = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
     return found.assign(**{name: pd.to_numeric(found[name]) for name in ("epochs", "value", "n")})
 
 
 def styles() -> list[str]:
-    """The names that `bench table --style` knows."""
+    """Return the names that `bench table --style` knows."""
     return list(dict.fromkeys(published()["style"]))
 
 
 def check_style(name: str) -> None:
-    """Raises BadValue, with the nearest name, for a style there is none of."""
+    """Raise BadValue, with the nearest valid name, if there is no such style."""
     if name not in styles():
         raise BadValue(f"--style {name}", [f"no such style; {nearest(name, styles())}"])
 
 
 def cells(results: Results, style: str) -> list[Cell]:
-    """Every number that is published under a style, with our row of the same data, model, setting and length.
+    """Return every number published under a style, with our row of the same data, model, setting and length.
 
     Ours is a chosen configuration, trained on all of the training data that is not held out. Where theirs is the better
     of a schedule and one of twice the length, so is ours, by validation. Raises BadValue for an unknown style.
@@ -94,12 +94,12 @@ def cells(results: Results, style: str) -> list[Cell]:
 
 
 def _settings(results: Results) -> dict[Any, dict[str, Any]]:
-    """What every configuration was run with, by (condition, label, config)."""
+    """Return the settings that every configuration was run with, by (condition, label, config)."""
     return {key: dict(line) for key, line in keyed(results.records).groupby(KEY, sort=False).first().iterrows()}
 
 
 def _same(line: Mapping[str, Any], row: Row, settings: Mapping[str, Any]) -> bool:
-    """Whether a row is of the setting of a published number."""
+    """Return whether a row has the setting of a published number."""
     asked = dict(part.split("=") for part in line["our_settings"].split("; ") if part)
     named = {"task": "our_task", "model": "our_model", "method": "our_method", "base": "our_base"}
     lengths = {line["epochs"], (2 if line["reported"] == BETTER_OF_TWO else 1) * line["epochs"]}
@@ -118,7 +118,7 @@ def _text(value: Any) -> str:
 
 
 def _equal(value: Any, asked: str) -> bool:
-    """Numbers by value, all else as text; nothing recorded is the plain setting."""
+    """Return whether two settings are equal, numbers by value and all else as text; nothing means the plain setting."""
     if _text(value) == "":
         return asked in {str(plain) for plain in PLAIN.values()}
     try:
@@ -134,7 +134,7 @@ def _rank(results: Results, held_out: Mapping[tuple[str, str], float], row: Row)
 
 
 def _measured(results: Results, line: Mapping[str, Any], row: Row | None) -> Interval:
-    """Our number in theirs' unit: errors and accuracies in %, differences of scores times 100."""
+    """Return our number in the published unit: errors and accuracies in %, differences of scores times 100."""
     if row is None:
         return Interval(0, np.nan, np.nan, np.nan)
     if "difference" in line["metric"]:
@@ -162,7 +162,7 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
 
 
 def table(results: Results, style: str) -> Table:
-    """The published table with ours beside it: a row a data set, model and setting, three columns an optimizer.
+    """Return the published table with our results: a row per data set, model and setting, three columns per optimizer.
 
     Raises BadValue for an unknown style.
     """
@@ -198,7 +198,7 @@ def _three(cell: Cell | None) -> list[str]:
 
 
 def _decimals(line: Mapping[str, Any]) -> int:
-    """One more than they give, at least two."""
+    """Return the number of decimals: one more than published, at least two."""
     exact = f"{line['value']:g}"
     given = max(len(exact.partition(".")[2]), len(line["ci95"].partition(".")[2]), 1)
     return given + 1

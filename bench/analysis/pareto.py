@@ -1,4 +1,4 @@
-"""Which optimizers no other one beats at a lower or equal cost."""
+"""The Pareto front: optimizers that no other one beats at a lower or equal cost."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Provenance:
 
 @once
 def provenance(results: Results) -> Provenance:
-    """Hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
+    """Return hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
     done = results.records[results.records["status"] == "done"]
     dirty = done["dirty"].astype(str).str.lower() == "true"
     commits = done["commit"].dropna().astype(str).str[:10]
@@ -103,12 +103,12 @@ def timed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def title(meta: Mapping[str, Any], task: str) -> str:
-    """What tables call a task: its title or, without one, its name."""
+    """Return the name of a task in tables: its title or, without one, its name."""
     return (meta.get("tasks") or {}).get(task, {}).get("title") or task
 
 
 def _caution(results: Results) -> str:
-    """Diverged runs count as well: their data took part in what is reported of them."""
+    """Return the warning on unverified data, also for diverged runs, since their data took part in what is reported."""
     if "data_verified" not in results.records:
         return ""
     unverified = results.records["data_verified"].astype(str).str.lower() == "false"
@@ -121,8 +121,10 @@ def _caution(results: Results) -> str:
 
 
 def _cut(results: Results) -> str:
-    """Said for each task, and for each condition where they differ. Counted before training, so any run will do that
-    has all splits."""
+    """Return the note on truncated texts, per task, and per condition where conditions differ.
+
+    Truncation is counted before training, so any run that has all splits will do.
+    """
     columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
     records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
     among = records.groupby("task")["condition"].unique()
@@ -139,7 +141,7 @@ def _cut(results: Results) -> str:
 
 
 def _device(device: Any, threads: Any, precision: Any) -> str:
-    """One setup as text, e.g. "AMD EPYC (2 threads, float32)"; what is not recorded is left out."""
+    """Return one setup as text, e.g. "AMD EPYC (2 threads, float32)"; what is not recorded is left out."""
     details = [] if pd.isna(threads) else [f"{int(threads)} thread{'s' * (int(threads) != 1)}"]
     details += [] if pd.isna(precision) else [str(precision)]
     name = "unknown device" if pd.isna(device) else str(device)

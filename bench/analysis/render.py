@@ -29,7 +29,7 @@ class Table:
 
     `name` is the file stem, `experiment` makes the LaTeX label unique, `caption` is a list of sentences.
     `answer` are paragraphs that say what the table shows; the terminal has them at its end instead (`say`).
-    `numbers` has one line a row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
+    `numbers` has one line per row: metrics in the unit of the text (columns named "... [%]"), losses as stored,
     times in seconds. The first `keys` columns name the condition of a row; rows of one condition stand together, as a
     block that every format sets apart in its way.
     """
@@ -46,7 +46,7 @@ class Table:
     answer: Sequence[str] = ()
 
     def blocks(self) -> list[tuple[str, list[list[str]]]]:
-        """The name of each condition and its rows without the columns in it; one block, "", where nothing is varied."""
+        """Return each condition's name and rows, without the condition's columns; one block, "", if nothing varies."""
         blocks: dict[str, list[list[str]]] = {}
         for row in self.rows:
             named = zip(self.columns[: self.keys], row, strict=False)
@@ -55,7 +55,7 @@ class Table:
 
 
 def render(table: Table, form: str) -> str:
-    """The table as text: "md" (GitHub), "tex" (line 1 names its packages) or "csv" (unrounded, one header line).
+    """Return the table as text: "md" (GitHub), "tex" (line 1 names its packages) or "csv" (unrounded, one header line).
 
     Raises ValueError for any other `form`. The same table gives the same bytes.
     """
@@ -112,13 +112,16 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 
 
 def _grid(table: Table, width: int) -> Text:
-    """The table in plain text. A rich.table.Table of 2,000 rows would take longer than all else that is done for it."""
+    """Return the table in plain text.
+
+    A rich.table.Table of 2,000 rows would take longer than all other work on the table.
+    """
     gap = " " * (3 if width >= WIDE else 1)
     return Text("\n\n").join(_panel(part, width, gap) for part in _panels(table, width, gap))
 
 
 def _panels(table: Table, width: int, gap: str) -> Iterator[Table]:
-    """The table; where even its narrowest form is wider than the terminal, its columns in several tables."""
+    """Yield the table, split by columns into several if even its narrowest form is wider than the terminal."""
     start = table.keys + 1
     columns = zip(_stacked(table), *table.rows, strict=True)
     names, *others = [max(map(len, [*head, *cells])) for head, *cells in columns][table.keys :]
@@ -160,7 +163,7 @@ def _panel(table: Table, width: int, gap: str) -> Text:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
-    """Cells side by side, the first flush left, all others flush right."""
+    """Return cells side by side, the first flush left, all others flush right."""
     first, *others = map(str.rjust, cells, widths)
     return gap.join([first.strip().ljust(widths[0]), *others]).rstrip() + "\n"
 
@@ -179,7 +182,7 @@ def _csv(table: Table) -> str:
 
 
 def _named_once(table: Table) -> Iterator[list[str]]:
-    """The rows, the condition named in the first of its block only."""
+    """Yield the rows, with the condition named only in the first row of its block."""
     before: list[str] = []
     for row in table.rows:
         condition = row[: table.keys]
@@ -188,7 +191,7 @@ def _named_once(table: Table) -> Iterator[list[str]]:
 
 
 def _stacked(table: Table) -> list[list[str]]:
-    """Every header broken into lines no wider than its column's cells need, to keep the table narrow."""
+    """Return every header broken into lines no wider than its column's cells need, to keep the table narrow."""
     stacked = []
     for header, *cells in zip(table.columns, *table.rows, strict=True):
         widest = max(map(len, [*header.split(), *cells]))

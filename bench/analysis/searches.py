@@ -1,4 +1,4 @@
-"""Whether the optimizers that are compared were searched alike: over the same keys and values, as many times."""
+"""A check that compared optimizers were searched alike: the same keys and values, the same number of trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW = 3
 
 @dataclass(frozen=True)
 class Search:
-    """What was tried of a label: so many configurations, over the values of some hyperparameters, in words."""
+    """A label's search in words: the number of configurations and the values of its hyperparameters."""
 
     trials: int
     space: tuple[tuple[str, str], ...]
@@ -31,7 +31,7 @@ class Search:
 
     @property
     def short(self) -> str:
-        """The search without its values."""
+        """Return the search without its values."""
         keys = " and ".join(key for key, _ in self.space)
         return f"{self.trials} configurations of {keys}" if self.trials > 1 else NONE
 

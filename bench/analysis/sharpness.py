@@ -35,7 +35,7 @@ COSTS = {
 
 
 def measured(results: Results) -> pd.DataFrame:
-    """The rows of measures.csv that still hold, with "rise"; one without rows where there are none.
+    """Return the rows of measures.csv that are still valid, with "rise"; without rows if there are none.
 
     A run that was repeated since with other weights, or is no longer planned, is left out. Columns as in measures.csv;
     "rise" is the mean of L(w + alpha d) - L(w) over alpha = -0.5 and 0.5 along the run's direction.
@@ -51,7 +51,7 @@ def measured(results: Results) -> pd.DataFrame:
 
 
 def around(results: Results, kind: str) -> pd.DataFrame:
-    """The points of directions.csv of one kind ("line" or "plane"), of the chosen configurations' measured runs.
+    """Return the points in directions.csv of one kind ("line" or "plane"), of the chosen configurations' measured runs.
 
     Columns: condition, optimizer, config, seed, run_id, alpha, beta, loss.
     """
@@ -67,7 +67,7 @@ def around(results: Results, kind: str) -> pd.DataFrame:
 
 
 def table(words: Words, results: Results, best: list[Row]) -> list[Table]:
-    """The table "sharpness" of the chosen configurations; none where no run of them was measured."""
+    """Return the table "sharpness" of the chosen configurations, or none if no run of theirs was measured."""
     frame = measured(results)
     rows = [row for row in best if len(_of(frame, row))]
     if not rows:
@@ -102,7 +102,7 @@ def _of(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
 
 
 def _interval(name: str, values: pd.Series) -> Interval:
-    """The calibration error is a share, whose interval ends where a share does."""
+    """Return the interval of the mean; that of the calibration error, a share, is cut at 0 and 1."""
     found = mean_interval(values)
     return found.within(0.0, 1.0) if name == "ece" else found
 
@@ -124,7 +124,7 @@ def _cells(words: Words, found: list[dict[str, Interval]]) -> dict[str, Callable
 
 
 def _mean(interval: Interval) -> str:
-    """Mean ± half-width with three digits of the mean that count."""
+    """Return the mean ± half-width with three significant digits of the mean."""
     if interval.n == 0:
         return EMPTY
     digits = 2 if interval.mean == 0 else max(0, 2 - int(np.floor(np.log10(abs(interval.mean)))))

@@ -37,13 +37,13 @@ def table(
     rows: Sequence[Row],
     searched: Sequence[str],
 ) -> Table:
-    """The table "statistics".
+    """Return the table "statistics".
 
     Args:
-        contrasts: what `contrasts.contrasts` gives, one a row.
+        contrasts: what `contrasts.contrasts` gives, one per row.
         best: the chosen row of every condition and label.
         rows: all of them.
-        searched: what there is to say of unequal searches.
+        searched: the notes on unequal searches.
     """
     columns = [*names(words.varied), "against", "optimizer", "equal", f"difference{words.points}", "p (t)", "p (Holm)"]
     columns += ["p (sign flip)", "p (Wilcoxon)", "effect size", "P(better)", f"detectable{words.points}", "n"]
@@ -80,18 +80,18 @@ def _cells(words: Words, one: Contrast) -> Iterator[str]:
 
 
 def _towards_better(one: Contrast) -> float:
-    """The effect size, positive where ours is better."""
+    """Return the effect size, positive if ours is better."""
     return effect_size(one.differences) * (1 if one.higher_is_better else -1)
 
 
 def _chance(one: Contrast) -> float:
-    """That one run of ours is better than one of theirs."""
+    """Return the probability that one run of ours is better than one of theirs."""
     a, b = (one.a, one.b) if one.higher_is_better else (one.b, one.a)
     return probability_of_improvement(a, b)
 
 
 def _reach(found: Sequence[Contrast]) -> Iterator[str]:
-    """The smallest p of the exact tests at each n for which they are made."""
+    """Yield the smallest p of the exact tests at each n for which the tests are made."""
     for n in sorted({one.test.difference.n for one in found} - {0, 1}):
         if n > MAX_EXACT_N:
             continue
@@ -102,7 +102,7 @@ def _reach(found: Sequence[Contrast]) -> Iterator[str]:
 
 
 def _test_sets(words: Words, results: Results, best: Sequence[Row]) -> Iterator[str]:
-    """How far another test set of the same size could be from this one, for each baseline's accuracy."""
+    """Yield how far another test set of the same size could be from this one, for each baseline's accuracy."""
     sizes = sizes_of_test_sets(results)
     among = conditions(results.meta)
     told = []
@@ -122,7 +122,7 @@ def _test_sets(words: Words, results: Results, best: Sequence[Row]) -> Iterator[
 
 
 def sizes_of_test_sets(results: Results) -> dict[str, int]:
-    """Condition -> examples of the test set, where the metric is a share of them; worked out of the scores."""
+    """Return condition -> examples of the test set, where the metric is a share of them, derived from the scores."""
     key = results.meta["metric"]["key"]
     runs = finished(results)
     if "test_acc" not in runs:

@@ -36,30 +36,30 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half the length of the interval; NaN where it is undefined."""
+        """Return half the length of the interval; NaN if it is undefined."""
         return (self.high - self.low) / 2
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval."""
+        """Return whether there is an interval."""
         return not math.isnan(self.low)
 
     @property
     def alike(self) -> bool:
-        """Whether several values are all the same, from which no interval follows."""
+        """Return whether several values are all the same, from which no interval follows."""
         return self.n > 1 and not self.known and not math.isnan(self.mean)
 
     @property
     def cut(self) -> bool:
-        """Whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
+        """Return whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
         return self.known and not math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-6)
 
     def within(self, low: float, high: float) -> Interval:
-        """The interval cut at the bounds of what was measured; a mean beyond one of them takes that bound along."""
+        """Return the interval cut at the bounds of the quantity; a mean beyond a bound becomes that bound."""
         return Interval(self.n, self.mean, max(self.low, min(low, self.mean)), min(self.high, max(high, self.mean)))
 
     def scaled(self, factor: float) -> Interval:
-        """The same interval in another unit, e.g. factor 100 from a fraction to percent."""
+        """Return the same interval in another unit, e.g. factor 100 from a fraction to percent."""
         return Interval(self.n, self.mean * factor, self.low * factor, self.high * factor)
 
 
@@ -73,7 +73,7 @@ class PairedTest:
 
 
 def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.float64]:
-    """Half-width of the Student-t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of any one shape.
+    """Return the half-width of the t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of one shape.
 
     `sd` is the sample standard deviation (ddof=1). NaN where n < 2, and where sd is 0: neither one value nor equal
     ones say anything about spread.
@@ -93,7 +93,7 @@ def without_rounding(sd: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """Mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
+    """Return the mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
 
     With one value, and with equal ones, the bounds are NaN, with none the mean is NaN too.
     """
@@ -122,7 +122,7 @@ def paired_test(
 
 
 def paired_t_p(differences: ArrayLike) -> float:
-    """Two-sided p of the paired t test, from differences of shape (n,).
+    """Return the two-sided p of the paired t test, from differences of shape (n,).
 
     NaN for n < 2, and where the differences have no spread beyond rounding: t is then undefined, and the
     p = 0 that a division by 1e-17 would give is not evidence of anything.
@@ -138,7 +138,7 @@ def paired_t_p(differences: ArrayLike) -> float:
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
+    """Return the exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
 
     Assumes only that the differences are symmetric about 0 under the null (Fisher, The Design of Experiments,
     1935, section 21). NaN for n = 0 and for n > 20, where the enumeration would be too large.
@@ -154,12 +154,12 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def smallest_sign_flip_p(n: int) -> float:
-    """The smallest p that the sign-flip and the Wilcoxon test can reach with n pairs, 2 / 2^n, whatever the data."""
+    """Return the smallest p that the sign-flip and the Wilcoxon test can reach with n pairs: 2 / 2^n on any data."""
     return 2.0 ** (1 - n)
 
 
 def wilcoxon_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the signed-rank test of differences of shape (n,).
+    """Return the exact two-sided p of the signed-rank test of differences of shape (n,).
 
     It is the sign-flip test of the ranks (Wilcoxon, Biometrics Bulletin 1, 1945); differences of 0 are left out as
     there, tied ones share their mean rank. scipy's is exact without ties only. NaN where none is left or more than 20.
@@ -173,7 +173,7 @@ def wilcoxon_p(differences: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """p values of shape (k,) corrected for their number by Holm's step-down method; NaN ones are not counted.
+    """Return p values of shape (k,) corrected for their number by Holm's step-down method, not counting NaN values.
 
     Keeps the chance of even one false finding among them at the level (Holm, Scandinavian Journal of Statistics 6,
     1979).
@@ -187,7 +187,7 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
 
 
 def effect_size(differences: ArrayLike) -> float:
-    """Hedges' g of paired differences of shape (n,): d_z, their mean over their deviation, corrected for small n.
+    """Return Hedges' g of paired differences of shape (n,): d_z, mean over deviation, corrected for small n.
 
     d_z as in Lakens, Frontiers in Psychology 4:863, 2013, eq. 6; the correction, with n - 1 degrees of freedom, is the
     exact one of Hedges, Journal of Educational Statistics 6, 1981, eq. 6e: 0.80 at n=5. It counts in deviations of the
@@ -203,10 +203,10 @@ def effect_size(differences: ArrayLike) -> float:
 
 
 def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """The chance that one run of ours scores higher than one of theirs, whatever their seeds; ties count half.
+    """Return the probability that one run of ours scores higher than one of theirs, whatever their seeds.
 
-    Over all pairs of values of shapes (n,) and (m,), NaN ones left out (Agarwal et al. 2021, arXiv:2108.13264, section
-    4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
+    Ties count half. The probability is over all pairs of values of shapes (n,) and (m,), NaN values left out (Agarwal
+    et al. 2021, arXiv:2108.13264, section 4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
     """
     a, b = (np.asarray(values, dtype=float) for values in (ours, theirs))
     signs = np.sign(a[~np.isnan(a)][:, None] - b[~np.isnan(b)][None, :])
@@ -214,7 +214,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
 
 
 def smallest_detectable(differences: ArrayLike, power: float = POWER, level: float = LEVEL) -> float:
-    """The smallest true mean difference that the paired t test finds at this n with this power, two-sided.
+    """Return the smallest true mean difference that the paired t test finds at this n with this power, two-sided.
 
     In the unit of the differences, of shape (n,); their observed deviation stands for the true one (Cohen 1988, section
     2.4, by statsmodels). NaN for n < 2 and where there is no spread.
@@ -234,7 +234,7 @@ def _detectable_effect(n: int, power: float, level: float) -> float:
 
 
 def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """Bounds of a share measured on so many examples: what another test set of this size could have said.
+    """Return the bounds of a share measured on this many examples: what another test set of this size could give.
 
     The score interval of Wilson, JASA 22, 1927 (method 3 of Newcombe, Statistics in Medicine 17, 1998). NaN without
     any.
@@ -248,7 +248,7 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def examples(shares: ArrayLike) -> int | None:
-    """Of how many examples these are shares: the fewest of which each is a whole number; None if over a million.
+    """Return of how many examples these are shares: the fewest that make each whole; None if over a million.
 
     Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
     is never overstated.
@@ -261,6 +261,6 @@ def examples(shares: ArrayLike) -> int | None:
 
 
 def _spread(sample: NDArray[np.float64]) -> float:
-    """The sample deviation; 0 where it is nothing but rounding."""
+    """Return the sample standard deviation, or 0 if it is only rounding error."""
     sd = float(sample.std(ddof=1))
     return 0.0 if sd <= 1e-12 * float(np.abs(sample).max()) else sd

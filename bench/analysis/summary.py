@@ -1,4 +1,4 @@
-"""From the records of all runs to one row an optimizer and condition: choose on validation, report on test."""
+"""From the records of all runs to one row per optimizer and condition: choose on validation, report on test."""
 
 from __future__ import annotations
 
@@ -88,18 +88,18 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The label with its configuration, e.g. "sam (rho=0.1)"."""
+        """Return the label with its configuration, e.g. "sam (rho=0.1)"."""
         return f"{self.label} ({self.config})" if self.config else self.label
 
     @property
     def name(self) -> str:
-        """The title of a choice; without any number there was none to make, so no value is named."""
+        """Return the title of a choice, or the label with the reason if no configuration of the label has a score."""
         lost = "no finite score" if self.done else "no run finished"
         return self.title if self.scored or not self.config else f"{self.label} ({lost})"
 
     @property
     def sweep_point(self) -> tuple[str, float] | None:
-        """The swept key and its value if exactly one key is swept and it is a number, else None."""
+        """Return the swept key and its value if exactly one key is swept and its value is a number, else None."""
         if len(self.swept) != 1:
             return None
         key, value = next(iter(self.swept.items()))
@@ -108,7 +108,7 @@ class Row:
 
 @once
 def all_rows(results: Results) -> list[Row]:
-    """Every (condition, label, configuration) as a row, conditions and labels in the order of the experiment.
+    """Return every (condition, label, configuration) as a row, in the order of the experiment.
 
     One configuration a label is `chosen` under each condition, by `choice.choose`. In an experiment with phases that
     row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
@@ -124,7 +124,7 @@ def all_rows(results: Results) -> list[Row]:
 
 @once
 def tried_rows(results: Results) -> list[Row]:
-    """Every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
+    """Return every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
     records = choice.tuning(results.records)
     if records.empty:
         return []
@@ -134,7 +134,7 @@ def tried_rows(results: Results) -> list[Row]:
 
 
 def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
-    """What was chosen, and what was not tuned, over the final runs: those that are planned, whether there or not."""
+    """Return the rows of chosen and of untuned configurations, over the planned final runs, finished or not."""
     records = choice.reported(results.records)
     chosen = {(row.condition, row.label, row.config): row for row in tried if row.chosen}
     untuned = [
@@ -155,7 +155,7 @@ def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
 
 
 def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
-    """A row for every line of a frame of counts, from the finished ones among the records."""
+    """Return a row per line of a frame of counts, from the finished runs among the records."""
     meta = results.meta
     records = _with_speed(timed(keyed(records), results))
     columns = _interval_columns(meta["metric"]["key"])
@@ -186,7 +186,7 @@ def _in_order(meta: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
 
 
 def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Under which condition, who, how many runs, and the fields asked for, one line a row, unrounded.
+    """Return one line per row, unrounded: condition, label, number of runs, and the requested fields.
 
     A condition is given by its name and by the varied values; where nothing is varied it has no column. An interval
     becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high". Metrics are scaled to
@@ -208,7 +208,7 @@ def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, An
 
 
 def comparison_frame(rows: Sequence[Row], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
+    """Return paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
     tests = [row.difference or NOT_COMPARED for row in rows]
     data = _bounds("difference", metric["unit"], [test.difference.scaled(metric["scale"]) for test in tests])
     data["difference_n"] = [test.difference.n for test in tests]
@@ -226,7 +226,7 @@ def _bounds(name: str, unit: str, intervals: Sequence[Interval]) -> dict[str, li
 
 
 def _interval_columns(key: str) -> dict[str, str]:
-    """Fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
+    """Return fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
     return {
         "test_metric": f"test_{key}",
         "val_metric": f"val_{key}",
@@ -243,13 +243,13 @@ def _interval_columns(key: str) -> dict[str, str]:
 
 
 def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with "tokens_per_second", NaN where no tokens were counted."""
+    """Return the records with "tokens_per_second", NaN where no tokens were counted."""
     tokens = records["tokens"].astype(float) if "tokens" in records else pd.Series(np.nan, records.index)
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
 
 def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
-    """Each configuration against the baseline's chosen one of its condition, over the seeds that both finished."""
+    """Return each configuration against the baseline's choice of its condition, over the seeds that both finished."""
     chosen = frame.index[frame["chosen"]]
     baselines = chosen[chosen.get_level_values("optimizer") == meta["baseline"]]
     columns = [f"test_{meta['metric']['key']}", "train_seconds", "passes"]
@@ -271,13 +271,13 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, 
 
 
 def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Mean of ours over mean of theirs, over the seeds that both have; NaN if there are none."""
+    """Return the mean of ours over the mean of theirs, over the seeds that both have; NaN if there are none."""
     both = ~np.isnan(ours + theirs)
     return float(ours[both].mean() / theirs[both].mean()) if both.any() else np.nan
 
 
 def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
-    """The t interval of one column for every configuration, in the order of the frame."""
+    """Return the t interval of one column for every configuration, in the order of the frame."""
     n, mean, sd = (frame[f"{column}:{moment}"].to_numpy() for moment in ("count", "mean", "std"))
     half = half_width(n, without_rounding(sd, mean))
     bounds = zip(n.astype(int), mean.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True)
@@ -285,7 +285,7 @@ def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
 
 
 def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any, Any], compared: Comparison) -> Row:
-    """The row of one configuration from its line of the frame."""
+    """Return the row of one configuration from its line of the frame."""
     condition, label, config = key
     ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
     return Row(
@@ -305,7 +305,7 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
 
 
 def _with_edges(rows: list[Row], meta: Mapping[str, Any]) -> list[Row]:
-    """The rows, those chosen with what of them lies at an end of what was tried under their condition."""
+    """Return the rows; each chosen row names its values at an end of what was tried under its condition."""
     spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def build(results: Results) -> list[Table]:
-    """The tables of an experiment, in this order.
+    """Return the tables of an experiment, in this order.
 
     "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
-    "target" (where there is one), "tuning" (if that was a phase of its own), "sweep" (if anything is) and "sharpness"
-    (if it was measured).
+    "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep" (if anything is swept) and
+    "sharpness" (if it was measured).
 
-    Unfinished experiments are tabulated as far as they are: incomplete rows carry a dagger and a footnote.
+    Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
     """
     rows = all_rows(results)
     words = Words(results.meta, provenance(results))
@@ -61,7 +61,7 @@ def build(results: Results) -> list[Table]:
 
 
 def to_target(results: Results, shown: float) -> Table:
-    """The table "target" for a score of one's own, in the unit that tables show."""
+    """Return the table "target" for a user's own score, in the unit that tables show."""
     rows = all_rows(results)
     words = Words(results.meta, provenance(results))
     return target.table(words, results, [row for row in rows if row.chosen], rows, shown / words.scale)
@@ -154,7 +154,7 @@ def _cost(words: Words, results: Results, best: list[Row], rows: list[Row]) -> T
 
 
 def _sweep(words: Words, rows: list[Row]) -> Table:
-    """Of validation alone where tuning is a phase of its own: its runs have no test numbers."""
+    """Return the table of the sweep, of validation alone if tuning is a phase of its own, without test numbers."""
     apart = bool(phased(words.meta))
     of_test: dict[str, Callable[[Row], str]] = {
         f"test {words.metric}{words.brackets}": lambda row: words.mean(row.test_metric),

@@ -49,7 +49,7 @@ class Reached:
 
 
 def costs_to_target(results: Results, best: Sequence[Row], target: float | None = None) -> list[Reached]:
-    """What every chosen configuration needs until its test metric is first as good as the target at an evaluation.
+    """Return the cost of every chosen configuration until an evaluation first gives a test metric at the target.
 
     Args:
         best: the chosen row of every condition and label.
@@ -82,7 +82,7 @@ def costs_to_target(results: Results, best: Sequence[Row], target: float | None 
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Lower quartile, median and upper quartile of ascending values: each is one of them, so infinite ones are no bar.
+    """Return lower quartile, median and upper quartile of ascending values; each is a value, so infinity is allowed.
 
     The inverse of the empirical distribution (Hyndman and Fan, The American Statistician 50, 1996, definition 1). NaN
     without values.
@@ -93,7 +93,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
-    """The ids of all runs that count, by configuration."""
+    """Return the ids of all runs that count, by configuration."""
     records = keyed(choice.reported(results.records))
     ended = records[records["status"].isin(["done", "diverged", "failed"])]
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -105,7 +105,7 @@ def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
 
 
 def _curves(results: Results, metric: str) -> pd.DataFrame:
-    """Every evaluation of every run, in order."""
+    """Return every evaluation of every run, in order."""
     curves = results.curves[["run_id", "epoch", "passes", "train_seconds", metric]]
     return curves.rename(columns={metric: "value"}).sort_values("epoch", kind="stable")
 
@@ -116,7 +116,7 @@ def _curves(results: Results, metric: str) -> pd.DataFrame:
 def table(
     words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row], target: float | None = None
 ) -> Table:
-    """The table "target", without rows where there is none to reach: see `costs_to_target` for `target`."""
+    """Return the table "target", without rows if there is no target; see `costs_to_target` for `target`."""
     found = costs_to_target(results, best, target)
     columns = [*names(words.varied), "optimizer", f"target{words.brackets}", "reached"]
     columns += ["passes, median", "quartiles", "time, median", "quartiles"]
@@ -161,7 +161,7 @@ def _shown(value: float, form: Any) -> str:
 
 
 def _steps(results: Results, found: Sequence[Reached]) -> Iterator[str]:
-    """How coarse the evaluations are, in epochs."""
+    """Yield how coarse the evaluations are, in epochs."""
     gaps = results.curves.sort_values("epoch").groupby("run_id")["epoch"].diff().dropna()
     if gaps.empty:
         yield "Every run was evaluated once, after its last epoch: costs are those of whole runs."

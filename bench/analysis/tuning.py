@@ -1,4 +1,4 @@
-"""How hyperparameters were chosen where that was a phase of its own: the table "tuning", and what captions say."""
+"""The tuning phase in results: the table "tuning", and the sentences of captions about the choice."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ UNTUNED = "not tuned"
 
 
 def table(words: Words, results: Results, tried: Sequence[Row], best: Sequence[Row]) -> Table:
-    """What every optimizer got for tuning, what was chosen, and where in what was searched that lies.
+    """Return the table of every optimizer's tuning budget, its choice, and the choice's place in the searched space.
 
     Args:
-        tried: every configuration over the runs it was chosen by.
-        best: the chosen rows, those of optimizers that were not tuned among them.
+        tried: every configuration over the runs used for choosing.
+        best: the chosen rows, including those of untuned optimizers.
     """
     tune = choice.phased(words.meta)["tune"]
     chosen = {(row.condition, row.label): row for row in tried if row.chosen}
@@ -87,10 +87,10 @@ def table(words: Words, results: Results, tried: Sequence[Row], best: Sequence[R
 
 
 def sentence(meta: Mapping[str, Any], metric: str, held_out: str, each: str) -> str:
-    """What a caption says of the choice.
+    """Return the sentence of a caption about the choice.
 
     Args:
-        held_out: the share of the training data that is, in brackets.
+        held_out: the held-out share of the training data, in brackets.
         each: ", for each condition by itself" or "".
     """
     phases = choice.phased(meta)
@@ -107,7 +107,7 @@ def sentence(meta: Mapping[str, Any], metric: str, held_out: str, each: str) -> 
 
 
 def notes_on(meta: Mapping[str, Any], tried: Sequence[Row]) -> Iterator[str]:
-    """What there is to say under every table: who was not tuned, whose tuning is not over, whose choice changed."""
+    """Yield the notes under every table: optimizers that were not tuned, unfinished tuning, changed choices."""
     phases = choice.phased(meta)
     if not phases:
         return
@@ -142,7 +142,7 @@ def _named(earlier: Mapping[str, Any]) -> str:
 
 
 def _passes(results: Results) -> dict[tuple[str, str], float]:
-    """Of the finished runs of tuning, by condition and label."""
+    """Return the passes of the finished tuning runs, by condition and label."""
     records = keyed(choice.tuning(results.records))
     sums = records.groupby(["condition", "optimizer"], sort=False)["passes"].sum()
     return {key: float(value) for key, value in sums.items()}  # type: ignore[misc]
@@ -159,7 +159,7 @@ def _in_words(where: Mapping[str, str], edges: Mapping[str, str]) -> str:
 
 
 def _searched(spaces: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What was searched, each list and range with the labels that had it."""
+    """Yield the searched lists and ranges, each with the labels that searched it."""
     found: dict[str, list[str]] = {}
     for label, space in spaces.items():
         for key, values in space.items():

@@ -37,36 +37,36 @@ class Words:
         self.notes = list(dict.fromkeys(meta.get("notes") or []))
 
     def mean(self, interval: Interval) -> str:
-        """Metric as mean ± half-width; the mean alone where there is no interval."""
+        """Return the metric as mean ± half-width, or the mean alone if there is no interval."""
         return cells.plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
 
     def difference(self, row: Row) -> str:
-        """Paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
+        """Return the paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if row.difference is None or row.difference.difference.n == 0:
             return EMPTY
         return self.signed(row.difference.difference)
 
     def signed(self, difference: Interval) -> str:
-        """A difference with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
+        """Return a difference with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
         if difference.n < 2:
             return self.signed_mean(difference)
         return f"{self.signed_mean(difference)} {self.signed_bounds(difference)}"
 
     def signed_mean(self, difference: Interval) -> str:
-        """The mean of a difference, e.g. "+0.82"."""
+        """Return the mean of a difference, e.g. "+0.82"."""
         if difference.n == 0:
             return EMPTY
         return self._signed(difference.mean) + (" (n=1)" if difference.n == 1 else "")
 
     def signed_bounds(self, difference: Interval) -> str:
-        """The bounds of a difference, e.g. "[+0.31, +1.33]"."""
+        """Return the bounds of a difference, e.g. "[+0.31, +1.33]"."""
         return cells.signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
 
     def _signed(self, value: float) -> str:
         return f"{value * self.scale:+z.{self.digits}f}"
 
     def measured(self, split: str = "Test") -> str:
-        """What the metric is and how its spread is given."""
+        """Return the definition of the metric and of its spread."""
         definition = self.meta["metric"]["definition"]
         return (
             f"{split} {self.metric}{self.brackets} after the last epoch: {definition}; {self.better} is better. "
@@ -82,44 +82,44 @@ class Words:
         return f"Gap: test {self.metric} minus {train}, so that positive is worse on the test set, as everywhere."
 
     def closing(self) -> list[str]:
-        """What every caption ends with: the choice, what tasks and models have to say, the origin."""
+        """Return the sentences that end every caption: the choice, notes of tasks and models, the origin."""
         return [sentence for sentence in (self.chosen(), *self.notes, self.origin(), self.caution()) if sentence]
 
     def cut(self) -> list[str]:
-        """The footnote on texts that were cut, if any were."""
+        """Return the footnote on truncated texts, if any were truncated."""
         return [self.source.cut] if self.source.cut else []
 
     def titles(self, tasks: Iterable[str]) -> str:
         return ", ".join(title(self.meta, task) for task in tasks)
 
     def reported(self, task: str) -> dict[str, str]:
-        """The scores of a task that are shown: columns of records with their names."""
+        """Return the scores of a task that are shown: columns of records with their names."""
         of_metric = {f"test_{self.meta['metric']['key']}": self.metric}
         return self.tasks.get(task, {}).get("reported") or of_metric
 
     def score_of(self, task: str, column: str) -> str:
-        """What to call a score of a task: "MRPC, F1"; "CIFAR-10" where it is that of the metric, and the only one."""
+        """Return the name of a task's score: "MRPC, F1", or "CIFAR-10" if the metric is the task's only score."""
         score, only = self.reported(task)[column], len(self.reported(task)) == 1
         return title(self.meta, task) if only and score == self.metric else f"{title(self.meta, task)}, {score}"
 
     def suite(self, tasks: Iterable[str]) -> dict[str, Any] | None:
-        """The benchmark that all of these tasks belong to, if they all belong to one."""
+        """Return the benchmark that all of these tasks belong to, or None if there is no such benchmark."""
         first, *others = (self.tasks.get(task, {}).get("suite") for task in tasks)
         return first if all(other == first for other in others) else None
 
     def losses(self) -> dict[str, str]:
-        """Every kind of loss with the titles of the tasks that have it; {} where all is cross-entropy."""
+        """Return every kind of loss with the titles of the tasks that have it; {} if all are cross-entropy."""
         found: dict[str, list[str]] = {}
         for task, about in self.tasks.items():
             found.setdefault(about.get("loss") or NATS, []).append(task)
         return {} if set(found) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in found.items()}
 
     def within(self) -> str:
-        """Said of every comparison where there are several conditions."""
+        """Return the words that follow every comparison if there are several conditions."""
         return " under the same condition" if self.varied else ""
 
     def chosen(self) -> str:
-        """How swept values were chosen; nothing to say where nothing is swept."""
+        """Return how swept values were chosen, or nothing if nothing is swept."""
         if not self.meta["sweeps"]:
             return ""
         share = "" if "validation" in self.varied else f"{100 * self.meta['data']['validation']:.3g}% "
@@ -133,7 +133,7 @@ class Words:
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
 
     def origin(self) -> str:
-        """Task, data, conditions, seeds, hardware, versions and commits behind the numbers."""
+        """Return the task, data, conditions, seeds, hardware, versions and commits behind the numbers."""
         found = self.source
         made = (
             f"Hardware: {'; '.join(found.devices)}. torch {', '.join(found.torch)}, "
@@ -148,7 +148,10 @@ class Words:
         return " ".join(filter(None, (subject, self._conditions(), made)))
 
     def subject(self) -> str:
-        """Task, data and model, to go into a sentence: "digits with 20% of the training labels replaced (resnet8)"."""
+        """Return task, data and model as part of a sentence.
+
+        Example: "digits with 20% of the training labels replaced (resnet8)".
+        """
         tasks = [title(self.meta, task) for task in self.varied.get("task") or [self.meta["task"]]]
         models = self.varied.get("model") or [self.meta["model"]]
         data = " and ".join(self._data())
@@ -158,11 +161,11 @@ class Words:
         return f"{enumerated(tasks)}{data and f' with {data}'} ({enumerated(models)}{across})"
 
     def caution(self) -> str:
-        """That the data are not those they are named after, if so."""
+        """Return the warning that the data are not those they are named after, or "" if they are."""
         return self.source.caution
 
     def _data(self) -> Iterator[str]:
-        """What was done to the data under all conditions alike."""
+        """Yield the changes made to the data under all conditions alike."""
         settings = self.meta["data"]
         size, share, noise = (settings.get(key) for key in ("train_size", "train_share", "label_noise"))
         if size and "train_size" not in self.varied:
@@ -173,7 +176,10 @@ class Words:
             yield f"{100 * noise:.3g}% of the training labels replaced"
 
     def _conditions(self) -> str:
-        """What is varied, as a sentence: "Conditions: label noise 0.2, 0.4, 0.6"; tasks and models are named before."""
+        """Return the varied settings as a sentence: "Conditions: label noise 0.2, 0.4, 0.6".
+
+        The names of varied tasks and models stand elsewhere in the caption.
+        """
         axes = [
             f"the {column}s" if column in NAMED else f"{name} {', '.join(map(value_text, values))}"
             for name, (column, values) in zip(names(self.varied), self.varied.items(), strict=True)
@@ -198,6 +204,6 @@ def _plural(noun: str, count: int) -> str:
 
 
 def enumerated(parts: Sequence[str]) -> str:
-    """Parts as a sentence lists them: "a", "a and b", "a, b and c"."""
+    """Return the parts as a sentence lists them: "a", "a and b", "a, b and c"."""
     *others, last = parts
     return f"{', '.join(others)} and {last}" if others else last

@@ -60,7 +60,7 @@ class Display:
         self.live.stop()
 
     def estimated(self, runs: Sequence[PlannedRun], speeds: Mapping[str, Speed], workers: int) -> None:
-        """Before anything starts; the clock of the time left starts anew."""
+        """Show an estimate before anything starts, and restart the clock of the time left."""
         seconds, words = estimate(runs, self.passes, speeds, workers)
         self.console.print(Text(words, "bold yellow" if seconds > LONG else "bold"), soft_wrap=True)
         self.started_at = time.monotonic()
@@ -93,7 +93,7 @@ class Display:
         self._line(run, Text(f"FAILED: {reason}", "bold red"))
 
     def dropped(self, run: PlannedRun) -> None:
-        """Stopped, or another launch has it."""
+        """Remove a run that was stopped or that another launch works on."""
         self.running.pop(run.spec.run_id, None)
 
     def say(self, message: str) -> None:

@@ -46,19 +46,19 @@ class Speed:
     compiling: float = 0.0
 
     def run(self, spec: RunSpec, passes: int) -> float:
-        """Seconds of a whole run."""
+        """Return the seconds of a whole run."""
         evaluations = -(-spec.train.epochs // spec.train.eval_every)
         return self.setup + passes * self.a_pass + evaluations * self.an_evaluation + self.more
 
 
 def kind(spec: RunSpec) -> str:
-    """What runs of the same speed have in common: all but the optimizer, the seed and the lengths of things."""
+    """Return a key shared by runs of the same speed: all settings but the optimizer, the seed and the durations."""
     train = spec.train.model_dump(exclude={"epochs", "warmup_epochs", "eval_every", "schedule", "clip_norm"})
     return str((spec.task, spec.model, spec.data, spec.phase, train, spec.optimizer.params.get("m")))
 
 
 def samples(runs: Iterable[PlannedRun]) -> dict[str, RunSpec]:
-    """For every kind of run, the one that is measured: of the fewest passes a step."""
+    """Return, for every kind of run, the run to measure: the one with the fewest passes per step."""
     cheapest = sorted(runs, key=lambda run: passes_per_step(run.spec.optimizer))
     return {kind(run.spec): run.spec for run in reversed(cheapest)}
 
@@ -162,7 +162,7 @@ def _set_up(spec: RunSpec, device: torch.device) -> tuple[Run, float]:
 
 
 def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> tuple[float, float]:
-    """And a pass: how many a step has may change from one to the next."""
+    """Return the seconds per step and per pass; the number of passes may change from one step to the next."""
     augment = np.random.RandomState(0)
     started, steps, before = time.perf_counter(), 0, run.work
     while steps == 0 or time.perf_counter() - started < seconds:
@@ -174,7 +174,7 @@ def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> tuple[float, floa
 
 
 def _usual(batches: Sequence[Batch]) -> Batch:
-    """One whose tokens are closest to the mean; of batches that are all alike, the first."""
+    """Return the batch whose number of tokens is closest to the mean, or the first if all batches are alike."""
     mean = sum(batch.tokens for batch in batches) / len(batches)
     return min(batches, key=lambda batch: abs(batch.tokens - mean))
 
@@ -188,12 +188,12 @@ def _seconds_a_unit(run: Run, network: nn.Module, which: Tensor) -> float:
 
 
 def _units(split: Split) -> int:
-    """What the time of an evaluation goes with: tokens of texts, else examples."""
+    """Return the size that evaluation time is proportional to: the tokens of texts, else the examples."""
     return len(split) if split.lengths is None else int(split.lengths.sum())
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """Seconds until the last of the runs is over, each given to the first worker that is free."""
+    """Return the seconds until the last run is over, if each run goes to the first free worker."""
     free = [0.0] * workers
     for run in seconds:
         heapq.heappush(free, heapq.heappop(free) + run)
@@ -201,7 +201,7 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
 
 
 def seconds_of(runs: Sequence[tuple[RunSpec, int]], speeds: Mapping[str, Speed], workers: int) -> float:
-    """Seconds until all runs are over.
+    """Return the seconds until all runs are over.
 
     Args:
         runs: with the passes of each.
@@ -215,7 +215,7 @@ def seconds_of(runs: Sequence[tuple[RunSpec, int]], speeds: Mapping[str, Speed],
 def estimate(
     runs: Sequence[PlannedRun], passes: Mapping[str, int], speeds: Mapping[str, Speed], workers: int
 ) -> tuple[float, str]:
-    """Seconds until all runs are over, and the same in words, with what it was made from.
+    """Return the seconds until all runs are over, and the same in words, with the basis of the estimate.
 
     Args:
         passes: of every run, by run_id.
@@ -233,7 +233,7 @@ def estimate(
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that matter: "3 days 4 h", "2 h 05 min", "7 min 20 s"."""
+    """Return seconds in the two largest units that matter: "3 days 4 h", "2 h 05 min", "7 min 20 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -45,7 +45,7 @@ To compare it with other results: `bench diff {archive} OTHER`.
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of an archive found.
+    """The result of checking an archive.
 
     Attributes:
         same, other: tables that come out byte for byte as they are in the archive, and those that do not.
@@ -60,10 +60,10 @@ class Checked:
 
 
 def export(name: str, out: Path, overrides: Sequence[str] = (), results_name: str | None = None) -> tuple[str, bytes]:
-    """The experiment's name, and the archive of its results. Arguments as for `bench.run`.
+    """Return the experiment's name and the archive of its results. The arguments are those of `bench.run`.
 
     Raises:
-        BenchError: there are no results, they are not as they were written, or are not of this experiment.
+        BenchError: there are no results, they were changed after they were written, or belong to another experiment.
     """
     of = recorded(name, out, overrides, results_name)
     path = experiments.find(name)
@@ -111,7 +111,7 @@ def check(path: Path) -> Checked:
 
 
 def _plugins(path: Path) -> dict[str, bytes]:
-    """The plug-ins of an experiment file, where it looks for them; those outside its folder under plugins/."""
+    """Return an experiment file's plug-ins by their path relative to it; those outside its folder go under plugins/."""
     named = read_toml(path).get("plugins", [])
     found = {}
     for plugin in named:
@@ -122,7 +122,7 @@ def _plugins(path: Path) -> dict[str, bytes]:
 
 
 def _environment(results: Results) -> dict[str, object]:
-    """Hardware and versions of the finished runs, and the versions that wrote the archive."""
+    """Return hardware and versions of the finished runs, and the versions that wrote the archive."""
     finished = results.records[results.records["status"].isin(["done", "diverged"])]
     among = finished[[column for column in CIRCUMSTANCES if column in finished]]
     setups = json.loads(among.value_counts(dropna=False).rename("runs").reset_index().to_json(orient="records"))

@@ -31,7 +31,7 @@ Lost = tuple[PlannedRun, str]
 
 @dataclass
 class Followed:
-    """What became of runs that were followed.
+    """The result of following runs.
 
     Attributes:
         lost: runs that will not be finished without another launch.
@@ -145,7 +145,7 @@ class _Watch:
         return True
 
     def _retried(self, run: PlannedRun, job: JobStatus | None) -> int | None:
-        """When a run had failed that its job is to do again."""
+        """Return when a run had failed that its job is to retry, or None."""
         if job is None or not job.live:
             return None
         key = job.submission.name

@@ -1,4 +1,4 @@
-"""On the further nodes of a SLURM job: starts there the processes of the runs that the first node's worker does.
+"""Entry point on the further nodes of a SLURM job: starts the processes of runs that the first node's worker does.
 
 It does what the calls say that `bench.distributed.run_distributed` writes. Everything else, stopping too, is between
 that and the processes; which end by themselves when it does.
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.5
 
 
 def main() -> int:
-    """`python -m bench.launch.helper FOLDER TASK`: 0 when the first node has said that all is over."""
+    """Run `python -m bench.launch.helper FOLDER TASK`; return 0 when the first node has said that all is over."""
     calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""

@@ -84,7 +84,7 @@ class Job:
                 write_atomic(submissions.calls(self.folder, self.task), to_json({"over": True}))
 
     def _lead(self, submission: Submission) -> str:
-        """What the first node of the job does, mostly the only one."""
+        """Do the work of the job's first node, which is mostly the only one."""
         note = replace(submission.note(self.task), node=os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
         note = replace(note, starts=note.starts + 1, state="running", message="")
         from submitit.core.utils import UncompletedJobError
@@ -112,7 +112,7 @@ class Job:
         return self._end(submission, note, status)
 
     def _help(self, submission: Submission) -> str:
-        """What the other nodes do: start what the first one calls for. One that fails ends the job on all of them."""
+        """Do the work of another node: start what the first node asks for. A failing node ends the job on all nodes."""
         self._check_code()
         if status := self._launch(submission, "bench.launch.helper"):
             raise BenchError(f"the helper of this node ended with {_in_words(status)}")
@@ -126,7 +126,7 @@ class Job:
             )
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Have all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
+        """Make all runs save and stop. Called by submitit on its signal, in the middle of `__call__`.
 
         Writes nothing itself; runs save between two steps.
 
@@ -164,8 +164,10 @@ class Job:
         return DelayedSubmission(type(self)(self.folder, self.task, self.code, self.idle))
 
     def _is_at_its_limit(self, settings: Settings) -> bool:
-        """Rather than preempted, which may come at any time and says nothing of the runs. SLURM's signal comes up to
-        a minute early."""
+        """Tell whether the job reached its time limit, rather than being preempted.
+
+        Preemption may come at any time and says nothing about the runs. SLURM's signal comes up to a minute early.
+        """
         usable = 60 * settings.time - settings.grace_seconds
         return time.monotonic() - self._started >= max(usable - 60, usable / 2)
 
@@ -212,7 +214,7 @@ class Job:
 
 
 def _environment(submission: Submission) -> dict[str, str]:
-    """The launcher's variables: the submitter's data folder, and no GPU that was not asked for."""
+    """Return the launcher's environment variables: the submitter's data folder, and no GPU that was not asked for."""
     environment = dict(os.environ)
     if submission.settings.data:
         environment["BENCH_DATA"] = submission.settings.data
@@ -228,7 +230,7 @@ def _is_over(pid: int) -> bool:
 
 
 def _wait_while_running() -> None:
-    """Told to end by SIGTERM alone, be there until SLURM ends the job.
+    """Wait until SLURM ends the job, if the job was told to end by SIGTERM alone.
 
     Some sites send it at the beginning of the grace time before a preemption: a job that ended by itself then would
     count as completed, and not be started again.

@@ -1,4 +1,4 @@
-"""Where the jobs of an experiment's submissions stand, what follows from it for its runs, and cancelling them."""
+"""The status of an experiment's SLURM jobs, its consequences for the runs, and cancelling jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKING = ("RUNNING", "SUSPENDED")
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Where a submitted job stands.
+    """The status of a submitted job.
 
     Attributes:
         task: its place in the submission.
@@ -168,7 +168,7 @@ def describe_hidden(statuses: Iterable[JobStatus]) -> str:
 
 @dataclass
 class Cancelled:
-    """What became of an order to cancel.
+    """The result of cancelling jobs.
 
     Attributes:
         jobs: ids of the jobs that were cancelled.

@@ -28,7 +28,7 @@ PLACE = ("run_id", "condition", "optimizer", "config", "seed")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a run's final weights are, and whether they were kept or made again."""
+    """The place of a run's final weights, and whether these weights were kept or made again."""
 
     path: Path
     origin: str
@@ -77,7 +77,7 @@ def measure_runs(
 
 
 def _kept(of: Recorded, settings: Settings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is there already and still holds: of the recorded weights, measured with these settings."""
+    """Return the existing measurements that are still valid: of the recorded weights, with these settings."""
     measures, directions = of.results.measures, of.results.directions
     if measures is None or directions is None or again:
         return pd.DataFrame(columns=[*PLACE]), pd.DataFrame(columns=[*PLACE])
@@ -99,7 +99,10 @@ def _first_seeds(runs: Sequence[PlannedRun]) -> set[str]:
 def _final_weights(
     of: Recorded, runs: Sequence[PlannedRun], jobs: int | None, console: Console
 ) -> Iterator[dict[str, Weights]]:
-    """The weights of all runs, by run_id: those that `bench run --keep-weights` left, else those of a repetition."""
+    """Yield the weights of all runs, by run_id.
+
+    The weights are those kept by `bench run --keep-weights`, else those of a repetition.
+    """
     store = Store(of.folder)
     found = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
     gone = [run for run in runs if not found[run.spec.run_id].path.exists()]
@@ -156,12 +159,12 @@ def _measure(
 
 
 def _joined(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """With these rows at its end; an empty frame would make whole numbers fractions."""
+    """Return the frame with these rows at its end; joining an empty frame would turn integers into floats."""
     new = pd.DataFrame(rows)
     return pd.concat([frame, new], ignore_index=True) if len(frame) else new
 
 
 def _ordered(of: Recorded, frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of records.csv, whatever order they were measured in."""
+    """Return the rows in the order of records.csv, whatever order they were measured in."""
     order = {run_id: place for place, run_id in enumerate(dict.fromkeys(of.results.records["run_id"]))}
     return frame.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)

@@ -1,4 +1,4 @@
-"""Whether an error says that memory was short, of a GPU or of the machine."""
+"""Recognition of errors that mean out of memory, on a GPU or on the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MESSAGES = (
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """What was short, in one line, if that is what an error, or one that it was raised from, says; else None."""
+    """Return one line that names the memory that ran out, if this error or one of its causes says so; else None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -80,10 +80,10 @@ class _ByRun:
 
 
 def merge(parts: Sequence[Part]) -> Merged:
-    """Put results together; of a run that several have, the numbers of the first count.
+    """Merge results; of a run that several parts have, the numbers of the first count.
 
     Raises:
-        BadValue: they are not of one experiment, or a run has other numbers in two of them; all that is wrong is told.
+        BadValue: the parts belong to several experiments, or two parts differ in a run; the message lists all faults.
     """
     faults = list(disagreements([(name, results.meta) for name, results in parts]))
     if not faults:

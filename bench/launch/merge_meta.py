@@ -1,4 +1,4 @@
-"""What experiment.json of several parts say, put together; and in what they must agree."""
+"""Merging experiment.json of several parts, and the keys in which the parts must agree."""
 
 from __future__ import annotations
 

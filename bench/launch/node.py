@@ -32,7 +32,7 @@ PATIENCE = 180.0
 
 
 def main() -> int:
-    """`python -m bench.launch.node FOLDER TASK`: the exit status is 0, 1 (failed) or STOPPED."""
+    """Run `python -m bench.launch.node FOLDER TASK`; the exit status is 0, 1 (failed) or STOPPED."""
     submission, task = submissions.read(Path(sys.argv[1])), int(sys.argv[2])
     _start_forkserver()
     threading.Thread(target=_listen_to_the_job, daemon=True).start()
@@ -82,7 +82,7 @@ def do(submission: Submission, task: int) -> Outcome:
 
 
 def _to_do(store: Store, run_ids: list[str], content: dict[str, object]) -> list[PlannedRun]:
-    """The runs that are neither finished nor have failed since they were submitted."""
+    """Return the runs that are not finished and have not failed since they were submitted."""
     planned: dict[str, dict[str, Any]] = content["runs"]  # type: ignore[assignment]
     retried: dict[str, int] = content["retried"]  # type: ignore[assignment]
     runs = []
@@ -103,7 +103,10 @@ def _passes(content: dict[str, object], run_ids: list[str]) -> dict[str, int]:
 
 
 def _team(submission: Submission, task: int) -> Team | None:
-    """The nodes of this job, if there are several. They reach this one where SLURM does, or at MASTER_ADDR."""
+    """Return the nodes of this job, or None if there is only one node.
+
+    The other nodes reach this node at the address that SLURM uses, or at MASTER_ADDR.
+    """
     if (nodes := submission.settings.nodes) == 1:
         return None
     name = os.environ["SLURMD_NODENAME"]
@@ -113,7 +116,10 @@ def _team(submission: Submission, task: int) -> Team | None:
 
 
 def _shares(settings: Settings, processes: set[int], team: Team | None) -> list[Slot]:
-    """What the job was given, in shares. Where nothing confines it to its cores, it takes no more than as many."""
+    """Return the job's resources in shares.
+
+    A job that is not confined to its cores takes no more than that many cores.
+    """
     here = {count // settings.nodes for count in processes}
     on_cores = None if settings.gpus else max(1, settings.cpus // max(here))
     shares = slots(1 if team else settings.jobs or on_cores, settings.jobs_per_gpu, processes=here)
@@ -133,7 +139,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _start_forkserver() -> None:
-    """Have workers listen to SIGTERM, which is blocked here from the start.
+    """Make workers listen to SIGTERM, which is blocked here from the start.
 
     SLURM sends it to all processes of a job, and perhaps our own signal with it. Workers save and stop by themselves
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would
@@ -146,7 +152,10 @@ def _start_forkserver() -> None:
 
 
 def _listen_to_the_job() -> None:
-    """A byte on standard input means stop, as Ctrl-C does. Its end: the job's own process is gone, and we go too."""
+    """Stop on a byte on standard input, as on Ctrl-C, and exit when the input ends.
+
+    The input ends when the job's own process is gone.
+    """
     if os.read(0, 1):
         os.kill(os.getpid(), signal.SIGINT)
         while os.read(0, 1024):

@@ -25,7 +25,7 @@ class Outcome:
     disk: str | None = None
 
     def __add__(self, other: Outcome) -> Outcome:
-        """Of two phases of a launch, one after the other."""
+        """Return the outcome of two phases of a launch, one after the other."""
         return Outcome(
             self.finished + other.finished,
             self.failed + other.failed,

@@ -1,4 +1,4 @@
-"""From the runs of tuning to the final ones: what is chosen is chosen here, on validation, and written down.
+"""From tuning runs to final runs: configurations are chosen here, on validation data, and recorded.
 
 results/<experiment>/chosen.json    every candidate with its validation numbers, what was chosen of them, and why
 """
@@ -25,7 +25,7 @@ FILE = "chosen.json"
 
 @dataclass(frozen=True)
 class Choices:
-    """What tuning has led to so far.
+    """The choices that tuning has made so far.
 
     Attributes:
         chosen: the text of the chosen configuration, where all runs of tuning are over and any of them is finished.
@@ -53,7 +53,7 @@ class Choices:
         ]
 
     def changed(self) -> Iterator[str]:
-        """What has to be said of choices that are not those for which final runs were planned before."""
+        """Yield a note for each choice that differs from those for which final runs were planned before."""
         for (condition, label), config in self.chosen.items():
             before = [one["config"] for one in self.history if (one["condition"], one["label"]) == (condition, label)]
             if before and config not in before:
@@ -181,7 +181,7 @@ def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) ->
 
 
 def _why(group: pd.DataFrame, best: pd.Series, metric: Mapping[str, Any]) -> str:
-    """In a sentence, with the runner-up."""
+    """Return the reason for a choice in a sentence, with the runner-up."""
     column = f"val_{metric['key']}:mean"
     scored = group[f"val_{metric['key']}:count"]
     complete = group[scored == group["planned"]]

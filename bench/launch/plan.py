@@ -1,4 +1,4 @@
-"""What an experiment still needs, and what that costs, seen before anything starts."""
+"""The remaining runs of an experiment and their cost, computed before anything starts."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ class Plan:
 
     @property
     def trusted(self) -> Held:
-        """What of the records counts as done."""
+        """Return the records that count as done."""
         return NOTHING if self.redo else self.held
 
     def with_records(self, held: Held) -> Plan:
-        """Return the plan as the records are now: whoever else works on the experiment may have added to them."""
+        """Return the plan for the present records, which other processes on the experiment may have extended."""
         experiment, choices = whole(self.asked, self.store, held, held)
         ids = self.ids if experiment.runs == self.experiment.runs else [run.spec.run_id for run in experiment.runs]
         return replace(self, experiment=experiment, choices=choices, ids=ids, held=held)
 
     @cached_property
     def strangers(self) -> list[leftover.Leftover]:
-        """Finished runs that are in the records alone, and are no part of the experiment any more."""
+        """Return finished runs that exist only in the records and no longer belong to the experiment."""
         return leftover.strangers(self.experiment, self.store, self.ids, self.held)
 
     def refusal(self) -> str:
@@ -103,7 +103,7 @@ class Plan:
 
     @cached_property
     def to_be_chosen(self) -> list[PlannedRun]:
-        """The final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
+        """Return the final runs of this launch whose settings are not chosen yet; see `Experiment.to_be_chosen`."""
         if not self.experiment.phases:
             return []
         waiting = self.experiment.with_final(self.choices.chosen).to_be_chosen()
@@ -111,14 +111,17 @@ class Plan:
 
     @cached_property
     def to_do(self) -> list[PlannedRun]:
-        """The chosen runs that would start now, each once, the longest first, so that none is left alone at the end."""
+        """Return the chosen runs that would start now, each once, the longest first.
+
+        The longest run starts first so that no run is left alone at the end.
+        """
         wanted = ("missing", "partial", "failed") if self.retry_failed else ("missing", "partial")
         waiting = [(run_id, run) for run_id, run in self._runs.items() if self.statuses[run_id] in wanted]
         return [run for _, run in sorted(waiting, key=lambda pair: -self.passes[pair[0]])]
 
     @cached_property
     def _runs(self) -> dict[str, PlannedRun]:
-        """The chosen runs by run_id; the first label that has one names it."""
+        """Return the chosen runs by run_id; the first label that has a run names it."""
         chosen = {id(run) for run in self.chosen}
         runs: dict[str, PlannedRun] = {}
         for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
@@ -128,7 +131,7 @@ class Plan:
 
     @cached_property
     def passes(self) -> dict[str, int]:
-        """Forward-backward passes of every run, by run_id; of those whose settings are to be chosen too."""
+        """Return the forward-backward passes of every run, by run_id, including runs whose settings are not chosen."""
         sizes: dict[str, int] = {}
         found = {}
         planned = zip(self.ids, self.experiment.runs, strict=True)
@@ -140,7 +143,7 @@ class Plan:
         return found
 
     def count(self, *statuses: Status) -> int:
-        """How many of the chosen runs stand so."""
+        """Return how many of the chosen runs have one of these statuses."""
         counts = Counter(self.statuses[run_id] for run_id in self._runs)
         return sum(counts[status] for status in statuses)
 
@@ -237,7 +240,7 @@ def _before_shards(held: Held) -> set[str]:
 
 
 def _statuses(store: Store, ids: Iterable[str], held: Held = NOTHING) -> dict[str, Status]:
-    """Where every run stands; a checkpoint that one would go on from is looked into."""
+    """Return the status of every run, after checking each checkpoint that a run would resume from."""
     statuses: dict[str, Status] = {}
     faults = []
     for folder, status in store.statuses(ids):

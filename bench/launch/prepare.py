@@ -21,7 +21,7 @@ def fetch(experiment: Experiment) -> None:
     A model is tried once in each precision on single texts, and once on pairs.
 
     Raises:
-        BenchError: something is missing and cannot be had, or is not what it should be; or a model cannot be trained.
+        BenchError: something is missing, cannot be obtained or is wrong, or a model cannot be trained.
     """
     specs = [run.spec for run in experiment.runs]
     for spec in {spec.task.model_dump_json(): spec for spec in specs}.values():

@@ -42,11 +42,11 @@ class Profile(BaseModel):
         nodes: nodes a job, each of which has the memory, GPUs and cores below. With several, a job does one run at a
             time, and `train.processes` of it are shared out equally among the nodes.
         mem_gb: memory of a job; the partition's default if left out.
-        gpus: GPUs a job; with 0 its runs use the CPU, whatever the node has.
+        gpus: GPUs per job; with 0 its runs use the CPU, whatever the node has.
         cpus: cores a job.
         setup: shell lines before Python starts (`module load ...`).
         runs_per_job: runs that one job does; by default as many as it does at once.
-        jobs: runs at once in a job; by default one a GPU, else one a core.
+        jobs: runs at once in a job; by default one per GPU, else one per core.
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         max_array_size: jobs an array; the site's limit by default.
         max_jobs: jobs at once.
@@ -103,21 +103,25 @@ class Profile(BaseModel):
 
     @property
     def grace(self) -> int:
-        """Seconds before its time limit at which a job is told to save."""
+        """Return the seconds before its time limit at which a job is told to save."""
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:
-        """Runs at the same time in one job, if so many processes do each."""
+        """Return the number of runs at the same time in one job, with this number of processes per run."""
         if self.nodes > 1:
             return 1
         return self.jobs or max(1, (self.gpus * self.jobs_per_gpu or self.cpus) // processes)
 
     def pack(self, processes: int = 1) -> int:
-        """Runs that one job does."""
+        """Return the number of runs that one job does."""
         return self.runs_per_job or self.at_once(processes)
 
     def check(self, processes: Collection[int]) -> None:
-        """Raises BadValue if a job has no room for a run of as many processes, by how many processes runs are done."""
+        """Raise BadValue if a job has no room for a run.
+
+        Args:
+            processes: the numbers of processes per run that occur.
+        """
         problems = []
         for count in sorted(processes):
             here = count // self.nodes
@@ -133,7 +137,7 @@ class Profile(BaseModel):
             raise BadValue("slurm", problems)
 
     def parameters(self) -> dict[str, Any]:
-        """The settings as submitit names them; what is not said is left to the site."""
+        """Return the settings as submitit names them; settings that are not given are left to the site."""
         given = {
             "partition": self.partition,
             "account": self.account,
@@ -159,10 +163,10 @@ def _one_line(text: str) -> str:
 
 
 def minutes(text: str) -> int:
-    """A time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds are rounded up.
+    """Return the minutes in a time limit as SLURM writes it: "90", "1:30:00", "2-12", "2-12:30:00"; seconds round up.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a time limit.
     """
     match = TIME.fullmatch(text.strip())
     if match is None:
@@ -181,7 +185,7 @@ def minutes(text: str) -> int:
 
 
 def default_path() -> Path:
-    """Where the user's own profile is looked for."""
+    """Return the path of the user's own profile."""
     return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "sam-bench" / "slurm.toml"
 
 
@@ -192,7 +196,7 @@ def ignored_variables() -> list[str]:
 
 
 def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Profile:
-    """The settings of a file, with flags over them, and below both the variables of `SITE_WIDE`.
+    """Return the settings of a file, overridden by flags; the variables of `SITE_WIDE` are the fallback of both.
 
     Args:
         path: the file; by default the user's own, if there is one.
@@ -239,7 +243,7 @@ def _read(path: Path, needed: bool) -> dict[str, Any]:
 
 
 def assignments(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`--sbatch KEY=VALUE` as a table; a KEY alone is a switch.
+    """Return `--sbatch KEY=VALUE` options as a table; a KEY alone is a switch.
 
     Raises:
         BadValue: there is no KEY.

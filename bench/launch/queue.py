@@ -45,7 +45,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster says of itself.
+    """The settings that a cluster reports.
 
     Attributes:
         private: a user may be shown no jobs but their own.

@@ -48,17 +48,17 @@ class Recorded:
     finished: dict[str, PlannedRun]
 
     def record(self, run_id: str) -> pd.Series[Any]:
-        """A run's row of records.csv."""
+        """Return a run's row of records.csv."""
         rows = self.results.records
         return rows.loc[rows["run_id"] == run_id].iloc[0]
 
     def curve(self, run_id: str) -> pd.DataFrame:
-        """A run's rows of curves.csv, by epoch; of the first label that has it."""
+        """Return a run's rows of curves.csv, by epoch; of the first label that has the run."""
         rows = self.results.curves
         return rows.loc[rows["run_id"] == run_id].drop_duplicates("epoch").set_index("epoch")
 
     def chosen(self) -> list[str]:
-        """Ids of the finished runs that tables report: of each optimizer's chosen configuration, each once."""
+        """Return the ids of the finished runs that tables report: those of each optimizer's choice, each once."""
         frame = keyed(reported(self.results.records))
         found: dict[str, None] = {}
         for row in all_rows(self.results):
@@ -69,11 +69,11 @@ class Recorded:
         return list(found)
 
     def done(self) -> list[str]:
-        """Ids of the runs that ended with weights."""
+        """Return the ids of the runs that ended with weights."""
         return [run_id for run_id in self.finished if self.record(run_id)["status"] == "done"]
 
     def one_of_each(self) -> list[str]:
-        """Of every optimizer's chosen configuration the first finished seed, under its first condition."""
+        """Return, per optimizer, the first finished seed of its chosen configuration, under its first condition."""
         first: dict[str, str] = {}
         frame = self.results.records.set_index("run_id")
         for run_id in self.chosen():
@@ -83,13 +83,13 @@ class Recorded:
         return list(dict.fromkeys(first.values()))
 
     def select(self, run_ids: Collection[str], *, of_weights: bool = False) -> list[PlannedRun]:
-        """These runs, as planned.
+        """Return these runs, as planned.
 
         Args:
-            of_weights: runs that diverged will not do.
+            of_weights: refuse runs that diverged.
 
         Raises:
-            BadValue: an id is of no run, or of one that is not finished; the nearest is told.
+            BadValue: an id belongs to no run or to an unfinished run; the message names the nearest id.
         """
         status = dict(zip(self.results.records["run_id"], self.results.records["status"], strict=True))
         wrong = []
@@ -143,7 +143,7 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
 
 @contextmanager
 def weights_kept() -> Iterator[None]:
-    """Runs that start inside leave their final weights."""
+    """Make runs that start inside this context keep their final weights."""
     before = os.environ.get(KEEP_WEIGHTS)
     os.environ[KEEP_WEIGHTS] = "1"
     try:
@@ -169,7 +169,7 @@ def repeat(
         What became of them; of a launch that was interrupted, `interrupted` is set.
 
     Raises:
-        BenchError: data or weights cannot be had.
+        BenchError: data or weights cannot be obtained.
     """
     fetch(replace(of.experiment, runs=tuple(runs)))
     total = Outcome()
@@ -199,12 +199,12 @@ def _threads(recorded: Any) -> int:
 
 
 def _on_processor(device: str) -> bool:
-    """Whether a run that was done on `device` is repeated on the processor."""
+    """Return whether a run that was done on `device` is repeated on the processor."""
     return device == processor() or not torch.cuda.is_available()
 
 
 def _cores(jobs: int | None, threads: int) -> list[Slot]:
-    """The processor in shares of so many threads, pinned to cores of their own where there are enough."""
+    """Return the processor in shares of this many threads, each pinned to its own cores if there are enough."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = len(cores) or os.cpu_count() or 1
     jobs = jobs or max(1, count // threads)

@@ -18,7 +18,7 @@ def start_fork_server() -> None:
     It has no threads and no CUDA context, so forking it is safe. One that runs already is kept.
 
     Raises:
-        BenchError: BENCH_MALLOC names an allocator that is not to be had, or TMPDIR is too long and /tmp of no use.
+        BenchError: BENCH_MALLOC names an allocator that is not installed, or TMPDIR is too long and /tmp of no use.
     """
     short_sockets()
     forkserver.set_forkserver_preload(PRELOAD)

@@ -33,7 +33,7 @@ class Slot:
     team: Team | None = None
 
     def devices(self, processes: int) -> list[torch.device]:
-        """One for each process of a run that is on this machine."""
+        """Return one device for each process of a run that is on this machine."""
         processes //= self.team.nodes if self.team else 1
         names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
         return [torch.device(name) for name in names[:processes]]
@@ -45,17 +45,19 @@ def slots(
     gpus: Sequence[int] | None = None,
     processes: Collection[int] = (1,),
 ) -> list[Slot]:
-    """The machine in equal shares: by default one a GPU, else one a core; of as many for runs of several processes.
+    """Return the machine in equal shares: by default one per GPU, else one per core.
+
+    A run of several processes gets a share of as many GPUs or cores.
 
     Args:
-        jobs: how many runs at once; several share a GPU, or a core, where there are more than those.
-        jobs_per_gpu: how many share a GPU, where `jobs` does not say.
+        jobs: the number of runs at once; if there are more runs than GPUs or cores, several share one.
+        jobs_per_gpu: the number of runs that share a GPU, if `jobs` is not given.
         gpus: the GPUs to use, numbered as torch sees them (CUDA_VISIBLE_DEVICES counts); default all.
-        processes: what runs there are, by how many processes do one.
+        processes: the numbers of processes per run that occur.
 
     Raises:
-        BadValue: a GPU is asked for that is not there, or several runs a GPU where there is none; or there are not the
-            GPUs, all of a run's own, that runs of several processes need.
+        BadValue: a requested GPU does not exist, several runs per GPU are requested without a GPU, or there are too few
+            GPUs for runs of several processes, each of which needs GPUs of its own.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core_count = len(cores) or os.cpu_count() or 1
@@ -71,7 +73,7 @@ def slots(
 
 
 def _gpus(asked: Sequence[int] | None) -> list[int]:
-    """The GPUs to use: those asked for, each once, or all."""
+    """Return the GPUs to use: the requested ones, each once, or all."""
     there = list(range(torch.cuda.device_count()))
     if asked is None:
         return there

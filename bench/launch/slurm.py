@@ -47,7 +47,7 @@ class Unsure(BenchError):
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a launch on SLURM did.
+    """The result of a launch on SLURM.
 
     Attributes:
         jobs: ids of the jobs that it submitted.
@@ -70,7 +70,8 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         fail_fast: a job stops at the first of its runs that fails.
 
     Raises:
-        BenchError: there is no SLURM here, it refuses, or data cannot be had. What was submitted before that is told.
+        BenchError: SLURM is missing or refuses, or data cannot be obtained. The message says what was submitted
+            before.
     """
     check_there_is_slurm()
     compiling.refuse_open(plan.experiment, "--on slurm")
@@ -108,7 +109,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
 
 
 def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
-    """The sbatch script of every array that `submit` would submit now; nothing is written.
+    """Yield the sbatch script of every array that `submit` would submit now, without writing anything.
 
     Raises:
         BenchError: there is no SLURM here, or it does not answer.
@@ -127,7 +128,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
 
 
 def check_there_is_slurm() -> None:
-    """Raises BenchError where jobs cannot be submitted."""
+    """Raise BenchError if jobs cannot be submitted here."""
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
             raise BenchError(
@@ -162,7 +163,7 @@ def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]
 
 
 def _arrays(runs: Sequence[PlannedRun], profile: Profile, cluster: Cluster) -> Iterator[list[list[PlannedRun]]]:
-    """Runs put into jobs, and jobs into arrays that the site takes; runs of one job are about as long as each other."""
+    """Yield arrays of jobs, each of a size that the site accepts; the runs of one job take about equally long."""
     pack = profile.pack(max((run.spec.train.processes for run in runs), default=1))
     jobs = [list(runs[start : start + pack]) for start in range(0, len(runs), pack)]
     size = profile.max_array_size or cluster.max_array_size
@@ -229,7 +230,7 @@ def _prepare(
 
 
 def _name(experiment: str, number: int) -> str:
-    """Of a submission: unlike any other, in the order of time, and good for a path and for sbatch."""
+    """Return a new submission's name: unique, in the order of time, and valid in a path and for sbatch."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', experiment)[:60]}-{stamp}-{number}-{os.getpid()}"
 

@@ -1,4 +1,4 @@
-"""Where multiprocessing puts its sockets: in TMPDIR, which may be too long for the path of one."""
+"""The place of multiprocessing's sockets: TMPDIR, which may be too long for a socket's path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_TEMPORARY = 70
 
 
 def short_sockets() -> None:
-    """Have multiprocessing make its sockets where their paths are short enough for the system to take them."""
+    """Make multiprocessing put its sockets where their paths are short enough for the system."""
     here = tempfile.gettempdir()
     if len(os.fsencode(here)) <= LONGEST_TEMPORARY:
         return

@@ -1,4 +1,4 @@
-"""What launches have measured of this machine's speed, for later ones that do the same kind of run.
+"""This machine's speed as measured by earlier launches, for later launches with the same kind of run.
 
 <user's cache>/sam-bench/speeds.json    seconds by a hash of the kind of run, the machine, its shares and the code
 """
@@ -85,7 +85,7 @@ def _code_sha256() -> str:
 
 
 def _path() -> Path:
-    """Raises RuntimeError where there is no home folder."""
+    """Return the path of the file of recorded speeds. Raises RuntimeError if there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sam-bench", "speeds.json").expanduser()
 
 

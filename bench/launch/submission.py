@@ -1,4 +1,4 @@
-"""What was submitted, on disk: one folder a submission, which its jobs read and `bench status` looks at.
+"""Submissions on disk: one folder per submission, read by its jobs and by `bench status`.
 
 results/<experiment>/slurm/<name>/
     submission.json     which runs each job does, job ids, settings, when, the code's hash
@@ -28,7 +28,7 @@ ENDS = ("result.json", "error.txt")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a job must know beside its runs.
+    """The settings that a job needs besides its runs.
 
     Attributes:
         data: the submitter's BENCH_DATA.
@@ -63,7 +63,7 @@ class Submission:
         tasks: the run ids of each job.
         job_ids: of each job, as SLURM writes them; empty while sbatch has not answered.
         cluster: where the jobs are; "" if that is not recorded, as by earlier versions.
-        user: whose they are; "" likewise.
+        user: the owner of the jobs; "" as above.
     """
 
     folder: Path
@@ -91,12 +91,12 @@ class Submission:
         return (self.folder / "cancelled").exists()
 
     def mark_cancelled(self) -> None:
-        """Have its jobs do nothing any more: they look at this mark at every start, and before they requeue."""
+        """Mark the jobs as cancelled; each job looks at this mark at every start, and before a requeue."""
         write_atomic(self.folder / "cancelled", "")
 
     @property
     def results(self) -> Path:
-        """The folder of the experiment's results."""
+        """Return the folder of the experiment's results."""
         return self.folder.parents[1]
 
     def write(self) -> None:
@@ -105,7 +105,7 @@ class Submission:
         write_atomic(self.folder / "submission.json", to_json({**content, "logs": logs}))
 
     def log(self, task: int) -> Path:
-        """What a job printed."""
+        """Return the path of what a job printed."""
         return self.folder / f"{self.job_ids[task]}_0_log.err"
 
     def pickle(self, task: int) -> Path:
@@ -113,7 +113,7 @@ class Submission:
         return self.folder / f"task-{task}.pkl"
 
     def note(self, task: int) -> Note:
-        """What a job said of itself."""
+        """Return the note that a job wrote about itself."""
         path = self.folder / f"job-{task}.json"
         return Note(**read_json(path)) if path.exists() else Note()
 
@@ -121,20 +121,20 @@ class Submission:
         write_atomic(self.folder / f"job-{task}.json", to_json(asdict(note)))
 
     def progress(self, task: int) -> list[int]:
-        """What tells whether the runs of a job have got further: when each of their files was written."""
+        """Return when each file of a job's runs was written, in nanoseconds; a change means progress."""
         runs = self.results / "runs"
         files = [runs / run_id / name for run_id in self.tasks[task] for name in ("checkpoint.pt", *ENDS)]
         return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
     def runs(self) -> dict[str, Any]:
-        """runs.json: the specs, and what else jobs must know of the runs."""
+        """Return the content of runs.json: the specs, and what else jobs must know about the runs."""
         content: dict[str, Any] = read_json(self.folder / "runs.json")
         return content
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a job says of itself.
+    """A job's note about itself.
 
     Attributes:
         starts: how many times it has been started; more than once if it was queued again.
@@ -149,15 +149,15 @@ class Note:
 
 
 def calls(folder: Path, task: int) -> Path:
-    """Where the first node of a job tells the others what to do, at this start of it."""
+    """Return the path of the file in which a job's first node instructs the others, at this start of the job."""
     return folder / f"calls-{task}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
 def read(folder: Path) -> Submission:
-    """The submission of a folder.
+    """Return the submission recorded in a folder.
 
     Raises:
-        BenchError: its file is damaged.
+        BenchError: the folder's submission.json is damaged.
     """
     content = read_json(folder / "submission.json")
     del content["logs"]
@@ -166,7 +166,7 @@ def read(folder: Path) -> Submission:
 
 
 def read_all(store: Store) -> list[Submission]:
-    """Every submission of an experiment, in the order of time."""
+    """Return every submission of an experiment, in the order of time."""
     return [read(path.parent) for path in sorted(store.folder.glob("slurm/*/submission.json"))]
 
 
@@ -182,7 +182,7 @@ def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
 
 @contextmanager
 def submitting(store: Store) -> Iterator[None]:
-    """Held from the look at the queue to the last sbatch, so that two commands at once submit no run twice.
+    """Hold a lock from reading the queue to the last sbatch, so that two commands at once submit no run twice.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -203,7 +203,7 @@ def code_sha256() -> str:
 
 
 def failed_at(run: RunFolder) -> int | None:
-    """When a run failed, in nanoseconds; None if it did not. Tells a failure before a submission from one after."""
+    """Return when a run failed, in nanoseconds, or None; this separates failures before and after a submission."""
     try:
         return (run.path / "error.txt").stat().st_mtime_ns
     except FileNotFoundError:

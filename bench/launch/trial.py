@@ -64,7 +64,7 @@ def try_texts(spec: RunSpec, task: Task, tokens: Tokens) -> None:
 
 
 def _batch(texts: list[Tensor], width: int) -> Tensor:
-    """(B, 2, width) of texts (2, W) each."""
+    """Return (B, 2, width) of texts (2, W) each."""
     batch = torch.stack([F.pad(text, (0, width - text.shape[-1])) for text in texts])
     for row, text in zip(batch, texts, strict=True):
         row[0, text.shape[-1] :] = -1

@@ -1,4 +1,4 @@
-"""Whether a run that was done again gave the numbers that are recorded of it.
+"""Verification that a repeated run gives the recorded numbers.
 
 On the recorded hardware, with as many threads and the same versions, every bit must come again (on a GPU: where the run
 says `deterministic = true`). Anywhere else sums are rounded differently, and training enlarges that until the repeated
@@ -52,7 +52,7 @@ class Numbers(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of repeating a run.
+    """The result of repeating a run.
 
     Attributes:
         word: "identical": every bit is as recorded. "agrees": bits need not repeat here, and the final numbers are
@@ -133,7 +133,7 @@ def _elsewhere(old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
 
 
 def _unequal(old: pd.Series[Any], new: pd.Series[Any], names: tuple[str, ...]) -> Iterator[str]:
-    """Fields that both have (an older version recorded less) and that are not the same."""
+    """Yield the fields that both have and that differ; an older version recorded fewer fields."""
     for name in names:
         if name in old and name in new and not pd.isna(old[name]) and not _same(old[name], new[name]):
             yield f"{name}: recorded {_text(old[name])}, here {_text(new[name])}"
@@ -148,7 +148,10 @@ def _unequal_finals(old: pd.Series[Any], new: pd.Series[Any], key: str) -> Itera
 
 
 def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None, list[str]]:
-    """The first epoch whose numbers are not the recorded ones, and which they are; the clock's are left out."""
+    """Return the first epoch whose numbers differ from the recorded ones, and the differing numbers.
+
+    Timings are not compared.
+    """
     if list(old.index) != list(new.index):
         return _first(set(old.index) ^ set(new.index)), [f"curve: recorded epochs {_ends(old)}, here {_ends(new)}"]
     numbers = [

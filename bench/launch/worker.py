@@ -30,7 +30,7 @@ class Job:
     """A run to do.
 
     Attributes:
-        alone: nothing else of the launch is on the device; if memory is short even so, the run has failed.
+        alone: nothing else of the launch is on the device; if it runs out of memory even so, the run has failed.
     """
 
     spec_json: str
@@ -56,7 +56,7 @@ class Rehearse:
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker tells.
+    """A message from a worker.
 
     Kind "epoch", "said" (a sentence for the user), "done", "failed", "memory" (was short; not failed yet), "claimed",
     "stopped", or "disk" (which ends a launch); asked to measure, "speed" or "failed"; asked to
@@ -103,7 +103,10 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
 
 
 def _die_with_the_launcher() -> None:
-    """A launcher killed by force must not leave workers behind. Dying at once is safe: all writes are atomic."""
+    """Exit when the launcher is gone, so that a launcher killed by force leaves no workers behind.
+
+    Exiting at once is safe: all writes are atomic.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -180,7 +183,7 @@ def _run(
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:
-    """Record what ended a run, unless it was short memory that others on the device may have had."""
+    """Record what ended a run, unless it ran out of memory that other runs on the device may have used."""
     text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
     if short := out_of_memory(error):
         if not alone:

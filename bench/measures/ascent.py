@@ -9,14 +9,16 @@ from bench.optim.tensors import global_norm
 
 
 def m_sharpness(surface: Surface, rho: float, m: int) -> tuple[float, int]:
-    """The mean over batches b of m examples of L_b(w + rho g_b / ||g_b||) - L_b(w), with g_b the gradient of L_b at w.
+    """Return the mean rise of the loss after one SAM ascent step of radius rho, over batches of m examples.
+
+    The rise of a batch b is L_b(w + rho g_b / ||g_b||) - L_b(w), with g_b the gradient of L_b at w.
 
     SAM's ascent (Foret et al. 2021, arXiv:2010.01412, eq. 2) with a norm over all parameters, one step, in eval mode;
     m is that of their section 4.1 (Andriushchenko & Flammarion 2022, arXiv:2206.06232, compare values of it).
 
     Args:
         rho: radius of the ascent.
-        m: examples a batch; those left over are left out. Fewer examples than m are one batch.
+        m: examples per batch; those left over are left out. Fewer examples than m are one batch.
 
     Returns:
         The mean, in the unit of the loss, and over how many batches it is.

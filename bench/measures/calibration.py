@@ -1,4 +1,4 @@
-"""Whether a classifier is as often right as it is sure of itself."""
+"""Calibration: whether a classifier's confidence equals its accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BINS = 15
 
 
 def expected_calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> float:
-    """The mean over examples of |accuracy - mean confidence| of the bin that an example's confidence is in.
+    """Return the mean over examples of |accuracy - mean confidence| of the bin that holds the example's confidence.
 
     Guo et al. 2017 (arXiv:1706.04599), eq. 3: confidence is the largest softmax probability, bins are of equal width,
     a bin has its upper edge and not its lower one.
@@ -33,5 +33,5 @@ def expected_calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> float:
-    """The mean of -log p(target) over examples, in nats."""
+    """Return the mean of -log p(target) over examples, in nats."""
     return F.cross_entropy(logits.double(), targets).item()

@@ -21,7 +21,7 @@ EXTENT = 1.0
 
 
 def direction(parameters: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
-    """A direction for these parameters: the seed's `number`-th (from 1 on), filter-normalised."""
+    """Return the seed's `number`-th (counted from 1) filter-normalised random direction for these parameters."""
     random = numpy_stream(seed, "landscape", number)
     raw = [torch.from_numpy(random.standard_normal(tuple(p.shape))) for p in parameters]
     return [filter_normalised(d.to(p.device, p.dtype), p.detach()) for d, p in zip(raw, parameters, strict=True)]
@@ -38,19 +38,19 @@ def filter_normalised(raw: Tensor, weights: Tensor) -> Tensor:
 
 
 def ticks(points: int) -> list[float]:
-    """So many values from -1 to 1, an odd number, so that 0 is one of them."""
+    """Return this many values from -1 to 1; the number is odd, so that 0 is one of them."""
     return [float(value) for value in np.linspace(-EXTENT, EXTENT, points).round(12)]
 
 
 def line(surface: Surface, along: Sequence[Tensor], points: int) -> list[tuple[float, float]]:
-    """(alpha, loss at w + alpha d) for so many alpha from -1 to 1."""
+    """Return (alpha, loss at w + alpha d) for this many alpha from -1 to 1."""
     return [(alpha, _loss_at(surface, [d * alpha for d in along])) for alpha in ticks(points)]
 
 
 def plane(
     surface: Surface, along: Sequence[Tensor], across: Sequence[Tensor], points: int
 ) -> list[tuple[float, float, float]]:
-    """(alpha, beta, loss at w + alpha d + beta d') for alpha and beta from -1 to 1, alpha running slowest."""
+    """Return (alpha, beta, loss at w + alpha d + beta d') for alpha and beta from -1 to 1, alpha running slowest."""
     found = []
     for alpha in ticks(points):
         for beta in ticks(points):

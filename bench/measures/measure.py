@@ -27,7 +27,7 @@ class Settings:
     """How runs are measured; a table has runs that were measured alike.
 
     Attributes:
-        examples: the first so many training examples, in the order of the permutation that all runs share.
+        examples: the number of training examples, the first ones, in the order of the permutation that all runs share.
         eigenvalues: how many of the Hessian's.
         m, rho: of one-step m-sharpness.
         line_points, plane_points: an axis, odd, so that the weights themselves are among them.
@@ -46,7 +46,7 @@ class Settings:
 
 
 def prepared(spec: RunSpec, device: torch.device) -> Run:
-    """A run's data and its model with initial weights, without compilation, in full precision, in one process."""
+    """Return a run's data and its model with initial weights, uncompiled, in full precision, in one process."""
     plain = {"precision": "fp32", "compile": False, "cuda_graphs": False, "processes": 1, "deterministic": False}
     return set_up(spec.model_copy(update={"train": spec.train.model_copy(update=plain)}), device)
 
@@ -99,7 +99,7 @@ def measure(
 
 
 def _calibration(run: Run, dtype: torch.dtype) -> dict[str, float]:
-    """Of a classifier, on the test set; nothing for a regression."""
+    """Return the calibration of a classifier on the test set; nothing for a regression."""
     targets = run.data.test.targets
     if run.task.num_outputs < 2 or targets.is_floating_point():
         return {}

@@ -34,20 +34,20 @@ class Surface:
         self.evaluations = 0
 
     def parts(self, size: int) -> Iterator[Part]:
-        """The examples in their order, `size` at a time, the last ones perhaps fewer."""
+        """Yield the examples in their order, `size` per part; the last part may be smaller."""
         for batch in batching.in_order(self.split, size):
             inputs, targets = batch.of(self.split)
             inputs = self.task.model_inputs(inputs)
             yield _to(inputs, self.dtype), _to(targets, self.dtype)
 
     def mean_loss(self, part: Part) -> Tensor:
-        """The mean loss over some examples, with its graph."""
+        """Return the mean loss over the examples of a part, with its autograd graph."""
         inputs, targets = part
         return self.task.losses(self.model(inputs), targets).mean()
 
     @torch.no_grad()
     def loss(self) -> float:
-        """The mean loss over all examples at the present weights; sums are taken in double precision."""
+        """Return the mean loss over all examples at the present weights, summed in double precision."""
         self.evaluations += 1
         total = 0.0
         for part in self.parts(BATCH[self.parameters[0].device.type]):
@@ -57,13 +57,13 @@ class Surface:
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
-        """The model's outputs (N, num_outputs) on all examples."""
+        """Return the model's outputs (N, num_outputs) on all examples."""
         size = BATCH[self.parameters[0].device.type]
         return torch.cat([self.model(inputs) for inputs, _ in self.parts(size)])
 
     @contextmanager
     def moved(self, by: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the weights are displaced by these tensors, one for each of `parameters`."""
+        """Displace the weights by these tensors, one for each of `parameters`, inside this context."""
         weights = [parameter.detach() for parameter in self.parameters]  # the same memory
         before = [tensor.clone() for tensor in weights]
         try:

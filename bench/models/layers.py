@@ -1,4 +1,4 @@
-"""What several architectures share: reading a task's image shape, and the initialisation of He et al. 2015."""
+"""Parts that several architectures share: reading a task's image shape, and the initialisation of He et al. 2015."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.tasks.base import Task
 
 
 def image_shape(task: Task) -> tuple[int, int, int]:
-    """(channels, height, width) of the task's images.
+    """Return (channels, height, width) of the task's images.
 
     Raises:
         BenchError: the task has no images.
@@ -24,12 +24,12 @@ def image_shape(task: Task) -> tuple[int, int, int]:
 
 
 def conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """A padded 3x3 convolution without bias: a batch norm follows, or (pre-activation) went before."""
+    """Return a padded 3x3 convolution without bias, for use after or (pre-activation) before a batch norm."""
     return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """Weights from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852), as all CIFAR networks here were published."""
+    """Draw weights from N(0, 2 / fan-out) (He et al. 2015, arXiv:1502.01852), as all CIFAR networks here do."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

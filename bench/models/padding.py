@@ -46,7 +46,7 @@ class Padding(nn.Module):
                 module.register_forward_hook(self._clear_output)
 
     def forward(self, tokens_B2W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids (B, W'; -1 is padding), segment ids (B, W') and where there is text (B, W'), of `Tokens.ids`."""
+        """Return token ids (B, W'; -1 is padding), segment ids (B, W') and the text mask (B, W'), from `Tokens.ids`."""
         if self.spare:
             width = tokens_B2W.shape[-1]
             tokens_B2W = F.pad(tokens_B2W, (0, self.spare))

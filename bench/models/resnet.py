@@ -69,7 +69,7 @@ class SmallResNet(nn.Module):
 
 @register_model("resnet8", title="ResNet-8")
 def resnet8(task: Task, *, width: Width = 16) -> nn.Module:
-    """ResNet of 8 layers (one block a stage), 75 thousand parameters at width 16: suits 8x8 images."""
+    """ResNet of 8 layers (one block per stage), 75 thousand parameters at width 16: suits 8x8 images."""
     return small_resnet(8, width, task)
 
 

@@ -27,12 +27,12 @@ class _ScaledApart(torch.autograd.Function):
 
 
 def scaled_apart(x_BCHW: Tensor, factor_B111: Tensor, gradient_factor_B111: Tensor) -> Tensor:
-    """`x * factor`, whose gradient is `gradient_factor` times what arrives; the factors have no gradient."""
+    """Return `x * factor`, with the gradient `gradient_factor` times the incoming one; the factors have no gradient."""
     dtype = x_BCHW.dtype  # a bf16 activation stays one
     out_BCHW: Tensor = _ScaledApart.apply(x_BCHW, factor_B111.to(dtype), gradient_factor_B111.to(dtype))
     return out_BCHW
 
 
 def uniform_per_image(draws: int, x_BCHW: Tensor) -> tuple[Tensor, ...]:
-    """`draws` tensors (B, 1, 1, 1) of numbers uniform in [0, 1), on the device of x."""
+    """Return `draws` tensors (B, 1, 1, 1) of numbers uniform in [0, 1), on the device of x."""
     return torch.rand(draws, len(x_BCHW), 1, 1, 1, device=x_BCHW.device).unbind()

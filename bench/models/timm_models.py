@@ -53,10 +53,11 @@ class Fitted(nn.Module):
 
 
 def build(name: str, task: Task, pretrained: bool, image_size: int | None = None, **arguments: Any) -> Fitted:
-    """A timm model with `task.num_outputs` outputs that takes the task's images.
+    """Return a timm model with `task.num_outputs` outputs that takes the task's images.
 
-    Its weights are timm's initialisation, drawn from torch's default generator; `pretrained` replaces all but the
-    head's. A pretrained net sees colour images with the normalisation it was trained with, any other what the task has.
+    The weights are timm's initialisation, drawn from torch's default generator; `pretrained` replaces all but the
+    head's. A pretrained model gets colour images with the normalisation of its pretraining; any other model gets the
+    task's images as they are.
 
     Args:
         name: timm's, with or without the tag of pretrained weights.
@@ -64,7 +65,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
         arguments: to `timm.create_model`.
 
     Raises:
-        BenchError: the arguments do not go together, or the weights are not there or do not fit.
+        BenchError: the arguments contradict each other, or the weights are missing or do not fit.
     """
     import timm
 
@@ -98,7 +99,7 @@ def _try_out(net: nn.Module, image_1CHW: Tensor) -> None:
 def renormalisation(
     task: Task, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """(scale, shift) from a task's normalisation of pixels in 0..1 to that of `mean` and `std`.
+    """Return (scale, shift) from a task's normalisation of pixels in 0..1 to that of `mean` and `std`.
 
     Both are None for a task that does not say its own: its inputs are taken as standardised, as nets are used to.
     """
@@ -110,7 +111,7 @@ def renormalisation(
 
 @functools.cache
 def members() -> Collection[str]:
-    """All names of timm's models, without tag and with."""
+    """Return all names of timm's models, without tag and with tag."""
     import timm
 
     return frozenset(timm.list_models() + timm.list_models(pretrained=True))

@@ -24,10 +24,10 @@ SECONDS_TO_ANSWER = 10.0
 
 
 def config(name: str) -> PretrainedCfg:
-    """What timm knows of a model's pretrained weights; a name without tag means timm's default ones.
+    """Return timm's configuration of a model's pretrained weights; a name without tag means timm's default weights.
 
     Raises:
-        BenchError: there are none.
+        BenchError: the model has no pretrained weights.
     """
     import timm
 
@@ -38,7 +38,7 @@ def config(name: str) -> PretrainedCfg:
 
 
 def find(name: str) -> Path | None:
-    """The file that holds these weights, if it is on this machine."""
+    """Return the file that holds these weights, or None if no such file is on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     local = _local(name)
@@ -54,10 +54,10 @@ def find(name: str) -> Path | None:
 
 
 def fetch(name: str) -> None:
-    """See that the weights are on this machine, downloading them into the hub's cache if they are not.
+    """Ensure that the weights are on this machine, downloading them into the hub's cache if they are not.
 
     Raises:
-        BenchError: they are not here and cannot be had.
+        BenchError: the weights are missing and cannot be downloaded.
     """
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -80,10 +80,10 @@ def fetch(name: str) -> None:
 
 
 def locate(name: str) -> Path:
-    """The file that holds these weights.
+    """Return the file that holds these weights.
 
     Raises:
-        BenchError: it is not on this machine; the message says what to put where.
+        BenchError: the file is not on this machine; the message says what to put where.
     """
     path = find(name)
     if path is None:
@@ -92,7 +92,7 @@ def locate(name: str) -> Path:
 
 
 def load(net: nn.Module, name: str, path: Path, **arguments: Any) -> None:
-    """Put pretrained weights into a timm model that was made as `name` with `arguments`, all but its head.
+    """Load pretrained weights into a timm model that was made as `name` with `arguments`, except the head's.
 
     They go through a twin with the head that the file was made with: timm then insists on every key and shape, and
     fits what depends on the size of the image (position embeddings).
@@ -123,18 +123,18 @@ def _full_name(name: str) -> str:
 
 
 def _local(name: str) -> Path:
-    """Path of the local file, without suffix."""
+    """Return the path of the local file, without suffix."""
     return data_folder() / "weights" / _full_name(name)
 
 
 def _repository(name: str) -> tuple[str, str | None]:
-    """The hub's repository and the revision of it that timm asks for; a few old weights are not on the hub: ""."""
+    """Return the hub's repository and the revision that timm asks for; "" for a few old weights not on the hub."""
     repository, _, revision = (config(name).hf_hub_id or "").partition("@")
     return repository, revision or None
 
 
 def _absent(name: str, reason: str) -> BenchError:
-    """Which file to put where, or what else to do, beginning with what is lacking."""
+    """Return the error that says what is missing, and which file to put where or what else to do."""
     from huggingface_hub import constants, hf_hub_url
 
     repository, revision = _repository(name)
@@ -153,7 +153,7 @@ def _absent(name: str, reason: str) -> BenchError:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says first; torch lists every key of a misfit below a heading, each after a tab."""
+    """Return the first informative line of an error; torch lists each mismatched key after a tab, below a heading."""
     heading, _, details = f"{error}".strip().partition("\n")
     line = details.strip().partition("\n")[0] if heading.startswith("Error(s) in loading") else heading
     return line if len(line) <= 300 else f"{line[:300]} ..."

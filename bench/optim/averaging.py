@@ -30,7 +30,7 @@ class Averaging(Remembering):
 
     @abstractmethod
     def weight(self) -> float | None:
-        """Of the newest weights in the average; None: averaging has not begun."""
+        """Return the weight of the newest weights in the average; None before averaging has begun."""
 
     def after_update(self, skip: Tensor) -> None:
         weight = self.weight()
@@ -48,17 +48,17 @@ class Averaging(Remembering):
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is an average."""
+        """Return whether there is an average."""
         return bool(self.memory)
 
     @contextmanager
     def averaged(self, inputs: Iterable[Tensor]) -> Iterator[None]:
-        """The model with averaged weights, to be evaluated; on leaving, weights, buffers and random numbers are back.
+        """Give the model its averaged weights for evaluation, and restore weights, buffers and random state on exit.
 
         Args:
-            inputs: batches for which the model is to be used: batch norm's statistics are taken over these, with
-                the averaged weights, since those that training left belong to other weights (Izmailov et al. 2018,
-                section 3.2). Models without batch norm do not ask for them.
+            inputs: batches that the model will be evaluated on. Batch norm's statistics are recomputed over these
+                batches with the averaged weights, since the statistics left by training belong to other weights
+                (Izmailov et al. 2018, section 3.2). The batches are not read for models without batch norm.
         """
 
         def put_in() -> None:
@@ -72,7 +72,7 @@ class Averaging(Remembering):
 def evaluation_weights(
     optimizer: torch.optim.Optimizer, model: nn.Module | None, inputs: Iterable[Tensor]
 ) -> Iterator[None]:
-    """Put in the weights that an optimizer wants to be evaluated; on leaving, all is as it was, to the bit.
+    """Put in the weights that an optimizer wants evaluated; on exit, restore everything to the bit.
 
     They are the average of `Averaging`, and of one with `train()` and `eval()` (schedule-free: Defazio et al. 2024,
     arXiv:2405.15682) those that its `eval()` puts in. Of other optimizers they are the weights that are there.
@@ -100,7 +100,7 @@ def keeps_evaluation_weights(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def to_training(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that keeps other weights for evaluation put those for training in; others do nothing."""
+    """Make an optimizer that keeps other weights for evaluation put in those for training; others do nothing."""
     if keeps_evaluation_weights(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
 
@@ -113,7 +113,7 @@ def _other_weights(
     put_in: Callable[[], None],
     put_out: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Other weights for a while, with batch-norm statistics of their own; weights, buffers and random numbers return.
+    """Use other weights, with batch-norm statistics of their own, then restore weights, buffers and random state.
 
     Args:
         put_in: changes the weights.

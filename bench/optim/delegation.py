@@ -116,16 +116,16 @@ class Delegating(torch.optim.Optimizer):
 
     @property
     def keeps_evaluation_weights(self) -> bool:
-        """Whether the base has other weights to be evaluated, which `eval` puts in and `train` takes out."""
+        """Return whether the base has other weights for evaluation, which `eval` puts in and `train` takes out."""
         return all(callable(getattr(self.base, name, None)) for name in ("train", "eval"))
 
     def train(self) -> None:
-        """Have a base that keeps other weights for evaluation (schedule-free) put those for training in."""
+        """Make a base that keeps other weights for evaluation (schedule-free) put in those for training."""
         if self.keeps_evaluation_weights:
             self.base.train()  # type: ignore[attr-defined]
 
     def eval(self) -> None:
-        """Have a base that keeps other weights for evaluation put them in; others do nothing."""
+        """Make a base that keeps other weights for evaluation put them in; other bases do nothing."""
         if self.keeps_evaluation_weights:
             self.base.eval()  # type: ignore[attr-defined]
 

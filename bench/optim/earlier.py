@@ -40,7 +40,7 @@ class Earlier:
 
     @contextmanager
     def while_adding(self) -> Iterator[None]:
-        """Have the backward pass in here add to them, whatever the closure zeroes before it."""
+        """Make the backward pass in this context add to the earlier gradients, whatever the closure zeroes first."""
         if not self._waiting or not has_others():
             yield
             return

@@ -46,7 +46,7 @@ class ESAM(Perturbing):
         TypeError: at a step whose function does not return one loss an example.
 
     Traps: ||e|| is not rho, but about rho / sqrt(beta). To know l(w + e) of all examples takes a forward pass, counted
-    as a third of a pass: 1 + 1/3 + gamma passes a step, where the paper leaves it out. Batch norm normalises B+ by B+'s
+    as a third of a pass: 1 + 1/3 + gamma passes per step; the paper leaves it out. Batch norm normalises B+ by B+'s
     own statistics, and with dropout B+ meets other masks than in the first pass. The masks of weights come from `seed`
     and the number of the step, not from torch's stream. What is chosen is chosen within a part (m), or a process.
 

@@ -139,7 +139,7 @@ class ForwardState:
 
     @torch.no_grad()
     def rewind(self, last: bool = True) -> None:
-        """Have the next pass find what the first one found; within `kept`.
+        """Restore the state that the first pass found, for the next pass; within `kept`.
 
         Args:
             last: whether it is the last time in this step.
@@ -209,14 +209,17 @@ def kept_buffers(model: nn.Module | None) -> AbstractContextManager[None]:
 
 
 def _put_in_place(slots: list[Slot]) -> None:
-    """Put tensors back where they were; what a pass has taken away stays away."""
+    """Put tensors back where they were; a tensor that a pass has removed stays removed."""
     for place, name, tensor in slots:
         if name in place and place[name] is not tensor:
             place[name] = tensor
 
 
 def _modules(model: nn.Module | None) -> Iterator[nn.Module]:
-    """A module and all within it, each once: `model.modules()` makes their names too, which takes ten times as long."""
+    """Yield a module and all modules within it, each once.
+
+    `model.modules()` also builds the names, which takes ten times as long.
+    """
     seen, waiting = set[nn.Module](), [] if model is None else [model]
     while waiting:
         module = waiting.pop()

@@ -99,7 +99,7 @@ def friendly_sam(
     variant: Variant = "paper",
     **options: Unpack[AscentOptions],
 ) -> FriendlySAM:
-    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes a step (Li et al. 2024).
+    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
 
     variant: "authors" begins the average with the first gradient, and takes it away before this one is in it. Options
     as in sam.

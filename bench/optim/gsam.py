@@ -31,8 +31,8 @@ class GSAM(Perturbing):
         others: as of `bench.optim.perturbing.Perturbing`. The paper has rho go down as lr does, from
             rho_max to rho_min: rho=rho_max, rho_schedule="lr", rho_end=rho_min, and lr_min where lr does not end at 0.
 
-    Traps: one scalar product over all parameters, not one a tensor. g has to be kept through the second pass: one copy
-    of the parameters more than SAM needs.
+    Traps: one scalar product over all parameters, not one per tensor. g has to be kept through the second pass: one
+    copy of the parameters more than SAM needs.
     """
 
     keeps_first_gradient = True

@@ -28,7 +28,7 @@ class LookSAM(Perturbing, Remembering):
     with g = grad L(w): g_v, the part of g' that is orthogonal to g, changes slowly.
 
     Args:
-        k: period; 1 is SAM. The paper's 5 costs 1.2 passes a step.
+        k: period; 1 is SAM. The paper's 5 costs 1.2 passes per step.
         alpha: weight of what is reused. The paper takes 0.5 to 1.0.
         others: as of `bench.optim.perturbing.Perturbing`, without perturb_every.
 
@@ -98,7 +98,7 @@ def looksam(
     alpha: NonNegative = 0.7,
     **options: Unpack[Ascent],
 ) -> LookSAM:
-    """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes a step (Liu et al. 2022).
+    """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes per step (Liu et al. 2022).
 
     Options as in sam, without perturb_every, which k is.
     """

@@ -1,4 +1,4 @@
-"""A memory of a method's own, a tensor a parameter, which is saved, loaded and skipped as the base's state is."""
+"""A method's own memory, one tensor per parameter, which is saved, loaded and skipped as the base's state is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Remembering(Method):
         self._shows_all = False  # and `state` has it, too
 
     def remembered(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """What is remembered of some parameters."""
+        """Return the remembered tensors of some parameters."""
         return [self.memory[p] if p in self.memory else self.nothing_of(p) for p in parameters]
 
     def nothing_of(self, parameter: Tensor) -> Tensor:
@@ -53,7 +53,10 @@ class Remembering(Method):
             self._noted[parameter] = tensor if noted is None else noted.add_(tensor)
 
     def renewed(self, old: list[Tensor], noted: list[Tensor]) -> list[Tensor]:
-        """What is remembered from now on, of what was and of what this step has noted; by itself the latter."""
+        """Return the tensors to remember from now on, given the old ones and those noted in this step.
+
+        The default is those noted in this step.
+        """
         return noted
 
     def after_update(self, skip: Tensor) -> None:
@@ -81,7 +84,7 @@ class Remembering(Method):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The base's; while a checkpoint is about to be loaded into a new optimizer, a copy that has the memory too."""
+        """Return the base's state, with the memory too while a checkpoint is loaded into a new optimizer."""
         if not self._shows_all:
             return self.base.state
         whole = defaultdict(dict, {p: dict(kept) for p, kept in self.base.state.items()})

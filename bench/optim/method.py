@@ -1,4 +1,4 @@
-"""What every method that wraps an optimizer has in common: when its base makes an update, and of which gradient."""
+"""The common base of all methods that wrap an optimizer: when the base updates, and with which gradient."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Method(Delegating):
             is made of them, or remembered, is not in proportion to them.
         first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
             logs or counts does so once a step if it asks.
-        total_steps: steps of the whole training, for methods that go by shares of it; None: nobody has said.
+        total_steps: steps of the whole training, for methods that use shares of it; None: not given.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
         checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
             the same inputs (see `bench.optim.inputs`), for which they wait for the device. 0: none does; it becomes 0
@@ -110,7 +110,7 @@ class Method(Delegating):
         self._skipped: int | Tensor = 0
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """Leave in `.grad` what the base shall follow, with the weights as they were found.
+        """Leave in `.grad` the gradient that the base will follow, with the weights restored.
 
         Returns:
             What the closure has returned at w, and the norm of a gradient that was needed on the way (None if none
@@ -121,7 +121,7 @@ class Method(Delegating):
 
     @contextmanager
     def last_pass(self) -> Iterator[None]:
-        """Have the pass in here, the one whose gradients are followed, add to what earlier micro-batches have left.
+        """Make the pass in this context, whose gradients are followed, add to those of earlier micro-batches.
 
         See `bench.optim.earlier.Earlier`. Not for a method that makes something else of these gradients.
         """
@@ -129,20 +129,20 @@ class Method(Delegating):
             yield
 
     def after_update(self, skip: Tensor) -> None:
-        """What is left to do when the base has made its step, or has left it out where `skip` is 1."""
+        """Finish the step after the base has updated, or has skipped its update where `skip` is 1."""
         if counter := self.keys.get("steps_done"):
             for group in self.param_groups:
                 group[counter] += 1
 
     @property
     def steps_done(self) -> int:
-        """Calls of `step` so far, where the method asks for the count ("steps_done" in the groups), else 0."""
+        """Return the calls of `step` so far if the method asks for the count ("steps_done" in the groups), else 0."""
         counter = self.keys.get("steps_done")
         return int(self.param_groups[0][counter]) if counter else 0
 
     @property
     def skipped_steps(self) -> int:
-        """Updates left out because a gradient was not finite; weights and base state were not touched."""
+        """Return the number of updates skipped, weights and base state untouched, for a gradient that is not finite."""
         return int(self._skipped)
 
     @overload  # type: ignore[override]
@@ -204,7 +204,7 @@ class Method(Delegating):
         return loss
 
     def make_state(self) -> None:
-        """Have the base make its state, and change nothing: for torch.distributed.checkpoint to load into.
+        """Make the base create its state and change nothing else: for torch.distributed.checkpoint to load into.
 
         It calls `step()` with gradients and lr set to 0, which no training loop does.
         """
@@ -269,7 +269,7 @@ class Method(Delegating):
             found[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
 
     def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """What `gradient` makes of the closure, which can see in `first_pass` which evaluation it is."""
+        """Return what `gradient` makes of the closure, which can read in `first_pass` which evaluation it is."""
         # What a stage of a pipeline is called with comes from weights that have moved.
         is_stage = self.reductions.group is not None
         checked = 0 < self._checked_so_far <= self.checked_steps and not self.takes_losses and not is_stage
@@ -300,7 +300,7 @@ class Method(Delegating):
                 self.checked_steps = 0
 
     def _checked(self, closure: Closure) -> Closure:
-        """The closure, which must not add to the gradients that are there before a step."""
+        """Wrap the closure in a check that it does not add to gradients that existed before the step."""
         old: OldGradient | None = OldGradient(self._parameters())
 
         def checked() -> Any:
@@ -350,7 +350,7 @@ class Method(Delegating):
         return self.state_of_forward.outside(self.model, self._parameters())
 
     def _update_unless(self, skip: Tensor) -> None:
-        """A step of the base, or where `skip` is 1 nothing at all: decided on the device, if the base can."""
+        """Make the base's step unless `skip` is 1; the device decides if the base can do that."""
         base = self.base
         # Fused optimizers take `found_inf`, as from a GradScaler. They make their state on the first step even if they
         # skip it, uninitialised: that step must be decided here. So must those of groups that are no longer fused,

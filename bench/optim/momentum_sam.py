@@ -138,7 +138,7 @@ def momentum_sam(
     variant: Variant = "paper",
     **options: Unpack[PerturbationOptions],
 ) -> MomentumSAM:
-    """Momentum-SAM: perturbs along minus the base's momentum; one pass a step (Becker et al. 2024).
+    """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
 
     rho: 0.3 to 3 in the paper; variant: "authors" has the moved weights decay. Options as in sam, without m and
     ascent_decay.

@@ -65,7 +65,7 @@ def copies_of(tensors: list[Tensor]) -> Sequence[Tensor]:
 
 
 def can_stand_in(e: Tensor, weight: Tensor) -> bool:
-    """Whether nobody will notice that a weight's memory is that of its e for a while.
+    """Return whether a weight's memory may hold its e for a while without anyone noticing.
 
     Whoever shares the weight's memory (a view, a state_dict, a numpy array) would not see it move, and to whoever
     shares that of e (buckets in which gradients are exchanged) it belongs as well. On a GPU, CUDA graphs and

@@ -15,7 +15,7 @@ from bench.optim.types import AtLeastOne, NonNegative
 
 
 def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
-    """ "epoch 100" as a share of the training's epochs, which the context has; what is no text, as it is."""
+    """Turn "epoch 100" into a share of the training's epochs, which the context has; return all but text unchanged."""
     if not isinstance(moment, str):
         return moment
     if not (said := re.fullmatch(r"epoch (\d+)", moment)):
@@ -52,7 +52,7 @@ def _of_the_lr(lowest: float | None, info: ValidationInfo) -> float | None:
 
 
 class Perturbation(TypedDict, total=False):
-    """What every method that perturbs can be told."""
+    """The options of every method that perturbs."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
@@ -79,7 +79,7 @@ class Every(TypedDict, total=False):
 
 
 class Ascent(Perturbation, total=False):
-    """The same, for directions that are made from the gradient of a batch."""
+    """The options of methods that perturb along a direction made from the gradient of a batch."""
 
     m: AtLeastOne | None
     """Examples that share one perturbation, a divisor of the batch size (m-sharpness). None: the whole batch."""
@@ -100,7 +100,7 @@ _ALL = TypeAdapter(AscentOptions)
 
 
 def checked(name: str, options: Any) -> AscentOptions:
-    """The options of `name`, all there, None where nothing was said.
+    """Return all options of `name`, with None for those that were not given.
 
     Raises:
         TypeError: there is no such option.
@@ -123,7 +123,7 @@ def checked(name: str, options: Any) -> AscentOptions:
 
 
 def share_perturbed(params: dict[str, Any]) -> float:
-    """Of all steps, the share that perturbs, from a method's hyperparameters; planning counts passes with it."""
+    """Return the share of all steps that perturbs, from a method's hyperparameters; planning counts passes with it."""
     if not params["rho"] and not params.get("rho_end"):
         return 0.0
     begin, end = params.get("perturb_from") or 0.0, params.get("perturb_until") or 1.0
@@ -131,5 +131,5 @@ def share_perturbed(params: dict[str, Any]) -> float:
 
 
 def one_more_where_perturbed(params: dict[str, Any]) -> float:
-    """Passes a step of a method with a second one in each step that perturbs."""
+    """Return the passes per step of a method that adds a second pass to each step that perturbs."""
     return 1 + share_perturbed(params)

@@ -1,4 +1,4 @@
-"""What the family of SAM has in common: where and when weights are moved, how far, and that they come back."""
+"""The common part of the SAM family: where, when and how far weights are moved, and their exact return."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Perturbing(Method):
         return self.reductions.norm(weights, gradients(weights))
 
     def combine(self, first: dict[Tensor, Tensor]) -> None:
-        """Turn the gradients found at the moved weights into what the base shall follow, in place.
+        """Turn the gradients found at the moved weights, in place, into those that the base will follow.
 
         Args:
             first: the gradients at w, where `keeps_first_gradient` asks for them.
@@ -145,12 +145,12 @@ class Perturbing(Method):
     # ---- when -------------------------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
-        """Whether this step perturbs anything."""
+        """Return whether this step perturbs anything."""
         since = self.steps_inside()
         return since is not None and since % self.perturb_every == 0 and self._moves()
 
     def steps_inside(self) -> int | None:
-        """Steps since perturbing began; None before that and after its end."""
+        """Return the steps since perturbing began; None before that and after its end."""
         if self._needs_total and self.total_steps is None:
             raise ValueError(
                 f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are about shares of training: "
@@ -162,11 +162,11 @@ class Perturbing(Method):
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 
     def _moves(self) -> bool:
-        """Whether any rho is not 0, without waiting for one that lies on a device."""
+        """Return whether any rho is not 0, without waiting for a rho that lies on a device."""
         return any(isinstance(rho, Tensor) or rho != 0 for rho in map(self.rho_now, self.param_groups))
 
     def rho_now(self, group: dict[str, Any]) -> float | Tensor:
-        """A group's rho at this step."""
+        """Return a group's rho at this step."""
         rho = group[self.keys["rho"]]
         if self.rho_schedule is None:
             return rho  # type: ignore[no-any-return]
@@ -182,7 +182,7 @@ class Perturbing(Method):
     # ---- where ------------------------------------------------------------------------------------------------
 
     def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[Movable]:
-        """What is perturbed, group by group; by default of the parameters with a gradient."""
+        """Return what is perturbed, group by group; by default among the parameters with a gradient."""
         found = []
         for group in self.param_groups:
             here = group["params"] if self.perturbed is None else [p for p in group["params"] if p in self.perturbed]
@@ -270,7 +270,7 @@ class Perturbing(Method):
         return self.state_of_forward.kept(self.model, self._parameters())
 
     def generator(self, device: str | None = None) -> torch.Generator:
-        """Random numbers of this part of this step's batch, in whichever process it is.
+        """Return the random generator of this part of this step's batch, the same in every process.
 
         Args:
             device: where they are drawn; None: where the parameters are.
@@ -280,7 +280,7 @@ class Perturbing(Method):
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
 
     def with_first(self, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters with a gradient in either pass, and their gradients at w; one that is missing is 0."""
+        """Return the parameters with a gradient in either pass, and their gradients at w, 0 where one is missing."""
         everything = [p for group in self.param_groups for p in group["params"]]
         parameters = [p for p in everything if p.grad is not None or p in first]
         for parameter in parameters:
@@ -302,13 +302,15 @@ def _share_of_the_way(lr: float | Tensor, lowest: float, peak: float | Tensor) -
 
 
 def normalisation_parameters(model: nn.Module | None, name: str, *, required: bool = True) -> set[nn.Parameter]:
-    """The scales and shifts of normalisation layers: torch's, and others whose class is called so ("LlamaRMSNorm").
+    """Return the scales and shifts of normalisation layers.
+
+    These are torch's layers, and others whose class name ends in "Norm" ("LlamaRMSNorm").
 
     Args:
-        required: whether there have to be some, as in a model that is not one stage of several.
+        required: whether there must be some, as in a model that is not one stage of several.
 
     Raises:
-        ValueError: there is no model, or it has none of those that are required.
+        ValueError: there is no model, or the required parameters are missing.
     """
     found: set[nn.Parameter] = set()
     for module in [] if model is None else model.modules():

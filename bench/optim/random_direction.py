@@ -91,7 +91,7 @@ def random_direction(
     m: AtLeastOne | None = None,
     **options: Unpack[PerturbationOptions],
 ) -> RandomDirection:
-    """Control: the gradient at a random point at distance rho; one pass a step (noise as in Wen et al. 2018).
+    """Control: the gradient at a random point at distance rho; one pass per step (noise as in Wen et al. 2018).
 
     m: examples that share one direction. Options as in sam, without ascent_decay.
     """

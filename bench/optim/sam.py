@@ -144,7 +144,7 @@ def _called_weight(model: nn.Module | None) -> set[Tensor]:
 def sam(
     base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.05, **options: Unpack[AscentOptions]
 ) -> SAM:
-    """Sharpness-aware minimization over a base optimizer: two passes a step (Foret et al. 2021).
+    """Sharpness-aware minimization over a base optimizer: two passes per step (Foret et al. 2021).
 
     m: examples that share one perturbation, a divisor of the batch size (m-sharpness, section 3 of the paper, whose
     m is 32: 256 images over 8 devices); default the whole batch. The other options say where and when to perturb.

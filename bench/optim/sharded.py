@@ -90,7 +90,7 @@ def part_of(tensor: Tensor, parameter: Any) -> Tensor:
 
 
 def reshard(model: nn.Module | None) -> None:
-    """Have the modules that FSDP2 manages forget whole weights that they have gathered, since parts have changed.
+    """Make the modules that FSDP2 manages forget the whole weights they have gathered, since parts have changed.
 
     After a backward pass they have anyway; not after a forward pass by itself, or with
     `set_reshard_after_backward(False)`.

@@ -15,7 +15,7 @@ def with_sparse_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def coalesced(parameter: Tensor) -> Tensor:
-    """Its sparse gradient, which has each of its entries once from here on."""
+    """Coalesce a parameter's sparse gradient, so that each entry occurs once, and return the gradient."""
     assert parameter.grad is not None
     gradient = parameter.grad.coalesce()
     parameter.grad = gradient

@@ -66,9 +66,9 @@ def _values(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
+    """Return the 2-norm of all tensors together, a scalar on their device; half precision is summed in fp32.
 
-    Sparse ones have to be coalesced, as those of `gradients` are.
+    Sparse tensors must be coalesced, as those of `gradients` are.
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float32)
@@ -79,7 +79,7 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def found_inf(tensors: list[Tensor]) -> Tensor:
-    """1.0 where a number in any of them is not finite, else 0.0: a scalar on their device.
+    """Return 1.0 if any tensor has a number that is not finite, else 0.0: a scalar on their device.
 
     It is what a GradScaler computes while it divides by its scale, here by 1, which changes no bit. Of many small
     tensors on a CPU it takes a quarter of the time of their norm. Sparse ones have to be coalesced.
@@ -92,7 +92,10 @@ def found_inf(tensors: list[Tensor]) -> Tensor:
 
 
 def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """The scalar product over all tensors together, a scalar on their device; half precision is summed in fp32."""
+    """Return the scalar product over all tensors together, a scalar on their device.
+
+    Half precision is summed in fp32.
+    """
     if not left:
         return torch.zeros((), dtype=torch.float32)
     dtype = torch.float64 if torch.float64 in set(map(_dtype, left)) else torch.float32

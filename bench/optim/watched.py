@@ -40,7 +40,7 @@ class Watched:
 
     @property
     def nbytes(self) -> float:
-        """What a copy takes; infinite where none is made unless the tensor is known to move."""
+        """Return the bytes of a copy; infinite if none is made unless the tensor is known to move."""
         torchs_own = _is_usual(self.tensor) and self.tensor.untyped_storage().resizable()
         return self.tensor.nbytes if torchs_own else math.inf
 
@@ -109,7 +109,7 @@ class Watched:
 
 
 def is_plain(tensor: Tensor, small: float) -> bool:
-    """Return whether foreach kernels can copy and write a tensor, and it has at most so many numbers.
+    """Return whether foreach kernels can copy and write a tensor, and it has at most `small` numbers.
 
     Memory that is not torch's own (numpy's, a mapped file's) may be read-only: it is not plain.
     """

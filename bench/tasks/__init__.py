@@ -1,4 +1,4 @@
-"""The tasks: what is learned, from which data, and how it is scored. One file a family."""
+"""The tasks: what is learned, from which data, and how it is scored. One file per family."""
 
 from bench.tasks import cifar as cifar
 from bench.tasks import csv_table as csv_table

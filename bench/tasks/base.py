@@ -1,4 +1,4 @@
-"""What a task must give, and what the protocol then does to every task's data alike."""
+"""The interface of a task, and the protocol's treatment of every task's data."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Split:
 
     @property
     def cut(self) -> int:
-        """How many texts were too long."""
+        """Return how many texts were too long."""
         return 0 if self.lengths is None else int((self.lengths > self.inputs.shape[-1]).sum())
 
 
@@ -131,42 +131,42 @@ class Task(ABC):
     suite: Suite | None = None
 
     def fetch(self) -> None:  # noqa: B027 - most tasks have nothing to fetch
-        """See that the data is on this machine, downloading it if need be; called once, before any run starts.
+        """Ensure that the data are on this machine, downloading them if necessary; called once, before any run starts.
 
         Raises:
-            BenchError: it is not there and cannot be had; the message says which file to put where.
+            BenchError: the data are missing and cannot be obtained; the message says which file to put where.
         """
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """The whole training set and the test set, on the CPU, always in the same order. Never downloads."""
+        """Return the whole training set and the test set, on the CPU, always in the same order, without downloading."""
 
     def load_others(self) -> dict[str, Split]:
-        """The further test sets by name, as `load` gives the test set."""
+        """Return the further test sets by name, in the form that `load` gives the test set."""
         return {}
 
     def train_examples(self) -> int:
-        """Size of the training set, validation included; override it where loading is slow."""
+        """Return the size of the training set, validation included; override this where loading is slow."""
         return len(self.load()[0])
 
     def verified(self) -> bool:
-        """Whether the data is what its publisher gave out, by checksum or because it came inside a package."""
+        """Return whether the data are the publisher's, by checksum or because they came inside a package."""
         return True
 
     def model_inputs(self, inputs: Tensor) -> Tensor:
-        """What the model sees of a batch of raw inputs."""
+        """Return the model's inputs for a batch of raw inputs."""
         return inputs
 
     def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        """What the model sees and is told of a raw batch in training: augmented, where the task does that.
+        """Return the model's inputs and targets for a raw batch in training, augmented if the task augments.
 
         Args:
-            random: the epoch's stream of augmentation, on the host: the same draws on every device.
+            random: the epoch's random stream of augmentation, on the host, so that every device gets the same draws.
         """
         return self.model_inputs(inputs), targets
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.
+        """Return the loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.
 
         Args:
             targets: (N,) class numbers; or, where `training_batch` mixes labels, (N, num_outputs) probabilities.
@@ -174,17 +174,20 @@ class Task(ABC):
         return F.cross_entropy(outputs, targets, reduction="none")
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """The metric over a whole split. Default: accuracy, a fraction."""
+        """Return the metric over a whole split. Default: accuracy, a fraction."""
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Further scores over a whole split, by key: recorded as val_<key>, test_<key> and so on, never chosen by."""
+        """Return further scores of a whole split, by key, recorded as val_<key>, test_<key> and so on.
+
+        No choice is made by these scores.
+        """
         return {}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is measured on.
+    """The data that a run trains and is evaluated on.
 
     Attributes:
         val: empty where it is trained on.
@@ -202,7 +205,7 @@ class Data:
     """Further test sets."""
 
     def splits(self) -> dict[str, Split]:
-        """All of them that there are, by name, the test sets last."""
+        """Return all existing splits by name, the test sets last."""
         named = {"train": self.train, "val": self.val, "test": self.test, **self.others}
         return {name: split for name, split in named.items() if len(split)}
 

@@ -1,5 +1,8 @@
-"""CIFAR-10 and CIFAR-100: 60,000 small photographs (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny
-Images", https://www.cs.toronto.edu/~kriz/cifar.html)."""
+"""CIFAR-10 and CIFAR-100: 60,000 small photographs.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images",
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ BYTES = 3 * SIDE * SIDE
 
 
 class _CIFAR(PublishedImages):
-    """What the two have in common: the Python files of the author's page."""
+    """The common part of CIFAR-10 and CIFAR-100: the Python files of the author's page."""
 
     input_shape = (3, SIDE, SIDE)
     published_examples = 50_000
@@ -126,7 +129,7 @@ class CIFAR100(_CIFAR):
 
 
 def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(N, 3072) uint8 pixels, all red, all green, all blue, row by row, and (N,) int64 class numbers.
+    """Return (N, 3072) uint8 pixels, all red, all green, all blue, row by row, and (N,) int64 class numbers.
 
     Raises:
         BenchError: the file cannot be read, or holds anything else.
@@ -178,7 +181,7 @@ class _Type:
             raise pickle.UnpicklingError(f"it holds an array of {code!r}, where images are of 'u1'")
 
     def __setstate__(self, state: object) -> None:
-        """Bytes have no byte order."""
+        """Ignore the state: bytes have no byte order."""
 
 
 class _Array:

@@ -90,19 +90,22 @@ class CsvTable(Task):
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:
-        """The file itself."""
+        """Return the path itself, as the only file of the task."""
         if not path.is_file():
             beside = [file.name for file in path.parent.glob("*.csv")] if path.parent.is_dir() else []
             raise BenchError(f"{path} is not a file; {nearest(path.name, beside)}")
         return [path]
 
     def fetch(self) -> None:
-        """Say what was done to the table."""
+        """Print what was done to the table."""
         if self.note:
             tell(f"{self.path}: {self.note}")
 
     def load(self) -> tuple[Split, Split]:
-        """Inputs (N, inputs) float32; targets (N,) int64, or float32 for regression."""
+        """Return the training and the test set.
+
+        Inputs are (N, inputs) float32; targets are (N,) int64, or float32 for regression.
+        """
         return self._train, self._test
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ class _Table:
 
 @functools.lru_cache(maxsize=4)
 def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split, str]:
-    """Class names ([] for regression), training set, test set, and what is to be said of the table."""
+    """Return class names ([] for regression), training set, test set, and remarks on the table."""
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):
         if name not in table.header:
@@ -207,7 +210,7 @@ def _table(path: Path, separator: str) -> _Table:
 
 
 def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Class names and class numbers; or, for regression, no names and the numbers themselves."""
+    """Return class names and class numbers; or, for regression, no names and the numbers themselves."""
     cells = table.column(settings.target)
     for row, cell in enumerate(cells):
         if cell.lower() in MISSING:
@@ -244,7 +247,7 @@ def _inputs(
     train: Indices,
     settings: _Settings,
 ) -> list[Column]:
-    """The model's inputs that a column makes."""
+    """Return the model's inputs that are made from a column."""
     cells = table.column(name)
     missing = [cell.lower() in MISSING for cell in cells]
     if any(missing) and not settings.fill:
@@ -273,7 +276,7 @@ def _inputs(
 
 
 def _number_input(table: _Table, name: str, numbers: list[float | None], train: Indices) -> Column:
-    """A column of numbers as the model's input; None is filled with the training rows' mean."""
+    """Return a column of numbers as the model's input; None is replaced by the training rows' mean."""
     if None not in numbers:
         table.remarks.append(reading.on_ids(name, table.column(name), [number or 0.0 for number in numbers]))
     column = np.array([math.nan if number is None else number for number in numbers])
@@ -301,12 +304,12 @@ def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float
 
 
 def _hint(cell: str, column: str) -> str:
-    """What to do about a cell that is neither a number nor a word, as the end of a sentence."""
+    """Return, as the end of a sentence, the remedy for a cell that is neither a number nor a word."""
     kind = reading.no_word(cell)
     return f" but {kind}: {reading.REMEDIES[kind].format(column=column)}" if kind else ""
 
 
 def _standardised(column: Column, train: Indices) -> Column:
-    """Minus the mean, by the deviation, of the training rows; a constant column is 0."""
+    """Return the column minus the mean, divided by the deviation, of the training rows; a constant column is 0."""
     standardised: Column = (column - column[train].mean()) / (column[train].std() or 1.0)
     return standardised

@@ -89,9 +89,9 @@ def _split(images_path: Path, labels_path: Path) -> Split:
 
 
 def _read_idx(path: Path, axes: int) -> Tensor:
-    """An array of bytes with so many axes, from an IDX file.
+    """Return the array of bytes with this number of axes that an IDX file holds.
 
-    Its header is two zeros, 8 for "bytes", the number of axes, and the length of each as 32 bits, big-endian.
+    The file's header is two zeros, 8 for "bytes", the number of axes, and the length of each as 32 bits, big-endian.
 
     Raises:
         BenchError: the file cannot be read, or holds anything else.

@@ -88,12 +88,12 @@ class Glue(Task):
         self.files.fetch(allow_unverified=self.allow_unverified_data)
 
     def load(self) -> tuple[Split, Split]:
-        """The training set and the dev set: `Texts`, and targets (N,) int64, or float32 from 0 to 5 for STS-B.
+        """Return the training set and the dev set: `Texts`, and targets (N,) int64, or float32 from 0 to 5 for STS-B.
 
-        They are shared by all runs of a process: not to be written to.
+        All runs of a process share both sets: do not write to them.
 
         Raises:
-            BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
+            BenchError: files are missing, damaged, or unofficial while unofficial files are not allowed.
         """
         train, test, *_ = self._splits()
         return train, test
@@ -113,15 +113,15 @@ class Glue(Task):
         return self.files.verified()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, shape (N,): cross-entropy in nats, for STS-B squared error."""
+        """Return the loss of each example, shape (N,): cross-entropy in nats, for STS-B squared error."""
         return (outputs[:, 0] - targets) ** 2 if self.regression else super().losses(outputs, targets)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Mean of the task's official metrics, a fraction."""
+        """Return the mean of the task's official metrics, a fraction."""
         return sum(self.details(outputs, targets).values()) / len(self.official)
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """The task's official metrics by key, fractions; correlations that are not defined are 0."""
+        """Return the task's official metrics by key, as fractions; undefined correlations are 0."""
         predicted = (outputs[:, 0] if self.regression else outputs.argmax(dim=1)).double().cpu().numpy()
         true = targets.double().cpu().numpy()
         return {key: METRICS[key](true, predicted) for key in self.official}
@@ -135,7 +135,7 @@ def _accuracy(true: Values, predicted: Values) -> float:
 
 
 def _f1(true: Values, predicted: Values) -> float:
-    """Of class 1; 0 where it is neither there nor predicted."""
+    """Return the F1 score of class 1; 0 if class 1 is neither present nor predicted."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, zero_division=0.0))
@@ -160,7 +160,7 @@ def _spearman(true: Values, predicted: Values) -> float:
 
 
 def _defined(correlation: Callable[[Values, Values], Any], true: Values, predicted: Values) -> float:
-    """A correlation; 0 where one side is constant or not finite, for which there is none."""
+    """Return a correlation, or 0 if it is undefined because one side is constant or not finite."""
     for values in (true, predicted):
         if not np.isfinite(values).all() or (values == values[0]).all():
             return 0.0

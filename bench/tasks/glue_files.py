@@ -57,7 +57,7 @@ class Part:
 
 
 class _Wrong(Exception):
-    """What is wrong with some rows; whoever knows where they are from makes it an error for the user."""
+    """A fault in some rows; the caller, who knows where they are from, makes it an error for the user."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class GlueFiles:
 
     @functools.cached_property
     def tables(self) -> Dataset:
-        """The tables out of the zip."""
+        """Return the tables in the zip."""
         come_from = f"from {ZIPS}{self.zip}" if self.zip else "as GLUE's download script makes them (there is no zip)"
         return Dataset(
             title=f"GLUE's {self.title}",
@@ -108,15 +108,15 @@ class GlueFiles:
 
     @property
     def copy(self) -> Path:
-        """The folder of the hub's copy."""
+        """Return the folder of the hub's copy."""
         return data_folder() / "glue" / "hub" / self.name
 
     def is_there(self) -> bool:
-        """Whether tables or the hub's copy are on this machine, whatever is in them."""
+        """Return whether tables or the hub's copy are on this machine, without checking their content."""
         return self.tables.is_there() or self.copy.is_dir()
 
     def verified(self) -> bool:
-        """Whether they are what was given out: by md5 for tables; for the hub's copy, what came from there, whole.
+        """Return whether the files are the official ones: by md5 for tables; for the hub's copy, if it is whole.
 
         Raises:
             BenchError: neither is there, or a file cannot be read.
@@ -135,7 +135,7 @@ class GlueFiles:
             raise self.tables.refused(self.copy, faults)
 
     def load(self, *, allow_unverified: bool) -> tuple[Split, ...]:
-        """A split of `Texts` for each part, in order; remembered, and shared by all runs of a process.
+        """Return a split of `Texts` for each part, in order; the splits are cached and shared by all runs of a process.
 
         Raises:
             BenchError: files are missing, damaged, or not the official ones and not allowed to be others.
@@ -182,7 +182,7 @@ class GlueFiles:
             yield number, [cells[place] for place in texts], cells[label]
 
     def _split(self, rows: Iterable[Row]) -> Split:
-        """Rows as texts and targets.
+        """Return rows as texts and targets.
 
         Raises:
             _Wrong: there are none, or a label is none of the task's.
@@ -204,7 +204,7 @@ class GlueFiles:
         return Split(Texts(*columns), torch.tensor(targets, dtype=dtype))
 
     def _target(self, label: Any) -> float:
-        """A label as the model learns it: of tables its text, of the hub's copy its number."""
+        """Return a label as the model learns it: the text from tables, the number from the hub's copy."""
         if self.classes is None:
             try:
                 similarity = float(label)
@@ -234,7 +234,7 @@ class GlueFiles:
         return [folder / f"{part.hub}.jsonl" for part in self.parts]
 
     def _unlike_the_hub(self) -> list[str]:
-        """What is not as it came, one line for each file at fault."""
+        """Return one line for each file that differs from the downloaded original."""
         for path in (self.copy / ORIGIN, *self._in_copy(self.copy)):
             if not path.is_file():
                 raise damaged(self.copy, f"it lacks {path.name}")
@@ -252,13 +252,13 @@ class GlueFiles:
         return faults
 
     def fetch(self, *, allow_unverified: bool = False) -> None:
-        """See that tables or the hub's copy are there and right; if neither is, bring the copy.
+        """Ensure that tables or the hub's copy are present and correct; if neither is present, download the copy.
 
         Of several processes that fetch at once one works and the others wait for it. One that is killed leaves nothing
         that counts.
 
         Raises:
-            BenchError: they cannot be had, are not the official ones, or the disk refuses.
+            BenchError: the files cannot be obtained, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
             with locked(data_folder() / f".glue-{self.name}.lock"):
@@ -312,10 +312,10 @@ class GlueFiles:
 
 
 def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
-    """The splits of one of the hub's configurations, and its revision; without a network, what `datasets` has kept.
+    """Return the splits of one of the hub's configurations and its revision; offline, those that `datasets` has cached.
 
     Raises:
-        Exception: it cannot be had.
+        Exception: the configuration cannot be obtained.
     """
     import datasets
     import huggingface_hub
@@ -339,7 +339,7 @@ def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of UTF-8, which end with nothing but "\\n" or "\\r\\n": texts have other separators in them."""
+    """Yield lines of UTF-8, split at "\\n" or "\\r\\n" only: texts have other separators in them."""
     raw = content(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n") if raw else (), 1):
         try:
@@ -354,7 +354,7 @@ def _short(value: object) -> str:
 
 
 def _parts(train: str, train_rows: int, dev: str, dev_rows: int) -> tuple[Part, ...]:
-    """Parts as most tasks have them, from md5 and rows of each."""
+    """Return the parts as most tasks have them, from md5 and rows of each."""
     return Part("train.tsv", train, "train", train_rows), Part("dev.tsv", dev, "validation", dev_rows)
 
 

@@ -66,19 +66,19 @@ class ImageFolder(ImageTask):
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:
-        """The images below a folder, in the order of their names."""
+        """Return the images below a folder, sorted by name."""
         if not path.is_dir():
             raise BenchError(f"{path} is not a folder")
         return sorted(file for file in path.rglob("*") if _is_image(file))
 
     def fetch(self) -> None:
-        """Read all of them once, so that one that cannot be read is told before any run starts."""
+        """Read all images once, so that an unreadable one is reported before any run starts."""
         self.load()
 
     def load(self) -> tuple[Split, Split]:
-        """The training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
+        """Return the training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
 
-        The tensors are shared by all runs of a process: not to be written to.
+        All runs of a process share the tensors: do not write to them.
         """
         items = [*self.train, *self.test]
         count = len(self.train)
@@ -100,7 +100,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]]:
-    """Class names, training images and test images."""
+    """Return class names, training images and test images."""
     if not root.is_dir():
         raise BenchError(f"{root} is not a folder")
     folders = _folders(root)
@@ -138,7 +138,7 @@ def _read(stamps: tuple[Stamp, ...], train: int, shape: tuple[int, int, int], fi
 
 
 def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, in pixels of 0..1: of whole numbers, so the same on every machine."""
+    """Return each channel's mean and deviation, in pixels of 0..1, from whole numbers: the same on every machine."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in pixels.unbind(-1):

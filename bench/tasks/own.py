@@ -1,4 +1,4 @@
-"""What the tasks of a user's own files share: files by their content, and a test set held out of them."""
+"""The common part of tasks with a user's own files: files by their content, and a held-out test set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = ("", "?", "n/a", "na", "nan", "null")
 
 
 def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tuple[Indices, Indices]:
-    """Which examples are for training (and validation) and which the test set, each in their order.
+    """Return which examples are for training (and validation) and which for the test set, each in their order.
 
     Every class gives the same share, at least one example, so that a small one is not left out.
 

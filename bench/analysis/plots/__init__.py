@@ -24,7 +24,7 @@ FAMILIES = ("curves", "gap", "paired", "sweep", "cost", "conditions", "sharpness
 
 
 def draw(results: Results, width: str = "page", only: Collection[str] | None = None) -> dict[str, Drawing]:
-    """Every figure by its name, for a "page" (two columns, 6.9 inches) or a "column" (3.3 inches), in type of one size.
+    """Draw every figure for a "page" (two columns, 6.9 inches) or a "column" (3.3 inches), in one type size.
 
     With `only`, those figures alone, each with all its pages.
 

@@ -75,7 +75,10 @@ class Axis:
         return self.places[value_text(row.varied[self.column])]
 
     def step(self, labels: int, width: float) -> float:
-        """Points between the labels at one value on a panel of so many inches; fewer where values are close."""
+        """Return the points between the labels at one value, for a panel of this many inches.
+
+        Close values have fewer points between their labels.
+        """
         places = list(self.places.values())
         drawn = np.log(places) if self.log else np.asarray(places)
         span = drawn[-1] - drawn[0] if self.numeric else len(drawn)
@@ -84,10 +87,11 @@ class Axis:
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """The metric beside the paired difference to the baseline, which a common scale of the former would hide.
+    """Yield the figures of the metric beside its paired difference to the baseline.
 
-    One varied column is the horizontal axis: the first that is a number, else that with most values, rather not the
-    task, whose metrics differ too much for one panel. Every combination of the other columns has a row of panels.
+    On the scale of the metric, the difference would be invisible. One varied column is the horizontal axis: the first
+    numeric column, else the column with most values, but preferably not the task, whose metrics differ too much for
+    one panel. Every combination of the other columns has a row of panels.
     """
     if len(view.conditions) < 2:
         return
@@ -202,9 +206,9 @@ def _difference(row: Row) -> Interval | None:
 def _draw(
     figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick, focus: str | None = None
 ) -> None:
-    """A line an optimizer, each a little beside the next; it breaks where a condition has no finished run.
+    """Draw one line per optimizer, each slightly beside the next; a line breaks where a condition has no finished run.
 
-    A panel about one of many has the others pale and without intervals, at their places.
+    A panel that is about one of many optimizers shows the others pale and without intervals, at their places.
     """
     here = [(row, interval.scaled(view.scale)) for row in rows if (interval := pick(row))]
     _, others = view.in_full([row for row, _ in here], focus)
@@ -244,12 +248,12 @@ def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float]
 
 
 def _look(view: View, label: str, axis: Axis) -> Style:
-    """As everywhere; between categories there is nothing for a line to pass through."""
+    """Return the usual look, without lines between categories, where there is nothing for a line to pass through."""
     return view.styles[label] if axis.numeric else {**view.styles[label], "linestyle": "none"}
 
 
 def _scale(ax: Axes, axis: Axis, width: float) -> None:
-    """Limits and ticks; they cannot be left to the points, which stand beside the values they belong to."""
+    """Set limits and ticks, which the points cannot give, since they stand beside the values they belong to."""
     places = list(axis.places.values())
     if not axis.numeric:
         _categories(ax, axis, width)

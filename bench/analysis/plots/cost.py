@@ -34,7 +34,7 @@ Point = tuple[Row, Interval, Interval]
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """With 95% t intervals, a point an optimizer, named, against seconds and against passes.
+    """Yield figures of one named point per optimizer, with 95% t intervals, against seconds and against passes.
 
     With several conditions a small panel each and a legend, first against seconds, then against passes. Many optimizers
     have a small panel each, in a figure for each condition and cost.
@@ -63,7 +63,7 @@ def figures(view: View) -> Iterator[Drawing]:
 
 
 def _moved(view: View, conditions: Sequence[str], costs: Iterable[str]) -> str:
-    """Say that points are drawn beside their places, where any are."""
+    """Return the remark that points are drawn beside their places, if any are."""
     alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions for cost in costs)
     return "Points of equal cost are drawn side by side." if alike else ""
 
@@ -74,7 +74,7 @@ def _alike(points: Sequence[Point]) -> bool:
 
 
 def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
-    """The points, and whether each is on the front of its condition by either cost."""
+    """Return the points, and whether each is on its condition's Pareto front by either cost."""
     chosen = [(condition, view.chosen(condition)) for condition in conditions]
     frame = to_frame([row for _, rows in chosen for row in rows], [*COSTS, "test_metric"], view.meta["metric"])
     fronts = {
@@ -157,7 +157,7 @@ def _every_point(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
 
 
 def _cost(row: Row, cost: str) -> Interval:
-    """Passes are those of the plan, the same for every seed."""
+    """Return a row's cost; passes have no interval, since the plan fixes them for every seed."""
     return row.train_seconds if cost == "train_seconds" else Interval(1, row.passes, np.nan, np.nan)
 
 
@@ -167,7 +167,7 @@ def _on_front(view: View, points: Sequence[Point]) -> Sequence[bool]:
 
 
 def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point], focus: str | None = None) -> None:
-    """Points of equal cost stand a little beside each other, unless the panel is about one of them."""
+    """Draw the points; those of equal cost stand slightly apart, unless the panel is about one of them."""
     if not points:
         return
     full, others = view.in_full([row for row, _, _ in points], focus)
@@ -219,7 +219,7 @@ def _label_points(figure: Figure, ax: Axes, points: Sequence[Point], names: Mapp
 
 
 def _places() -> Iterable[tuple[float, float, str]]:
-    """Offsets from a point, in points, nearest first: diagonal places, then above, below and beside."""
+    """Yield offsets from a point, in points, nearest first: diagonal places, then above, below and beside."""
     for distance in (6, 10, 15, 21, 28):
         for dy in (0.9, -0.9):
             yield distance, dy * distance, "left"
@@ -231,7 +231,7 @@ def _places() -> Iterable[tuple[float, float, str]]:
 
 
 def _crowding(box: Bbox, taken: list[Bbox], frame: Bbox) -> float:
-    """Area in square pixels that a box shares with others or has outside the frame; 0 is a free place."""
+    """Return the area in square pixels that a box shares with others or has outside the frame; 0 is a free place."""
     inside = _shared(box, frame)
     return sum(_shared(box, other) for other in taken) + box.width * box.height - inside
 

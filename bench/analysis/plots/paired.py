@@ -41,9 +41,10 @@ Panel = tuple[str, str]
 
 
 def figures(view: View, results: Results) -> Iterator[Drawing]:
-    """A line a seed from the baseline to each optimizer beside the differences; with several conditions a row each.
+    """Yield figures of one line per seed from the baseline to each optimizer, beside the differences.
 
-    Optimizers have a row each and are named at its side: their names may be long, and they may be many.
+    With several conditions each has a row of panels. Optimizers have a row each and are named at its side, since their
+    names may be long and numerous.
     """
     pairs = _pairs(view, results)
     conditions = [condition for condition in view.conditions if (pairs["condition"] == condition).any()]
@@ -100,7 +101,7 @@ def _names(view: View) -> dict[str, float]:
 
 
 def _pairs(view: View, results: Results) -> pd.DataFrame:
-    """Every seed that an optimizer's chosen configuration and the baseline's have both finished, in the unit shown.
+    """Return every seed finished by an optimizer's chosen configuration and the baseline's, in the unit shown.
 
     Columns: condition, optimizer, config, seed, baseline, value, difference.
     """
@@ -122,7 +123,7 @@ def _pairs(view: View, results: Results) -> pd.DataFrame:
 
 
 def _data(view: View, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs under the names and in the unit of the other files, with the mean difference of each optimizer."""
+    """Return the pairs with the names and the unit of the other files, and the mean difference of each optimizer."""
     metric = view.meta["metric"]
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
     of_each = pairs.groupby(KEY, sort=False)["difference"]
@@ -147,7 +148,7 @@ def _title(view: View, column: str) -> str:
 
 
 def _lines(ax: Axes, view: View, pairs: pd.DataFrame, label: str, place: int) -> None:
-    """A line a seed, from the baseline's dot above to the optimizer's marker below."""
+    """Draw one line per seed, from the baseline's dot above to the optimizer's marker below."""
     style, base = view.styles[label], view.styles[view.meta["baseline"]]
     y = (place - REACH, place + REACH)
     for ends in pairs[["baseline", "value"]].to_numpy(float):
@@ -157,7 +158,7 @@ def _lines(ax: Axes, view: View, pairs: pd.DataFrame, label: str, place: int) ->
 
 
 def _differences(ax: Axes, view: View, pairs: pd.DataFrame, label: str, place: int) -> None:
-    """A dot a seed, and below them the mean with its interval."""
+    """Draw one dot per seed, and below the dots their mean with its interval."""
     ax.axvline(0, color=view.styles[view.meta["baseline"]]["color"], linewidth=0.9, zorder=1)
     if pairs.empty:
         return

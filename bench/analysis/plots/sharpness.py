@@ -38,7 +38,7 @@ ALONG = "along the filter-normalised direction"
 
 
 def lines(view: View, results: Results) -> Iterator[Drawing]:
-    """Mean loss along each seed's direction, a panel a condition; nothing where no run was measured."""
+    """Yield figures of mean loss along each seed's direction, a panel per condition; none if no run was measured."""
     points = around(results, "line")
     shown = [condition for condition in view.conditions if (points["condition"] == condition).any()]
     caption = (
@@ -66,7 +66,7 @@ def lines(view: View, results: Results) -> Iterator[Drawing]:
 
 
 def _multiples(view: View, points: pd.DataFrame, shown: Sequence[str], caption: str) -> Iterator[Drawing]:
-    """Give the same for many optimizers: a figure a condition, a panel an optimizer."""
+    """Yield the same for many optimizers: a figure per condition, a panel per optimizer."""
     for condition in shown:
         mean = _mean(points[points["condition"] == condition])
         measured = [label for label in view.beside_baseline(condition) if (mean["optimizer"] == label).any()]
@@ -85,7 +85,10 @@ def _numbers(view: View, mean: pd.DataFrame) -> pd.DataFrame:
 
 
 def planes(view: View, results: Results) -> Iterator[Drawing]:
-    """Loss over the plane of two directions, a figure a condition, a panel an optimizer; levels and axes are shared."""
+    """Yield figures of loss over the plane of two directions, one per condition, with a panel per optimizer.
+
+    Levels and axes are shared.
+    """
     points = around(results, "plane").dropna(subset="loss")
     for condition in view.conditions:
         here = points[points["condition"] == condition]
@@ -152,7 +155,7 @@ def _line(ax: Axes, view: View, mean: pd.DataFrame, condition: str, *, log: bool
 
 
 def _mean(points: pd.DataFrame) -> pd.DataFrame:
-    """Mean and t bounds over the seeds, one line for each condition, label and place."""
+    """Return the mean and t bounds over the seeds, one line per condition, label and place."""
     groups = points.groupby(["condition", "optimizer", "alpha"], sort=False)["loss"]
     means = groups.agg(["count", "mean", "std"])
     half = half_width(means["count"], means["std"])

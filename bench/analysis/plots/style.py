@@ -58,7 +58,7 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
 
 @contextmanager
 def looks() -> Iterator[None]:
-    """Our looks and no others: a matplotlibrc of the user must not change the figures."""
+    """Apply our matplotlib settings only: a matplotlibrc of the user must not change the figures."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -92,7 +92,7 @@ def finish(figure: Figure, handles: Sequence[Artist], height: float) -> None:
 
 
 def _heights(figure: Figure, row: int) -> Iterator[float]:
-    """Give the heights in inches of the panels in a row."""
+    """Yield the heights in inches of the panels in a row."""
     for ax in figure.axes:
         spec = ax.get_subplotspec()
         if spec and spec.rowspan.start == row:
@@ -116,7 +116,7 @@ def _legend(figure: Figure, handles: Sequence[Artist]) -> float:
 
 
 def fold(text: str, inches: float, size: float = 8.0) -> str:
-    """Break a text into lines of at most so many inches; a word that is longer is broken, too."""
+    """Break a text into lines of at most this many inches; a longer word is broken, too."""
     if text_width(text, size) <= inches:
         return text
     letters = max(4, int(len(text) * inches / text_width(text, size)))
@@ -131,12 +131,12 @@ def turn_ticks(ax: Axes) -> None:
 
 
 def bounds(interval: Interval) -> tuple[float, float]:
-    """The bounds of an interval, both the mean where it has none."""
+    """Return the bounds of an interval; both are the mean if the bounds are unknown."""
     return (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
 
 
 def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: float = 0.06) -> tuple[float, float]:
-    """Limits of an axis that leave a little space around the values, and none beyond what values can be.
+    """Return axis limits with a little space around the values, but never beyond the possible values.
 
     Args:
         limits: the lowest and the highest value that there can be.
@@ -150,12 +150,12 @@ def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: floa
 
 
 def wide(values: Sequence[float]) -> bool:
-    """Whether ascending values span a decade or more, and so belong on a log axis."""
+    """Return whether ascending values span a decade or more, and so belong on a log axis."""
     return values[0] > 0 and values[-1] > 9.99 * values[0]
 
 
 def value_axis(ax: Axes, values: Sequence[float], width: float, *, log: bool) -> None:
-    """Ticks at the values themselves, ascending; labels that have no room on a panel of `width` inches are left out."""
+    """Put ticks at the values themselves, ascending, without labels that have no room on a panel of `width` inches."""
     if log:
         ax.set_xscale("log")
     places = np.log(values) if log else np.asarray(values)
@@ -182,11 +182,11 @@ def _with_room(texts: Sequence[str], centres: Any) -> list[str]:
 
 
 def text_width(text: str, size: float = TICK_SIZE) -> float:
-    """About how wide a text is, in inches."""
+    """Return the approximate width of a text, in inches."""
     narrow = sum(text.count(letter) for letter in ".,:il ")
     return (0.62 * len(text) - 0.3 * narrow) * size / 72
 
 
 def panel_width(columns: int, width: float = WIDTH) -> float:
-    """About how wide each of so many panels is, in inches; what is left beside them is for their labels."""
+    """Return the approximate width in inches of each of this many panels, leaving room for their labels."""
     return width / columns - 0.55

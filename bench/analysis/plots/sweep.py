@@ -52,10 +52,10 @@ Line = tuple[str, str]
 
 
 def figures(view: View) -> Iterator[Drawing]:
-    """A row of panels for each hyperparameter; with several conditions a figure for each, a row a condition.
+    """Yield a row of panels per hyperparameter; with several conditions, a figure each with a row per condition.
 
-    An optimizer that sweeps one number has a line over it. One that sweeps several has a point a configuration in the
-    panel of each of them. Where tuning is a phase of its own there is validation only.
+    An optimizer that sweeps one number has a line over that number. An optimizer that sweeps several has a point per
+    configuration in the panel of each number. If tuning is a phase of its own, there are validation panels only.
     """
     sweeps = [row for row in view.tried if row.label in view.meta["sweeps"] and _numbers(row) and row.scored]
     keys = sorted({key for row in sweeps for key in _numbers(row)})
@@ -80,7 +80,7 @@ def figures(view: View) -> Iterator[Drawing]:
 
 
 def _multiples(view: View, sweeps: list[Row], fields: Sequence[str]) -> Iterator[Drawing]:
-    """Give a figure a condition and field, with a panel for each number that an optimizer sweeps."""
+    """Yield a figure per condition and field, with a panel for each number that an optimizer sweeps."""
     for condition, field in product(view.conditions, fields):
         here = [row for row in sweeps if row.condition == condition]
         panels = dict.fromkeys((row.label, key) for row in here for key in _numbers(row))
@@ -97,7 +97,7 @@ def _multiples(view: View, sweeps: list[Row], fields: Sequence[str]) -> Iterator
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """The swept values of a configuration that are numbers."""
+    """Return the swept values of a configuration that are numbers."""
     numbers = {key: value for key, value in row.swept.items() if isinstance(value, int | float)}
     return {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and not pd.isna(value)}
 
@@ -189,7 +189,7 @@ def _draw(
 
 
 def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
-    """Around all that is drawn, and not beyond what the metric can be.
+    """Return limits around everything drawn, within the possible values of the metric.
 
     Where a region failed, as where a rate is too large, it would squeeze all others: the panel ends before it.
     """
@@ -218,7 +218,7 @@ def _worth_a_look(view: View, rows: Sequence[Row], field: str) -> list[Row]:
 
 
 def _mark_beyond(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
-    """An arrow with its value at the edge of the panel, for what lies beyond it."""
+    """Draw an arrow with the value at the edge of the panel, for each value beyond the edge."""
     low, high = ax.get_ylim()
     for row in rows:
         mean = getattr(row, field).mean * view.scale
@@ -236,19 +236,19 @@ def _mark_beyond(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str
 
 
 def _drawn(interval: Interval) -> tuple[float, float]:
-    """The bounds of an interval over more than a few seeds; of others the mean twice."""
+    """Return the bounds of an interval over more than a few seeds; otherwise the mean twice."""
     return bounds(interval) if interval.n > FEW else (interval.mean, interval.mean)
 
 
 def _baseline(view: View, condition: str) -> Row | None:
-    """Its chosen configuration, over the same kind of runs as all that is drawn."""
+    """Return the baseline's chosen configuration, over the same kind of runs as everything drawn."""
     baseline = view.meta["baseline"]
     found = (row for row in view.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)
 
 
 def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None:
-    """One label: its line over the swept values, validation beside test, a ring around the choice."""
+    """Draw one label: its line over the swept values, validation beside test, a ring around the choice."""
     style = view.styles[next(iter(points.values())).label]
     x = list(points)
     found = [getattr(row, field).scaled(view.scale) for row in points.values()]
@@ -264,7 +264,7 @@ def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None
 
 
 def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
-    """One label that sweeps several hyperparameters: a point a configuration, a ring around the choice."""
+    """Draw one label that sweeps several hyperparameters: a point per configuration, a ring around the choice."""
     style = view.styles[rows[0].label]
     for row in rows:
         x, interval = _numbers(row)[key], getattr(row, field).scaled(view.scale)

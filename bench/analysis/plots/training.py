@@ -43,12 +43,12 @@ Panel = tuple[str, str, str]
 
 
 def evaluated_often(runs: pd.DataFrame) -> bool:
-    """Whether there is a course to draw: points at the end of training are in the other figures."""
+    """Return whether there is a course to draw: points at the end of training are in the other figures."""
     return bool((runs.groupby("run_id").size() > 1).any())
 
 
 def curves(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
-    """Test and train metric against epochs and, where epochs differ in cost, against passes."""
+    """Yield figures of test and train metric against epochs and, if epochs differ in cost, against passes."""
     what = f"Test and train {view.metric} over training"
     titles = {
         "test_metric": f"test {view.metric}{view.unit}",
@@ -64,7 +64,7 @@ def curves(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
 
 
 def gap(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
-    """Generalization gap of loss and metric against epochs."""
+    """Yield figures of the generalization gap of loss and metric against epochs."""
     unit = "" if Words(view.meta, view.source).losses() else " (nats)"
     titles = {
         "gap_loss": f"test − train loss{unit}",
@@ -75,7 +75,7 @@ def gap(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
 
 
 def chosen_curves(results: Results, view: View) -> pd.DataFrame:
-    """Curves of the finished runs of the chosen configurations, with gaps, metrics in the unit shown."""
+    """Return the curves of the chosen configurations' finished runs, with gaps, metrics in the unit shown."""
     metric = results.meta["metric"]
     done = results.records.loc[results.records["status"] == "done", "run_id"]
     curves = keyed(reported(results.curves))
@@ -100,7 +100,7 @@ def _sampled(records: pd.DataFrame) -> Mapping[str, float]:
 
 
 def _passes_differ(runs: pd.DataFrame) -> bool:
-    """Whether an epoch takes some optimizers more passes than others under the same condition."""
+    """Return whether an epoch takes some optimizers more passes than others under the same condition."""
     costs = (runs["passes"] / runs["epoch"]).groupby([runs[column] for column in LINE]).mean().groupby(level=0)
     return bool((costs.max() >= 1.001 * costs.min()).any())
 
@@ -108,7 +108,7 @@ def _passes_differ(runs: pd.DataFrame) -> bool:
 def _figures(
     view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str], what: str
 ) -> Iterator[Drawing]:
-    """All pages of panels: for each pair of columns one, in a row a condition; a grid where there is one condition."""
+    """Yield all pages of panels: one per pair of columns, a row per condition; a grid if there is one condition."""
     if runs.empty:
         return
     means = {y: _mean_curves(runs, y, _bounds(view, y)) for _, y in columns}
@@ -137,7 +137,7 @@ def _figures(
 
 
 def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Say which evaluations have no finite number to draw; "" where all have."""
+    """Return which evaluations have no finite number to draw; "" if all have one."""
     odd = runs[runs[columns].isna().any(axis=1)]
     groups: Any = odd.groupby([*LINE, "seed"], sort=False)["epoch"]
     each = [
@@ -148,7 +148,7 @@ def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _data(view: View, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
-    """The points of these curves, a line for each condition, label and epoch."""
+    """Return the points of these curves, a line per condition, label and epoch."""
     key, unit = view.meta["metric"]["key"], view.meta["metric"]["unit"]
     names = {"test_metric": f"test_{key}", "train_metric": f"train_clean_{key}", "gap_metric": f"gap_{key}"}
     columns = [*(LINE if view.several else LINE[1:]), "epoch", "passes"]
@@ -205,7 +205,7 @@ def _multiples(
 
 
 def _align(column: Sequence[Axes], ends: Sequence[float]) -> None:
-    """One horizontal axis for a column of panels, unless their curves end far apart, as with sizes of training sets."""
+    """Give a column of panels one horizontal axis, unless the curves end far apart, as with sizes of training sets."""
     alike = max(ends) <= ALIKE * min(ends)
     for ax, end in zip(column, ends, strict=True):
         ax.set_xlim(0, 1.05 * (max(ends) if alike else end))
@@ -233,7 +233,7 @@ def _line(ax: Axes, mean: pd.DataFrame, x: str, style: Style) -> None:
 
 
 def _bounds(view: View, column: str) -> Bounds:
-    """Between which values a column can lie, in the unit shown."""
+    """Return the lowest and highest possible value of a column, in the unit shown."""
     if column in ("test_metric", "train_metric"):
         return view.limits
     low, high = of_difference(view.meta["metric"]) if column == "gap_metric" else UNBOUNDED
@@ -241,7 +241,7 @@ def _bounds(view: View, column: str) -> Bounds:
 
 
 def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFrame:
-    """Mean and t bounds of a column over the seeds, one line for each condition, label and epoch."""
+    """Return the mean and t bounds of a column over the seeds, one line per condition, label and epoch."""
     groups = runs.groupby([*LINE, "epoch"], sort=True)
     means = groups[column].agg(["count", "mean", "std"]).join(groups["passes"].mean())
     half = half_width(means["count"], means["std"])
@@ -251,7 +251,7 @@ def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFram
 
 
 def _limits(means: pd.DataFrame, limits: Bounds) -> tuple[float, float]:
-    """Vertical limits around the curves past their first epochs, so that the ends can be told apart."""
+    """Return vertical limits around the curves after their first epochs, so that the ends can be told apart."""
     last = means.groupby("optimizer")["epoch"].transform("max")
     late = means[means["epoch"] > START * last]
     return with_margin(late[["mean", "low", "high"]].to_numpy(), limits)

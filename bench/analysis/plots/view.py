@@ -73,7 +73,7 @@ class View:
 
     @property
     def narrow(self) -> bool:
-        """Whether there is room for one panel only, so that panels stand below each other."""
+        """Return whether there is room for one panel only, so that panels stand below each other."""
         return self.width < WIDTH
 
     @property
@@ -91,34 +91,34 @@ class View:
 
     @property
     def unit(self) -> str:
-        """The unit of the metric in brackets, e.g. " (%)"."""
+        """Return the unit of the metric in brackets, e.g. " (%)"."""
         unit = self.meta["metric"]["unit"]
         return f" ({unit})" if unit else ""
 
     @property
     def limits(self) -> Bounds:
-        """The lowest and the highest value of the metric, in the unit shown."""
+        """Return the lowest and the highest value of the metric, in the unit shown."""
         low, high = bounds.of_metric(self.meta["metric"])
         return low * self.scale, high * self.scale
 
     @property
     def points(self) -> str:
-        """The unit of a difference of two metrics in brackets: percentages differ by points."""
+        """Return the unit of a difference of two metrics in brackets: percentages differ by points."""
         return " (points)" if self.meta["metric"]["unit"] == "%" else self.unit
 
     def chosen(self, condition: str) -> list[Row]:
-        """The rows to draw under a condition, at most one a label."""
+        """Return the rows to draw under a condition, at most one per label."""
         return [row for row in self.best if row.condition == condition]
 
     def baseline(self, condition: str) -> Row | None:
         return next((row for row in self.chosen(condition) if row.label == self.meta["baseline"]), None)
 
     def labels(self) -> list[str]:
-        """The labels that are drawn anywhere, in order."""
+        """Return the labels that are drawn anywhere, in order."""
         return [label for label in self.meta["labels"] if any(row.label == label for row in self.best)]
 
     def handle(self, label: str, *, line: bool = True, marker: bool = False) -> Line2D:
-        """Legend entry of a label; an incomplete one says over how many runs it is.
+        """Return the legend entry of a label; for an incomplete label it gives the number of runs.
 
         The configuration is named if it is the same under all conditions.
         """
@@ -134,15 +134,15 @@ class View:
         return Line2D([], [], label=(titles.pop() if len(titles) == 1 else label) + lost, **style)
 
     def panel_width(self, columns: int) -> float:
-        """About how wide each of so many panels is, in inches, where there is room for them beside each other."""
+        """Return the approximate width in inches of each of this many panels, if they fit beside each other."""
         return panel_width(1 if self.narrow else columns, self.width)
 
     def stacked(self, grid: Sequence[Sequence[T]]) -> list[list[T]]:
-        """Panels in lines, or all below each other."""
+        """Return the panels in lines, or all below each other."""
         return [[panel] for line in grid for panel in line] if self.narrow else [list(line) for line in grid]
 
     def split(self, columns: Sequence[T]) -> list[list[T]]:
-        """What stands beside each other on a page, for each page."""
+        """Return, per page, the columns that stand beside each other."""
         return [[column] for column in columns] if self.narrow else [list(columns)]
 
     def in_full(self, rows: Sequence[Row], focus: str | None) -> tuple[list[Row], list[Row]]:
@@ -166,14 +166,14 @@ class View:
 
     @property
     def panel_height(self) -> float:
-        """Inches; panels are flat where each row of them is a condition."""
+        """Return the height of a panel in inches; panels are flat if each row of them is a condition."""
         return ROW_HEIGHT if self.several else PANEL_HEIGHT
 
     # ---- many optimizers: a panel each -----------------------------------------------------------------------
 
     @property
     def many(self) -> bool:
-        """Whether the labels are too many to share a panel."""
+        """Return whether the labels are too many to share a panel."""
         return len(self.labels()) > SHARING
 
     def multiples(
@@ -212,7 +212,7 @@ class View:
 
 
 def view_of(results: Results, width: str = "page") -> View:
-    """Everything that figures need of the results, beside the curves; `width` is a key of WIDTHS."""
+    """Return everything that figures need of the results, except the curves; `width` is a key of WIDTHS."""
     meta, rows = results.meta, all_rows(results)
     best = [row for row in rows if row.chosen and row.scored]
     return View(
@@ -229,7 +229,7 @@ def view_of(results: Results, width: str = "page") -> View:
 
 
 def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in pages of at most `size`, as even as they can be."""
+    """Yield the items in pages of at most `size`, as even as possible."""
     count = -(-len(items) // size)
     for page in range(count):
         yield items[page * len(items) // count : (page + 1) * len(items) // count]
@@ -247,7 +247,7 @@ def pale(ax: Axes, lines: Iterable[tuple[Iterable[float], Iterable[float]]], **l
 
 
 def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: Sequence[str]) -> None:
-    """Conditions down the side, one a row of panels; what they show above the first row."""
+    """Name the conditions down the side, one per row of panels, and what the panels show above the first row."""
     width = axes[0, 0].figure.get_figwidth()
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(fold(title, panel_width(len(titles), width)))
@@ -256,7 +256,7 @@ def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: S
 
 
 def folded(condition: str, inches: float) -> str:
-    """Break a condition into a line for each setting, and more where one would be longer than so many inches."""
+    """Break a condition into a line per setting, and into more lines if one would be longer than this many inches."""
     lines = condition.replace(", ", ",\n").split("\n")
     parts = [line if text_width(line, 8) <= inches else line.replace("=", "=\n") for line in lines]
     return "\n".join(fold(part, inches) for line in parts for part in line.split("\n"))

@@ -71,11 +71,11 @@ def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]
 
 
 def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Rendered]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
         tables: what `bench.analysis.tables.build` gives.
-        figures: what `bench.analysis.plots.rendered` gives, "svg" among their forms; none where no run has finished.
+        figures: what `bench.analysis.plots.rendered` gives, with "svg" among the forms; empty if no run has finished.
     """
     css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
@@ -110,7 +110,7 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Render
 
 
 def _counts(results: Results) -> dict[str, int]:
-    """How many planned runs stand where; states that no run is in are left out."""
+    """Return how many planned runs are in each state; states without runs are left out."""
     found = results.records["status"].value_counts()
     return {state: int(found[state]) for state in STATES if state in found}
 
@@ -153,7 +153,7 @@ def _failures(records: pd.DataFrame) -> Iterator[Failure]:
 
 
 def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Every combination of hardware and versions among the finished runs, with how many they made."""
+    """Yield every combination of hardware and versions among the finished runs, with its number of runs."""
     done = records[records["status"].isin(["done", "diverged"])]
     dirty = done["dirty"].astype(str).str.lower() == "true"
     known = done["commit"].notna()
@@ -168,7 +168,7 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _policy(css: str, script: str) -> str:
-    """A content security policy under which nothing is loaded and only our own style sheet and script count."""
+    """Return a content security policy that loads nothing and allows only our own style sheet and script."""
     style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "
@@ -177,6 +177,6 @@ def _policy(css: str, script: str) -> str:
 
 
 def _script_safe(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot end the script element it stands in."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

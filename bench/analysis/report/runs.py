@@ -26,7 +26,7 @@ IDENTITY = ("experiment", "task", "model", "condition", "optimizer", "config", "
 
 
 def data(results: Results) -> dict[str, Any]:
-    """What the page's script works on.
+    """Return the data that the page's script works on.
 
     Keys:
         name, metric, labels (with the colour of each in the figures; "" for black, which is the colour of the text).
@@ -56,7 +56,7 @@ def data(results: Results) -> dict[str, Any]:
 
 
 def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
-    """Which columns are what; those between identity and metrics are hyperparameters, as `collect` orders them."""
+    """Return the columns by group; those between identity and metrics are hyperparameters, as `collect` orders them."""
     names = [str(name) for name in records if name not in (*IDENTITY, "run_id")]
     costs, circumstances = ([name for name in names if name in known] for known in (COSTS, CIRCUMSTANCES))
     others = [name for name in names if name not in (*costs, *circumstances)]
@@ -88,7 +88,7 @@ def _column(column: pd.Series) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str | float | int | None:
-    """A value of the records as JSON has it, at six significant digits."""
+    """Return a value of the records in JSON's types, numbers at six significant digits."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
@@ -105,14 +105,14 @@ def _plain(value: Any) -> str | float | int | None:
 
 
 def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, Any]:
-    """The metric of every run over its epochs, in at most `POINTS` points.
+    """Return the metric of every run over its epochs, in at most `POINTS` points.
 
     Returns:
-        series: what there is of train (its true labels), val and test.
+        series: those available of train (its true labels), val and test.
         low, high: of all values, in the metric's own unit.
-        epochs: the distinct lists of epochs; `of` says which one a run has, null for a run without a curve.
-        drawn: a list a series of a text a run: two of `DIGITS` a point, its height between low and high in `LEVELS`
-            steps; "~~" where nothing was measured.
+        epochs: the distinct lists of epochs; `of` gives the index of a run's list, null for a run without a curve.
+        drawn: per series a list with a text per run: two of `DIGITS` per point, its height between low and high in
+            `LEVELS` steps; "~~" where nothing was measured.
     """
     curves = curves.drop_duplicates(["run_id", "epoch"]).sort_values("epoch", kind="stable")
     columns = {"train": f"train_clean_{key}", "val": f"val_{key}", "test": f"test_{key}"}
@@ -144,7 +144,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
 
 
 def _thinned(rows: Any) -> Any:
-    """At most `POINTS` of the rows, as even as they can be, the first and the last among them."""
+    """Return at most `POINTS` of the rows, as evenly spaced as possible, including the first and the last."""
     return rows if len(rows) <= POINTS else rows[np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
 
 
