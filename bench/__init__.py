@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.core.registry import register_model as register_model
+    from bench.core.registry import register_optimizer as register_optimizer
+    from bench.core.registry import register_task as register_task
     from bench.launch.run import run as run
     from bench.optim.method import Method as Method
     from bench.optim.sam import SAM as SAM
-    from bench.registry import register_model as register_model
-    from bench.registry import register_optimizer as register_optimizer
-    from bench.registry import register_task as register_task
     from bench.tasks.base import Metric as Metric
     from bench.tasks.base import Split as Split
     from bench.tasks.base import Task as Task
@@ -33,9 +33,9 @@ _HOMES = {
     "Metric": "bench.tasks.base",
     "ImageFolder": "bench.tasks.image_folder",
     "CsvTable": "bench.tasks.csv_table",
-    "register_task": "bench.registry",
-    "register_model": "bench.registry",
-    "register_optimizer": "bench.registry",
+    "register_task": "bench.core.registry",
+    "register_model": "bench.core.registry",
+    "register_optimizer": "bench.core.registry",
     "run": "bench.launch.run",
 }
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from bench import records
-from bench.errors import BadValue, BenchError, clipped, shown
+from bench.core.errors import BadValue, BenchError, clipped, shown
 from bench.files import open_regular
 from bench.records import Results
 from bench.store import to_json, write_atomic

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.errors import BenchError
-from bench.group import Group
+from bench.core.errors import BenchError
+from bench.core.process_group import Group
 from bench.store import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3

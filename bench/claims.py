@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.files import open_regular
 
 BEAT = 20.0

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_clean, cli_evidence, cli_options, cli_run, cli_status, terminal
-from bench.errors import BenchError, nearest
+from bench import cli_clean, cli_evidence, cli_options, cli_run, cli_status
+from bench.core import terminal
+from bench.core.errors import BenchError, nearest
 
 if TYPE_CHECKING:
     from bench.store import Status
@@ -250,7 +251,7 @@ def _list_experiments() -> None:
 
 
 def _list_registered(what: str | None) -> None:
-    from bench import registry
+    from bench.core import registry
 
     registry.load_builtins()
     for kind, entries in (

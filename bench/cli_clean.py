@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import cli_options
-from bench.errors import counted
+from bench.core.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

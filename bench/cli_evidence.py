@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options, terminal
-from bench.errors import BadValue, BenchError, counted
+from bench import cli_options
+from bench.core import terminal
+from bench.core.errors import BadValue, BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bench.errors import BenchError, nearest
+from bench.core.errors import BenchError, nearest
 from bench.store import KEEP_WEIGHTS
 
 

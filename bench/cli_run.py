@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_clean, cli_options, cli_status, terminal
-from bench.errors import BadValue, BenchError, counted
+from bench import cli_clean, cli_options, cli_status
+from bench.core import terminal
+from bench.core.errors import BadValue, BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError, counted
+from bench.core.errors import BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import contract
 from bench.contract import CIRCUMSTANCES, COSTS, SPLITS, finite, metric_columns
-from bench.errors import BenchError, counted
+from bench.core.errors import BenchError, counted
 from bench.file_set import path_of
 from bench.files import to_json
 from bench.records import PLACE, Results, finished, read
@@ -21,7 +21,7 @@ from bench.store import FINISHED, RunFolder, Status, Store, reason_in
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
 
-    from bench.spec import PlannedRun
+    from bench.core.spec import PlannedRun
 
 PROGRESS = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
 """Columns of curves.csv beside those of the place and what is measured."""

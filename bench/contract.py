@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import nearest, shown
+from bench.core.errors import nearest, shown
 from bench.store import FINISHED
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run

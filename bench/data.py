@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bench.core.errors import BenchError, NotPrepared
 from bench.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
-from bench.errors import BenchError, NotPrepared
 
 T = TypeVar("T")
 Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)

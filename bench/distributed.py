@@ -25,12 +25,13 @@ from typing import IO, Any
 
 import torch
 
-from bench import allocator, rendezvous
-from bench.errors import BenchError
+from bench import rendezvous
+from bench.core import allocator
+from bench.core.errors import BenchError
+from bench.core.spec import RunSpec
 from bench.news import Listener
 from bench.rank import be_one, place_of
 from bench.rendezvous import LOOPBACK
-from bench.spec import RunSpec
 from bench.store import RunFolder, StorageError, to_json, write_atomic
 from bench.train import Report, Stopped, StopSign
 

@@ -23,8 +23,8 @@ from typing import IO, Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from bench import terminal
-from bench.errors import BenchError
+from bench.core import terminal
+from bench.core.errors import BenchError
 from bench.store import StorageError
 
 BLOCK = 1 << 18  # bytes written at a time

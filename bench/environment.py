@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import allocator
+from bench.core import allocator
 
 
 @functools.cache

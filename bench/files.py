@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadValue, BenchError, clipped, shown
+from bench.core.errors import BadValue, BenchError, clipped, shown
 
 DEEPEST = 32
 """Tables and lists within each other that a document may have; every recursion over one stays far from its end."""

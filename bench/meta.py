@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.checking import Checker
 from bench.contract import LARGEST
-from bench.errors import BenchError, clipped, nearest, shown
+from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.schema import Checker
 
 
 class _Known(BaseModel):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.errors import BenchError
-from bench.spec import TrainSettings
+from bench.core.errors import BenchError
+from bench.core.spec import TrainSettings
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """What cuBLAS asks for before it computes deterministically; it is read when the process first uses the GPU."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.core.registry import optimizers, undeclared
+from bench.core.spec import OptimizerChoice
 from bench.optim.averaging import to_training
 from bench.optim.closures import Closure
 from bench.optim.method import Method
-from bench.registry import optimizers, undeclared
-from bench.spec import OptimizerChoice
 from bench.step import chosen_optimizer
 
 STEPS = 12

@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 
 from bench import rendezvous
-from bench.errors import BenchError
-from bench.group import Group
+from bench.core.errors import BenchError
+from bench.core.process_group import Group
+from bench.core.spec import RunSpec
 from bench.news import Teller
 from bench.numerics import allow_deterministic_kernels
-from bench.spec import RunSpec
 from bench.store import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 

@@ -23,7 +23,7 @@ from bench.contract import SPLITS as SPLITS
 from bench.contract import STATUSES as STATUSES
 from bench.contract import finite as finite
 from bench.contract import metric_columns as metric_columns
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.file_set import path_of, replace_all
 from bench.files import read_bytes, read_json, to_json
 from bench.store import FINISHED

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from bench.spec import TrainSettings
+from bench.core.spec import TrainSettings
 
 RELATIVE = ("epochs", "warmup_epochs", "eval_every")
 """Settings of an optimizer's own training that may be given as a multiple of the common ones."""

@@ -22,7 +22,7 @@ from datetime import timedelta
 
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 
 SECRET = "BENCH_RUN_SECRET"
 """Environment variable of a run's processes: the secret, which only their user can read there."""

@@ -12,12 +12,9 @@ from pydantic import BaseModel
 
 from bench import search, titles
 from bench.contract import TAKEN, metric_columns
-from bench.data import user_files_sha256
-from bench.errors import BenchError, clipped, nearest, shown
-from bench.files import expanded
-from bench.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
-from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
-from bench.spec import (
+from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
+from bench.core.spec import (
     Choice,
     DataSettings,
     Experiment,
@@ -28,6 +25,9 @@ from bench.spec import (
     RunSpec,
     TrainSettings,
 )
+from bench.data import user_files_sha256
+from bench.files import expanded
+from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 
 if TYPE_CHECKING:
     from bench.tasks.base import Task

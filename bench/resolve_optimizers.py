@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 from pydantic import BaseModel, Field
 
 from bench import relative, search
-from bench.checking import Checker
-from bench.errors import BenchError, clipped, nearest, shown
+from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.registry import STRICT, Entry, optimizers
+from bench.core.schema import Checker
+from bench.core.spec import Choice, OptimizerChoice, TrainSettings
 from bench.passes import passes_per_step
-from bench.registry import STRICT, Entry, optimizers
 from bench.search import Range, Search
-from bench.spec import Choice, OptimizerChoice, TrainSettings
 
 RESERVED = ("use", "base", "sweep", "train", "tune")
 """Keys of an optimizer's table that are not hyperparameters."""

@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from bench import batching, text
 from bench.batching import Batch
+from bench.core.errors import BenchError
+from bench.core.process_group import ALONE, Group
+from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
+from bench.core.seeding import derive, numpy_stream
+from bench.core.spec import OptimizerChoice, RunSpec
 from bench.data import user_files_sha256
-from bench.errors import BenchError
-from bench.group import ALONE, Group
 from bench.numerics import compilation_errors_told, compiled, set_precision
 from bench.optim.averaging import evaluation_weights, to_training
 from bench.optim.closures import Closure
 from bench.optim.forward_state import kept_buffers
 from bench.optim.method import Method
 from bench.optim.side_effects import rewinder
-from bench.registry import load_builtins, load_plugin, models, optimizers, tasks
-from bench.seeding import derive, numpy_stream
-from bench.spec import OptimizerChoice, RunSpec
 from bench.tasks.base import Data, Encode, Task, prepare
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from bench import claims
 from bench.claims import Claim
 from bench.claims import Claimed as Claimed
-from bench.errors import BenchError, clipped, shown
+from bench.core.errors import BenchError, clipped, shown
 from bench.files import StorageError as StorageError
 from bench.files import atomic_path as atomic_path
 from bench.files import locked as locked

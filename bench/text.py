@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.errors import BenchError
 from bench.data import data_folder
-from bench.errors import BenchError
 from bench.store import StorageError, write_atomic
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from bench.errors import nearest
+from bench.core.errors import nearest
 
 PLACEHOLDERS = {"model": "model", "task": "task", "label_noise": "data.label_noise"}
 """What a title may hold in braces, and the key of the experiment that each stands for."""

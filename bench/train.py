@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from bench import checkpoint
+from bench.core.process_group import ALONE, Group
+from bench.core.seeding import StreamState, continued, derive, numpy_stream, state_of
+from bench.core.spec import PROTOCOL, RunSpec
 from bench.environment import PeakMemory, describe
 from bench.evaluate import evaluate
-from bench.group import ALONE, Group
 from bench.optim.schedule import scheduler
-from bench.seeding import StreamState, continued, derive, numpy_stream, state_of
-from bench.spec import PROTOCOL, RunSpec
 from bench.step import set_up
 from bench.store import KEEP_WEIGHTS, RunFolder
 from bench.tasks.base import Data, Task, sampled

@@ -22,8 +22,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import cli, registry
+from bench import cli
 from bench.analysis import report
+from bench.core import registry
 from bench.data import Dataset
 from tests import prefork
 

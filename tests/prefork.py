@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import allocator
 from bench.analysis import report
+from bench.core import allocator
 
 ROOT = Path(__file__).parents[1]
 

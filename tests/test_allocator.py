@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import allocator
-from bench.errors import BenchError
+from bench.core import allocator
+from bench.core.errors import BenchError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 
@@ -78,7 +78,7 @@ def test_variables_are_there_inside_of_the_context_alone(
 
 CODE = """
 import json, sys
-from bench import allocator
+from bench.core import allocator
 print(json.dumps({"in_use": allocator.in_use()}))
 """
 

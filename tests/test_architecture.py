@@ -18,9 +18,24 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bench").rglob("*.py"))
 
 LAYERS = (
-    {"bench.errors", "bench.checking", "bench.allocator", "bench.files", "bench.file_set", "bench.terminal"},
-    {"bench.seeding", "bench.registry", "bench.spec", "bench.store", "bench.records", "bench.download", "bench.data"}
-    | {"bench.text", "bench.claims", "bench.group", "bench.news", "bench.rendezvous", "bench.archive"}
+    {
+        "bench.core.errors",
+        "bench.core.schema",
+        "bench.core.allocator",
+        "bench.files",
+        "bench.file_set",
+        "bench.core.terminal",
+    },
+    {
+        "bench.core.seeding",
+        "bench.core.registry",
+        "bench.core.spec",
+        "bench.store",
+        "bench.records",
+        "bench.download",
+        "bench.data",
+    }
+    | {"bench.text", "bench.claims", "bench.core.process_group", "bench.news", "bench.rendezvous", "bench.archive"}
     | {"bench.contract", "bench.meta", "bench.collecting"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {
@@ -42,7 +57,7 @@ LAYERS = (
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""
 
-ANALYSIS_MAY_IMPORT = {"bench.analysis", "bench.errors", "bench.files", "bench.store", "bench.records"}
+ANALYSIS_MAY_IMPORT = {"bench.analysis", "bench.core.errors", "bench.files", "bench.store", "bench.records"}
 
 
 def module_name(path: Path) -> str:
@@ -113,10 +128,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_reader_of_imports_sees_them_all() -> None:
-    assert {"bench.optim.sam", "bench.registry"} <= imports(MODULES["bench.optim.asam"])
+    assert {"bench.optim.sam", "bench.core.registry"} <= imports(MODULES["bench.optim.asam"])
     assert "bench.launch.run" in imports(MODULES["bench.cli"]), "inside a function"
-    assert "bench.spec" in imports(MODULES["bench.collecting"]), "for type checkers"
-    assert "bench.spec" not in imports(MODULES["bench.collecting"], types_too=False)
+    assert "bench.core.spec" in imports(MODULES["bench.collecting"]), "for type checkers"
+    assert "bench.core.spec" not in imports(MODULES["bench.collecting"], types_too=False)
 
 
 def test_tables_plots_records_and_store_work_without_torch() -> None:

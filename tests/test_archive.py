@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from bench import archive
-from bench.errors import BadValue, BenchError
-from bench.spec import PROTOCOL
+from bench.core.errors import BadValue, BenchError
+from bench.core.spec import PROTOCOL
 
 ROOT = Path(__file__).parents[1]
 FILES = {"records.csv": b"a,b\n1,2\n", "tables/results.md": b"**x**\n"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import batching
-from bench.seeding import numpy_stream
+from bench.core.seeding import numpy_stream
 from bench.tasks.base import Split
 
 WIDTH = 64

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import checkpoint
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.launch import plan
 from bench.store import RunFolder, Store
 from bench.train import Stopped, train

@@ -17,11 +17,11 @@ from torchvision.transforms import functional as TF
 import bench
 from bench import records as results
 from bench.analysis import tables as tables_module
+from bench.core.registry import load_builtins, models, optimizers, tasks
+from bench.core.seeding import derive
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data import data_folder as where_data_is
 from bench.evaluate import evaluate
-from bench.registry import load_builtins, models, optimizers, tasks
-from bench.seeding import derive
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
 from bench.store import Store
 from bench.tasks.cifar import CIFAR10, CIFAR100

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench import collecting, experiment, records
+from bench.core.spec import Experiment, PlannedRun
 from bench.launch.leftover import leftovers
-from bench.spec import Experiment, PlannedRun
 from bench.store import Store
 
 Bench = Callable[..., Any]
@@ -106,7 +106,7 @@ def test_runs_of_an_older_version_say_so(
 ) -> None:
     resolved = experiment.load(write_experiment(tiny({"seeds": 1})))
     store = finish(resolved, results)
-    monkeypatch.setattr("bench.spec.PROTOCOL", 99)
+    monkeypatch.setattr("bench.core.spec.PROTOCOL", 99)
     found = left(resolved, store)
     because = "made by a version of this package that measures otherwise"
     assert found == {f"sgd: {because}": 1, f"sam: {because}": 2}

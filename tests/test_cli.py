@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from bench import cli, registry
+from bench import cli
+from bench.core import registry
 from bench.experiment import load
 from bench.store import Store
 from tests import prefork

@@ -20,11 +20,11 @@ import pytest
 from bench import archive, collecting, file_set, records
 from bench.analysis import tables
 from bench.analysis.answer import answer, question
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import Experiment
 from bench.experiment import load
 from bench.files import StorageError, read_json
 from bench.launch.phases import choose
-from bench.spec import Experiment
 from bench.store import RunFolder, Store, live
 from tests.run_folders import finish
 

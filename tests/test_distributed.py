@@ -25,15 +25,15 @@ import torch
 from torch.nn import functional as F
 
 from bench import checkpoint, distributed
+from bench.core.errors import BadValue, BenchError
+from bench.core.process_group import Group
+from bench.core.registry import optimizers
+from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
 from bench.distributed import ProcessFailed, _cause, run_distributed
-from bench.errors import BadValue, BenchError
 from bench.experiment import load
-from bench.group import Group
 from bench.launch.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.rank import place_of
-from bench.registry import optimizers
-from bench.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
 from bench.step import set_up, share_out
 from bench.store import RunFolder, StorageError, Store
 from bench.tasks.base import Split

@@ -445,7 +445,7 @@ def test_a_terminal_shows_a_bar_and_what_goes_wrong_above_it(
 ) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
-    monkeypatch.setattr("bench.terminal.console", lambda **_: console)
+    monkeypatch.setattr("bench.core.terminal.console", lambda **_: console)
     server.plans = [breaks_at(1000)]
     download(wanted, tmp_path, QUICK)
     assert "file.bin" in screen.getvalue()

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bench import experiment
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import load_builtins, tasks
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.launch.estimate import Speed, measure
-from bench.registry import load_builtins, tasks
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.store import Store
 from bench.tasks.base import Split, prepare, replace_labels, sampled
 from bench.train import train

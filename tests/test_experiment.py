@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench import experiment
-from bench.errors import BadValue, BenchError
-from bench.spec import DataSettings, Experiment, RunSpec, TrainSettings
+from bench.core.errors import BadValue, BenchError
+from bench.core.spec import DataSettings, Experiment, RunSpec, TrainSettings
 
 Tiny = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]

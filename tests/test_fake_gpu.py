@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification
 
 from bench.batching import Batch
+from bench.core.process_group import ALONE
+from bench.core.registry import Entry, load_builtins, optimizers
+from bench.core.spec import Choice, TrainSettings
 from bench.evaluate import outputs
-from bench.group import ALONE
 from bench.models.encoders import Encoder
 from bench.numerics import set_precision
 from bench.optim.method import Method
-from bench.registry import Entry, load_builtins, optimizers
-from bench.spec import Choice, TrainSettings
 from bench.step import Run, build_optimizer, share_out
 from bench.tasks import autoaugment
 from bench.tasks.base import Data, Split, Task

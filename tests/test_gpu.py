@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench.batching import Batch
-from bench.registry import load_builtins, optimizers
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.registry import load_builtins, optimizers
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up
 from bench.store import Store
 from bench.train import Stopped, train

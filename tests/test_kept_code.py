@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from bench import numerics
-from bench.registry import load_builtins, models, optimizers
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.registry import load_builtins, models, optimizers
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
 from bench.store import Store
 from bench.train import train

@@ -15,8 +15,9 @@ from typing import Any
 import click
 import pytest
 
-from bench import cli, terminal
-from bench.errors import BadValue, BenchError
+from bench import cli
+from bench.core import terminal
+from bench.core.errors import BadValue, BenchError
 from bench.experiment import find, load
 from bench.files import read_bytes, read_toml
 from bench.launch import profile

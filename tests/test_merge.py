@@ -12,7 +12,8 @@ import pytest
 
 from bench import records
 from bench.analysis import render, tables
-from bench.errors import BadValue
+from bench.core.errors import BadValue
+from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.merge import NOWHERE, merge
@@ -20,7 +21,6 @@ from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.shard import Shard
 from bench.records import Results
-from bench.spec import Experiment, PlannedRun
 from bench.store import Store
 from tests.run_folders import finish
 

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from bench import records
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.merge import merge
@@ -20,7 +21,6 @@ from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.meta import read_meta
 from bench.records import Results
-from bench.spec import Experiment, PlannedRun
 from bench.store import Store
 from tests.analysis.test_sharpness import with_measures
 from tests.run_folders import finish

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import BadValue, BenchError
+from bench.core.errors import BadValue, BenchError
+from bench.core.spec import PlannedRun
 from bench.experiment import load
-from bench.spec import PlannedRun
 from bench.step import load_task
 
 TOML = """

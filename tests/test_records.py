@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from bench import collecting, records
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import Experiment
 from bench.experiment import load
-from bench.spec import Experiment
 from bench.store import Store
 
 TOML = """

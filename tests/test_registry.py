@@ -13,9 +13,10 @@ import pytest
 import torch
 from pydantic import Field, ValidationError
 
-from bench import experiment, registry
-from bench.errors import BenchError, nearest
-from bench.registry import Registry
+from bench import experiment
+from bench.core import registry
+from bench.core.errors import BenchError, nearest
+from bench.core.registry import Registry
 from bench.store import RunFolder
 from bench.train import train
 

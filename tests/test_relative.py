@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench import experiment
-from bench.errors import BadValue
-from bench.spec import Experiment, TrainSettings
+from bench.core.errors import BadValue
+from bench.core.spec import Experiment, TrainSettings
 
 Load = Callable[..., Experiment]
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bench import group, rendezvous
-from bench.errors import BenchError
+from bench import rendezvous
+from bench.core import process_group as group
+from bench.core.errors import BenchError
 from bench.news import Listener, Teller
 from bench.rank import place_of
 from bench.rendezvous import address_of, confined, interface_towards, meeting, opened, sealed, serve

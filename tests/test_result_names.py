@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import cli, records
-from bench.errors import BadValue
+from bench.core.errors import BadValue
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bench.seeding import Stream, continued, derive, numpy_stream, state_of
+from bench.core.seeding import Stream, continued, derive, numpy_stream, state_of
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bench import spec as specs
-from bench.spec import DataSettings, PlannedRun, RunSpec, TrainSettings
+from bench.core import spec as specs
+from bench.core.spec import DataSettings, PlannedRun, RunSpec, TrainSettings
 
 FULL: dict[str, Any] = {
     "task": {"name": "digits", "params": {"augment": "shift"}},

@@ -12,11 +12,11 @@ from torch import nn
 
 from bench import numerics
 from bench.batching import Batch
-from bench.errors import BenchError
-from bench.group import Group
+from bench.core.errors import BenchError
+from bench.core.process_group import Group
+from bench.core.registry import load_builtins, optimizers
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.optim.method import Method
-from bench.registry import load_builtins, optimizers
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up, share_out
 from bench.train import weights_sha256
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.store import Claimed, RunFolder, StorageError, Store, atomic_path, write_atomic
 
 

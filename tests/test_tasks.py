@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import registry
-from bench.errors import BenchError
+from bench.core import registry
+from bench.core.errors import BenchError
+from bench.core.spec import DataSettings
 from bench.experiment import load
 from bench.launch.plan import make_plan
-from bench.spec import DataSettings
 from bench.store import Store
 from bench.tasks import digits
 from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from bench import text
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.text import Texts, Tokens, encode, fingerprint
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film", "dog", "##s"]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import checkpoint
+from bench.core.registry import load_builtins, models, optimizers, tasks
+from bench.core.seeding import derive, numpy_stream
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.evaluate import BATCH, evaluate
 from bench.optim.sam import SAM
 from bench.optim.schedule import scheduler
-from bench.registry import load_builtins, models, optimizers, tasks
-from bench.seeding import derive, numpy_stream
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import steps_per_epoch
 from bench.store import RunFolder, Store
 from bench.tasks.base import ACCURACY, Data, Split, Task, prepare

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench import experiment
-from bench.errors import BadValue
-from bench.spec import Experiment
+from bench.core.errors import BadValue
+from bench.core.spec import Experiment
 
 Load = Callable[..., Experiment]
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.group import ALONE, Group
+from bench.core.process_group import ALONE, Group
+from bench.core.registry import load_builtins, optimizers, register_model
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.optim import moving
 from bench.optim.sam import SAM
 from bench.rank import joined
-from bench.registry import load_builtins, optimizers, register_model
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
 
 CPU = torch.device("cpu")

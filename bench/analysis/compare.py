@@ -18,7 +18,7 @@ from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, paired_test
 from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.records import Results

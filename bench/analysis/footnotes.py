@@ -12,7 +12,7 @@ from bench.analysis.provenance import Provenance
 from bench.analysis.render import DAGGER, SECTION
 from bench.analysis.stats import FEWEST, smallest_sign_flip_p
 from bench.analysis.summary import Row
-from bench.errors import counted
+from bench.core.errors import counted
 
 Budgets = Mapping[str, Mapping[float, list[str]]]
 """Condition -> epochs or passes -> the labels that have them."""

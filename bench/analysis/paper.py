@@ -22,7 +22,7 @@ from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import FEWEST, Interval
 from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.analysis.words import Words, enumerated
-from bench.errors import BadValue, counted, nearest
+from bench.core.errors import BadValue, counted, nearest
 
 if TYPE_CHECKING:
     from bench.records import Results

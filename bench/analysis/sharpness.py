@@ -14,7 +14,7 @@ from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
-from bench.errors import counted
+from bench.core.errors import counted
 
 if TYPE_CHECKING:
     from bench.records import Results

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.core.errors import BadValue, BenchError, counted
+from bench.core.spec import Experiment, PlannedRun
 from bench.environment import processor
-from bench.errors import BadValue, BenchError, counted
 from bench.files import read_json, write_atomic
 from bench.launch.display import Display
 from bench.launch.estimate import duration, seconds_of
 from bench.launch.local import speeds_here
 from bench.launch.slots import Slot
-from bench.spec import Experiment, PlannedRun
 from bench.store import Store, to_json
 
 FILE = "compiling.json"

@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.errors import counted
+from bench.core.errors import counted
+from bench.core.spec import PlannedRun
 from bench.launch.estimate import LONG, Speed, estimate
-from bench.spec import PlannedRun
 
 
 @dataclass

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.batching import Batch
+from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
 from bench.evaluate import batch_size, evaluate, foldable, outputs
 from bench.folding import folded
 from bench.passes import passes_per_step
-from bench.spec import OptimizerChoice, PlannedRun, RunSpec
 from bench.step import Run, load, set_up
 from bench.tasks.base import Data, Split, Task, sampled
 from bench.train import synchronize

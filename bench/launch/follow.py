@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import PlannedRun
 from bench.launch import job_status
 from bench.launch.display import Display
 from bench.launch.job_status import JobStatus
 from bench.launch.outcome import Outcome
 from bench.launch.submission import failed_at
-from bench.spec import PlannedRun
 from bench.store import Store, reason_in
 
 SECONDS = 3.0

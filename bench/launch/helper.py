@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from bench.core.errors import counted
 from bench.distributed import Call, start
-from bench.errors import counted
 from bench.launch import submission as submissions
 from bench.news import Teller
 from bench.store import read_json

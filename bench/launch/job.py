@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.submission import Note, Settings, Submission, code_sha256

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.errors import BenchError, counted
+from bench.core.errors import BenchError, counted
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.queue import OVER, Cluster, Queued

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
+from bench.core.registry import optimizers, undeclared
+from bench.core.spec import PlannedRun
 from bench.launch import speeds
 from bench.launch.display import Display
 from bench.launch.estimate import Speed, configuration, samples
@@ -24,8 +26,6 @@ from bench.launch.slots import Slot, slow_precision
 from bench.launch.worker import Event, Job, Measure, Rehearse, work
 from bench.numerics import allow_deterministic_kernels
 from bench.passes import passes_per_step
-from bench.registry import optimizers, undeclared
-from bench.spec import PlannedRun
 from bench.store import Claimed, Store, reason_in
 
 GRACE_SECONDS = 30.0

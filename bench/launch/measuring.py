@@ -15,11 +15,11 @@ from rich.console import Console
 
 from bench import records
 from bench.checkpoint import load_weights
+from bench.core.errors import BenchError, counted
+from bench.core.spec import PlannedRun
 from bench.environment import describe
-from bench.errors import BenchError, counted
 from bench.launch.repeat import Recorded, repeat, weights_kept
 from bench.measures.measure import Settings, measure, prepared
-from bench.spec import PlannedRun
 from bench.store import Store
 from bench.train import weights_sha256
 

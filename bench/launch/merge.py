@@ -17,7 +17,7 @@ from bench import contract
 from bench.analysis import choice
 from bench.analysis.conditions import KEY, conditions, keyed
 from bench.collecting import COUNTS
-from bench.errors import BadValue
+from bench.core.errors import BadValue
 from bench.launch.merge_meta import disagreements, merged_meta
 from bench.launch.verify import verdict
 from bench.records import PLACE, Results

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.spec import settings_text
+from bench.core.spec import settings_text
 
 ALIKE = ("protocol", "metric", "baseline", "overrides")
 """What must be the same in all parts."""

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import terminal
+from bench.core import terminal
+from bench.core.errors import BenchError
+from bench.core.spec import PlannedRun, RunSpec
 from bench.distributed import Team
-from bench.errors import BenchError
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.display import Display
@@ -24,7 +25,6 @@ from bench.launch.outcome import Outcome
 from bench.launch.server import start_fork_server
 from bench.launch.slots import Slot, slots
 from bench.launch.submission import Settings, Submission
-from bench.spec import PlannedRun, RunSpec
 from bench.store import FINISHED, Store
 
 PATIENCE = 180.0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench import collecting
 from bench.collecting import NOTHING, Held
-from bench.errors import BenchError, shown
-from bench.spec import Experiment, Place, PlannedRun
+from bench.core.errors import BenchError, shown
+from bench.core.spec import Experiment, Place, PlannedRun
 from bench.store import FINISHED, Store, read_json, to_json, write_atomic
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 
 from bench import checkpoint, collecting
 from bench.collecting import NOTHING, Held
-from bench.errors import BadValue, BenchError, counted, nearest
+from bench.core.errors import BadValue, BenchError, counted, nearest
+from bench.core.spec import Experiment, PlannedRun, RunSpec
 from bench.launch import compiling, leftover
 from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
 from bench.passes import passes_per_step
-from bench.spec import Experiment, PlannedRun, RunSpec
 from bench.step import load_task, steps_per_epoch
 from bench.store import FINISHED, Status, Store
 from bench.tasks.base import check_label_noise

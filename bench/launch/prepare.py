@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import models
+from bench.core.spec import Experiment
 from bench.launch.trial import try_texts
-from bench.registry import models
-from bench.spec import Experiment
 from bench.step import encoder, load_task
 from bench.tasks.base import fingerprint
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from bench.checking import Checker
-from bench.errors import BadValue, BenchError, nearest
+from bench.core.errors import BadValue, BenchError, nearest
+from bench.core.registry import STRICT
+from bench.core.schema import Checker
 from bench.files import expanded, read_toml
-from bench.registry import STRICT
 
 OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "signal")
 """Parameters of sbatch that `bench` sets itself."""

@@ -14,12 +14,14 @@ import torch
 from rich.console import Console
 
 from bench import experiment as experiments
-from bench import records, terminal
+from bench import records
 from bench.analysis.choice import reported
 from bench.analysis.conditions import keyed
 from bench.analysis.summary import all_rows
+from bench.core import terminal
+from bench.core.errors import BadValue, BenchError, nearest
+from bench.core.spec import PROTOCOL, Experiment, PlannedRun
 from bench.environment import processor
-from bench.errors import BadValue, BenchError, nearest
 from bench.launch.compiling import as_decided
 from bench.launch.display import Display
 from bench.launch.local import run_local
@@ -27,7 +29,6 @@ from bench.launch.outcome import Outcome
 from bench.launch.prepare import fetch
 from bench.launch.slots import Slot, slots
 from bench.records import Results
-from bench.spec import PROTOCOL, Experiment, PlannedRun
 from bench.store import FINISHED, KEEP_WEIGHTS, Store
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import collecting, records, terminal
+from bench import collecting, records
 from bench import experiment as experiments
-from bench.errors import BadValue, BenchError, counted
+from bench.core import terminal
+from bench.core.errors import BadValue, BenchError, counted
 from bench.launch import compiling, job_status, phases
 from bench.launch.display import Display
 from bench.launch.local import run_local

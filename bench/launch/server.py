@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from multiprocessing import forkserver, resource_tracker
 
-from bench.allocator import preloaded
+from bench.core.allocator import preloaded
 from bench.launch.sockets import short_sockets
 
 # torch imports its compiler when a process makes its first optimizer, which takes a second: here once for all workers.

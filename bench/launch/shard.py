@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.errors import BadValue
-from bench.spec import PlannedRun
+from bench.core.errors import BadValue
+from bench.core.spec import PlannedRun
 
 MOST = 10_000
 """Shards that work can be parted into."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.core.errors import BadValue
+from bench.core.spec import RunSpec
 from bench.distributed import Team
-from bench.errors import BadValue
 from bench.numerics import has_bf16_units
-from bench.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import DelayedSubmission
 
+from bench.core.errors import BenchError
+from bench.core.spec import PlannedRun
 from bench.data import data_folder
-from bench.errors import BenchError
 from bench.launch import compiling, job_status, phases, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job
@@ -27,7 +28,6 @@ from bench.launch.prepare import fetch
 from bench.launch.profile import Profile
 from bench.launch.queue import Cluster
 from bench.launch.submission import Settings, Submission, code_sha256, failed_at
-from bench.spec import PlannedRun
 from bench.store import KEEP_WEIGHTS, to_json, write_atomic
 
 TIME_OUTS = 1000

@@ -6,7 +6,7 @@ import multiprocessing.util
 import os
 import tempfile
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 
 LONGEST_TEMPORARY = 70
 """Bytes of TMPDIR with which multiprocessing's sockets stay within the 107 that the system takes for a path."""

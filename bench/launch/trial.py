@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.errors import BenchError
-from bench.registry import models
-from bench.spec import RunSpec
+from bench.core.errors import BenchError
+from bench.core.registry import models
+from bench.core.spec import RunSpec
 from bench.tasks.base import Task
 from bench.text import Tokens, first_line
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from bench.core.errors import BenchError, NotPrepared
+from bench.core.spec import RunSpec
 from bench.distributed import run_distributed
-from bench.errors import BenchError, NotPrepared
 from bench.launch.estimate import measure, rehearse
 from bench.launch.memory import out_of_memory
 from bench.launch.slots import Slot
-from bench.spec import RunSpec
 from bench.store import Claimed, RunFolder, StorageError
 from bench.train import Report, Stopped, StopSign, train
 

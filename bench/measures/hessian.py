@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from bench.core.seeding import numpy_stream
 from bench.evaluate import BATCH
 from bench.measures.surface import Part, Surface
-from bench.seeding import numpy_stream
 
 TOLERANCE = 1e-3
 """Relative accuracy of an eigenvalue."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.core.errors import BenchError, NotPrepared
 from bench.data import data_folder
-from bench.errors import BenchError, NotPrepared
 from bench.text import TOKENIZER_FILES, VOCABULARIES, first_line
 
 CONFIG = "config.json"

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import register_model
 from bench.models import checkpoints
 from bench.models.padding import Padding
 from bench.models.vit import Rate
-from bench.registry import register_model
 from bench.tasks.base import Task
 from bench.text import first_line, quiet_transformers
 

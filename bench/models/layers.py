@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.tasks.base import Task
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from bench.registry import register_model
+from bench.core.registry import register_model
 from bench.tasks.base import Task
 
 

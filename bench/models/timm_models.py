@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import register_model
 from bench.models import weights
 from bench.models.layers import image_shape
-from bench.registry import register_model
 from bench.tasks.base import Task
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import register_model
 from bench.models import weights
 from bench.models.layers import image_shape
 from bench.models.timm_models import build
-from bench.registry import register_model
 from bench.tasks.base import Task
 
 Rate = Annotated[float, Field(ge=0, lt=1)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bench.core.errors import BenchError, NotPrepared
 from bench.data import data_folder
-from bench.errors import BenchError, NotPrepared
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

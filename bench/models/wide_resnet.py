@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.core.registry import register_model
 from bench.models.layers import conv3x3, image_shape, initialise_convolutions
-from bench.registry import register_model
 from bench.tasks.base import Task
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.options import AscentOptions, one_more_where_perturbed
 from bench.optim.sam import SAM, AdaptiveOn
 from bench.optim.types import NonNegative
-from bench.registry import register_optimizer
 
 
 @register_optimizer("asam", wraps_base=True, passes=one_more_where_perturbed)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from bench.core.registry import register_optimizer
 from bench.optim.averaging import Averaging
 from bench.optim.types import Momentum
-from bench.registry import register_optimizer
 
 
 class EMA(Averaging):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.closures import check_backward
 from bench.optim.drawing import drawn
 from bench.optim.options import AscentOptions, share_perturbed
@@ -18,7 +19,6 @@ from bench.optim.perturbing import Perturbing
 from bench.optim.side_effects import clear_caches
 from bench.optim.tensors import gradients
 from bench.optim.types import NonNegative, Share, Variant
-from bench.registry import register_optimizer
 
 
 class ESAM(Perturbing):

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.memory import Remembering
 from bench.optim.options import AscentOptions, one_more_where_perturbed
 from bench.optim.perturbing import Perturbing
 from bench.optim.tensors import gradients
 from bench.optim.types import Momentum, NonNegative, Variant
-from bench.registry import register_optimizer
 
 
 class FriendlySAM(Perturbing, Remembering):

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.options import AscentOptions, one_more_where_perturbed
 from bench.optim.perturbing import Perturbing
 from bench.optim.tensors import TINY, gradients
 from bench.optim.types import NonNegative
-from bench.registry import register_optimizer
 
 
 class GSAM(Perturbing):

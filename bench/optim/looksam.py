@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.closures import Closure
 from bench.optim.memory import Remembering
 from bench.optim.options import Ascent, share_perturbed
 from bench.optim.perturbing import Perturbing
 from bench.optim.tensors import TINY, gradients
 from bench.optim.types import AtLeastOne, NonNegative
-from bench.registry import register_optimizer
 
 
 class LookSAM(Perturbing, Remembering):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from bench.group import ALONE
+from bench.core.process_group import ALONE
 from bench.optim.closures import (
     Closure,
     OldGradient,

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.closures import Closure
 from bench.optim.delegation import within
 from bench.optim.options import PerturbationOptions
 from bench.optim.perturbing import Movable, Perturbing
 from bench.optim.tensors import as_real, gradients
 from bench.optim.types import NonNegative, Variant
-from bench.registry import register_optimizer
 
 BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""

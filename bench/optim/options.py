@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from typing_extensions import TypedDict
 
-from bench.errors import nearest
+from bench.core.errors import nearest
 from bench.optim.types import AtLeastOne, NonNegative
 
 

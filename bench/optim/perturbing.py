@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.seeding import derive
 from bench.optim.closures import Closure, check_base
 from bench.optim.method import Method
 from bench.optim.moving import Moved
@@ -22,7 +23,6 @@ from bench.optim.sharded import any_sharded, reshard
 from bench.optim.side_effects import Generator, clear_caches, rewinder
 from bench.optim.sparse import Rows, with_sparse_gradients
 from bench.optim.tensors import as_real, gradients
-from bench.seeding import derive
 
 
 @dataclass(frozen=True)

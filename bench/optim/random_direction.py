@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.closures import Closure
 from bench.optim.drawing import drawn, pass_over
 from bench.optim.options import PerturbationOptions
 from bench.optim.perturbing import Movable, Perturbing
 from bench.optim.tensors import as_real
 from bench.optim.types import AtLeastOne, NonNegative
-from bench.registry import register_optimizer
 
 
 class RandomDirection(Perturbing):

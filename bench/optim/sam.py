@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.registry import register_optimizer
 from bench.optim.options import AscentOptions, one_more_where_perturbed
 from bench.optim.perturbing import Perturbing
 from bench.optim.sparse import whole
 from bench.optim.tensors import as_real, gradients
 from bench.optim.types import NonNegative
-from bench.registry import register_optimizer
 
 AdaptiveOn = Literal["all", "weight"]
 

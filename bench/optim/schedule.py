@@ -7,7 +7,7 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.spec import Schedule
+from bench.core.spec import Schedule
 
 
 def lr_factor(step: int, total: int, warmup: int, shape: Schedule) -> float:

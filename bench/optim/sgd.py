@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from bench.core.registry import register_optimizer
 from bench.optim.types import Momentum, NonNegative, Positive
-from bench.registry import register_optimizer
 
 
 @register_optimizer("sgd")

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from bench.core.registry import register_optimizer
 from bench.optim.averaging import Averaging
-from bench.registry import register_optimizer
 
 
 class SWA(Averaging):

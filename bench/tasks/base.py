@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import text
-from bench.errors import BenchError
-from bench.seeding import numpy_stream
-from bench.spec import DataSettings
+from bench.core.errors import BenchError
+from bench.core.seeding import numpy_stream
+from bench.core.spec import DataSettings
 from bench.tasks.splits import Phase, held_out, sample, strata, stratified_order
 from bench.text import Texts
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from bench.core.registry import register_task
 from bench.data import Dataset, content, damaged
 from bench.download import Download
-from bench.registry import register_task
 from bench.tasks.base import Split
 from bench.tasks.images import PublishedImages
 

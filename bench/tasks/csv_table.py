@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.core.errors import BenchError, nearest
+from bench.core.registry import register_task
 from bench.data import Stamp, stamp
 from bench.download import tell
-from bench.errors import BenchError, nearest
-from bench.registry import register_task
 from bench.tasks import cells as reading
 from bench.tasks.base import Metric, Split, Task
 from bench.tasks.own import MISSING, TestShare, hold_out

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.registry import register_task
 from bench.data import remembered
-from bench.registry import register_task
 from bench.tasks.augment import crop
 from bench.tasks.base import Split, Task
 

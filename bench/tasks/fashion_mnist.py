@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.registry import register_task
 from bench.data import Dataset, content, damaged
 from bench.download import Download
-from bench.registry import register_task
 from bench.tasks.base import Split
 from bench.tasks.images import MixupAlpha, PublishedImages
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from bench.registry import register_task
+from bench.core.registry import register_task
 from bench.tasks.base import Metric, Split, Suite, Task
 from bench.tasks.glue_files import TASKS
 

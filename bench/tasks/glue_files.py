@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from bench.core.errors import BenchError, nearest
 from bench.data import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
 from bench.download import writing
-from bench.errors import BenchError, nearest
 from bench.store import to_json
 from bench.tasks.base import Split
 from bench.text import Texts

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 
 DEEP = "F"
 """Pillow's mode for floating numbers, in which images of more than 8 bits a pixel are held here. Its own conversion of

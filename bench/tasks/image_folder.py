@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from bench.core.errors import BenchError
+from bench.core.registry import register_task
 from bench.data import Stamp, stamp
-from bench.errors import BenchError
-from bench.registry import register_task
 from bench.tasks import image_files
 from bench.tasks.base import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha

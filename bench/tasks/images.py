@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.core.errors import BenchError
 from bench.data import Dataset
-from bench.errors import BenchError
 from bench.tasks.augment import crop, cutout, mixup, to_device
 from bench.tasks.autoaugment import autoaugment
 from bench.tasks.base import Split, Task

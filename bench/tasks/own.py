@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.tasks.splits import Indices
 
 TestShare = Annotated[float, Field(gt=0, lt=1)]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from bench.errors import BenchError
-from bench.seeding import numpy_stream
-from bench.spec import DataSettings
+from bench.core.errors import BenchError
+from bench.core.seeding import numpy_stream
+from bench.core.spec import DataSettings
 
 Phase = Literal["tune", "refit"] | None
 Indices = np.ndarray[Any, np.dtype[np.int64]]

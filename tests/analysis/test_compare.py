@@ -14,7 +14,7 @@ from scipy import stats
 from bench.analysis import render
 from bench.analysis.compare import Comparison, compare
 from bench.analysis.render import Table
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 
 Make = Callable[..., Results]

@@ -18,7 +18,7 @@ from bench.analysis import plots, report, tables
 from bench.analysis.answer import answer
 from bench.analysis.compare import compare
 from bench.analysis.summary import all_rows
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 
 Make = Callable[..., Results]

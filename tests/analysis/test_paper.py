@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench import records, registry
+from bench import records
 from bench.analysis import paper, render
 from bench.analysis.paper import Cell, cells, published, styles, table
 from bench.cli import cli
-from bench.errors import BadValue
+from bench.core import registry
+from bench.core.errors import BadValue
 from bench.experiment import load
 from bench.records import Results
 

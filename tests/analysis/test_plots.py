@@ -22,7 +22,7 @@ from bench.analysis import plots
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.style import RC, panel_width, value_axis, wide
 from bench.analysis.summary import all_rows
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 
 Make = Callable[..., Results]

@@ -13,7 +13,7 @@ import pytest
 from bench.analysis import plots, report, tables
 from bench.analysis.plots import rendering
 from bench.analysis.plots.view import Drawing
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 
 Make = Callable[..., Results]

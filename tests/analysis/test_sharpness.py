@@ -17,7 +17,7 @@ from bench import records
 from bench.analysis import plots, render, tables
 from bench.analysis.render import Table
 from bench.analysis.sharpness import CAVEAT, around, measured
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 
 matplotlib.use("agg")

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from bench import records
-from bench.errors import BadValue, BenchError
+from bench.core.errors import BadValue, BenchError
+from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
 from bench.launch import compiling, slurm
 from bench.launch import run as launch
@@ -23,7 +24,6 @@ from bench.launch.plan import make_plan
 from bench.launch.profile import Profile
 from bench.launch.shard import Shard
 from bench.launch.slots import Slot
-from bench.spec import Experiment, PlannedRun
 from bench.step import set_up
 from bench.store import Store
 from tests.run_folders import finish

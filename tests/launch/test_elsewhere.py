@@ -16,13 +16,13 @@ from rich.console import Console
 
 from bench import collecting, records
 from bench.analysis.summary import all_rows
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import PROTOCOL, Experiment, PlannedRun
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data
-from bench.spec import PROTOCOL, Experiment, PlannedRun
 from bench.step import load_task
 from bench.store import Store
 from bench.tasks.base import fingerprint
@@ -198,7 +198,7 @@ def test_records_of_another_protocol_are_not_gone_on_from(
     experiment: Experiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(store, experiment)
-    monkeypatch.setattr("bench.spec.PROTOCOL", PROTOCOL + 1)
+    monkeypatch.setattr("bench.core.spec.PROTOCOL", PROTOCOL + 1)
     monkeypatch.setattr("bench.launch.leftover.PROTOCOL", PROTOCOL + 1)
     plan = make_plan(experiment, store)
     assert len(plan.to_do) == 6

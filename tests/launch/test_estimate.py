@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench import experiment
+from bench.core.spec import Experiment, PlannedRun
 from bench.launch.estimate import Speed, duration, estimate, kind, makespan, measure, samples
-from bench.spec import Experiment, PlannedRun
 from bench.train import weights_sha256
 
 

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from bench import claims, records
-from bench.errors import BadValue
+from bench.core.errors import BadValue
 from bench.experiment import load
 from bench.launch import local
 from bench.launch.display import Display

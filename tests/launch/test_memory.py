@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.launch.memory import out_of_memory
 from tests import prefork
 

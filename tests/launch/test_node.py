@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench.core.errors import BenchError
 from bench.distributed import Call, Rank, Team
-from bench.errors import BenchError
 from bench.experiment import load
 from bench.launch import helper, job, node, queue
 from bench.launch import submission as submissions

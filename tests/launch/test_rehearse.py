@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bench import experiment, step
-from bench.errors import BenchError, NotPrepared
+from bench.core.errors import BenchError, NotPrepared
+from bench.core.registry import optimizers
+from bench.core.spec import Choice, Experiment, OptimizerChoice, RunSpec
 from bench.launch import estimate, worker
 from bench.launch.estimate import configuration, rehearse
 from bench.launch.plan import make_plan
 from bench.launch.worker import Rehearse
 from bench.passes import passes_per_step
-from bench.registry import optimizers
-from bench.spec import Choice, Experiment, OptimizerChoice, RunSpec
 from bench.store import Store
 
 CPU = torch.device("cpu")

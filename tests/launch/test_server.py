@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import cli
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.launch import server
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from bench import records
-from bench.errors import BadValue
+from bench.core.errors import BadValue
+from bench.core.spec import Experiment
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.shard import Shard, parse
-from bench.spec import Experiment
 from bench.store import Store
 from tests.run_folders import finish
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench.core.spec import RunSpec
 from bench.experiment import load
 from bench.launch import speeds
 from bench.launch.estimate import Speed
 from bench.launch.slots import Slot
-from bench.spec import RunSpec
 
 SHARES = [Slot("cpu", (0,), 1), Slot("cpu", (1,), 1)]
 SPEED = Speed(1.0, 0.25, 3.0)

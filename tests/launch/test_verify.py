@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from bench import checkpoint, records
-from bench.errors import BadValue, BenchError
+from bench.core.errors import BadValue, BenchError
+from bench.core.spec import PROTOCOL
 from bench.launch import repeat
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.repeat import Recorded, recorded, weights_kept
 from bench.launch.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
-from bench.spec import PROTOCOL
 from bench.step import set_up
 from bench.store import Store
 from bench.train import weights_sha256

@@ -20,7 +20,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from bench.group import Group
+from bench.core.process_group import Group
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM

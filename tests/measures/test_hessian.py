@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from bench import registry
+from bench.core import registry
 from bench.measures.hessian import hessian_vector_product, largest_eigenvalues
 from bench.measures.surface import Surface
 from bench.models.encoders import Encoder

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bench import registry
+from bench.core import registry
 from bench.tasks.base import Split, Task
 
 registry.load_builtins()

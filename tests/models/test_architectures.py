@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.launch.trial import try_texts
 from bench.models.encoders import COMMON, Encoder
 from bench.optim.sam import SAM
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.text import Texts, Tokens, encode
 
 from .architecture_files import ARCHITECTURES, write_architecture

@@ -10,8 +10,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from bench import registry
-from bench.errors import BenchError
+from bench.core import registry
+from bench.core.errors import BenchError
 from bench.models import checkpoints
 
 from .encoder_files import Sentences, weights, write

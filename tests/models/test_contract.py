@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry
-from bench.errors import BenchError
+from bench.core import registry
+from bench.core.errors import BenchError
 
 from .helpers import CIFAR10, CIFAR100, DIGITS, FASHION, Images, build, of_type
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from bench import records
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.registry import load_builtins, tasks
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.evaluate import outputs
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.measures.measure import Settings, measure, prepared
-from bench.registry import load_builtins, tasks
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
 from bench.store import Store
 from bench.tasks.base import prepare

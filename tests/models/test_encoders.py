@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import CLIPConfig
 from transformers.utils import logging as talk
 
-from bench import registry
-from bench.errors import BenchError
+from bench.core import registry
+from bench.core.errors import BenchError
 from bench.models.encoders import Encoder
 from bench.optim.sam import SAM
 from bench.text import Texts

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from bench import registry
-from bench.errors import BenchError
+from bench.core import registry
+from bench.core.errors import BenchError
 from bench.models.timm_models import Fitted, renormalisation
 from bench.models.vit import B16, S16
 

@@ -7,7 +7,7 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 
 from .helpers import CIFAR10, DIGITS, FASHION, Images, build, count, of_type
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 
 BASES: dict[str, Callable[..., Optimizer]] = {
     "sgd": partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.01),

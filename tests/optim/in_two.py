@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from bench.core.registry import load_builtins
 from bench.optim import moving
 from bench.rank import joined
-from bench.registry import load_builtins
 
 from . import no_sync, split_models, stages
 

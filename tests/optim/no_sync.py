@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.group import Group
+from bench.core.process_group import Group
+from bench.core.registry import optimizers
 from bench.optim.sam import SAM
-from bench.registry import optimizers
 
 STEPS, MICRO_BATCHES, EXAMPLES = 5, 4, 8
 METHODS = ("sam", "asam", "esam", "momentum-sam", "random-direction", "ema", "swa")

@@ -26,7 +26,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.group import Group
+from bench.core.process_group import Group
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.nn import functional as F
 
-from bench.group import Group
+from bench.core.process_group import Group
 from bench.optim.friendly_sam import FriendlySAM
 
 from .split_models import CLIP, FEW, METHODS, STEPS, VARIANTS, Make, Net, apart, batches, built, closure_of, net

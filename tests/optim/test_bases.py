@@ -13,7 +13,8 @@ from pytorch_optimizer import Lookahead
 from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
+from bench.core.spec import Choice
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -24,7 +25,6 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 from bench.optim.swa import SWA
-from bench.spec import Choice
 from bench.step import build_optimizer
 
 from .helpers import Watch, flat, problem, same_bits, spec

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bench.core.registry import Entry, load_builtins, optimizers
+from bench.core.spec import Choice
 from bench.optim.averaging import Averaging
 from bench.optim.memory import Remembering
 from bench.optim.method import Method
 from bench.optim.perturbing import Perturbing
 from bench.optim.schedule import scheduler
-from bench.registry import Entry, load_builtins, optimizers
-from bench.spec import Choice
 from bench.step import build_optimizer
 
 from .helpers import Watch, WatchLosses, flat, same_bits, snapshot, spec, state_of

@@ -14,13 +14,13 @@ from torch.optim import SGD, Optimizer
 
 from bench import passes
 from bench.checkpoint import load_weights
+from bench.core.spec import RunSpec
 from bench.evaluate import evaluate
 from bench.measures.measure import Settings, measure, prepared
 from bench.optim.averaging import evaluation_weights
 from bench.optim.gsam import GSAM
 from bench.optim.method import Method
 from bench.optim.sam import SAM
-from bench.spec import RunSpec
 from bench.store import KEEP_WEIGHTS, Store
 from bench.train import Stopped, train, weights_sha256
 from tests.test_train import CPU, do, make_spec, numbers, optimizer_choice, stop_after

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.experiment import load
 from bench.optim.options import AscentOptions, share_perturbed
 from bench.optim.sam import SAM

@@ -15,9 +15,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from bench.core.spec import Choice
 from bench.optim.method import Method
 from bench.optim.sam import SAM
-from bench.spec import Choice
 from bench.step import build_optimizer
 
 from .helpers import Watch, flat, over_all_bases, problem, same_bits, snapshot, spec, state_of

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from bench.errors import nearest  # noqa: E402 - after the path to it
+from bench.core.errors import nearest  # noqa: E402 - after the path to it
 
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl: orphans become children of this process, which then learns what they cost."""

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.registry import models, optimizers, register_task
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.registry import models, optimizers, register_task
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up
 from bench.tasks.base import Split
 from bench.tasks.images import ImageTask

@@ -23,14 +23,14 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from bench import collecting, environment, experiment, records
-from bench.errors import nearest
+from bench.core.errors import nearest
+from bench.core.registry import tasks
+from bench.core.seeding import derive, numpy_stream
+from bench.core.spec import Experiment
 from bench.launch import run as launch
 from bench.launch.merge import merge
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
-from bench.registry import tasks
-from bench.seeding import derive, numpy_stream
-from bench.spec import Experiment
 from bench.store import Store, to_json
 from bench.tasks.base import prepare
 from bench.train import synchronize, train

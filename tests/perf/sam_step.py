@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from bench import SAM
-from bench.registry import load_builtins, models
+from bench.core.registry import load_builtins, models
 from bench.train import synchronize
 from tests.perf.images import PerfImages
 

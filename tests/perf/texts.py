@@ -21,9 +21,9 @@ from transformers import BertConfig
 
 from bench import batching, text
 from bench.batching import Batch
-from bench.registry import models as networks
-from bench.registry import optimizers, register_task
-from bench.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.registry import models as networks
+from bench.core.registry import optimizers, register_task
+from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up
 from bench.tasks.base import Split, Task
 from bench.text import Texts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.errors import BenchError, counted
+from bench.core.errors import BenchError, counted
 from bench.experiment import load
 from bench.launch import job, job_status, profile, queue, slurm, submission
 from bench.launch.job import Job

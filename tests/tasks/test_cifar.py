@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.core.errors import BenchError
+from bench.core.registry import tasks
+from bench.core.spec import DataSettings
 from bench.data import Dataset
-from bench.errors import BenchError
-from bench.registry import tasks
-from bench.spec import DataSettings
 from bench.tasks.base import prepare
 from bench.tasks.cifar import _CIFAR, CIFAR10, CIFAR100, _ArraysOnly, _read_batch
 from bench.tasks.images import Augment

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.tasks.csv_table import CsvTable
 
 ROWS = [f"{n},{n % 5}.5,{'red' if n % 3 else 'blue'},{'yes' if n % 2 else 'no'}" for n in range(30)]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from bench.core.errors import BenchError
+from bench.core.registry import tasks
+from bench.core.spec import DataSettings
 from bench.data import Dataset
-from bench.errors import BenchError
-from bench.registry import tasks
-from bench.spec import DataSettings
 from bench.tasks.base import prepare
 from bench.tasks.fashion_mnist import FashionMNIST
 

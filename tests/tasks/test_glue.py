@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.core.errors import BenchError
+from bench.core.registry import tasks
+from bench.core.spec import DataSettings
 from bench.data import Dataset
-from bench.errors import BenchError
-from bench.registry import tasks
-from bench.spec import DataSettings
 from bench.tasks.base import Task, prepare
 from bench.tasks.glue import Glue
 from bench.tasks.glue_files import TASKS

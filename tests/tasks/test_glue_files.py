@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench.core.errors import BenchError
 from bench.data import Dataset
-from bench.errors import BenchError
 from bench.tasks import glue_files
 from bench.tasks.glue_files import TASKS, GlueFiles
 

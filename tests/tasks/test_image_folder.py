@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import BenchError
-from bench.spec import DataSettings
+from bench.core.errors import BenchError
+from bench.core.spec import DataSettings
 from bench.tasks.base import prepare
 from bench.tasks.image_folder import ImageFolder
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
-from bench.errors import BenchError
-from bench.registry import Entry
+from bench.core.errors import BenchError
+from bench.core.registry import Entry
 from bench.tasks.augment import crop, cutout, mixup
 from bench.tasks.autoaugment import autoaugment
 from bench.tasks.base import Split

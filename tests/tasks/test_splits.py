@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.spec import DataSettings
+from bench.core.spec import DataSettings
 from bench.tasks.base import Split, Task, prepare
 from bench.tasks.csv_table import CsvTable
 from bench.tasks.splits import Phase, quantile_bins, stratified_order

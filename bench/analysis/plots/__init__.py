@@ -15,7 +15,7 @@ from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, tra
 from bench.analysis.plots.rendering import Rendered, render_all
 from bench.analysis.plots.style import looks, settle
 from bench.analysis.plots.view import Drawing, View, view_of
-from bench.errors import BenchError
+from bench.core.errors import BenchError
 from bench.records import Results
 from bench.store import write_atomic
 

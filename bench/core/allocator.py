@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import BenchError, nearest
+from bench.core.errors import BenchError, nearest
 
 VARIABLE = "BENCH_MALLOC"
 """The environment variable with the user's choice: one of LIBRARIES, "glibc" (tuned), "off" or "auto" (default)."""

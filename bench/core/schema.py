@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import BadValue, clipped, nearest, shown
+from bench.core.errors import BadValue, clipped, nearest, shown
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

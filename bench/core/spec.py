@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
-from bench.registry import STRICT
+from bench.core.registry import STRICT
 
 PROTOCOL = 2
 """Version of the measuring rules. Raise it when a change of code changes the numbers: old runs are then not reused."""

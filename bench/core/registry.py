@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from bench.errors import MANY, BenchError, clipped, nearest
+from bench.core.errors import MANY, BenchError, clipped, nearest
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 Passes = Callable[[dict[str, Any]], float]
