@@ -16,7 +16,7 @@ from torch import nn
 
 from bench.core.errors import BenchError
 from bench.core.process_group import Group
-from bench.store import RunFolder, atomic_path, storage_error, write_atomic
+from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
 """Of the state; one that an older version of the package wrote is not gone on from."""

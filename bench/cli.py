@@ -15,7 +15,7 @@ from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
 if TYPE_CHECKING:
-    from bench.store import Status
+    from bench.store.run_folder import Status
 
 
 class _Commands(click.Group):
@@ -115,7 +115,7 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
     from rich.table import Table
 
     from bench.launch.run import plan as make
-    from bench.store import reason_in
+    from bench.store.run_folder import reason_in
 
     plan = make(experiment, out=out, overrides=overrides, seeds=seeds, results_name=results_name)
     states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
@@ -161,8 +161,8 @@ def table(
 
     With --style or --target that one table is printed, and nothing is written.
     """
-    from bench import records
     from bench.analysis import paper, render, tables
+    from bench.store import records
 
     if style is not None:
         paper.check_style(style)
@@ -199,8 +199,8 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
 
     Those of a column's width go to figures/column.
     """
-    from bench import records
     from bench.analysis import plots
+    from bench.store import records
 
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
@@ -215,9 +215,9 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
 @cli_options.out
 def report(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Write tables, figures and results/EXPERIMENT/report.html, one file with all of it and every run in it."""
-    from bench import records
     from bench.analysis import report as page
     from bench.analysis import tables
+    from bench.store import records
 
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
@@ -238,7 +238,7 @@ def list_(what: str | None) -> None:
 def _list_experiments() -> None:
     from bench import titles
     from bench.experiment import experiment_folders
-    from bench.files import read_toml
+    from bench.store.files import read_toml
 
     click.secho("experiments", bold=True)
     for folder in experiment_folders():

@@ -33,12 +33,12 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     number of seeds would count are kept, as are those that are being worked on. Runs that only the records hold, since
     another machine has done them, are taken out of the records.
     """
-    from bench import collecting, records
     from bench import experiment as experiments
     from bench.launch import leftover
     from bench.launch.compiling import as_decided
     from bench.launch.plan import whole
-    from bench.store import Store
+    from bench.store import collecting, records
+    from bench.store.run_folder import Store
 
     resolved = experiments.load(experiments.find(experiment), overrides, results_name=results_name)
     store = Store(out / resolved.name)

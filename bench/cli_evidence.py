@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.launch.verify import Verdict
-    from bench.records import Results
+    from bench.store.records import Results
 
 
 @click.command()
@@ -49,10 +49,10 @@ def verify(
     find(experiment)
     if all_ and run_ids:
         raise BadValue("--all", ["every run, or those named: not both"])
-    from bench import collecting
     from bench.launch import repeat
     from bench.launch.verify import verdict
-    from bench.store import Store
+    from bench.store import collecting
+    from bench.store.run_folder import Store
 
     then = repeat.recorded(experiment, out, overrides, results_name)
     ids = run_ids or (tuple(then.finished) if all_ else tuple(then.one_of_each()))
@@ -113,9 +113,9 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], resul
     """
     import hashlib
 
-    from bench.archive import SUFFIX
     from bench.experiment import find
-    from bench.store import write_atomic
+    from bench.store.archive import SUFFIX
+    from bench.store.run_folder import write_atomic
 
     find(experiment)
     from bench.launch import export as exporting
@@ -134,9 +134,9 @@ def check(archive: Path, unpack: Path | None) -> None:
 
     Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
     """
-    from bench import archive as archives
     from bench.analysis import render
     from bench.launch import export as exporting
+    from bench.store import archive as archives
 
     checked = exporting.check(archive)
     if unpack is not None:
@@ -191,10 +191,10 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
     export`. Seeds, optimizers, conditions and phases may be others in each. A run that several have must have the same
     numbers, as `bench verify` compares them. Nothing is written where anything does not fit.
     """
-    from bench import records
     from bench.analysis import report, tables
     from bench.launch import merge as merging
-    from bench.store import Store
+    from bench.store import records
+    from bench.store.run_folder import Store
 
     folder = Path(into) if "/" in into or (Path(into) / "experiment.json").exists() else out / into
     parts = [(name, read_results(name, out)) for name in from_]
@@ -215,7 +215,7 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
 
 def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_name: str | None = None) -> Results:
     """Return results by the experiment's name or file, by their folder, or from an archive."""
-    from bench import archive, records
+    from bench.store import archive, records
 
     if name.endswith(archive.SUFFIX):
         return archive.results(archive.unpack(Path(name))[1])
@@ -263,11 +263,11 @@ def measure(
         raise BadValue("--all", ["every run, or those named: not both"])
     import torch
 
-    from bench import records
     from bench.analysis import render, report, tables
     from bench.launch import repeat
     from bench.launch.measuring import measure_runs
     from bench.measures.measure import Settings
+    from bench.store import records
 
     of = repeat.recorded(experiment, out, overrides, results_name)
     ids = run_ids or (of.done() if all_ else of.chosen())

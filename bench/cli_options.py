@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bench.core.errors import BenchError, nearest
-from bench.store import KEEP_WEIGHTS
+from bench.store.run_folder import KEEP_WEIGHTS
 
 
 class _Finite(click.FloatRange):
@@ -93,7 +93,7 @@ def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), re
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if overrides or results_name:
         from bench.experiment import results_called
-        from bench.files import read_json
+        from bench.store.files import read_json
 
         name = results_called(name, overrides, results_name)
         folder = out / name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.launch.profile import Profile
     from bench.launch.run import Launched
     from bench.launch.shard import Shard
-    from bench.records import Results
+    from bench.store.records import Results
 
 
 def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -221,7 +221,7 @@ def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None
     """Cancel the SLURM jobs of an experiment; finished runs stay, half ones go on from their checkpoints."""
     from bench import experiment as experiments
     from bench.launch import job_status, queue
-    from bench.store import Store
+    from bench.store.run_folder import Store
 
     name = experiments.load(experiments.find(experiment), overrides, results_name=results_name).name
     done = job_status.cancel(Store(out / name))

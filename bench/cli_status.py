@@ -60,7 +60,7 @@ def show_running(plan: Plan, console: Console) -> None:
     import time
 
     from bench.launch.estimate import duration
-    from bench.store import live
+    from bench.store.run_folder import live
 
     metric = plan.experiment.metric
     for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
@@ -82,7 +82,7 @@ def show_running(plan: Plan, console: Console) -> None:
 def show_queue(plan: Plan, console: Console) -> None:
     """Show the status of the unfinished runs that were submitted to SLURM; nothing if none was ever submitted."""
     from bench.launch import job_status
-    from bench.store import FINISHED
+    from bench.store.run_folder import FINISHED
 
     if not (plan.store.folder / "slurm").is_dir():
         return

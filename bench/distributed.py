@@ -32,7 +32,7 @@ from bench.core.spec import RunSpec
 from bench.news import Listener
 from bench.rank import be_one, place_of
 from bench.rendezvous import LOOPBACK
-from bench.store import RunFolder, StorageError, to_json, write_atomic
+from bench.store.run_folder import RunFolder, StorageError, to_json, write_atomic
 from bench.train import Report, Stopped, StopSign
 
 SETTLE_SECONDS = 1.0

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from bench.core import terminal
 from bench.core.errors import BenchError
-from bench.store import StorageError
+from bench.store.run_folder import StorageError
 
 BLOCK = 1 << 18  # bytes written at a time
 BUSY = (408, 425, 429)  # answers in the 400s which another try may change

@@ -14,9 +14,9 @@ from typing import Any
 from bench import titles
 from bench.core.errors import BadValue, BenchError, clipped, nearest
 from bench.core.spec import Experiment
-from bench.files import DEEPEST, parse_toml, read_bytes, read_toml
 from bench.relative import Override, unreached
 from bench.resolve import Resolver
+from bench.store.files import DEEPEST, parse_toml, read_bytes, read_toml
 
 LONGEST_NAME = 200
 """Bytes of the name of a folder of results; file systems take 255, and archives and temporary files add to it."""

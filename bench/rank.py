@@ -24,7 +24,7 @@ from bench.core.process_group import Group
 from bench.core.spec import RunSpec
 from bench.news import Teller
 from bench.numerics import allow_deterministic_kernels
-from bench.store import RunFolder, StorageError
+from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 
 PATIENCE = timedelta(days=1)

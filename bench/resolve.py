@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from bench import search, titles
-from bench.contract import TAKEN, metric_columns
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import (
@@ -26,8 +25,9 @@ from bench.core.spec import (
     TrainSettings,
 )
 from bench.data import user_files_sha256
-from bench.files import expanded
 from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
+from bench.store.contract import TAKEN, metric_columns
+from bench.store.files import expanded
 
 if TYPE_CHECKING:
     from bench.tasks.base import Task

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.core.errors import BenchError
 from bench.data import data_folder
-from bench.store import StorageError, write_atomic
+from bench.store.run_folder import StorageError, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

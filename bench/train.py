@@ -29,7 +29,7 @@ from bench.environment import PeakMemory, describe
 from bench.evaluate import evaluate
 from bench.optim.schedule import scheduler
 from bench.step import set_up
-from bench.store import KEEP_WEIGHTS, RunFolder
+from bench.store.run_folder import KEEP_WEIGHTS, RunFolder
 from bench.tasks.base import Data, Task, sampled
 
 Report = Callable[[int, int, dict[str, float]], None]

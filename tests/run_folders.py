@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench.core.spec import PlannedRun
-from bench.store import Store
+from bench.store.run_folder import Store
 
 ENVIRONMENT = {
     "device": "a CPU",

@@ -22,21 +22,28 @@ LAYERS = (
         "bench.core.errors",
         "bench.core.schema",
         "bench.core.allocator",
-        "bench.files",
-        "bench.file_set",
+        "bench.store.files",
+        "bench.store.file_set",
         "bench.core.terminal",
     },
     {
         "bench.core.seeding",
         "bench.core.registry",
         "bench.core.spec",
-        "bench.store",
-        "bench.records",
+        "bench.store.run_folder",
+        "bench.store.records",
         "bench.download",
         "bench.data",
     }
-    | {"bench.text", "bench.claims", "bench.core.process_group", "bench.news", "bench.rendezvous", "bench.archive"}
-    | {"bench.contract", "bench.meta", "bench.collecting"},
+    | {
+        "bench.text",
+        "bench.store.locks",
+        "bench.core.process_group",
+        "bench.news",
+        "bench.rendezvous",
+        "bench.store.archive",
+    }
+    | {"bench.store.contract", "bench.store.meta", "bench.store.collecting"},
     {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
     {
         "bench.resolve",
@@ -57,7 +64,13 @@ LAYERS = (
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""
 
-ANALYSIS_MAY_IMPORT = {"bench.analysis", "bench.core.errors", "bench.files", "bench.store", "bench.records"}
+ANALYSIS_MAY_IMPORT = {
+    "bench.analysis",
+    "bench.core.errors",
+    "bench.store.files",
+    "bench.store.run_folder",
+    "bench.store.records",
+}
 
 
 def module_name(path: Path) -> str:
@@ -130,14 +143,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_the_reader_of_imports_sees_them_all() -> None:
     assert {"bench.optim.sam", "bench.core.registry"} <= imports(MODULES["bench.optim.asam"])
     assert "bench.launch.run" in imports(MODULES["bench.cli"]), "inside a function"
-    assert "bench.core.spec" in imports(MODULES["bench.collecting"]), "for type checkers"
-    assert "bench.core.spec" not in imports(MODULES["bench.collecting"], types_too=False)
+    assert "bench.core.spec" in imports(MODULES["bench.store.collecting"]), "for type checkers"
+    assert "bench.core.spec" not in imports(MODULES["bench.store.collecting"], types_too=False)
 
 
 def test_tables_plots_records_and_store_work_without_torch() -> None:
     code = """
 import sys
-import bench.analysis.tables, bench.analysis.plots, bench.records, bench.store
+import bench.analysis.tables, bench.analysis.plots, bench.store.records, bench.store.run_folder
 print(sorted({"torch", "sklearn", "pydantic"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)

@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import archive
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
+from bench.store import archive
 
 ROOT = Path(__file__).parents[1]
 FILES = {"records.csv": b"a,b\n1,2\n", "tables/results.md": b"**x**\n"}

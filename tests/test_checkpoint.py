@@ -15,7 +15,7 @@ import torch
 from bench import checkpoint
 from bench.core.errors import BenchError
 from bench.launch import plan
-from bench.store import RunFolder, Store
+from bench.store.run_folder import RunFolder, Store
 from bench.train import Stopped, train
 from tests.test_train import CPU, EPOCH, do, make_spec, numbers, optimizer_choice, stop_after
 

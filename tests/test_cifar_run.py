@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
 import bench
-from bench import records as results
 from bench.analysis import tables as tables_module
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive
@@ -23,7 +22,8 @@ from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, Trai
 from bench.data import data_folder as where_data_is
 from bench.evaluate import evaluate
 from bench.step import set_up
-from bench.store import Store
+from bench.store import records as results
+from bench.store.run_folder import Store
 from bench.tasks.cifar import CIFAR10, CIFAR100
 from bench.tasks.splits import held_out
 from bench.train import Stopped, train

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from bench import claims
-from bench.store import Claimed, RunFolder, Store, live
+from bench.store import locks as claims
+from bench.store.run_folder import Claimed, RunFolder, Store, live
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench.store import RunFolder
+from bench.store.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).claim("cuda:1"):
     print("held", flush=True)
     time.sleep(1200)
@@ -95,7 +95,7 @@ def test_of_many_that_want_a_run_one_gets_it(folder: RunFolder) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from bench.store import Claimed, RunFolder
+from bench.store.run_folder import Claimed, RunFolder
 try:
     with RunFolder(Path(sys.argv[1])).claim():
         print("held", flush=True)

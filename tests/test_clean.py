@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench import collecting, experiment, records
+from bench import experiment
 from bench.core.spec import Experiment, PlannedRun
 from bench.launch.leftover import leftovers
-from bench.store import Store
+from bench.store import collecting, records
+from bench.store.run_folder import Store
 
 Bench = Callable[..., Any]
 Write = Callable[..., Path]

@@ -18,7 +18,7 @@ import pytest
 from bench import cli
 from bench.core import registry
 from bench.experiment import load
-from bench.store import Store
+from bench.store.run_folder import Store
 from tests import prefork
 
 REPOSITORY = Path(__file__).parents[1]

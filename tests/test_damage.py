@@ -17,15 +17,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import archive, collecting, file_set, records
 from bench.analysis import tables
 from bench.analysis.answer import answer, question
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
 from bench.experiment import load
-from bench.files import StorageError, read_json
 from bench.launch.phases import choose
-from bench.store import RunFolder, Store, live
+from bench.store import archive, collecting, file_set, records
+from bench.store.files import StorageError, read_json
+from bench.store.run_folder import RunFolder, Store, live
 from tests.run_folders import finish
 
 Bench = Callable[..., Any]

@@ -25,7 +25,7 @@ import pytest
 from bench.core.errors import BenchError
 from bench.data import Dataset, content, content_md5, content_sha256, data_folder, extract
 from bench.download import Download, Patience
-from bench.store import StorageError
+from bench.store.run_folder import StorageError
 from bench.tasks.cifar import CIFAR10, CIFAR100
 from bench.tasks.fashion_mnist import FashionMNIST
 

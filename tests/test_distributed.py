@@ -35,7 +35,7 @@ from bench.launch.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.rank import place_of
 from bench.step import set_up, share_out
-from bench.store import RunFolder, StorageError, Store
+from bench.store.run_folder import RunFolder, StorageError, Store
 from bench.tasks.base import Split
 from bench.train import Stopped, train
 from tests import prefork

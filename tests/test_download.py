@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from bench.download import PATIENCE, Download, DownloadError, Patience, download
-from bench.store import StorageError
+from bench.store.run_folder import StorageError
 
 CONTENT = random.Random(0).randbytes(300_000)
 QUICK = Patience(silence=5, waits=(0, 0, 0), unreachable=(0,))

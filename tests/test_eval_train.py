@@ -14,7 +14,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.launch.estimate import Speed, measure
-from bench.store import Store
+from bench.store.run_folder import Store
 from bench.tasks.base import Split, prepare, replace_labels, sampled
 from bench.train import train
 

@@ -14,7 +14,7 @@ from bench.batching import Batch
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import Run, set_up
-from bench.store import Store
+from bench.store.run_folder import Store
 from bench.train import Stopped, train
 
 load_builtins()

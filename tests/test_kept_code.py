@@ -16,7 +16,7 @@ from bench import numerics
 from bench.core.registry import load_builtins, models, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.step import set_up
-from bench.store import Store
+from bench.store.run_folder import Store
 from bench.train import train
 
 load_builtins()

@@ -19,12 +19,12 @@ from bench import cli
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError
 from bench.experiment import find, load
-from bench.files import read_bytes, read_toml
 from bench.launch import profile
 from bench.launch.display import Display
 from bench.launch.local import _Pool
 from bench.resolve import MOST_RUNS
-from bench.store import Store
+from bench.store.files import read_bytes, read_toml
+from bench.store.run_folder import Store
 from tests.run_folders import finish
 
 Tiny = Callable[..., dict[str, Any]]

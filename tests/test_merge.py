@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import records
 from bench.analysis import render, tables
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment, PlannedRun
@@ -20,8 +19,9 @@ from bench.launch.merge import NOWHERE, merge
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.shard import Shard
-from bench.records import Results
-from bench.store import Store
+from bench.store import records
+from bench.store.records import Results
+from bench.store.run_folder import Store
 from tests.run_folders import finish
 
 Bench = Callable[..., Any]

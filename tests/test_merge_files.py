@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import records
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
@@ -19,9 +18,10 @@ from bench.launch import run as launch
 from bench.launch.merge import merge
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
-from bench.meta import read_meta
-from bench.records import Results
-from bench.store import Store
+from bench.store import records
+from bench.store.meta import read_meta
+from bench.store.records import Results
+from bench.store.run_folder import Store
 from tests.analysis.test_sharpness import with_measures
 from tests.run_folders import finish
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench import records
 from bench.experiment import load
 from bench.launch.phases import choose
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from bench.tasks.base import ACCURACY
 from bench.train import _final_metrics
 

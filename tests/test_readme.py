@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import records
 from bench.analysis import render, tables
 from bench.experiment import load
+from bench.store import records
 from tests import prefork
 from tests.readme_block import with_results
 

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import collecting, records
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
 from bench.experiment import load
-from bench.store import Store
+from bench.store import collecting, records
+from bench.store.run_folder import Store
 
 TOML = """
 task = "digits"

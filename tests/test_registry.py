@@ -17,7 +17,7 @@ from bench import experiment
 from bench.core import registry
 from bench.core.errors import BenchError, nearest
 from bench.core.registry import Registry
-from bench.store import RunFolder
+from bench.store.run_folder import RunFolder
 from bench.train import train
 
 Tiny = Callable[..., dict[str, Any]]

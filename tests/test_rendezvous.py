@@ -20,7 +20,7 @@ from bench.core.errors import BenchError
 from bench.news import Listener, Teller
 from bench.rank import place_of
 from bench.rendezvous import address_of, confined, interface_towards, meeting, opened, sealed, serve
-from bench.store import write_atomic
+from bench.store.run_folder import write_atomic
 
 
 def listening() -> dict[int, str]:

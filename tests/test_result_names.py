@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from bench import cli, records
+from bench import cli
 from bench.core.errors import BadValue
 from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from tests.run_folders import finish
 
 Bench = Callable[..., Any]

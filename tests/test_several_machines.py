@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import records
+from bench.store import records
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/several-machines.md").read_text()

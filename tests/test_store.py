@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import BenchError
-from bench.store import Claimed, RunFolder, StorageError, Store, atomic_path, write_atomic
+from bench.store.run_folder import Claimed, RunFolder, StorageError, Store, atomic_path, write_atomic
 
 
 def folder_with(path: Path, **files: str) -> RunFolder:
@@ -74,7 +74,7 @@ def test_a_file_size_limit_hit_in_a_checkpoint_keeps_the_old_one(tmp_path: Path)
 import resource, torch
 from pathlib import Path
 from bench import checkpoint
-from bench.store import RunFolder, StorageError
+from bench.store.run_folder import RunFolder, StorageError
 folder = RunFolder(Path({str(tmp_path)!r}))
 state = dict.fromkeys(checkpoint.KEYS)
 checkpoint.save(folder, state | {{"run_id": "old"}})
@@ -153,7 +153,7 @@ def test_every_environment_that_worked_on_a_run_is_kept_once(tmp_path: Path) -> 
 def test_a_run_is_claimed_once_and_free_again_when_the_holder_dies(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "0123456789ab")
     code = (
-        "import sys, time; from pathlib import Path; from bench.store import RunFolder\n"
+        "import sys, time; from pathlib import Path; from bench.store.run_folder import RunFolder\n"
         f"with RunFolder(Path({str(folder.path)!r})).claim():\n"
         "    print('held', flush=True); time.sleep(1200)"
     )

@@ -21,7 +21,7 @@ from bench.core.errors import BenchError
 from bench.core.spec import DataSettings
 from bench.experiment import load
 from bench.launch.plan import make_plan
-from bench.store import Store
+from bench.store.run_folder import Store
 from bench.tasks import digits
 from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels
 from bench.tasks.digits import Digits

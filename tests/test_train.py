@@ -25,7 +25,7 @@ from bench.evaluate import BATCH, evaluate
 from bench.optim.sam import SAM
 from bench.optim.schedule import scheduler
 from bench.step import steps_per_epoch
-from bench.store import RunFolder, Store
+from bench.store.run_folder import RunFolder, Store
 from bench.tasks.base import ACCURACY, Data, Split, Task, prepare
 from bench.train import Stopped, train, weights_sha256
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from bench.analysis.choice import phased, reported
-from bench.analysis.conditions import conditions, merged, under
 from bench.analysis.contrasts import Contrast, Verdict, contrasts, pairs, rivals, wrappers
 from bench.analysis.load import WHY, contradict
 from bench.analysis.provenance import provenance
@@ -16,9 +14,11 @@ from bench.analysis.searches import unequal
 from bench.analysis.stats import FEWEST
 from bench.analysis.summary import Row
 from bench.analysis.words import Words, enumerated
+from bench.store.conditions import conditions, merged, under
+from bench.store.selection import phased, reported
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 FEW = 3  # so many conditions get a sentence each; more are counted
 FEW_ASKED = 4  # so many optimizers get a paragraph each; more are told of together, rival by rival

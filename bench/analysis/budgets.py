@@ -15,7 +15,6 @@ import pandas as pd
 
 from bench.analysis import bounds, footnotes, load
 from bench.analysis.cells import named, seconds
-from bench.analysis.conditions import KEY, conditions, keyed, merged, names, value_text
 from bench.analysis.contrasts import finished, wrappers
 from bench.analysis.provenance import timed
 from bench.analysis.render import EMPTY, Table
@@ -23,9 +22,10 @@ from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row
 from bench.analysis.words import Words
 from bench.core.errors import counted
+from bench.store.conditions import KEY, conditions, keyed, merged, names, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 CUT = "‡"
 EPOCHS, PASSES, TIME = "epochs", "passes", "time"

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis import bounds, choice, footnotes
-from bench.analysis.conditions import KEY, keyed, merged, names, value_text
+from bench.analysis import bounds, footnotes
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row
 from bench.analysis.words import Words
+from bench.store import selection as choice
+from bench.store.conditions import KEY, keyed, merged, names, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 INTERVAL = "95% interval"
 Scores = dict[tuple[str, str], pd.DataFrame]

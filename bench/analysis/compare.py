@@ -11,17 +11,17 @@ import pandas as pd
 
 from bench.analysis import bounds
 from bench.analysis.cells import signed_bounds
-from bench.analysis.choice import reported
-from bench.analysis.conditions import keyed, names, value_text, varied
 from bench.analysis.provenance import provenance
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, paired_test
 from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
 from bench.core.errors import BenchError
+from bench.store.conditions import keyed, names, value_text, varied
+from bench.store.selection import reported
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 A, B = "A", "B"
 FINISHED = ("done", "diverged")

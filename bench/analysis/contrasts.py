@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.analysis import bounds, choice
-from bench.analysis.conditions import KEY, keyed
+from bench.analysis import bounds
 from bench.analysis.once import once
 from bench.analysis.stats import FEWEST, LEVEL, PairedTest, holm, paired_test, smallest_detectable
 from bench.analysis.summary import Row, all_rows
+from bench.store import selection as choice
+from bench.store.conditions import KEY, keyed
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 Budget = Literal["epochs", "passes", "epochs and passes", "neither"]
 Verdict = Literal["better", "worse", "unclear", "untested"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.choice import moments
+from bench.store.selection import moments
 
 SPLITS = {"test": "test", "val": "validation"}
 """The sets that an answer is looked at on; validation where there are no test numbers."""

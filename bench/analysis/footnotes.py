@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bench.analysis.conditions import first_few, merged, under
 from bench.analysis.provenance import Provenance
 from bench.analysis.render import DAGGER, SECTION
 from bench.analysis.stats import FEWEST, smallest_sign_flip_p
 from bench.analysis.summary import Row
 from bench.core.errors import counted
+from bench.store.conditions import first_few, merged, under
 
 Budgets = Mapping[str, Mapping[float, list[str]]]
 """Condition -> epochs or passes -> the labels that have them."""

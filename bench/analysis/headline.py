@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.choice import reported
-from bench.analysis.conditions import conditions
 from bench.analysis.contrasts import EQUAL, Contrast, Verdict, contrasts, wrappers
 from bench.analysis.provenance import provenance
 from bench.analysis.words import Words
+from bench.store.conditions import conditions
+from bench.store.selection import reported
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 ANSWERS: dict[Verdict, str] = {"better": "yes", "worse": "no", "unclear": "not shown", "untested": "no verdict"}
 MARGIN = 0.04  # of the width of the forest, on either side of all intervals

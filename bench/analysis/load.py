@@ -11,7 +11,7 @@ from bench.analysis.provenance import Provenance
 from bench.analysis.summary import Row
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 MOST = 1 / 3
 """By how much, relative to the passes, times may differ before it has to be said."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.conditions import KEY
+from bench.store.conditions import KEY
 
 
 def named(records: pd.DataFrame, index: pd.Index) -> pd.Series:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 T = TypeVar("T")
 

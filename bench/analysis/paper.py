@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.cells import plain
-from bench.analysis.conditions import KEY, keyed, value_text
 from bench.analysis.provenance import provenance
 from bench.analysis.render import DAGGER, EMPTY, Table
 from bench.analysis.stats import FEWEST, Interval
 from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.analysis.words import Words, enumerated
 from bench.core.errors import BadValue, counted, nearest
+from bench.store.conditions import KEY, keyed, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 REPRODUCED, DIFFERS, NOT_RUN, OTHER = "reproduced", "differs", "not run", "other quantity"

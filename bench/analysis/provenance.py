@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis import choice
-from bench.analysis.conditions import conditions, keyed, merged, under
 from bench.analysis.once import once
+from bench.store import selection as choice
+from bench.store.conditions import conditions, keyed, merged, under
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 
 @dataclass(frozen=True)

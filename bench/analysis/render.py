@@ -13,7 +13,7 @@ from rich.text import Text
 from tabulate import tabulate
 
 from bench.analysis.latex import latex
-from bench.store import write_atomic
+from bench.store.run_folder import write_atomic
 
 FORMATS = ("md", "tex", "csv")
 EMPTY = "–"

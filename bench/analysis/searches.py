@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis import choice
-from bench.analysis.conditions import keyed, value_text
+from bench.store import selection as choice
+from bench.store.conditions import keyed, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 NONE = "not searched"
 

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.cells import plain
-from bench.analysis.conditions import KEY, keyed, names, value_text
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.summary import Row, all_rows
 from bench.analysis.words import Words
 from bench.core.errors import counted
+from bench.store.conditions import KEY, keyed, names, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 RISE_AT = 0.5
 """How far along its direction the rise of the loss is told in one number, as a share of the norm of every filter."""

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bench.analysis import footnotes
 from bench.analysis.cells import named, number, p_value
-from bench.analysis.conditions import conditions, keyed, merged, names, value_text
 from bench.analysis.contrasts import Contrast, finished
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.stats import (
@@ -24,9 +23,10 @@ from bench.analysis.stats import (
 )
 from bench.analysis.summary import Row
 from bench.analysis.words import Words
+from bench.store.conditions import conditions, keyed, merged, names, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 
 def table(

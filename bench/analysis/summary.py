@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.analysis import bounds, choice, degenerate, not_finite
-from bench.analysis.conditions import KEY, conditions, keyed, varied
+from bench.analysis import bounds, degenerate, not_finite
 from bench.analysis.once import once
 from bench.analysis.provenance import timed
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test, without_rounding
+from bench.store import selection as choice
+from bench.store.conditions import KEY, conditions, keyed, varied
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
 NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)

@@ -12,17 +12,17 @@ import pandas as pd
 from bench.analysis import budgets, by_task, footnotes, load, sharpness, statistics, target, tuning
 from bench.analysis.answer import answer
 from bench.analysis.cells import counted, marks, named, number, p_value, plain
-from bench.analysis.choice import phased
-from bench.analysis.conditions import names, value_text
 from bench.analysis.contrasts import Contrast, contrasts, pairs
 from bench.analysis.provenance import provenance
 from bench.analysis.render import Table
 from bench.analysis.searches import unequal
 from bench.analysis.summary import Row, all_rows, comparison_frame, to_frame, tried_rows
 from bench.analysis.words import Words
+from bench.store.conditions import names, value_text
+from bench.store.selection import phased
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 
 def build(results: Results) -> list[Table]:

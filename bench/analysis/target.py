@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import choice, footnotes, load
+from bench.analysis import footnotes, load
 from bench.analysis.cells import named, seconds
-from bench.analysis.conditions import conditions, keyed, names, value_text
 from bench.analysis.provenance import clock
 from bench.analysis.render import EMPTY, Table
 from bench.analysis.summary import Row, tried_rows
 from bench.analysis.words import Words
+from bench.store import selection as choice
+from bench.store.conditions import conditions, keyed, names, value_text
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 NEVER = "never"
 QUARTILES = (0.25, 0.5, 0.75)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis import choice, footnotes
-from bench.analysis.conditions import conditions, keyed, merged, names, value_text
+from bench.analysis import footnotes
 from bench.analysis.render import EMPTY, SECTION, Table
 from bench.analysis.searches import spelled
 from bench.analysis.summary import Row
+from bench.store import selection as choice
+from bench.store.conditions import conditions, keyed, merged, names, value_text
 
 if TYPE_CHECKING:
     from bench.analysis.words import Words
-    from bench.records import Results
+    from bench.store.records import Results
 
 UNTUNED = "not tuned"
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.analysis import bounds, cells, tuning
-from bench.analysis.choice import phased
-from bench.analysis.conditions import names, value_text, varied
 from bench.analysis.provenance import Provenance, title
 from bench.analysis.render import EMPTY
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
+from bench.store.conditions import names, value_text, varied
+from bench.store.selection import phased
 
 NATS = "cross-entropy (nats)"
 NAMED = ("task", "model")  # named wherever the data are, so that conditions need not

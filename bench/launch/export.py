@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bench import archive, records
 from bench import experiment as experiments
 from bench.analysis import render, tables
-from bench.files import read_toml
 from bench.launch.repeat import recorded
-from bench.records import Results
-from bench.store import to_json
+from bench.store import archive, records
+from bench.store.files import read_toml
+from bench.store.records import Results
+from bench.store.run_folder import to_json
 
 LOCK = "requirements.lock"
 CIRCUMSTANCES = ["device", "threads", "precision", "torch", "python", "commit", "dirty"]

@@ -13,7 +13,7 @@ from bench.launch.display import Display
 from bench.launch.job_status import JobStatus
 from bench.launch.outcome import Outcome
 from bench.launch.submission import failed_at
-from bench.store import Store, reason_in
+from bench.store.run_folder import Store, reason_in
 
 SECONDS = 3.0
 """Between two looks."""

@@ -18,7 +18,7 @@ from bench.core.errors import counted
 from bench.distributed import Call, start
 from bench.launch import submission as submissions
 from bench.news import Teller
-from bench.store import read_json
+from bench.store.run_folder import read_json
 
 LOOK_SECONDS = 0.5
 """Between two looks at the calls."""

@@ -21,7 +21,7 @@ from bench.core.errors import BenchError
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.submission import Note, Settings, Submission, code_sha256
-from bench.store import KEEP_WEIGHTS, to_json, write_atomic
+from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission

@@ -12,7 +12,7 @@ from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.queue import OVER, Cluster, Queued
 from bench.launch.submission import Note, Submission
-from bench.store import StorageError, Store
+from bench.store.run_folder import StorageError, Store
 
 WORKING = ("RUNNING", "SUSPENDED")
 """States of jobs that have started and not begun to end."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.collecting import Held, is_finished
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun, RunSpec
-from bench.store import FINISHED, Claimed, RunFolder, Status, Store, read_json, storage_error
+from bench.store.collecting import Held, is_finished
+from bench.store.run_folder import FINISHED, Claimed, RunFolder, Status, Store, read_json, storage_error
 
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3

@@ -13,15 +13,15 @@ from typing import Any
 
 import pandas as pd
 
-from bench import contract
-from bench.analysis import choice
-from bench.analysis.conditions import KEY, conditions, keyed
-from bench.collecting import COUNTS
 from bench.core.errors import BadValue
 from bench.launch.merge_meta import disagreements, merged_meta
 from bench.launch.verify import verdict
-from bench.records import PLACE, Results
-from bench.store import FINISHED
+from bench.store import contract
+from bench.store import selection as choice
+from bench.store.collecting import COUNTS
+from bench.store.conditions import KEY, conditions, keyed
+from bench.store.records import PLACE, Results
+from bench.store.run_folder import FINISHED
 
 Part = tuple[str, Results]
 """What a part is called, and its results."""

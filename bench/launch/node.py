@@ -25,7 +25,7 @@ from bench.launch.outcome import Outcome
 from bench.launch.server import start_fork_server
 from bench.launch.slots import Slot, slots
 from bench.launch.submission import Settings, Submission
-from bench.store import FINISHED, Store
+from bench.store.run_folder import FINISHED, Store
 
 PATIENCE = 180.0
 """Seconds for which a run that another process seems to have is waited for: a killed one may seem alive for a while."""

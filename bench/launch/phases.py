@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import collecting
-from bench.collecting import NOTHING, Held
 from bench.core.errors import BenchError, shown
 from bench.core.spec import Experiment, Place, PlannedRun
-from bench.store import FINISHED, Store, read_json, to_json, write_atomic
+from bench.store import collecting
+from bench.store.collecting import NOTHING, Held
+from bench.store.run_folder import FINISHED, Store, read_json, to_json, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     Raises:
         BenchError: a result, the records or the file of earlier choices are damaged.
     """
-    from bench.analysis import choice
+    from bench.store import selection as choice
 
     history = _history(store.folder / FILE)
     held = collecting.held(store) if held is None else held

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bench import checkpoint, collecting
-from bench.collecting import NOTHING, Held
+from bench import checkpoint
 from bench.core.errors import BadValue, BenchError, counted, nearest
 from bench.core.spec import Experiment, PlannedRun, RunSpec
 from bench.launch import compiling, leftover
@@ -17,7 +16,9 @@ from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
 from bench.passes import passes_per_step
 from bench.step import load_task, steps_per_epoch
-from bench.store import FINISHED, Status, Store
+from bench.store import collecting
+from bench.store.collecting import NOTHING, Held
+from bench.store.run_folder import FINISHED, Status, Store
 from bench.tasks.base import check_label_noise
 from bench.tasks.splits import learned_from
 

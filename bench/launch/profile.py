@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_validator
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.registry import STRICT
 from bench.core.schema import Checker
-from bench.files import expanded, read_toml
+from bench.store.files import expanded, read_toml
 
 OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "signal")
 """Parameters of sbatch that `bench` sets itself."""

@@ -14,9 +14,6 @@ import torch
 from rich.console import Console
 
 from bench import experiment as experiments
-from bench import records
-from bench.analysis.choice import reported
-from bench.analysis.conditions import keyed
 from bench.analysis.summary import all_rows
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
@@ -28,8 +25,11 @@ from bench.launch.local import run_local
 from bench.launch.outcome import Outcome
 from bench.launch.prepare import fetch
 from bench.launch.slots import Slot, slots
-from bench.records import Results
-from bench.store import FINISHED, KEEP_WEIGHTS, Store
+from bench.store import records
+from bench.store.conditions import keyed
+from bench.store.records import Results
+from bench.store.run_folder import FINISHED, KEEP_WEIGHTS, Store
+from bench.store.selection import reported
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import collecting, records
 from bench import experiment as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
@@ -23,8 +22,9 @@ from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data, fetch
 from bench.launch.shard import Shard, parse
 from bench.launch.slots import Slot, slots
-from bench.records import Results
-from bench.store import FINISHED, Store
+from bench.store import collecting, records
+from bench.store.records import Results
+from bench.store.run_folder import FINISHED, Store
 
 RUNS, SECONDS, SHARE = 10, 60.0, 50
 """When a launch collects: after so many runs or seconds; and how much longer than it takes the pause is at least."""

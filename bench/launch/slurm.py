@@ -28,7 +28,7 @@ from bench.launch.prepare import fetch
 from bench.launch.profile import Profile
 from bench.launch.queue import Cluster
 from bench.launch.submission import Settings, Submission, code_sha256, failed_at
-from bench.store import KEEP_WEIGHTS, to_json, write_atomic
+from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
 
 TIME_OUTS = 1000
 """How often a job that reaches its time limit is queued again; every time it gets a little further."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.store import RunFolder, Store, locked, read_json, to_json, write_atomic
+from bench.store.run_folder import RunFolder, Store, locked, read_json, to_json, write_atomic
 
 ENDS = ("result.json", "error.txt")
 """What a run leaves that is over."""

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from bench.analysis.conditions import keyed
-from bench.records import Results, metric_columns
+from bench.store.conditions import keyed
+from bench.store.records import Results, metric_columns
 
 SPREADS = 4.0
 """Standard deviations over the seeds by which a final number may differ where bits need not repeat: more than two runs

@@ -21,7 +21,7 @@ from bench.distributed import run_distributed
 from bench.launch.estimate import measure, rehearse
 from bench.launch.memory import out_of_memory
 from bench.launch.slots import Slot
-from bench.store import Claimed, RunFolder, StorageError
+from bench.store.run_folder import Claimed, RunFolder, StorageError
 from bench.train import Report, Stopped, StopSign, train
 
 

@@ -21,7 +21,7 @@ import torch
 from bench.core.errors import BenchError, nearest
 from bench.data import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
 from bench.download import writing
-from bench.store import to_json
+from bench.store.run_folder import to_json
 from bench.tasks.base import Split
 from bench.text import Texts
 

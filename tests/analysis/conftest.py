@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.records import Results
+from bench.store.records import Results
 
 STEPS = 11  # batches an epoch
 TWO_PASSES = ("sam", "asam")

@@ -12,7 +12,7 @@ import pytest
 from bench.analysis import tables
 from bench.analysis.budgets import Spent, spent
 from bench.analysis.summary import all_rows
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS: dict[str, Any] = {

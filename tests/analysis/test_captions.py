@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.analysis import render, tables
 from bench.analysis.render import Table
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 pytestmark = pytest.mark.filterwarnings("error")

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import choice, report, tables
+from bench.analysis import report, tables
 from bench.analysis.answer import answer
 from bench.analysis.summary import Row, all_rows, tried_rows
-from bench.records import Results
+from bench.store import selection as choice
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS = {

@@ -15,7 +15,7 @@ from bench.analysis import render
 from bench.analysis.compare import Comparison, compare
 from bench.analysis.render import Table
 from bench.core.errors import BenchError
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 

@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 
 from bench.analysis import render, tables
-from bench.analysis.conditions import keyed, merged, names, under, value_text
 from bench.analysis.provenance import provenance
 from bench.analysis.render import Table
 from bench.analysis.summary import Row, all_rows
-from bench.records import Results
+from bench.store.conditions import keyed, merged, names, under, value_text
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 pytestmark = pytest.mark.filterwarnings("error")

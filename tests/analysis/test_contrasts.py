@@ -11,7 +11,7 @@ import pytest
 
 from bench.analysis.contrasts import Contrast, contrasts
 from bench.analysis.stats import holm
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 

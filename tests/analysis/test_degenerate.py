@@ -13,7 +13,7 @@ from bench.analysis import render, report, tables
 from bench.analysis.answer import answer
 from bench.analysis.render import Table
 from bench.analysis.summary import all_rows, tried_rows
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 SPREAD = np.array([0.01, -0.01, 0.0, 0.02, -0.02])

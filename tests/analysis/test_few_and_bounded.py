@@ -17,7 +17,7 @@ from bench.analysis.contrasts import contrasts
 from bench.analysis.render import Table
 from bench.analysis.stats import Interval, mean_interval, paired_test
 from bench.analysis.summary import all_rows
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 TWO: dict[str, Any] = {"sgd": {}, "sam": {}}

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import records
 from bench.analysis import plots, report, tables
 from bench.analysis.summary import all_rows
 from bench.evaluate import evaluate
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 from bench.tasks.base import Data, Metric, Split, Task
 
 Make = Callable[..., Results]

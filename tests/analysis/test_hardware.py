@@ -15,7 +15,7 @@ from bench.analysis.answer import answer
 from bench.analysis.budgets import spent
 from bench.analysis.summary import all_rows
 from bench.analysis.target import costs_to_target
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS: Mapping[str, Any] = {"sgd": {}, "sgd-2x": {"epochs": 12}, "sam": {"test": 0.95}}

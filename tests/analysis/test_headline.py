@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.analysis.headline import at_equal_passes, dates, forest, headline
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from bench.analysis import plots
 from bench.analysis.plots.style import RC, fold, text_width
 from bench.analysis.plots.view import PALE
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LONG: dict[str, Any] = {f"{number}{'optimizer-of-mine-' * 3}"[:40]: {} for number in range(8)}

@@ -12,7 +12,7 @@ from bench.analysis import tables
 from bench.analysis.answer import answer
 from bench.analysis.load import contradict, cpu_share
 from bench.analysis.summary import all_rows
-from bench.records import Results
+from bench.store.records import Results
 
 LABELS = {"sgd": {}, "sam": {"test": 0.95}}
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.analysis import plots, render, tables
 from bench.analysis.plots.rendering import as_bytes
-from bench.records import Results
+from bench.store.records import Results
 
 VALUES = ["$x_{$", "a$b", r"\frac$"]
 

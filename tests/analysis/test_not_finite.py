@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import records, store
 from bench.analysis import plots, report, tables
 from bench.analysis.answer import answer
 from bench.analysis.compare import compare
 from bench.analysis.summary import all_rows
 from bench.core.errors import BenchError
-from bench.records import Results
+from bench.store import records
+from bench.store import run_folder as store
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 INF = math.inf

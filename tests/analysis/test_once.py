@@ -10,9 +10,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from bench.analysis import choice, contrasts, plots, report, stats, tables
+from bench.analysis import contrasts, plots, report, stats, tables
 from bench.analysis.once import once
-from bench.records import Results
+from bench.store import selection as choice
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 

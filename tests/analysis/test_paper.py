@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench import records
 from bench.analysis import paper, render
 from bench.analysis.paper import Cell, cells, published, styles, table
 from bench.cli import cli
 from bench.core import registry
 from bench.core.errors import BadValue
 from bench.experiment import load
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Results]

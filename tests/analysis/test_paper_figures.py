@@ -19,7 +19,7 @@ from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.style import WIDTHS
 from bench.analysis.plots.view import Drawing
 from bench.analysis.summary import all_rows
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 FEW = {"sgd": {"test": 0.92}, "adam": {"test": 0.91}, "sam": {"test": 0.937, "sweep": ("rho", (0.1, 0.2))}}

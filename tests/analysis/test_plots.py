@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from bench import records
 from bench.analysis import plots
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.style import RC, panel_width, value_axis, wide
 from bench.analysis.summary import all_rows
 from bench.core.errors import BenchError
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 ROOT = Path(__file__).parents[2]

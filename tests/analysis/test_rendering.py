@@ -14,7 +14,7 @@ from bench.analysis import plots, report, tables
 from bench.analysis.plots import rendering
 from bench.analysis.plots.view import Drawing
 from bench.core.errors import BenchError
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 

@@ -20,7 +20,7 @@ from bench.analysis.headline import headline
 from bench.analysis.report.runs import DIGITS, POINTS, data
 from bench.analysis.summary import all_rows
 from bench.cli import cli
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import records
 from bench.analysis import plots, report, tables
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -11,7 +11,7 @@ import pytest
 from bench.analysis import tables
 from bench.analysis.answer import answer
 from bench.analysis.searches import searches
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LR = ("lr", (0.1, 0.2, 0.4))

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench import records
 from bench.analysis import plots, render, tables
 from bench.analysis.render import Table
 from bench.analysis.sharpness import CAVEAT, around, measured
 from bench.core.errors import BenchError
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 
 matplotlib.use("agg")
 Make = Callable[..., Results]

@@ -13,7 +13,7 @@ from bench.analysis import tables
 from bench.analysis.render import Table
 from bench.analysis.statistics import sizes_of_test_sets
 from bench.analysis.stats import examples
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 TWO: dict[str, Any] = {"sgd": {}, "sam": {}}

@@ -10,7 +10,7 @@ import pytest
 
 from bench.analysis.provenance import provenance
 from bench.analysis.summary import Row, all_rows
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS = ["sgd", "sgd-2x", "adam", "sam", "asam"]

@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.analysis import render, tables
 from bench.analysis.latex import TEX
 from bench.analysis.render import Table
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 NAMES = ["budgets", "cost", "losses", "results", "statistics", "sweep", "target"]

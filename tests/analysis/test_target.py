@@ -15,7 +15,7 @@ from bench.analysis.render import Table
 from bench.analysis.summary import all_rows
 from bench.analysis.target import Reached, costs_to_target, quartiles
 from bench.analysis.words import Words
-from bench.records import Results
+from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS: dict[str, Any] = {"sgd": {}, "sam": {}}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench import records
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
@@ -25,7 +24,8 @@ from bench.launch.profile import Profile
 from bench.launch.shard import Shard
 from bench.launch.slots import Slot
 from bench.step import set_up
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from tests.run_folders import finish
 
 Write = Callable[..., Path]

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import collecting, records
 from bench.analysis.summary import all_rows
 from bench.core.errors import BenchError
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
@@ -24,7 +23,8 @@ from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data
 from bench.step import load_task
-from bench.store import Store
+from bench.store import collecting, records
+from bench.store.run_folder import Store
 from bench.tasks.base import fingerprint
 from tests.run_folders import ENVIRONMENT, finish
 

@@ -21,7 +21,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import claims, records
 from bench.core.errors import BadValue
 from bench.experiment import load
 from bench.launch import local
@@ -30,7 +29,9 @@ from bench.launch.estimate import Speed
 from bench.launch.plan import make_plan
 from bench.launch.slots import Slot, slots
 from bench.launch.worker import Event, Job, _do
-from bench.store import Store
+from bench.store import locks as claims
+from bench.store import records
+from bench.store.run_folder import Store
 from bench.train import StopSign
 from tests.launch.site import RUNS, Site, alive, workers_of
 from tests.prefork import HANGS, Popen

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from bench import records
 from bench.launch import run as launch
 from bench.launch.measuring import measure_runs
 from bench.launch.repeat import recorded, weights_kept
 from bench.measures.measure import Settings
+from bench.store import records
 
 EXPERIMENT = """
 task = "digits"

@@ -24,7 +24,7 @@ from bench.launch.plan import make_plan
 from bench.launch.slots import Slot
 from bench.launch.submission import Note, Settings, Submission, code_sha256
 from bench.news import Listener
-from bench.store import Store
+from bench.store.run_folder import Store
 
 Machine = Callable[[int, int], None]
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench import records
 from bench.analysis.summary import all_rows
 from bench.core.spec import Experiment, PlannedRun
 from bench.experiment import load
@@ -25,7 +24,8 @@ from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.phases import choose, write_down
 from bench.launch.plan import Plan, make_plan
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from bench.train import train
 from tests import prefork
 

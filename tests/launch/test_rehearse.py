@@ -18,7 +18,7 @@ from bench.launch.estimate import configuration, rehearse
 from bench.launch.plan import make_plan
 from bench.launch.worker import Rehearse
 from bench.passes import passes_per_step
-from bench.store import Store
+from bench.store.run_folder import Store
 
 CPU = torch.device("cpu")
 PLUGIN = """

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bench import records
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment
 from bench.experiment import load
@@ -17,7 +16,8 @@ from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.shard import Shard, parse
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from tests.run_folders import finish
 
 Write = Callable[..., Path]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import checkpoint, records
+from bench import checkpoint
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
 from bench.launch import repeat
@@ -22,7 +22,8 @@ from bench.launch.outcome import Outcome
 from bench.launch.repeat import Recorded, recorded, weights_kept
 from bench.launch.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
 from bench.step import set_up
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from bench.train import weights_sha256
 
 EXPERIMENT = """

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench import records
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
@@ -21,7 +20,8 @@ from bench.experiment import load
 from bench.launch import run as launch
 from bench.measures.measure import Settings, measure, prepared
 from bench.step import set_up
-from bench.store import Store
+from bench.store import records
+from bench.store.run_folder import Store
 from bench.tasks.base import prepare
 from bench.train import Stopped, train
 from tests import prefork

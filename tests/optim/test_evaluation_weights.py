@@ -21,7 +21,7 @@ from bench.optim.averaging import evaluation_weights
 from bench.optim.gsam import GSAM
 from bench.optim.method import Method
 from bench.optim.sam import SAM
-from bench.store import KEEP_WEIGHTS, Store
+from bench.store.run_folder import KEEP_WEIGHTS, Store
 from bench.train import Stopped, train, weights_sha256
 from tests.test_train import CPU, do, make_spec, numbers, optimizer_choice, stop_after
 

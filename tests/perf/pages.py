@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import records
 from bench.analysis import plots, report, tables
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 
 ROOT = Path(__file__).parents[2]
 RUNS = 10_000

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from bench import collecting, environment, experiment, records
+from bench import environment, experiment
 from bench.core.errors import nearest
 from bench.core.registry import tasks
 from bench.core.seeding import derive, numpy_stream
@@ -31,7 +31,8 @@ from bench.launch import run as launch
 from bench.launch.merge import merge
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
-from bench.store import Store, to_json
+from bench.store import collecting, records
+from bench.store.run_folder import Store, to_json
 from bench.tasks.base import prepare
 from bench.train import synchronize, train
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import records
 from bench.analysis import tables
-from bench.records import Results
+from bench.store import records
+from bench.store.records import Results
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from bench.launch.job_status import JobStatus
 from bench.launch.plan import Plan, make_plan
 from bench.launch.profile import Profile
 from bench.launch.submission import Note, Settings, Submission
-from bench.store import Store
+from bench.store.run_folder import Store
 from tests.slurm.test_profile import restored_sigterm
 
 SHELL = """#!/bin/sh

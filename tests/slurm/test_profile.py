@@ -23,7 +23,7 @@ from bench.launch.plan import make_plan
 from bench.launch.profile import Profile, minutes
 from bench.launch.queue import expanded
 from bench.launch.submission import Note, Settings, Submission
-from bench.store import Store
+from bench.store.run_folder import Store
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from bench.experiment import load
 from bench.launch import job_status, profile, slurm, submission
 from bench.launch.plan import Plan, make_plan
 from bench.launch.submission import Submission
-from bench.store import Store
+from bench.store.run_folder import Store
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Queue, Site
 

@@ -15,7 +15,7 @@ from bench.launch import job_status, slurm, submission
 from bench.launch import queue as slurm_queue
 from bench.launch.plan import Plan, make_plan
 from bench.launch.profile import Profile
-from bench.store import Store
+from bench.store.run_folder import Store
 from tests.slurm.cluster import Cluster, find, wait_for
 from tests.slurm.conftest import Queue
 

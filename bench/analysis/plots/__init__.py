@@ -9,15 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.conditions import first_few
 from bench.analysis.once import once
 from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, training
 from bench.analysis.plots.rendering import Rendered, render_all
 from bench.analysis.plots.style import looks, settle
 from bench.analysis.plots.view import Drawing, View, view_of
 from bench.core.errors import BenchError
-from bench.records import Results
-from bench.store import write_atomic
+from bench.store.conditions import first_few
+from bench.store.records import Results
+from bench.store.run_folder import write_atomic
 
 FAMILIES = ("curves", "gap", "paired", "sweep", "cost", "conditions", "sharpness", "planes")
 """The figures by their names, in the order of the page."""

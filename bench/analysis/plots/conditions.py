@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from bench.analysis.bounds import UNBOUNDED
-from bench.analysis.conditions import names, value_text, varied
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import (
     NEUTRAL,
@@ -49,6 +48,7 @@ from bench.analysis.plots.view import (
 )
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, comparison_frame, to_frame
+from bench.store.conditions import names, value_text, varied
 
 LOGARITHMIC = "train_size"
 STEP = 2.5  # points between the labels at one value, so that their intervals stand side by side

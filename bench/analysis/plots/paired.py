@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.analysis.bounds import of_difference
-from bench.analysis.choice import reported
-from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import NEUTRAL, TICK_SIZE, bounds, finish, fold, with_margin
 from bench.analysis.plots.view import ROWS, Drawing, View, folded, pages
 from bench.analysis.stats import Interval, mean_interval
+from bench.store.conditions import KEY, keyed
+from bench.store.selection import reported
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 REACH = 0.27  # of the way between two rows, on either side of each, in which its seeds are drawn
 LOWEST, LINE = 0.3, 0.12  # inches: a row, and a line of its name

@@ -28,7 +28,7 @@ from bench.analysis.sharpness import around
 from bench.analysis.stats import half_width
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 LEVELS = 13
 PLANES = 9  # on a page

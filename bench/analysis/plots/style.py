@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from bench.analysis.bounds import Bounds
-from bench.analysis.conditions import value_text
 from bench.analysis.stats import Interval
+from bench.store.conditions import value_text
 
 WIDTH = 6.9  # inches: the text width of two columns
 WIDTHS = {"page": WIDTH, "column": 3.3}  # type has the same size in both: include figures as they are, unscaled

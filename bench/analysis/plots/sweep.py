@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.analysis.bounds import UNBOUNDED
-from bench.analysis.choice import phased
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, value_axis, wide, with_margin
 from bench.analysis.plots.view import (
@@ -28,6 +27,7 @@ from bench.analysis.plots.view import (
 )
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row, to_frame
+from bench.store.selection import phased
 
 FIELDS = ("test_metric", "gap_metric")
 OF_TUNING = ("val_metric",)  # its runs never saw the test set

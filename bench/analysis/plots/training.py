@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bench.analysis.bounds import UNBOUNDED, Bounds, of_difference
-from bench.analysis.choice import reported
-from bench.analysis.conditions import KEY, first_few, keyed
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import finish, fold, with_margin
 from bench.analysis.plots.view import (
@@ -29,9 +27,11 @@ from bench.analysis.plots.view import (
 )
 from bench.analysis.stats import half_width
 from bench.analysis.words import Words
+from bench.store.conditions import KEY, first_few, keyed
+from bench.store.selection import reported
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 START = 0.3  # share of an optimizer's epochs that may run out of the panel: where curves begin says little
 ALIKE = 2.0  # times as long a curve still goes on the axis of the shortest

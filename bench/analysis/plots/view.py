@@ -14,15 +14,15 @@ from matplotlib.lines import Line2D
 
 from bench.analysis import bounds
 from bench.analysis.bounds import Bounds
-from bench.analysis.conditions import conditions, varied
 from bench.analysis.plots.looks import Style, label_styles
 from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, fold, panel_width, text_width
 from bench.analysis.provenance import Provenance, provenance
 from bench.analysis.summary import Row, all_rows, tried_rows
 from bench.analysis.words import gap_of
+from bench.store.conditions import conditions, varied
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 T = TypeVar("T")
 ROWS = 6  # of panels on a page, one a condition

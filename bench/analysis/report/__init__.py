@@ -18,7 +18,6 @@ import pandas as pd
 
 from bench.analysis import plots, render
 from bench.analysis.answer import answer, question
-from bench.analysis.conditions import conditions
 from bench.analysis.headline import at_equal_passes, dates, forest, headline
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.rendering import Rendered
@@ -26,10 +25,11 @@ from bench.analysis.provenance import provenance
 from bench.analysis.render import Table
 from bench.analysis.report.runs import data
 from bench.analysis.summary import all_rows
-from bench.store import write_atomic
+from bench.store.conditions import conditions
+from bench.store.run_folder import write_atomic
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 HERE = Path(__file__).parent
 SETUP = ["device", "threads", "precision", "torch", "python", "commit"]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.conditions import KEY, keyed
 from bench.analysis.plots.looks import BLACK, label_styles
 from bench.analysis.summary import all_rows
 from bench.analysis.words import relabelled
-from bench.records import CIRCUMSTANCES, COSTS, metric_columns
+from bench.store.conditions import KEY, keyed
+from bench.store.records import CIRCUMSTANCES, COSTS, metric_columns
 
 if TYPE_CHECKING:
-    from bench.records import Results
+    from bench.store.records import Results
 
 POINTS = 24  # of a curve that are kept; the figures have all of them
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench import contract
-from bench.contract import CIRCUMSTANCES, COSTS, SPLITS, finite, metric_columns
 from bench.core.errors import BenchError, counted
-from bench.file_set import path_of
-from bench.files import to_json
-from bench.records import PLACE, Results, finished, read
-from bench.store import FINISHED, RunFolder, Status, Store, reason_in
+from bench.store import contract
+from bench.store.contract import CIRCUMSTANCES, COSTS, SPLITS, finite, metric_columns
+from bench.store.file_set import path_of
+from bench.store.files import to_json
+from bench.store.records import PLACE, Results, finished, read
+from bench.store.run_folder import FINISHED, RunFolder, Status, Store, reason_in
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from bench.files import storage_error, write_atomic
+from bench.store.files import storage_error, write_atomic
 
 STAGED = ".publishing"
 

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import contract
-from bench.contract import CIRCUMSTANCES as CIRCUMSTANCES
-from bench.contract import COSTS as COSTS
-from bench.contract import SPLITS as SPLITS
-from bench.contract import STATUSES as STATUSES
-from bench.contract import finite as finite
-from bench.contract import metric_columns as metric_columns
 from bench.core.errors import BenchError
-from bench.file_set import path_of, replace_all
-from bench.files import read_bytes, read_json, to_json
-from bench.store import FINISHED
+from bench.store import contract
+from bench.store.contract import CIRCUMSTANCES as CIRCUMSTANCES
+from bench.store.contract import COSTS as COSTS
+from bench.store.contract import SPLITS as SPLITS
+from bench.store.contract import STATUSES as STATUSES
+from bench.store.contract import finite as finite
+from bench.store.contract import metric_columns as metric_columns
+from bench.store.file_set import path_of, replace_all
+from bench.store.files import read_bytes, read_json, to_json
+from bench.store.run_folder import FINISHED
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
@@ -182,7 +182,7 @@ def read(folder: Path) -> Results:
     Raises:
         BenchError: nothing is there yet, or a file is not as it was written (edited by hand, cut short).
     """
-    from bench.meta import read_meta
+    from bench.store.meta import read_meta
 
     if not path_of(folder, "experiment.json").exists():
         raise BenchError(f"{folder} holds no results yet; `bench run` makes them")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.conditions import KEY, keyed
+from bench.store.conditions import KEY, keyed
 
 UNFINISHED = ["running", "partial", "missing"]
 COUNTS = ["planned", "done", "diverged", "failed", "unfinished"]

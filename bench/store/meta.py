@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bench.contract import LARGEST
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.schema import Checker
+from bench.store.contract import LARGEST
 
 
 class _Known(BaseModel):

@@ -19,11 +19,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from bench import records
 from bench.core.errors import BadValue, BenchError, clipped, shown
-from bench.files import open_regular
-from bench.records import Results
-from bench.store import to_json, write_atomic
+from bench.store import records
+from bench.store.files import open_regular
+from bench.store.records import Results
+from bench.store.run_folder import to_json, write_atomic
 
 MANIFEST = "MANIFEST.json"
 SUFFIX = ".tar.gz"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import nearest, shown
-from bench.store import FINISHED
+from bench.store.run_folder import FINISHED
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd

@@ -22,18 +22,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import claims
-from bench.claims import Claim
-from bench.claims import Claimed as Claimed
 from bench.core.errors import BenchError, clipped, shown
-from bench.files import StorageError as StorageError
-from bench.files import atomic_path as atomic_path
-from bench.files import locked as locked
-from bench.files import open_regular, read_bytes
-from bench.files import read_json as read_json
-from bench.files import storage_error as storage_error
-from bench.files import to_json as to_json
-from bench.files import write_atomic as write_atomic
+from bench.store import locks as claims
+from bench.store.files import StorageError as StorageError
+from bench.store.files import atomic_path as atomic_path
+from bench.store.files import locked as locked
+from bench.store.files import open_regular, read_bytes
+from bench.store.files import read_json as read_json
+from bench.store.files import storage_error as storage_error
+from bench.store.files import to_json as to_json
+from bench.store.files import write_atomic as write_atomic
+from bench.store.locks import Claim
+from bench.store.locks import Claimed as Claimed
 
 Status = Literal["done", "diverged", "failed", "running", "partial", "missing"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")

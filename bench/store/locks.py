@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.errors import BenchError
-from bench.files import open_regular
+from bench.store.files import open_regular
 
 BEAT = 20.0
 """Seconds between two signs of life of a holder."""
