@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.core.registry import register_optimizer as register_optimizer
     from bench.core.registry import register_task as register_task
     from bench.launch.run import run as run
-    from bench.optim.method import Method as Method
+    from bench.optim.base.wrapper import Method as Method
     from bench.optim.sam import SAM as SAM
     from bench.tasks.base import Metric as Metric
     from bench.tasks.base import Split as Split
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "SAM": "bench.optim.sam",
-    "Method": "bench.optim.method",
+    "Method": "bench.optim.base.wrapper",
     "Task": "bench.tasks.base",
     "Split": "bench.tasks.base",
     "Metric": "bench.tasks.base",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from bench.core.registry import optimizers, undeclared
 from bench.core.spec import OptimizerChoice
-from bench.optim.averaging import to_training
-from bench.optim.closures import Closure
-from bench.optim.method import Method
+from bench.optim.base.averaging import to_training
+from bench.optim.base.closures import Closure
+from bench.optim.base.wrapper import Method
 from bench.step import chosen_optimizer
 
 STEPS = 12

@@ -28,11 +28,11 @@ from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import OptimizerChoice, RunSpec
 from bench.data import user_files_sha256
 from bench.numerics import compilation_errors_told, compiled, set_precision
-from bench.optim.averaging import evaluation_weights, to_training
-from bench.optim.closures import Closure
-from bench.optim.forward_state import kept_buffers
-from bench.optim.method import Method
-from bench.optim.side_effects import rewinder
+from bench.optim.base.averaging import evaluation_weights, to_training
+from bench.optim.base.closures import Closure
+from bench.optim.base.forward_state import kept_buffers
+from bench.optim.base.side_effects import rewinder
+from bench.optim.base.wrapper import Method
 from bench.tasks.base import Data, Encode, Task, prepare
 
 
@@ -243,7 +243,9 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -
         raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
     if group.size > 1:
         if not isinstance(optimizer, Method):
-            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.optim.method.Method: one process only")
+            raise BenchError(
+                f"{type(optimizer).__name__} has m, but is no bench.optim.base.wrapper.Method: one process only"
+            )
         optimizer.group = group
     return m, False
 

@@ -27,7 +27,7 @@ from bench.core.seeding import StreamState, continued, derive, numpy_stream, sta
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.environment import PeakMemory, describe
 from bench.evaluate import evaluate
-from bench.optim.schedule import scheduler
+from bench.optim.base.schedule import scheduler
 from bench.step import set_up
 from bench.store.run_folder import KEEP_WEIGHTS, RunFolder
 from bench.tasks.base import Data, Task, sampled

@@ -30,7 +30,7 @@ from bench.core.spec import Choice, TrainSettings
 from bench.evaluate import outputs
 from bench.models.encoders import Encoder
 from bench.numerics import set_precision
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.step import Run, build_optimizer, share_out
 from bench.tasks import autoaugment
 from bench.tasks.base import Data, Split, Task

@@ -16,7 +16,7 @@ from bench.core.errors import BenchError
 from bench.core.process_group import Group
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.step import Run, set_up, share_out
 from bench.train import weights_sha256
 

@@ -22,8 +22,8 @@ from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.evaluate import BATCH, evaluate
+from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
-from bench.optim.schedule import scheduler
 from bench.step import steps_per_epoch
 from bench.store.run_folder import RunFolder, Store
 from bench.tasks.base import ACCURACY, Data, Split, Task, prepare

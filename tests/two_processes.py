@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.core.process_group import ALONE, Group
 from bench.core.registry import load_builtins, optimizers, register_model
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.optim import moving
+from bench.optim.base import weight_swap as moving
 from bench.optim.sam import SAM
 from bench.rank import joined
 from bench.step import set_up

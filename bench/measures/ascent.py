@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.measures.surface import Surface
-from bench.optim.tensors import global_norm
+from bench.optim.base.tensors import global_norm
 
 
 def m_sharpness(surface: Surface, rho: float, m: int) -> tuple[float, int]:

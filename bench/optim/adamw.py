@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bench.core.registry import register_optimizer
-from bench.optim.types import Momentum, NonNegative, Positive
+from bench.optim.base.types import Momentum, NonNegative, Positive
 
 
 @register_optimizer("adamw")

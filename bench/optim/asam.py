@@ -5,9 +5,9 @@ from torch import nn
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.types import NonNegative
 from bench.optim.sam import SAM, AdaptiveOn
-from bench.optim.types import NonNegative
 
 
 @register_optimizer("asam", wraps_base=True, passes=one_more_where_perturbed)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from bench.core.registry import register_optimizer
-from bench.optim.averaging import Averaging
-from bench.optim.types import Momentum
+from bench.optim.base.averaging import Averaging
+from bench.optim.base.types import Momentum
 
 
 class EMA(Averaging):
@@ -18,7 +18,7 @@ class EMA(Averaging):
         base: a constructed torch optimizer.
         decay: 1 / (1 - decay) is about how many steps it averages over.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm, norm_group: as of `bench.optim.method.Method`.
+        clip_norm, norm_group: as of `bench.optim.base.wrapper.Method`.
     """
 
     def __init__(

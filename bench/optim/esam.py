@@ -12,13 +12,13 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.closures import check_backward
-from bench.optim.drawing import drawn
-from bench.optim.options import AscentOptions, share_perturbed
-from bench.optim.perturbing import Perturbing
-from bench.optim.side_effects import clear_caches
-from bench.optim.tensors import gradients
-from bench.optim.types import NonNegative, Share, Variant
+from bench.optim.base.closures import check_backward
+from bench.optim.base.drawing import drawn
+from bench.optim.base.options import AscentOptions, share_perturbed
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.side_effects import clear_caches
+from bench.optim.base.tensors import gradients
+from bench.optim.base.types import NonNegative, Share, Variant
 
 
 class ESAM(Perturbing):
@@ -39,7 +39,7 @@ class ESAM(Perturbing):
             rise by *more* than the one at rank gamma |B|: one fewer than here, or more fewer where examples tie; where
             none does, those that tie with it. Which these are has to be fetched from the device. After 20 steps of a
             small convolutional net the two are .58 of the way gone apart at beta 1, gamma .5, and .34 at beta .6.
-        others: as of `bench.optim.perturbing.Perturbing`.
+        others: as of `bench.optim.base.perturbation.Perturbing`.
 
     Raises:
         ValueError: there is a norm_group; beta, gamma or an option is impossible.

@@ -8,11 +8,11 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.memory import Remembering
-from bench.optim.options import AscentOptions, one_more_where_perturbed
-from bench.optim.perturbing import Perturbing
-from bench.optim.tensors import gradients
-from bench.optim.types import Momentum, NonNegative, Variant
+from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.state import Remembering
+from bench.optim.base.tensors import gradients
+from bench.optim.base.types import Momentum, NonNegative, Variant
 
 
 class FriendlySAM(Perturbing, Remembering):
@@ -30,7 +30,7 @@ class FriendlySAM(Perturbing, Remembering):
             all from the beginning of the average; and .25 apart at sigma .5 for the other cause. At sigma 1 the two
             directions are the same but for that beginning, whose weight is lmbda^t: at lmbda .995 they differ for more
             than 200 steps.
-        others: as of `bench.optim.perturbing.Perturbing`.
+        others: as of `bench.optim.base.perturbation.Perturbing`.
 
     Traps: m_t has this batch in it before it is taken away, with weight 1 - lmbda: of a gradient that never changes it
     comes to be that gradient, and what is left to ascend along is rounding. m_0 is 0 and is not corrected, as in the

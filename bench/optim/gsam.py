@@ -10,10 +10,10 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.options import AscentOptions, one_more_where_perturbed
-from bench.optim.perturbing import Perturbing
-from bench.optim.tensors import TINY, gradients
-from bench.optim.types import NonNegative
+from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.tensors import TINY, gradients
+from bench.optim.base.types import NonNegative
 
 
 class GSAM(Perturbing):
@@ -28,7 +28,7 @@ class GSAM(Perturbing):
 
     Args:
         alpha: weight of g_; 0 is SAM. The paper tries 0.01 to 0.4.
-        others: as of `bench.optim.perturbing.Perturbing`. The paper has rho go down as lr does, from
+        others: as of `bench.optim.base.perturbation.Perturbing`. The paper has rho go down as lr does, from
             rho_max to rho_min: rho=rho_max, rho_schedule="lr", rho_end=rho_min, and lr_min where lr does not end at 0.
 
     Traps: one scalar product over all parameters, not one per tensor. g has to be kept through the second pass: one

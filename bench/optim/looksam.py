@@ -11,12 +11,12 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.closures import Closure
-from bench.optim.memory import Remembering
-from bench.optim.options import Ascent, share_perturbed
-from bench.optim.perturbing import Perturbing
-from bench.optim.tensors import TINY, gradients
-from bench.optim.types import AtLeastOne, NonNegative
+from bench.optim.base.closures import Closure
+from bench.optim.base.options import Ascent, share_perturbed
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.state import Remembering
+from bench.optim.base.tensors import TINY, gradients
+from bench.optim.base.types import AtLeastOne, NonNegative
 
 
 class LookSAM(Perturbing, Remembering):
@@ -30,7 +30,7 @@ class LookSAM(Perturbing, Remembering):
     Args:
         k: period; 1 is SAM. The paper's 5 costs 1.2 passes per step.
         alpha: weight of what is reused. The paper takes 0.5 to 1.0.
-        others: as of `bench.optim.perturbing.Perturbing`, without perturb_every.
+        others: as of `bench.optim.base.perturbation.Perturbing`, without perturb_every.
 
     Traps: norms and the scalar product are over all parameters. What is remembered is g_v, in the state_dict as
     "looksam_reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.

@@ -11,12 +11,12 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.closures import Closure
-from bench.optim.delegation import within
-from bench.optim.options import PerturbationOptions
-from bench.optim.perturbing import Movable, Perturbing
-from bench.optim.tensors import as_real, gradients
-from bench.optim.types import NonNegative, Variant
+from bench.optim.base.closures import Closure
+from bench.optim.base.delegation import within
+from bench.optim.base.options import PerturbationOptions
+from bench.optim.base.perturbation import Movable, Perturbing
+from bench.optim.base.tensors import as_real, gradients
+from bench.optim.base.types import NonNegative, Variant
 
 BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""
@@ -38,7 +38,7 @@ class MomentumSAM(Perturbing):
             with SGD and weight decay 5e-4 that is .014 of the way gone apart from "paper", where the base decays w.
             For a base that decays the gradient (SGD, Adam). Over AdamW, decoupled,
             their code decays after the step, and .025 apart at 0.01: only "paper" can be had there.
-        others: as of `bench.optim.perturbing.Perturbing`, without m and ascent_decay: e is the same for all examples.
+        others: as of `bench.optim.base.perturbation.Perturbing`, without m and ascent_decay: e is the same for all examples.
 
     Raises:
         ValueError: the base has no momentum, or, after its first step, keeps none where it is looked for (8-bit states,

@@ -10,12 +10,12 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.closures import Closure
-from bench.optim.drawing import drawn, pass_over
-from bench.optim.options import PerturbationOptions
-from bench.optim.perturbing import Movable, Perturbing
-from bench.optim.tensors import as_real
-from bench.optim.types import AtLeastOne, NonNegative
+from bench.optim.base.closures import Closure
+from bench.optim.base.drawing import drawn, pass_over
+from bench.optim.base.options import PerturbationOptions
+from bench.optim.base.perturbation import Movable, Perturbing
+from bench.optim.base.tensors import as_real
+from bench.optim.base.types import AtLeastOne, NonNegative
 
 
 class RandomDirection(Perturbing):
@@ -28,7 +28,7 @@ class RandomDirection(Perturbing):
 
     Args:
         m: examples that share one direction; None: the whole batch.
-        others: as of `bench.optim.perturbing.Perturbing`, without ascent_decay.
+        others: as of `bench.optim.base.perturbation.Perturbing`, without ascent_decay.
 
     Traps: one pass, at w + e: the loss that is returned and batch-norm statistics are those of w + e. In many
     dimensions a random direction is orthogonal to every gradient: rho has to be far above SAM's to be felt. Directions

@@ -10,11 +10,11 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.options import AscentOptions, one_more_where_perturbed
-from bench.optim.perturbing import Perturbing
-from bench.optim.sparse import whole
-from bench.optim.tensors import as_real, gradients
-from bench.optim.types import NonNegative
+from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.sparse import whole
+from bench.optim.base.tensors import as_real, gradients
+from bench.optim.base.types import NonNegative
 
 AdaptiveOn = Literal["all", "weight"]
 
@@ -45,7 +45,7 @@ class SAM(Perturbing):
         clip_norm: largest norm of the final gradient g'; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
         options: where and when to perturb (m, perturb_only, perturb_every, perturb_from, perturb_until, rho_schedule,
-            rho_end, ascent_decay): see `bench.optim.options`. m is for loops that ask (that of `bench run` does):
+            rho_end, ascent_decay): see `bench.optim.base.options`. m is for loops that ask (that of `bench run` does):
             they hand `step` a closure for every m examples of a batch.
 
     Raises:
@@ -74,8 +74,8 @@ class SAM(Perturbing):
 
     Memory above the base: one copy of the parameters, during the step only. With `model` also two copies of its buffers
     and of its parameters in no group, each as far as it has at most 65,536 numbers or forward moves it; large ones that
-    stay as they are cost nothing (see `bench.optim.forward_state`). e is built in the gradients' storage, where on a
-    CPU a large weight is during the second pass, unless its own memory has other users (see `bench.optim.moving`).
+    stay as they are cost nothing (see `bench.optim.base.forward_state`). e is built in the gradients' storage, where on a
+    CPU a large weight is during the second pass, unless its own memory has other users (see `bench.optim.base.weight_swap`).
     Of parameters with sparse gradients (embeddings) only the rows that a batch touches are moved and copied.
 
     In a loop that is not yours, `backward(closure)` takes the place of `loss.backward()`, and `step()` stays what it is

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 PLUGIN = """
 import torch
 from bench import register_model, register_optimizer
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 class Twice(Method):
     \"\"\"A method of two passes that does not say so.\"\"\"

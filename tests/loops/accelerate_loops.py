@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 

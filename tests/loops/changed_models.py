@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 from torch.func import functional_call
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from . import hugging_face
 from .harness import Batch, Loop, Setting, loss_of

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 Batch = tuple[Tensor, Tensor]
 FEATURES, CLASSES, EXAMPLES, STEPS = 6, 3, 8, 4

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import EXAMPLES, STEPS, Loop, Setting, halving, loss_of
 

@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from bench.core.process_group import Group
+from bench.optim.base.wrapper import Method
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM
-from bench.optim.method import Method
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM

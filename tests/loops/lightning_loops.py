@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 

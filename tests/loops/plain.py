@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import Loop, Setting, halving, loss_of
 

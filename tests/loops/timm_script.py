@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.utils import dispatch_clip_grad  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 

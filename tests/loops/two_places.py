@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 
 from .harness import Loop, Setting, halving, loss_of
 

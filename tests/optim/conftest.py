@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.optim import moving
+from bench.optim.base import weight_swap as moving
 from tests.ranks import in_two_processes
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.core.registry import load_builtins
-from bench.optim import moving
+from bench.optim.base import weight_swap as moving
 from bench.rank import joined
 
 from . import no_sync, split_models, stages

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from bench.core.process_group import Group
+from bench.optim.base.wrapper import Method
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM
-from bench.optim.method import Method
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM

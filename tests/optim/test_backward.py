@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Optimizer
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, over_all_bases, over_both, problem, same_bits, snapshot, state_of

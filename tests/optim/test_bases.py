@@ -15,12 +15,12 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
 from bench.core.errors import BenchError
 from bench.core.spec import Choice
+from bench.optim.base.wrapper import Method
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM
-from bench.optim.method import Method
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM

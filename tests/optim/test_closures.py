@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
+from bench.optim.base.wrapper import Method
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM
-from bench.optim.method import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, problem, same_bits, snapshot

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import Choice
-from bench.optim.averaging import Averaging
-from bench.optim.memory import Remembering
-from bench.optim.method import Method
-from bench.optim.perturbing import Perturbing
-from bench.optim.schedule import scheduler
+from bench.optim.base.averaging import Averaging
+from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.schedule import scheduler
+from bench.optim.base.state import Remembering
+from bench.optim.base.wrapper import Method
 from bench.step import build_optimizer
 
 from .helpers import Watch, WatchLosses, flat, same_bits, snapshot, spec, state_of

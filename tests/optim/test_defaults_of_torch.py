@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from bench.optim.base.tensors import dot, found_inf, global_norm
 from bench.optim.esam import ESAM
 from bench.optim.sam import SAM
-from bench.optim.tensors import dot, found_inf, global_norm
 
 from .helpers import problem, same_bits, state_of
 from .test_contract import Recipe, batches, every_method, net, step

@@ -17,9 +17,9 @@ from bench.checkpoint import load_weights
 from bench.core.spec import RunSpec
 from bench.evaluate import evaluate
 from bench.measures.measure import Settings, measure, prepared
-from bench.optim.averaging import evaluation_weights
+from bench.optim.base.averaging import evaluation_weights
+from bench.optim.base.wrapper import Method
 from bench.optim.gsam import GSAM
-from bench.optim.method import Method
 from bench.optim.sam import SAM
 from bench.store.run_folder import KEEP_WEIGHTS, Store
 from bench.train import Stopped, train, weights_sha256

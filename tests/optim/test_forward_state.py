@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.optim import forward_state
+from bench.optim.base import forward_state
+from bench.optim.base.wrapper import Method
 from bench.optim.esam import ESAM
-from bench.optim.method import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, same_bits, snapshot

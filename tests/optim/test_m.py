@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 
 X, Y = torch.randn(32, 5, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3

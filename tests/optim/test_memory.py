@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from bench.optim.base.watched import SAMPLE
 from bench.optim.sam import SAM
-from bench.optim.watched import SAMPLE
 
 from .helpers import over_both
 

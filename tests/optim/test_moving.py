@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from bench.optim import moving
-from bench.optim.moving import Moved, can_stand_in
+from bench.optim.base import weight_swap as moving
+from bench.optim.base.weight_swap import Moved, can_stand_in
 from bench.optim.sam import SAM
 
 from .helpers import Watch, same_bits, snapshot

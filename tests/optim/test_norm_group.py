@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import SGD, AdamW
 
+from bench.optim.base.state import Remembering
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.looksam import LookSAM
-from bench.optim.memory import Remembering
 from bench.optim.sam import SAM
 
 from .helpers import Watch, problem, same_bits

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from bench.core.errors import BenchError
 from bench.experiment import load
-from bench.optim.options import AscentOptions, share_perturbed
+from bench.optim.base.options import AscentOptions, share_perturbed
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, problem, same_bits, snapshot

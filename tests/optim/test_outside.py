@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 
 from .helpers import same_bits, snapshot

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.optim.forward_state import _modules
-from bench.optim.tensors import found_inf
+from bench.optim.base.forward_state import _modules
+from bench.optim.base.tensors import found_inf
 
 from .helpers import same_bits, snapshot
 

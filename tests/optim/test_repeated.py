@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import SGD
 
+from bench.optim.base.perturbation import Perturbing
 from bench.optim.esam import ESAM
-from bench.optim.perturbing import Perturbing
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, problem, same_bits

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
-from bench.optim.schedule import scheduler
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot, state_of
 from .nets import EXAMPLES, NETS, Setting, any_net, device, setting

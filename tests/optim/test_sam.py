@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bench.core.spec import Choice
-from bench.optim.method import Method
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 from bench.step import build_optimizer
 

@@ -14,8 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.optim.forward_state import kept_buffers
-from bench.optim.method import Method
+from bench.optim.base.forward_state import kept_buffers
+from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot, state_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from bench.optim.schedule import lr_factor, scheduler
+from bench.optim.base.schedule import lr_factor, scheduler
 
 
 def test_warm_up_is_linear_and_its_first_step_is_not_0() -> None:

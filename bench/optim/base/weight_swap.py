@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from bench.optim.tensors import all_as_real
+from bench.optim.base.tensors import all_as_real
 
 LARGE = 1 << 16
 """Numbers in a weight from which on it is worth asking whether its e can stand in for it."""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.optim.method import Method
-from bench.optim.sharded import part_of, with_part
-from bench.optim.tensors import as_real, found_inf
+from bench.optim.base.sharded import part_of, with_part
+from bench.optim.base.tensors import as_real, found_inf
+from bench.optim.base.wrapper import Method
 
 
 class Remembering(Method):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from bench.core.process_group import ALONE
-from bench.optim.closures import (
+from bench.optim.base.closures import (
     Closure,
     OldGradient,
     check_accelerate,
@@ -21,12 +21,12 @@ from bench.optim.closures import (
     mean_loss,
     no_sync_refused,
 )
-from bench.optim.delegation import Delegating, quiet_global_hooks
-from bench.optim.earlier import Earlier
-from bench.optim.forward_state import ForwardState
-from bench.optim.inputs import SameInputs, compiled_frames
-from bench.optim.reductions import Reductions
-from bench.optim.tensors import found_inf, gradients
+from bench.optim.base.delegation import Delegating, quiet_global_hooks
+from bench.optim.base.earlier import Earlier
+from bench.optim.base.forward_state import ForwardState
+from bench.optim.base.inputs import SameInputs, compiled_frames
+from bench.optim.base.reductions import Reductions
+from bench.optim.base.tensors import found_inf, gradients
 
 Loss = TypeVar("Loss")
 
@@ -35,7 +35,7 @@ class Method(Delegating):
     """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
-    override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.delegation`), so
+    override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.base.delegation`), so
     schedulers, checkpoints and the base see one lr and one momentum, before and after a `load_state_dict`.
 
     Args:
@@ -69,7 +69,7 @@ class Method(Delegating):
         total_steps: steps of the whole training, for methods that use shares of it; None: not given.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
         checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
-            the same inputs (see `bench.optim.inputs`), for which they wait for the device. 0: none does; it becomes 0
+            the same inputs (see `bench.optim.base.inputs`), for which they wait for the device. 0: none does; it becomes 0
             where the first call has compiled something.
 
     Nothing else in a step waits for the device when the base is a fused torch optimizer (as all of this package are);
@@ -123,7 +123,7 @@ class Method(Delegating):
     def last_pass(self) -> Iterator[None]:
         """Make the pass in this context, whose gradients are followed, add to those of earlier micro-batches.
 
-        See `bench.optim.earlier.Earlier`. Not for a method that makes something else of these gradients.
+        See `bench.optim.base.earlier.Earlier`. Not for a method that makes something else of these gradients.
         """
         with nullcontext() if self.needs_averages or self.group.size > 1 else self._earlier.while_adding():
             yield

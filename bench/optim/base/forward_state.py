@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.optim.closures import leaves
-from bench.optim.sharded import any_sharded, reshard
-from bench.optim.watched import Watched, copy_all, is_plain, place_in_memory, write_all
+from bench.optim.base.closures import leaves
+from bench.optim.base.sharded import any_sharded, reshard
+from bench.optim.base.watched import Watched, copy_all, is_plain, place_in_memory, write_all
 
 SMALL = 1 << 16
 """Numbers in a tensor up to which it is copied in every step of two passes, whether they change it or not."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.optim.sharded import any_sharded, has_others
-from bench.optim.sparse import is_sparse
+from bench.optim.base.sharded import any_sharded, has_others
+from bench.optim.base.sparse import is_sparse
 
 Closure = Callable[..., Any]
 """Runs forward and backward on one batch; what it returns, by custom the loss, is what `step` returns."""

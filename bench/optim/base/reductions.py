@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bench.optim.sharded import any_sharded, has_others, is_sharded
-from bench.optim.tensors import dot, global_norm
+from bench.optim.base.sharded import any_sharded, has_others, is_sharded
+from bench.optim.base.tensors import dot, global_norm
 
 
 class Reductions:
@@ -31,7 +31,7 @@ class Reductions:
         self.group = group
 
     def norm(self, parameters: Sequence[Tensor], tensors: list[Tensor]) -> Tensor:
-        """Return the 2-norm of all tensors together, a scalar on their device: see `bench.optim.tensors.global_norm`.
+        """Return the 2-norm of all tensors together, a scalar on their device: see `bench.optim.base.tensors.global_norm`.
 
         Args:
             parameters: those that the tensors belong to, in the same order.

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bench.optim.forward_state import kept_buffers
-from bench.optim.memory import Remembering
-from bench.optim.method import Method
-from bench.optim.sharded import reshard
-from bench.optim.side_effects import clear_caches, rewinder
-from bench.optim.tensors import as_real
+from bench.optim.base.forward_state import kept_buffers
+from bench.optim.base.sharded import reshard
+from bench.optim.base.side_effects import clear_caches, rewinder
+from bench.optim.base.state import Remembering
+from bench.optim.base.tensors import as_real
+from bench.optim.base.wrapper import Method
 
 
 class Averaging(Remembering):

@@ -2,7 +2,7 @@
 
 Whatever a method computes, it computes on the parts that are here, which are plain tensors: moving a weight, keeping a
 memory of it, adding up gradients are the same for each number by itself. Only sums need the other processes
-(`bench.optim.reductions`).
+(`bench.optim.base.reductions`).
 """
 
 from __future__ import annotations

@@ -14,15 +14,15 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.seeding import derive
-from bench.optim.closures import Closure, check_base
-from bench.optim.method import Method
-from bench.optim.moving import Moved
-from bench.optim.options import AscentOptions, checked
-from bench.optim.schedule import lr_factor
-from bench.optim.sharded import any_sharded, reshard
-from bench.optim.side_effects import Generator, clear_caches, rewinder
-from bench.optim.sparse import Rows, with_sparse_gradients
-from bench.optim.tensors import as_real, gradients
+from bench.optim.base.closures import Closure, check_base
+from bench.optim.base.options import AscentOptions, checked
+from bench.optim.base.schedule import lr_factor
+from bench.optim.base.sharded import any_sharded, reshard
+from bench.optim.base.side_effects import Generator, clear_caches, rewinder
+from bench.optim.base.sparse import Rows, with_sparse_gradients
+from bench.optim.base.tensors import as_real, gradients
+from bench.optim.base.weight_swap import Moved
+from bench.optim.base.wrapper import Method
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Perturbing(Method):
             plain step; without it they move in every pass. perturb_only needs it.
         clip_norm: largest norm of the final gradient; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
-        norm_group: as of `bench.optim.method.Method`.
-        options: where and when to perturb: `bench.optim.options.AscentOptions`.
+        norm_group: as of `bench.optim.base.wrapper.Method`.
+        options: where and when to perturb: `bench.optim.base.options.AscentOptions`.
 
     Raises:
         TypeError: base is no optimizer, or there is no such option.
@@ -266,7 +266,7 @@ class Perturbing(Method):
         return rewind
 
     def kept_state(self) -> AbstractContextManager[None]:
-        """Undo what later passes do to the state of the model: see `bench.optim.forward_state.ForwardState`."""
+        """Undo what later passes do to the state of the model: see `bench.optim.base.forward_state.ForwardState`."""
         return self.state_of_forward.kept(self.model, self._parameters())
 
     def generator(self, device: str | None = None) -> torch.Generator:

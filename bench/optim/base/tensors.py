@@ -8,8 +8,8 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from bench.optim.sharded import PLAIN, aligned_gradient, is_sharded, part_here
-from bench.optim.sparse import coalesced
+from bench.optim.base.sharded import PLAIN, aligned_gradient, is_sharded, part_here
+from bench.optim.base.sparse import coalesced
 
 _is_sparse, _dtype = attrgetter("is_sparse"), attrgetter("dtype")
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.optim.sharded import is_sharded, part_of
-from bench.optim.tensors import as_real
+from bench.optim.base.sharded import is_sharded, part_of
+from bench.optim.base.tensors import as_real
 
 Draw = Callable[[Tensor], None]
 """Fills a tensor from a generator that is in the same place in all processes."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
-from bench.optim.moving import holds_its_memory_alone
-from bench.optim.sharded import has_others
+from bench.optim.base.sharded import has_others
+from bench.optim.base.weight_swap import holds_its_memory_alone
 
 
 class Earlier:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from typing_extensions import TypedDict
 
 from bench.core.errors import nearest
-from bench.optim.types import AtLeastOne, NonNegative
+from bench.optim.base.types import AtLeastOne, NonNegative
 
 
 def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
