@@ -93,7 +93,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     from bench.experiment import find
 
     find(experiment)
-    from bench import data
+    from bench.data import datasets as data
     from bench.launch.run import prepare as fetch
 
     fetch(experiment, overrides)

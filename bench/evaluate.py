@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import batching
+from bench.data import batching
 from bench.folding import folded
 from bench.tasks.base import Data, Split, Task
 

@@ -24,7 +24,7 @@ from bench.core.spec import (
     RunSpec,
     TrainSettings,
 )
-from bench.data import user_files_sha256
+from bench.data.datasets import user_files_sha256
 from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.store.contract import TAKEN, metric_columns
 from bench.store.files import expanded

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import batching, text
-from bench.batching import Batch
 from bench.core.errors import BenchError
 from bench.core.process_group import ALONE, Group
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import OptimizerChoice, RunSpec
-from bench.data import user_files_sha256
+from bench.data import batching
+from bench.data import tokens as text
+from bench.data.batching import Batch
+from bench.data.datasets import user_files_sha256
 from bench.numerics import compilation_errors_told, compiled, set_precision
 from bench.optim.base.averaging import evaluation_weights, to_training
 from bench.optim.base.closures import Closure

@@ -25,7 +25,7 @@ from PIL import Image
 from bench import cli
 from bench.analysis import report
 from bench.core import registry
-from bench.data import Dataset
+from bench.data.datasets import Dataset
 from tests import prefork
 
 REAL_DATA = os.environ.get("BENCH_DATA")

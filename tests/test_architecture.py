@@ -32,11 +32,11 @@ LAYERS = (
         "bench.core.spec",
         "bench.store.run_folder",
         "bench.store.records",
-        "bench.download",
-        "bench.data",
+        "bench.data.download",
+        "bench.data.datasets",
     }
     | {
-        "bench.text",
+        "bench.data.tokens",
         "bench.store.locks",
         "bench.core.process_group",
         "bench.news",
@@ -56,7 +56,7 @@ LAYERS = (
         "bench.checkpoint",
         "bench.environment",
     }
-    | {"bench.batching", "bench.folding", "bench.numerics", "bench.step", "bench.passes", "bench.train"}
+    | {"bench.data.batching", "bench.folding", "bench.numerics", "bench.step", "bench.passes", "bench.train"}
     | {"bench.rank", "bench.distributed", "bench.measures"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence", "bench.cli_clean"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import batching
 from bench.core.seeding import numpy_stream
+from bench.data import batching
 from bench.tasks.base import Split
 
 WIDTH = 64

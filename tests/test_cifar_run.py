@@ -19,13 +19,13 @@ from bench.analysis import tables as tables_module
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.data import data_folder as where_data_is
+from bench.data.datasets import data_folder as where_data_is
+from bench.data.splits import held_out
 from bench.evaluate import evaluate
 from bench.step import set_up
 from bench.store import records as results
 from bench.store.run_folder import Store
 from bench.tasks.cifar import CIFAR10, CIFAR100
-from bench.tasks.splits import held_out
 from bench.train import Stopped, train
 
 load_builtins()

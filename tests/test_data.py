@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from bench.core.errors import BenchError
-from bench.data import Dataset, content, content_md5, content_sha256, data_folder, extract
-from bench.download import Download, Patience
+from bench.data.datasets import Dataset, content, content_md5, content_sha256, data_folder, extract
+from bench.data.download import Download, Patience
 from bench.store.run_folder import StorageError
 from bench.tasks.cifar import CIFAR10, CIFAR100
 from bench.tasks.fashion_mnist import FashionMNIST
@@ -492,7 +492,7 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 def run(before: str, dataset: Dataset, **options: Any) -> subprocess.Popen[bytes]:
     """A process that fetches a data set after some other code."""
-    code = f"from bench.data import Dataset, Download\n{before}\n({dataset!r}).fetch()\n"
+    code = f"from bench.data.datasets import Dataset, Download\n{before}\n({dataset!r}).fetch()\n"
     return subprocess.Popen([sys.executable, "-c", code], **options)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.download import PATIENCE, Download, DownloadError, Patience, download
+from bench.data.download import PATIENCE, Download, DownloadError, Patience, download
 from bench.store.run_folder import StorageError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -425,7 +425,7 @@ def test_a_killed_process_leaves_what_it_got(server: Server, wanted: Download, t
     server.plans = [stalls_at(250_000)]
     code = f"""
 from pathlib import Path
-from bench.download import Download, download
+from bench.data.download import Download, download
 download({wanted!r}, Path({str(tmp_path)!r}))
 """
     part = tmp_path / "file.bin.part"

@@ -23,16 +23,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification
 
-from bench.batching import Batch
 from bench.core.process_group import ALONE
 from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import Choice, TrainSettings
+from bench.data import autoaugment
+from bench.data.batching import Batch
 from bench.evaluate import outputs
 from bench.models.encoders import Encoder
 from bench.numerics import set_precision
 from bench.optim.base.wrapper import Method
 from bench.step import Run, build_optimizer, share_out
-from bench.tasks import autoaugment
 from bench.tasks.base import Data, Split, Task
 from bench.tasks.images import ImageTask
 from tests.models.encoder_files import Sentences, configuration

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.batching import Batch
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.data.batching import Batch
 from bench.step import Run, set_up
 from bench.store.run_folder import Store
 from bench.train import Stopped, train

@@ -19,13 +19,13 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.errors import BenchError
 from bench.core.spec import DataSettings
+from bench.data.splits import split_sizes
 from bench.experiment import load
 from bench.launch.plan import make_plan
 from bench.store.run_folder import Store
 from bench.tasks import digits
 from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels
 from bench.tasks.digits import Digits
-from bench.tasks.splits import split_sizes
 
 registry.load_builtins()
 PLAIN, NOISY = DataSettings(), DataSettings(label_noise=0.3)

@@ -18,9 +18,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from bench import text
 from bench.core.errors import BenchError
-from bench.text import Texts, Tokens, encode, fingerprint
+from bench.data import tokens as text
+from bench.data.tokens import Texts, Tokens, encode, fingerprint
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film", "dog", "##s"]
 PAD, UNK, CLS, SEP, MASK, A, GOOD, FILM, DOG, S = range(len(VOCABULARY))
@@ -287,7 +287,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(folder: Path, kept: Path, 
 WORK = """
 import os, sys
 from pathlib import Path
-from bench.text import Texts, encode
+from bench.data.tokens import Texts, encode
 before = len(os.listdir("/proc/self/task"))
 tokens = encode(Texts(["a good film"] * 500), Path(sys.argv[1]), 9)
 threads = len(os.listdir("/proc/self/task")) - before

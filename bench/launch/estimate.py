@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.batching import Batch
 from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
+from bench.data.batching import Batch
 from bench.evaluate import batch_size, evaluate, foldable, outputs
 from bench.folding import folded
 from bench.passes import passes_per_step

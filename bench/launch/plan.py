@@ -11,6 +11,7 @@ from typing import Any
 from bench import checkpoint
 from bench.core.errors import BadValue, BenchError, counted, nearest
 from bench.core.spec import Experiment, PlannedRun, RunSpec
+from bench.data.splits import learned_from
 from bench.launch import compiling, leftover
 from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
@@ -20,7 +21,6 @@ from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
 from bench.store.run_folder import FINISHED, Status, Store
 from bench.tasks.base import check_label_noise
-from bench.tasks.splits import learned_from
 
 
 @dataclass(frozen=True)

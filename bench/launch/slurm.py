@@ -18,7 +18,7 @@ from submitit.core.utils import DelayedSubmission
 
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun
-from bench.data import data_folder
+from bench.data.datasets import data_folder
 from bench.launch import compiling, job_status, phases, queue
 from bench.launch import submission as submissions
 from bench.launch.job import Job

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from bench.core.errors import BenchError
 from bench.core.registry import models
 from bench.core.spec import RunSpec
+from bench.data.tokens import Tokens, first_line
 from bench.tasks.base import Task
-from bench.text import Tokens, first_line
 
 EXAMPLES = 64
 """Texts among which the two are looked for."""

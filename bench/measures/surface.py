@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bench import batching
+from bench.data import batching
 from bench.evaluate import BATCH
 from bench.tasks.base import Split, Task
 

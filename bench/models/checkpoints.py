@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError, NotPrepared
-from bench.data import data_folder
-from bench.text import TOKENIZER_FILES, VOCABULARIES, first_line
+from bench.data.datasets import data_folder
+from bench.data.tokens import TOKENIZER_FILES, VOCABULARIES, first_line
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

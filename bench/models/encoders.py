@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_model
+from bench.data.tokens import first_line, quiet_transformers
 from bench.models import checkpoints
 from bench.models.padding import Padding
 from bench.models.vit import Rate
 from bench.tasks.base import Task
-from bench.text import first_line, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -55,7 +55,7 @@ MINILM_NOTE = (
 
 
 class Encoder(nn.Module):
-    """A classifier of transformers that takes what `bench.text` makes of texts.
+    """A classifier of transformers that takes what `bench.data.tokens` makes of texts.
 
     Args:
         net: of AutoModelForSequenceClassification.

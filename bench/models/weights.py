@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bench.core.errors import BenchError, NotPrepared
-from bench.data import data_folder
+from bench.data.datasets import data_folder
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import text
 from bench.core.errors import BenchError
 from bench.core.seeding import numpy_stream
 from bench.core.spec import DataSettings
-from bench.tasks.splits import Phase, held_out, sample, strata, stratified_order
-from bench.text import Texts
+from bench.data import tokens as text
+from bench.data.splits import Phase, held_out, sample, strata, stratified_order
+from bench.data.tokens import Texts
 
 Encode = Callable[[Texts], "text.Tokens"]
 
@@ -219,7 +219,7 @@ def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None
     """Load a task and apply the protocol: hold out validation, replace training labels.
 
     Which examples are validation is the same for all seeds, but in tuning belongs to the seed (see
-    `bench.tasks.splits.held_out`); the replaced labels belong to the seed. No test example is ever in the other two.
+    `bench.data.splits.held_out`); the replaced labels belong to the seed. No test example is ever in the other two.
 
     Args:
         encode: what makes tokens of texts, for tasks of text.

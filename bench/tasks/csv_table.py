@@ -16,12 +16,12 @@ from torch import Tensor
 
 from bench.core.errors import BenchError, nearest
 from bench.core.registry import register_task
-from bench.data import Stamp, stamp
-from bench.download import tell
-from bench.tasks import cells as reading
+from bench.data import cells as reading
+from bench.data.datasets import Stamp, stamp
+from bench.data.download import tell
+from bench.data.splits import Indices, quantile_bins
+from bench.data.user_files import MISSING, TestShare, hold_out
 from bench.tasks.base import Metric, Split, Task
-from bench.tasks.own import MISSING, TestShare, hold_out
-from bench.tasks.splits import Indices, quantile_bins
 
 MOST_CATEGORIES = 50
 """A column of words with more different values than this is no category but a name or a text."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.core.registry import register_task
-from bench.data import remembered
-from bench.tasks.augment import crop
+from bench.data.augment import crop
+from bench.data.datasets import remembered
 from bench.tasks.base import Split, Task
 
 TRAIN_EXAMPLES = 1200

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.core.registry import register_task
-from bench.data import Dataset, content, damaged
-from bench.download import Download
+from bench.data.datasets import Dataset, content, damaged
+from bench.data.download import Download
 from bench.tasks.base import Split
 from bench.tasks.images import MixupAlpha, PublishedImages
 

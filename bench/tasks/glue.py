@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.core.registry import register_task
+from bench.data.glue_files import TASKS
 from bench.tasks.base import Metric, Split, Suite, Task
-from bench.tasks.glue_files import TASKS
 
 NAMES = {
     "acc": "accuracy",

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_task
-from bench.data import Stamp, stamp
-from bench.tasks import image_files
+from bench.data import image_files
+from bench.data.datasets import Stamp, stamp
+from bench.data.user_files import TestShare, hold_out
 from bench.tasks.base import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
-from bench.tasks.own import TestShare, hold_out
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.core.errors import BenchError
-from bench.data import Dataset
-from bench.tasks.augment import crop, cutout, mixup, to_device
-from bench.tasks.autoaugment import autoaugment
+from bench.data.augment import crop, cutout, mixup, to_device
+from bench.data.autoaugment import autoaugment
+from bench.data.datasets import Dataset
 from bench.tasks.base import Split, Task
 
 Augment = Literal["none", "basic", "cutout", "autoaugment"]

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from bench.text import quiet_transformers
+from bench.data.tokens import quiet_transformers
 
 from .encoder_files import SENTENCES
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from bench.core.errors import BenchError
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.data.tokens import Texts, Tokens, encode
 from bench.launch.trial import try_texts
 from bench.models.encoders import COMMON, Encoder
 from bench.optim.sam import SAM
-from bench.text import Texts, Tokens, encode
 
 from .architecture_files import ARCHITECTURES, write_architecture
 from .encoder_files import SENTENCES, Sentences, change_config, made

@@ -157,7 +157,7 @@ def test_preparing_tokenises_everything_and_runs_then_need_no_tokenizer(
     path = write_experiment({**TINY, "seeds": 1})
     launch.prepare(str(path))
     assert len(list((data / "tokens").glob("*.safetensors"))) == 3 * 2 + 3  # MNLI has two dev sets
-    monkeypatch.setattr("bench.text._tokenise", None)
+    monkeypatch.setattr("bench.data.tokens._tokenise", None)
     for task in FOLDERS:
         assert len(set_up(make_spec(task), CPU).data.val) == 12
 

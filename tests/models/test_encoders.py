@@ -19,9 +19,9 @@ from transformers.utils import logging as talk
 
 from bench.core import registry
 from bench.core.errors import BenchError
+from bench.data.tokens import Texts
 from bench.models.encoders import Encoder
 from bench.optim.sam import SAM
-from bench.text import Texts
 
 from .encoder_files import (
     SENTENCES,

@@ -19,14 +19,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig
 
-from bench import batching, text
-from bench.batching import Batch
 from bench.core.registry import models as networks
 from bench.core.registry import optimizers, register_task
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.data import batching
+from bench.data import tokens as text
+from bench.data.batching import Batch
+from bench.data.tokens import Texts
 from bench.step import Run, set_up
 from bench.tasks.base import Split, Task
-from bench.text import Texts
 from bench.train import synchronize
 
 EXAMPLES, WORDS, STEPS = 2_000, 1_000, 6

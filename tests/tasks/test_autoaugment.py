@@ -17,8 +17,8 @@ from torchvision.transforms import (
 )
 from torchvision.transforms import autoaugment as reference
 
-from bench.tasks import autoaugment as module
-from bench.tasks.autoaugment import POLICY, SIGNED, apply_policy, autoaugment, magnitude_of
+from bench.data import autoaugment as module
+from bench.data.autoaugment import POLICY, SIGNED, apply_policy, autoaugment, magnitude_of
 
 LEAST_P = 1e-3
 """Seeds are fixed, so that a test of a distribution passes always or never."""

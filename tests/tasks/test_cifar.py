@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.core.errors import BenchError
 from bench.core.registry import tasks
 from bench.core.spec import DataSettings
-from bench.data import Dataset
+from bench.data.datasets import Dataset
 from bench.tasks.base import prepare
 from bench.tasks.cifar import _CIFAR, CIFAR10, CIFAR100, _ArraysOnly, _read_batch
 from bench.tasks.images import Augment

@@ -16,7 +16,7 @@ import torch
 from bench.core.errors import BenchError
 from bench.core.registry import tasks
 from bench.core.spec import DataSettings
-from bench.data import Dataset
+from bench.data.datasets import Dataset
 from bench.tasks.base import prepare
 from bench.tasks.fashion_mnist import FashionMNIST
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from bench.core.errors import BenchError
 from bench.core.registry import tasks
 from bench.core.spec import DataSettings
-from bench.data import Dataset
+from bench.data.datasets import Dataset
+from bench.data.glue_files import TASKS
 from bench.tasks.base import Task, prepare
 from bench.tasks.glue import Glue
-from bench.tasks.glue_files import TASKS
 
 
 def logits(predicted: list[int], classes: int = 2) -> Tensor:

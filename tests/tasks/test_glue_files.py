@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from bench.core.errors import BenchError
-from bench.data import Dataset
-from bench.tasks import glue_files
-from bench.tasks.glue_files import TASKS, GlueFiles
+from bench.data import glue_files
+from bench.data.datasets import Dataset
+from bench.data.glue_files import TASKS, GlueFiles
 
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\t"
@@ -508,7 +508,7 @@ class Hub:
 
 def fetch(endpoint: str, home: Path, name: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """What a process says that fetches a task from a hub at that address."""
-    code = f"{before}\nfrom bench.tasks.glue_files import TASKS\nTASKS[{name!r}].fetch()\n"
+    code = f"{before}\nfrom bench.data.glue_files import TASKS\nTASKS[{name!r}].fetch()\n"
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "*", "HF_HUB_OFFLINE": "0"}
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | hub, capture_output=True, text=True, timeout=1200, check=False
@@ -559,7 +559,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(root: Path, tmp_path:
     counts = {part.hub: part.rows for part in TASKS["wnli"].parts}
     splits = {split: pairs("sentence1", "sentence2", [1] * rows) for split, rows in counts.items()}
     folder = repository(tmp_path / "glue", {"wnli": splits})
-    from_here = f"from bench.tasks import glue_files\nglue_files.REPOSITORY = {str(folder)!r}\n"
+    from_here = f"from bench.data import glue_files\nglue_files.REPOSITORY = {str(folder)!r}\n"
     killed = f"""{from_here}
 import os, signal
 rename = os.rename

@@ -15,8 +15,8 @@ from torchvision import transforms
 
 from bench.core.errors import BenchError
 from bench.core.registry import Entry
-from bench.tasks.augment import crop, cutout, mixup
-from bench.tasks.autoaugment import autoaugment
+from bench.data.augment import crop, cutout, mixup
+from bench.data.autoaugment import autoaugment
 from bench.tasks.base import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
 

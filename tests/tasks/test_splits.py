@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.core.spec import DataSettings
+from bench.data.splits import Phase, quantile_bins, stratified_order
 from bench.tasks.base import Split, Task, prepare
 from bench.tasks.csv_table import CsvTable
-from bench.tasks.splits import Phase, quantile_bins, stratified_order
 
 UNEVEN = (np.arange(1200) >= 814).astype(np.int64)
 MAJORITY = 814 / 1200

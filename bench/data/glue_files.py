@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from bench.core.errors import BenchError, nearest
-from bench.data import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
-from bench.download import writing
+from bench.data.datasets import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
+from bench.data.download import writing
+from bench.data.tokens import Texts
 from bench.store.run_folder import to_json
 from bench.tasks.base import Split
-from bench.text import Texts
 
 REPOSITORY = "nyu-mll/glue"
 """GLUE on the hub."""

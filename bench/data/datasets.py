@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bench.core.errors import BenchError, NotPrepared
-from bench.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
+from bench.data.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
 
 T = TypeVar("T")
 Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
-from bench.data import data_folder
+from bench.data.datasets import data_folder
 from bench.store.run_folder import StorageError, write_atomic
 
 if TYPE_CHECKING:

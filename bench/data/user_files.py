@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from bench.core.errors import BenchError
-from bench.tasks.splits import Indices
+from bench.data.splits import Indices
 
 TestShare = Annotated[float, Field(gt=0, lt=1)]
 

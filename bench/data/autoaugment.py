@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.tasks.augment import to_device
+from bench.data.augment import to_device
 
 Array = np.ndarray[Any, Any]
 Operation = tuple[str, float, int | None]
