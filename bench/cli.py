@@ -90,7 +90,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 
     For a cluster's login node, or a machine that will be offline.
     """
-    from bench.experiment import find
+    from bench.config.file import find
 
     find(experiment)
     from bench.data import datasets as data
@@ -236,8 +236,8 @@ def list_(what: str | None) -> None:
 
 
 def _list_experiments() -> None:
-    from bench import titles
-    from bench.experiment import experiment_folders
+    from bench.config import titles
+    from bench.config.file import experiment_folders
     from bench.store.files import read_toml
 
     click.secho("experiments", bold=True)

@@ -33,7 +33,7 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     number of seeds would count are kept, as are those that are being worked on. Runs that only the records hold, since
     another machine has done them, are taken out of the records.
     """
-    from bench import experiment as experiments
+    from bench.config import file as experiments
     from bench.launch import leftover
     from bench.launch.compiling import as_decided
     from bench.launch.plan import whole
@@ -95,7 +95,7 @@ def tell_leftovers(plan: Plan, console: Console) -> None:
 
 def tell_changes(experiment: str, folder: Path, meta: Mapping[str, Any]) -> None:
     """Print the changed keys if the experiment file has changed since the results were made."""
-    from bench import experiment as experiments
+    from bench.config import file as experiments
 
     path = experiments.beside(experiment) or experiments.beside(meta.get("of") or experiment)
     keys = experiments.changed_keys(path, meta) if path else []

@@ -44,7 +44,7 @@ def verify(
     """
     import tempfile
 
-    from bench.experiment import find
+    from bench.config.file import find
 
     find(experiment)
     if all_ and run_ids:
@@ -113,7 +113,7 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], resul
     """
     import hashlib
 
-    from bench.experiment import find
+    from bench.config.file import find
     from bench.store.archive import SUFFIX
     from bench.store.run_folder import write_atomic
 
@@ -256,7 +256,7 @@ def measure(
     Weights are those that `bench run --keep-weights` left; else the run is repeated and must end with the recorded
     ones. What is measured already is left out. Writes measures.csv, directions.csv, tables and figures.
     """
-    from bench.experiment import find
+    from bench.config.file import find
 
     find(experiment)
     if all_ and run_ids:

@@ -92,7 +92,7 @@ def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), re
     """
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if overrides or results_name:
-        from bench.experiment import results_called
+        from bench.config.file import results_called
         from bench.store.files import read_json
 
         name = results_called(name, overrides, results_name)

@@ -157,7 +157,7 @@ def run(
     for --retry-failed.
     With --on slurm the runs that are not in the queue yet are submitted; --wait stays to collect them.
     """
-    from bench.experiment import find
+    from bench.config.file import find
 
     path = find(experiment)  # a wrong name is told before torch is imported
     profile = _profile(slurm, jobs, jobs_per_gpu, gpus) if on == "slurm" else None
@@ -219,7 +219,7 @@ def run(
 @cli_options.out
 def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Cancel the SLURM jobs of an experiment; finished runs stay, half ones go on from their checkpoints."""
-    from bench import experiment as experiments
+    from bench.config import file as experiments
     from bench.launch import job_status, queue
     from bench.store.run_folder import Store
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from bench import cli
+from bench.config.file import load
 from bench.core import registry
-from bench.experiment import load
 from bench.store.run_folder import Store
 from tests import prefork
 

@@ -19,9 +19,9 @@ import pytest
 
 from bench.analysis import tables
 from bench.analysis.answer import answer, question
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
-from bench.experiment import load
 from bench.launch.phases import choose
 from bench.store import archive, collecting, file_set, records
 from bench.store.files import StorageError, read_json

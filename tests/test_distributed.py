@@ -25,12 +25,12 @@ import torch
 from torch.nn import functional as F
 
 from bench import checkpoint, distributed
+from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.process_group import Group
 from bench.core.registry import optimizers
 from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
 from bench.distributed import ProcessFailed, _cause, run_distributed
-from bench.experiment import load
 from bench.launch.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.rank import place_of

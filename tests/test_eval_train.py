@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import experiment
+from bench.config import file as experiment
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings

@@ -16,13 +16,13 @@ import click
 import pytest
 
 from bench import cli
+from bench.config.file import find, load
+from bench.config.resolve import MOST_RUNS
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError
-from bench.experiment import find, load
 from bench.launch import profile
 from bench.launch.display import Display
 from bench.launch.local import _Pool
-from bench.resolve import MOST_RUNS
 from bench.store.files import read_bytes, read_toml
 from bench.store.run_folder import Store
 from tests.run_folders import finish

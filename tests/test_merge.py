@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from bench.analysis import render, tables
+from bench.config.file import load
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment, PlannedRun
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.merge import NOWHERE, merge
 from bench.launch.outcome import Outcome

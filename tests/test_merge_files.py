@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment, PlannedRun
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.merge import merge
 from bench.launch.outcome import Outcome

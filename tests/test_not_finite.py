@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.experiment import load
+from bench.config.file import load
 from bench.launch.phases import choose
 from bench.store import records
 from bench.store.run_folder import Store

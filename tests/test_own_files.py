@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PlannedRun
-from bench.experiment import load
 from bench.step import load_task
 
 TOML = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.analysis import render, tables
-from bench.experiment import load
+from bench.config.file import load
 from bench.store import records
 from tests import prefork
 from tests.readme_block import with_results

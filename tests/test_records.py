@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
-from bench.experiment import load
 from bench.store import collecting, records
 from bench.store.run_folder import Store
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import Field, ValidationError
 
-from bench import experiment
+from bench.config import file as experiment
 from bench.core import registry
 from bench.core.errors import BenchError, nearest
 from bench.core.registry import Registry

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench import cli
+from bench.config.file import load
 from bench.core.errors import BadValue
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.search import Range, Search, draw, grid
+from bench.config.search_space import Range, Search, draw, grid
 
 SEARCHES: list[Search] = ["random", "sobol"]
 

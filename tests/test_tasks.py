@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.config.file import load
 from bench.core import registry
 from bench.core.errors import BenchError
 from bench.core.spec import DataSettings
 from bench.data.splits import split_sizes
-from bench.experiment import load
 from bench.launch.plan import make_plan
 from bench.store.run_folder import Store
 from bench.tasks import digits

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import experiment
+from bench.config import file as experiment
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bench import experiment as experiments
 from bench.analysis import render, tables
+from bench.config import file as experiments
 from bench.launch.repeat import recorded
 from bench.store import archive, records
 from bench.store.files import read_toml

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from bench import experiment as experiments
 from bench.analysis.summary import all_rows
+from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import experiment as experiments
+from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
 from bench.launch import compiling, job_status, phases

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bench.analysis.plots.looks import COLOURS, KNOWN, label_styles
 from bench.analysis.plots.view import SHARING
-from bench.experiment import load
+from bench.config.file import load
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))

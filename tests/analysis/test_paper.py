@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from bench.analysis import paper, render
 from bench.analysis.paper import Cell, cells, published, styles, table
 from bench.cli import cli
+from bench.config.file import load
 from bench.core import registry
 from bench.core.errors import BadValue
-from bench.experiment import load
 from bench.store import records
 from bench.store.records import Results
 

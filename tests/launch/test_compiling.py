@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import Experiment, PlannedRun
-from bench.experiment import load
 from bench.launch import compiling, slurm
 from bench.launch import run as launch
 from bench.launch.display import Display

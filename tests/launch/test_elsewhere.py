@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from bench.analysis.summary import all_rows
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan

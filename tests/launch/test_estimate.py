@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import experiment
+from bench.config import file as experiment
 from bench.core.spec import Experiment, PlannedRun
 from bench.launch.estimate import Speed, duration, estimate, kind, makespan, measure, samples
 from bench.train import weights_sha256

@@ -21,8 +21,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.config.file import load
 from bench.core.errors import BadValue
-from bench.experiment import load
 from bench.launch import local
 from bench.launch.display import Display
 from bench.launch.estimate import Speed

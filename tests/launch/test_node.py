@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.distributed import Call, Rank, Team
-from bench.experiment import load
 from bench.launch import helper, job, node, queue
 from bench.launch import submission as submissions
 from bench.launch.job import STOPPED, Job

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from bench.analysis.summary import all_rows
+from bench.config.file import load
 from bench.core.spec import Experiment, PlannedRun
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.phases import choose, write_down

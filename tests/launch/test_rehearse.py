@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import experiment, step
+from bench import step
+from bench.config import file as experiment
 from bench.core.errors import BenchError, NotPrepared
 from bench.core.registry import optimizers
 from bench.core.spec import Choice, Experiment, OptimizerChoice, RunSpec

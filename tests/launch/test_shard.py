@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan

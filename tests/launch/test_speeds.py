@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.config.file import load
 from bench.core.spec import RunSpec
-from bench.experiment import load
 from bench.launch import speeds
 from bench.launch.estimate import Speed
 from bench.launch.slots import Slot

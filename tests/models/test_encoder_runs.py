@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.evaluate import outputs
-from bench.experiment import load
 from bench.launch import run as launch
 from bench.measures.measure import Settings, measure, prepared
 from bench.step import set_up

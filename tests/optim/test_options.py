@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
+from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.experiment import load
 from bench.optim.base.options import AscentOptions, share_perturbed
 from bench.optim.sam import SAM
 

@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from bench import environment, experiment
+from bench import environment
+from bench.config import file as experiment
 from bench.core.errors import nearest
 from bench.core.registry import tasks
 from bench.core.seeding import derive, numpy_stream

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.config.file import load
 from bench.core.errors import BenchError, counted
-from bench.experiment import load
 from bench.launch import job, job_status, profile, queue, slurm, submission
 from bench.launch.job import Job
 from bench.launch.job_status import JobStatus

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import cli
+from bench.config.file import load as load_experiment
 from bench.core.errors import BadValue, BenchError
-from bench.experiment import load as load_experiment
 from bench.launch import job_status, profile, queue, slurm, submission
 from bench.launch.job import Job
 from bench.launch.job_status import JobStatus

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.experiment import load
+from bench.config.file import load
 from bench.launch import job_status, profile, slurm, submission
 from bench.launch.plan import Plan, make_plan
 from bench.launch.submission import Submission

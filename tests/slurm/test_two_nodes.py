@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from bench.config.file import load
 from bench.core.spec import RunSpec
-from bench.experiment import load
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Queue, Site, pids_of, queue_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.experiment import load
+from bench.config.file import load
 from bench.launch import job_status, slurm, submission
 from bench.launch import queue as slurm_queue
 from bench.launch.plan import Plan, make_plan

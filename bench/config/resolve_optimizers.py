@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, Field
 
-from bench import relative, search
+from bench.config import relative
+from bench.config import search_space as search
+from bench.config.search_space import Range, Search
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, optimizers
 from bench.core.schema import Checker
 from bench.core.spec import Choice, OptimizerChoice, TrainSettings
 from bench.passes import passes_per_step
-from bench.search import Range, Search
 
 RESERVED = ("use", "base", "sweep", "train", "tune")
 """Keys of an optimizer's table that are not hyperparameters."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from bench import search, titles
+from bench.config import search_space as search
+from bench.config import titles
+from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import (
@@ -25,7 +27,6 @@ from bench.core.spec import (
     TrainSettings,
 )
 from bench.data.datasets import user_files_sha256
-from bench.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.store.contract import TAKEN, metric_columns
 from bench.store.files import expanded
 

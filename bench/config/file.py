@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import titles
+from bench.config import titles
+from bench.config.relative import Override, unreached
+from bench.config.resolve import Resolver
 from bench.core.errors import BadValue, BenchError, clipped, nearest
 from bench.core.spec import Experiment
-from bench.relative import Override, unreached
-from bench.resolve import Resolver
 from bench.store.files import DEEPEST, parse_toml, read_bytes, read_toml
 
 LONGEST_NAME = 200
