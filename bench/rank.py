@@ -23,9 +23,9 @@ from bench.core.errors import BenchError
 from bench.core.process_group import Group
 from bench.core.spec import RunSpec
 from bench.news import Teller
-from bench.numerics import allow_deterministic_kernels
 from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
+from bench.training.precision import allow_deterministic_kernels
 
 PATIENCE = timedelta(days=1)
 """How long one process waits for another, which may be evaluating; one that has died is noticed sooner."""

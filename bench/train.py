@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import checkpoint
 from bench.core.process_group import ALONE, Group
 from bench.core.seeding import StreamState, continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
-from bench.environment import PeakMemory, describe
-from bench.evaluate import evaluate
 from bench.optim.base.schedule import scheduler
-from bench.step import set_up
 from bench.store.run_folder import KEEP_WEIGHTS, RunFolder
 from bench.tasks.base import Data, Task, sampled
+from bench.training import checkpoint
+from bench.training.environment import PeakMemory, describe
+from bench.training.evaluate import evaluate
+from bench.training.step import set_up
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""

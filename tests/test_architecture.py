@@ -52,11 +52,18 @@ LAYERS = (
         "bench.config.relative",
         "bench.config.titles",
         "bench.config.file",
-        "bench.evaluate",
-        "bench.checkpoint",
-        "bench.environment",
+        "bench.training.evaluate",
+        "bench.training.checkpoint",
+        "bench.training.environment",
     }
-    | {"bench.data.batching", "bench.folding", "bench.numerics", "bench.step", "bench.passes", "bench.train"}
+    | {
+        "bench.data.batching",
+        "bench.training.folding",
+        "bench.training.precision",
+        "bench.training.step",
+        "bench.training.passes",
+        "bench.train",
+    }
     | {"bench.rank", "bench.distributed", "bench.measures"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence", "bench.cli_clean"}

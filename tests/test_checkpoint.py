@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import checkpoint
 from bench.core.errors import BenchError
 from bench.launch import plan
 from bench.store.run_folder import RunFolder, Store
 from bench.train import Stopped, train
+from bench.training import checkpoint
 from tests.test_train import CPU, EPOCH, do, make_spec, numbers, optimizer_choice, stop_after
 
 Damage = Callable[[Path], object]

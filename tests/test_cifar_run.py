@@ -21,12 +21,12 @@ from bench.core.seeding import derive
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.datasets import data_folder as where_data_is
 from bench.data.splits import held_out
-from bench.evaluate import evaluate
-from bench.step import set_up
 from bench.store import records as results
 from bench.store.run_folder import Store
 from bench.tasks.cifar import CIFAR10, CIFAR100
 from bench.train import Stopped, train
+from bench.training.evaluate import evaluate
+from bench.training.step import set_up
 
 load_builtins()
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench import checkpoint, distributed
+from bench import distributed
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.process_group import Group
@@ -34,10 +34,11 @@ from bench.distributed import ProcessFailed, _cause, run_distributed
 from bench.launch.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.rank import place_of
-from bench.step import set_up, share_out
 from bench.store.run_folder import RunFolder, StorageError, Store
 from bench.tasks.base import Split
 from bench.train import Stopped, train
+from bench.training import checkpoint
+from bench.training.step import set_up, share_out
 from tests import prefork
 from tests import two_processes as two
 from tests.prefork import HANGS, Popen

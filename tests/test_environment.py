@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from bench import environment
+from bench.training import environment
 
 
 def test_asking_for_the_commit_writes_nothing_into_the_repository(tmp_path: Path) -> None:

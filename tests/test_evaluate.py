@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.evaluate import batch_size, degeneracy, evaluate, outputs
 from bench.tasks.base import Data, Metric, Split, Task
 from bench.tasks.csv_table import R2
+from bench.training.evaluate import batch_size, degeneracy, evaluate, outputs
 
 CLASSES = torch.tensor([0, 1, 1, 2, 1, 0])
 

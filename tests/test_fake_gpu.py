@@ -28,13 +28,13 @@ from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import Choice, TrainSettings
 from bench.data import autoaugment
 from bench.data.batching import Batch
-from bench.evaluate import outputs
 from bench.models.encoders import Encoder
-from bench.numerics import set_precision
 from bench.optim.base.wrapper import Method
-from bench.step import Run, build_optimizer, share_out
 from bench.tasks.base import Data, Split, Task
 from bench.tasks.images import ImageTask
+from bench.training.evaluate import outputs
+from bench.training.precision import set_precision
+from bench.training.step import Run, build_optimizer, share_out
 from tests.models.encoder_files import Sentences, configuration
 from tests.models.helpers import build
 from tests.optim.helpers import spec as optimizer_spec

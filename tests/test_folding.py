@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import evaluate as evaluation
-from bench.evaluate import SAFETY, evaluate, foldable, outputs, outputs_with
-from bench.folding import folded
 from bench.models.resnet import SmallResNet
 from bench.tasks.base import Data, Split, Task
 from bench.train import weights_sha256
+from bench.training import evaluate as evaluation
+from bench.training.evaluate import SAFETY, evaluate, foldable, outputs, outputs_with
+from bench.training.folding import folded
 
 FP32 = torch.autocast("cpu", enabled=False)
 EXAMPLES = 300

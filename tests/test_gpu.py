@@ -13,9 +13,9 @@ import torch
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.batching import Batch
-from bench.step import Run, set_up
 from bench.store.run_folder import Store
 from bench.train import Stopped, train
+from bench.training.step import Run, set_up
 
 load_builtins()
 GPU = torch.device("cuda")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench import numerics
 from bench.core.registry import load_builtins, models, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.step import set_up
 from bench.store.run_folder import Store
 from bench.train import train
+from bench.training import precision as numerics
+from bench.training.step import set_up
 
 load_builtins()
 CPU = torch.device("cpu")

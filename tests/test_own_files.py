@@ -10,7 +10,7 @@ import pytest
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PlannedRun
-from bench.step import load_task
+from bench.training.step import load_task
 
 TOML = """
 task = {{ name = "csv", path = "{path}", target = "kind", drop = ["age"] }}

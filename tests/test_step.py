@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from bench import numerics
 from bench.core.errors import BenchError
 from bench.core.process_group import Group
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.batching import Batch
 from bench.optim.base.wrapper import Method
-from bench.step import Run, set_up, share_out
 from bench.train import weights_sha256
+from bench.training import precision as numerics
+from bench.training.step import Run, set_up, share_out
 
 load_builtins()
 CPU = torch.device("cpu")

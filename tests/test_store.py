@@ -73,7 +73,7 @@ def test_a_file_size_limit_hit_in_a_checkpoint_keeps_the_old_one(tmp_path: Path)
     code = f"""
 import resource, torch
 from pathlib import Path
-from bench import checkpoint
+from bench.training import checkpoint
 from bench.store.run_folder import RunFolder, StorageError
 folder = RunFolder(Path({str(tmp_path)!r}))
 state = dict.fromkeys(checkpoint.KEYS)

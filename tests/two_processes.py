@@ -26,7 +26,7 @@ from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, Trai
 from bench.optim.base import weight_swap as moving
 from bench.optim.sam import SAM
 from bench.rank import joined
-from bench.step import set_up
+from bench.training.step import set_up
 
 CPU = torch.device("cpu")
 STEPS = 6

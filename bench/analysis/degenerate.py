@@ -1,7 +1,7 @@
 """Configurations whose runs have learned to give one answer to everything: they are flagged wherever they stand.
 
 A tuned optimizer can win on validation that way where one class is common. What is looked at is recorded by
-`bench/evaluate.py`; records of before protocol 2 do not have it, and nothing is said of them.
+`bench/training/evaluate.py`; records of before protocol 2 do not have it, and nothing is said of them.
 """
 
 from __future__ import annotations

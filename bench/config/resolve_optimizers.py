@@ -17,7 +17,7 @@ from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, optimizers
 from bench.core.schema import Checker
 from bench.core.spec import Choice, OptimizerChoice, TrainSettings
-from bench.passes import passes_per_step
+from bench.training.passes import passes_per_step
 
 RESERVED = ("use", "base", "sweep", "train", "tune")
 """Keys of an optimizer's table that are not hyperparameters."""

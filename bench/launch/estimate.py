@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
 from bench.data.batching import Batch
-from bench.evaluate import batch_size, evaluate, foldable, outputs
-from bench.folding import folded
-from bench.passes import passes_per_step
-from bench.step import Run, load, set_up
 from bench.tasks.base import Data, Split, Task, sampled
 from bench.train import synchronize
+from bench.training.evaluate import batch_size, evaluate, foldable, outputs
+from bench.training.folding import folded
+from bench.training.passes import passes_per_step
+from bench.training.step import Run, load, set_up
 
 FEW = 32
 """Examples of each split that a rehearsal evaluates."""

@@ -24,9 +24,9 @@ from bench.launch.server import start_fork_server
 from bench.launch.signals import Interrupts
 from bench.launch.slots import Slot, slow_precision
 from bench.launch.worker import Event, Job, Measure, Rehearse, work
-from bench.numerics import allow_deterministic_kernels
-from bench.passes import passes_per_step
 from bench.store.run_folder import Claimed, Store, reason_in
+from bench.training.passes import passes_per_step
+from bench.training.precision import allow_deterministic_kernels
 
 GRACE_SECONDS = 30.0
 """How long workers may take to reach the end of their step and save, once asked to stop."""

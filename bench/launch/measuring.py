@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from bench.checkpoint import load_weights
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PlannedRun
-from bench.environment import describe
 from bench.launch.repeat import Recorded, repeat, weights_kept
 from bench.measures.measure import Settings, measure, prepared
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256
+from bench.training.checkpoint import load_weights
+from bench.training.environment import describe
 
 PLACE = ("run_id", "condition", "optimizer", "config", "seed")
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bench import checkpoint
 from bench.core.errors import BadValue, BenchError, counted, nearest
 from bench.core.spec import Experiment, PlannedRun, RunSpec
 from bench.data.splits import learned_from
 from bench.launch import compiling, leftover
 from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
-from bench.passes import passes_per_step
-from bench.step import load_task, steps_per_epoch
 from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
 from bench.store.run_folder import FINISHED, Status, Store
 from bench.tasks.base import check_label_noise
+from bench.training import checkpoint
+from bench.training.passes import passes_per_step
+from bench.training.step import load_task, steps_per_epoch
 
 
 @dataclass(frozen=True)

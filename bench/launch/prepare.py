@@ -8,8 +8,8 @@ from bench.core.errors import BenchError
 from bench.core.registry import models
 from bench.core.spec import Experiment
 from bench.launch.trial import try_texts
-from bench.step import encoder, load_task
 from bench.tasks.base import fingerprint
+from bench.training.step import encoder, load_task
 
 if TYPE_CHECKING:
     from bench.launch.plan import Plan

@@ -18,7 +18,6 @@ from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
-from bench.environment import processor
 from bench.launch.compiling import as_decided
 from bench.launch.display import Display
 from bench.launch.local import run_local
@@ -30,6 +29,7 @@ from bench.store.conditions import keyed
 from bench.store.records import Results
 from bench.store.run_folder import FINISHED, KEEP_WEIGHTS, Store
 from bench.store.selection import reported
+from bench.training.environment import processor
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import torch
 from bench.core.errors import BadValue
 from bench.core.spec import RunSpec
 from bench.distributed import Team
-from bench.numerics import has_bf16_units
+from bench.training.precision import has_bf16_units
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from typing import Any
 from bench.core import allocator
 from bench.core.errors import BenchError
 from bench.core.spec import RunSpec
-from bench.environment import processor
 from bench.launch.estimate import Speed, kind
 from bench.launch.slots import Slot
 from bench.store.files import read_json, write_atomic
+from bench.training.environment import processor
 
 DAYS = 30
 """For so long a measurement counts: it may have been made while others used the machine, too."""

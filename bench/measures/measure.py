@@ -16,8 +16,8 @@ from bench.measures.calibration import BINS, expected_calibration_error, negativ
 from bench.measures.directions import direction, line, plane
 from bench.measures.hessian import largest_eigenvalues
 from bench.measures.surface import Surface
-from bench.step import Run, set_up
 from bench.train import synchronize
+from bench.training.step import Run, set_up
 
 Precision = Literal["fp32", "fp64"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import batching
-from bench.evaluate import BATCH
 from bench.tasks.base import Split, Task
+from bench.training.evaluate import BATCH
 
 Part = tuple[Tensor, Tensor]
 """Some examples: inputs as the model sees them, and targets."""

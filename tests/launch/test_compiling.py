@@ -23,9 +23,9 @@ from bench.launch.plan import make_plan
 from bench.launch.profile import Profile
 from bench.launch.shard import Shard
 from bench.launch.slots import Slot
-from bench.step import set_up
 from bench.store import records
 from bench.store.run_folder import Store
+from bench.training.step import set_up
 from tests.run_folders import finish
 
 Write = Callable[..., Path]

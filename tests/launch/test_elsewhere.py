@@ -22,10 +22,10 @@ from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data
-from bench.step import load_task
 from bench.store import collecting, records
 from bench.store.run_folder import Store
 from bench.tasks.base import fingerprint
+from bench.training.step import load_task
 from tests.run_folders import ENVIRONMENT, finish
 
 Bench = Callable[..., Any]

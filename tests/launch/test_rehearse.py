@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench import step
 from bench.config import file as experiment
 from bench.core.errors import BenchError, NotPrepared
 from bench.core.registry import optimizers
@@ -18,8 +17,9 @@ from bench.launch import estimate, worker
 from bench.launch.estimate import configuration, rehearse
 from bench.launch.plan import make_plan
 from bench.launch.worker import Rehearse
-from bench.passes import passes_per_step
 from bench.store.run_folder import Store
+from bench.training import step
+from bench.training.passes import passes_per_step
 
 CPU = torch.device("cpu")
 PLUGIN = """

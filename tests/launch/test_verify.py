@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import checkpoint
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
 from bench.launch import repeat
@@ -21,10 +20,11 @@ from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.repeat import Recorded, recorded, weights_kept
 from bench.launch.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
-from bench.step import set_up
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256
+from bench.training import checkpoint
+from bench.training.step import set_up
 
 EXPERIMENT = """
 task = "digits"

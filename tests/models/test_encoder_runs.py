@@ -16,14 +16,14 @@ from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.evaluate import outputs
 from bench.launch import run as launch
 from bench.measures.measure import Settings, measure, prepared
-from bench.step import set_up
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.tasks.base import prepare
 from bench.train import Stopped, train
+from bench.training.evaluate import outputs
+from bench.training.step import set_up
 from tests import prefork
 
 from .architecture_files import write_architecture

@@ -25,7 +25,7 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 from bench.optim.swa import SWA
-from bench.step import build_optimizer
+from bench.training.step import build_optimizer
 
 from .helpers import Watch, flat, problem, same_bits, spec
 
@@ -140,7 +140,7 @@ def test_one_group_may_be_unfused_in_a_fused_base() -> None:
 
 def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = problem()
-    monkeypatch.setattr("bench.step.chosen_optimizer", lambda choice, weights, model: LBFGS(weights))
+    monkeypatch.setattr("bench.training.step.chosen_optimizer", lambda choice, weights, model: LBFGS(weights))
     with pytest.raises(BenchError, match=r"train\.clip_norm: Method cannot wrap LBFGS"):
         build_optimizer(spec(Choice(name="sgd"), clip_norm=1.0), model)
 

@@ -21,7 +21,7 @@ from bench.optim.base.perturbation import Perturbing
 from bench.optim.base.schedule import scheduler
 from bench.optim.base.state import Remembering
 from bench.optim.base.wrapper import Method
-from bench.step import build_optimizer
+from bench.training.step import build_optimizer
 
 from .helpers import Watch, WatchLosses, flat, same_bits, snapshot, spec, state_of
 

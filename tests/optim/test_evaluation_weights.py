@@ -12,10 +12,7 @@ from pytorch_optimizer import ScheduleFreeAdamW, ScheduleFreeSGD
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from bench import passes
-from bench.checkpoint import load_weights
 from bench.core.spec import RunSpec
-from bench.evaluate import evaluate
 from bench.measures.measure import Settings, measure, prepared
 from bench.optim.base.averaging import evaluation_weights
 from bench.optim.base.wrapper import Method
@@ -23,6 +20,9 @@ from bench.optim.gsam import GSAM
 from bench.optim.sam import SAM
 from bench.store.run_folder import KEEP_WEIGHTS, Store
 from bench.train import Stopped, train, weights_sha256
+from bench.training import passes
+from bench.training.checkpoint import load_weights
+from bench.training.evaluate import evaluate
 from tests.test_train import CPU, do, make_spec, numbers, optimizer_choice, stop_after
 
 from .helpers import Watch, problem, same_bits, snapshot
@@ -89,7 +89,7 @@ def built(
         optimizers.append(method(base(model.parameters()), model))
         return optimizers[-1]
 
-    monkeypatch.setattr("bench.step.build_optimizer", build)
+    monkeypatch.setattr("bench.training.step.build_optimizer", build)
     return optimizers
 
 
@@ -212,7 +212,7 @@ def test_an_optimizer_is_told_to_train_before_its_first_step(built: list[Optimiz
 
 
 def test_passes_of_one_that_wants_to_be_told_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.passes.chosen_optimizer", lambda choice, weights, model: SAM(Trailing(weights)))
+    monkeypatch.setattr("bench.training.passes.chosen_optimizer", lambda choice, weights, model: SAM(Trailing(weights)))
     assert passes._count(optimizer_choice()) == 2.0
 
 

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from bench.core.spec import Choice
 from bench.optim.base.wrapper import Method
 from bench.optim.sam import SAM
-from bench.step import build_optimizer
+from bench.training.step import build_optimizer
 
 from .helpers import Watch, flat, over_all_bases, problem, same_bits, snapshot, spec, state_of
 

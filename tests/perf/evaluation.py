@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from bench.evaluate import outputs, outputs_with
-from bench.folding import folded
-from bench.step import set_up
+from bench.training.evaluate import outputs, outputs_with
+from bench.training.folding import folded
+from bench.training.step import set_up
 from tests.perf.images import make_spec
 
 EXAMPLES = 2048

@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from bench import environment
 from bench.config import file as experiment
 from bench.core.errors import nearest
 from bench.core.registry import tasks
@@ -36,6 +35,7 @@ from bench.store import collecting, records
 from bench.store.run_folder import Store, to_json
 from bench.tasks.base import prepare
 from bench.train import synchronize, train
+from bench.training import environment
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.perf import evaluation, images, pages, sam_step, texts

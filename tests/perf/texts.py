@@ -26,9 +26,9 @@ from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
 from bench.data.tokens import Texts
-from bench.step import Run, set_up
 from bench.tasks.base import Split, Task
 from bench.train import synchronize
+from bench.training.step import Run, set_up
 
 EXAMPLES, WORDS, STEPS = 2_000, 1_000, 6
 

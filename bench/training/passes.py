@@ -19,7 +19,7 @@ from bench.core.spec import OptimizerChoice
 from bench.optim.base.averaging import to_training
 from bench.optim.base.closures import Closure
 from bench.optim.base.wrapper import Method
-from bench.step import chosen_optimizer
+from bench.training.step import chosen_optimizer
 
 STEPS = 12
 """Steps over which passes are averaged: a method may take a second one in some of its steps only."""

@@ -28,13 +28,13 @@ from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
 from bench.data.datasets import user_files_sha256
-from bench.numerics import compilation_errors_told, compiled, set_precision
 from bench.optim.base.averaging import evaluation_weights, to_training
 from bench.optim.base.closures import Closure
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import Method
 from bench.tasks.base import Data, Encode, Task, prepare
+from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
 @dataclass

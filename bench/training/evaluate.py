@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.data import batching
-from bench.folding import folded
 from bench.tasks.base import Data, Split, Task
+from bench.training.folding import folded
 
 BATCH = {"cuda": 1024, "cpu": 128}
 """Examples at a time: a GPU wants them many, a CPU no more than its caches hold. It changes rounding, nothing else."""
