@@ -120,7 +120,7 @@ def train(
         checkpoint_minutes: time between two checkpoints, which are written between two steps; an epoch that ends has
             one after a tenth of it.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
-        group: the processes that do the run together, all of which call this (see `bench/distributed.py`): the first
+        group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the first
             evaluates and writes; whoever is asked to stop stops all of them, after the same step.
         say: takes what the user should know although the run goes on: that a checkpoint was damaged.
 

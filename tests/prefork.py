@@ -39,7 +39,14 @@ from bench.core import allocator
 ROOT = Path(__file__).parents[1]
 
 IMPORTS = (
-    *("bench.cli", "bench.cli_run", "bench.launch.run", "bench.launch.worker", "bench.distributed", "torch._dynamo"),
+    *(
+        "bench.cli",
+        "bench.cli_run",
+        "bench.launch.run",
+        "bench.launch.worker",
+        "bench.distributed.launcher",
+        "torch._dynamo",
+    ),
     *("bench.analysis.report.runs", "bench.analysis.plots.view", "matplotlib.backends.backend_agg"),
 )
 READ_BY_IMPORTS = (

@@ -39,8 +39,8 @@ LAYERS = (
         "bench.data.tokens",
         "bench.store.locks",
         "bench.core.process_group",
-        "bench.news",
-        "bench.rendezvous",
+        "bench.distributed.messages",
+        "bench.distributed.rendezvous",
         "bench.store.archive",
     }
     | {"bench.store.contract", "bench.store.meta", "bench.store.collecting"},
@@ -64,7 +64,7 @@ LAYERS = (
         "bench.training.passes",
         "bench.train",
     }
-    | {"bench.rank", "bench.distributed", "bench.measures"},
+    | {"bench.distributed.process", "bench.distributed.launcher", "bench.measures"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence", "bench.cli_clean"}
     | {"bench.__main__", "bench"},

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from bench import rendezvous
 from bench.core import process_group as group
 from bench.core.errors import BenchError
-from bench.news import Listener, Teller
-from bench.rank import place_of
-from bench.rendezvous import address_of, confined, interface_towards, meeting, opened, sealed, serve
+from bench.distributed import rendezvous
+from bench.distributed.messages import Listener, Teller
+from bench.distributed.process import place_of
+from bench.distributed.rendezvous import address_of, confined, interface_towards, meeting, opened, sealed, serve
 from bench.store.run_folder import write_atomic
 
 

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.core.process_group import ALONE, Group
 from bench.core.registry import load_builtins, optimizers, register_model
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.distributed.process import joined
 from bench.optim.base import weight_swap as moving
 from bench.optim.sam import SAM
-from bench.rank import joined
 from bench.training.step import set_up
 
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """Entry point on the further nodes of a SLURM job: starts the processes of runs that the first node's worker does.
 
-It does what the calls say that `bench.distributed.run_distributed` writes. Everything else, stopping too, is between
+It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping too, is between
 that and the processes; which end by themselves when it does.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from bench.core.errors import counted
-from bench.distributed import Call, start
+from bench.distributed.launcher import Call, start
+from bench.distributed.messages import Teller
 from bench.launch import submission as submissions
-from bench.news import Teller
 from bench.store.run_folder import read_json
 
 LOOK_SECONDS = 0.5

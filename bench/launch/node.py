@@ -15,7 +15,7 @@ from typing import Any
 from bench.core import terminal
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun, RunSpec
-from bench.distributed import Team
+from bench.distributed.launcher import Team
 from bench.launch import queue
 from bench.launch import submission as submissions
 from bench.launch.display import Display

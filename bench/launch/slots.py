@@ -10,7 +10,7 @@ import torch
 
 from bench.core.errors import BadValue
 from bench.core.spec import RunSpec
-from bench.distributed import Team
+from bench.distributed.launcher import Team
 from bench.training.precision import has_bf16_units
 
 

@@ -17,7 +17,7 @@ import torch
 
 from bench.core.errors import BenchError, NotPrepared
 from bench.core.spec import RunSpec
-from bench.distributed import run_distributed
+from bench.distributed.launcher import run_distributed
 from bench.launch.estimate import measure, rehearse
 from bench.launch.memory import out_of_memory
 from bench.launch.slots import Slot

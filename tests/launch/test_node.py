@@ -15,7 +15,8 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.distributed import Call, Rank, Team
+from bench.distributed.launcher import Call, Rank, Team
+from bench.distributed.messages import Listener
 from bench.launch import helper, job, node, queue
 from bench.launch import submission as submissions
 from bench.launch.job import STOPPED, Job
@@ -23,7 +24,6 @@ from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.slots import Slot
 from bench.launch.submission import Note, Settings, Submission, code_sha256
-from bench.news import Listener
 from bench.store.run_folder import Store
 
 Machine = Callable[[int, int], None]

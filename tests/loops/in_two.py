@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from bench.core.process_group import Group
+from bench.distributed.process import joined
 from bench.optim.base.wrapper import Method
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
@@ -28,7 +29,6 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
-from bench.rank import joined
 
 METHODS: dict[str, Callable[..., Method]] = {
     "sam": SAM,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from bench.core.registry import load_builtins
+from bench.distributed.process import joined
 from bench.optim.base import weight_swap as moving
-from bench.rank import joined
 
 from . import no_sync, split_models, stages
 

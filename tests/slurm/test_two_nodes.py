@@ -34,11 +34,19 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def distributed(command: list[str], spec: RunSpec, place: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Do a run with `python -m bench.distributed`, started by a command; its result."""
+    """Do a run with `python -m bench.distributed.launcher`, started by a command; its result."""
     folder = place / spec.run_id
     folder.mkdir(parents=True)
     (place / "asked.json").write_text(spec.model_dump_json())
-    arguments = [sys.executable, "-m", "bench.distributed", str(place / "asked.json"), str(folder), "--threads", "1"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "bench.distributed.launcher",
+        str(place / "asked.json"),
+        str(folder),
+        "--threads",
+        "1",
+    ]
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
@@ -120,7 +128,7 @@ def ranks(site: Site) -> dict[str, int]:
             environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
-        if "bench.distributed" in command and any(str(site.path) in word for word in command):
+        if "bench.distributed.launcher" in command and any(str(site.path) in word for word in command):
             found |= {word.partition("=")[2]: int(path.name) for word in environment if "SLURMD_NODENAME=" in word}
     return found
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench import rendezvous
 from bench.core.errors import BenchError
 from bench.core.process_group import Group
 from bench.core.spec import RunSpec
-from bench.news import Teller
+from bench.distributed import rendezvous
+from bench.distributed.messages import Teller
 from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 from bench.training.precision import allow_deterministic_kernels
@@ -195,7 +195,7 @@ def be_one(
         place: from `place_of`.
         device: default a GPU for each process, where there are any.
         threads: torch's; default this process's share of its cores.
-        watched: `bench.distributed` has started us and listens; else srun or torchrun has.
+        watched: `bench.distributed.launcher` has started us and listens; else srun or torchrun has.
 
     Returns:
         The process's exit status.

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from bench.rendezvous import LOOPBACK, new_secret, opened, sealed, serve
+from bench.distributed.rendezvous import LOOPBACK, new_secret, opened, sealed, serve
 
 LOOK_SECONDS = 0.1
 """Between two looks of a process at whether it is to stop, and whether its starter lives."""
