@@ -15,7 +15,7 @@ from bench.core.errors import BadValue, BenchError, counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.launch.verify import Verdict
+    from bench.evidence.verify import Verdict
     from bench.store.records import Results
 
 
@@ -49,8 +49,8 @@ def verify(
     find(experiment)
     if all_ and run_ids:
         raise BadValue("--all", ["every run, or those named: not both"])
-    from bench.launch import repeat
-    from bench.launch.verify import verdict
+    from bench.evidence import repeat
+    from bench.evidence.verify import verdict
     from bench.store import collecting
     from bench.store.run_folder import Store
 
@@ -118,7 +118,7 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], resul
     from bench.store.run_folder import write_atomic
 
     find(experiment)
-    from bench.launch import export as exporting
+    from bench.evidence import export as exporting
 
     name, content = exporting.export(experiment, out, overrides, results_name)
     path = file or Path(f"{name}{SUFFIX}")
@@ -135,7 +135,7 @@ def check(archive: Path, unpack: Path | None) -> None:
     Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
     """
     from bench.analysis import render
-    from bench.launch import export as exporting
+    from bench.evidence import export as exporting
     from bench.store import archive as archives
 
     checked = exporting.check(archive)
@@ -192,7 +192,7 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
     numbers, as `bench verify` compares them. Nothing is written where anything does not fit.
     """
     from bench.analysis import report, tables
-    from bench.launch import merge as merging
+    from bench.evidence import merge as merging
     from bench.store import records
     from bench.store.run_folder import Store
 
@@ -264,9 +264,9 @@ def measure(
     import torch
 
     from bench.analysis import render, report, tables
-    from bench.launch import repeat
-    from bench.launch.measuring import measure_runs
-    from bench.measures.measure import Settings
+    from bench.evidence import repeat
+    from bench.evidence.measure_runs import measure_runs
+    from bench.evidence.measures.measure import Settings
     from bench.store import records
 
     of = repeat.recorded(experiment, out, overrides, results_name)

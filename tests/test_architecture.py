@@ -64,7 +64,7 @@ LAYERS = (
         "bench.training.passes",
         "bench.train",
     }
-    | {"bench.distributed.process", "bench.distributed.launcher", "bench.measures"},
+    | {"bench.distributed.process", "bench.distributed.launcher", "bench.evidence.measures"},
     {"bench.launch"},
     {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence", "bench.cli_clean"}
     | {"bench.__main__", "bench"},

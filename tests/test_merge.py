@@ -14,8 +14,8 @@ from bench.analysis import render, tables
 from bench.config.file import load
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment, PlannedRun
+from bench.evidence.merge import NOWHERE, merge
 from bench.launch import run as launch
-from bench.launch.merge import NOWHERE, merge
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.shard import Shard

@@ -14,8 +14,8 @@ import pytest
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment, PlannedRun
+from bench.evidence.merge import merge
 from bench.launch import run as launch
-from bench.launch.merge import merge
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.store import records

@@ -13,11 +13,11 @@ from rich.console import Console
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import Experiment, PlannedRun
+from bench.evidence.merge import merge
 from bench.launch import compiling, slurm
 from bench.launch import run as launch
 from bench.launch.display import Display
 from bench.launch.estimate import Speed, kind
-from bench.launch.merge import merge
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.launch.profile import Profile

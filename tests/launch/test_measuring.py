@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from bench.evidence.measure_runs import measure_runs
+from bench.evidence.measures.measure import Settings
+from bench.evidence.repeat import recorded, weights_kept
 from bench.launch import run as launch
-from bench.launch.measuring import measure_runs
-from bench.launch.repeat import recorded, weights_kept
-from bench.measures.measure import Settings
 from bench.store import records
 
 EXPERIMENT = """

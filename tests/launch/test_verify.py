@@ -15,11 +15,11 @@ import torch
 
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
-from bench.launch import repeat
+from bench.evidence import repeat
+from bench.evidence.repeat import Recorded, recorded, weights_kept
+from bench.evidence.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
-from bench.launch.repeat import Recorded, recorded, weights_kept
-from bench.launch.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from bench.core import registry
-from bench.measures.hessian import hessian_vector_product, largest_eigenvalues
-from bench.measures.surface import Surface
+from bench.evidence.measures.hessian import hessian_vector_product, largest_eigenvalues
+from bench.evidence.measures.surface import Surface
 from bench.models.encoders import Encoder
 from bench.tasks.base import Split
 from tests.models.encoder_files import Sentences, configuration

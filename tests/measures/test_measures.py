@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.measures.ascent import m_sharpness
-from bench.measures.calibration import expected_calibration_error, negative_log_likelihood
-from bench.measures.directions import direction, filter_normalised, line, plane, ticks
-from bench.measures.hessian import largest_eigenvalues
-from bench.measures.surface import Surface
+from bench.evidence.measures.ascent import m_sharpness
+from bench.evidence.measures.calibration import expected_calibration_error, negative_log_likelihood
+from bench.evidence.measures.directions import direction, filter_normalised, line, plane, ticks
+from bench.evidence.measures.hessian import largest_eigenvalues
+from bench.evidence.measures.surface import Surface
 from bench.tasks.base import Split, Task
 
 DOUBLE = torch.float64

@@ -16,8 +16,8 @@ from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.evidence.measures.measure import Settings, measure, prepared
 from bench.launch import run as launch
-from bench.measures.measure import Settings, measure, prepared
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.tasks.base import prepare

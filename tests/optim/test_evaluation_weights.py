@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from bench.core.spec import RunSpec
-from bench.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import Settings, measure, prepared
 from bench.optim.base.averaging import evaluation_weights
 from bench.optim.base.wrapper import Method
 from bench.optim.gsam import GSAM

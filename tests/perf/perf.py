@@ -27,8 +27,8 @@ from bench.core.errors import nearest
 from bench.core.registry import tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import Experiment
+from bench.evidence.merge import merge
 from bench.launch import run as launch
-from bench.launch.merge import merge
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
 from bench.store import collecting, records

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PlannedRun
-from bench.launch.repeat import Recorded, repeat, weights_kept
-from bench.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.evidence.repeat import Recorded, repeat, weights_kept
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from bench.analysis import render, tables
 from bench.config import file as experiments
-from bench.launch.repeat import recorded
+from bench.evidence.repeat import recorded
 from bench.store import archive, records
 from bench.store.files import read_toml
 from bench.store.records import Results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.measures.surface import Surface
+from bench.evidence.measures.surface import Surface
 from bench.optim.base.tensors import global_norm
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from bench.core.seeding import numpy_stream
-from bench.measures.surface import Part, Surface
+from bench.evidence.measures.surface import Part, Surface
 from bench.training.evaluate import BATCH
 
 TOLERANCE = 1e-3

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 
 from bench.core.spec import RunSpec
-from bench.measures.ascent import m_sharpness
-from bench.measures.calibration import BINS, expected_calibration_error, negative_log_likelihood
-from bench.measures.directions import direction, line, plane
-from bench.measures.hessian import largest_eigenvalues
-from bench.measures.surface import Surface
+from bench.evidence.measures.ascent import m_sharpness
+from bench.evidence.measures.calibration import BINS, expected_calibration_error, negative_log_likelihood
+from bench.evidence.measures.directions import direction, line, plane
+from bench.evidence.measures.hessian import largest_eigenvalues
+from bench.evidence.measures.surface import Surface
 from bench.train import synchronize
 from bench.training.step import Run, set_up
 

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from bench.core.errors import BadValue
-from bench.launch.merge_meta import disagreements, merged_meta
-from bench.launch.verify import verdict
+from bench.evidence.merge_meta import disagreements, merged_meta
+from bench.evidence.verify import verdict
 from bench.store import contract
 from bench.store import selection as choice
 from bench.store.collecting import COUNTS

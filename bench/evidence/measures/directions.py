@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.core.seeding import numpy_stream
-from bench.measures.surface import Surface
+from bench.evidence.measures.surface import Surface
 
 EXTENT = 1.0
 """Lines and planes go from -1 to 1: as far as every filter is from 0."""
