@@ -16,11 +16,11 @@ from bench.core.errors import BadValue, BenchError, counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.launch.follow import Followed, Lost
     from bench.launch.plan import Plan
-    from bench.launch.profile import Profile
     from bench.launch.run import Launched
     from bench.launch.shard import Shard
+    from bench.launch.slurm.profile import Profile
+    from bench.launch.slurm.watch import Followed, Lost
     from bench.store.records import Results
 
 
@@ -43,7 +43,7 @@ def _shard(context: click.Context, parameter: click.Parameter, text: str | None)
 
 
 def _time(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    from bench.launch.profile import minutes  # pydantic takes a moment to import
+    from bench.launch.slurm.profile import minutes  # pydantic takes a moment to import
 
     if text is None:
         return None
@@ -165,7 +165,7 @@ def run(
         raise BadValue(" ".join(given), ["only with --on slurm"])
     # It imports torch while this process does. Where results are, perhaps nothing is left for it to do.
     if profile is None and not (out / path.stem).exists():
-        from bench.launch.server import start_fork_server
+        from bench.launch.local.server import start_fork_server
 
         start_fork_server()
     from bench.launch import run as launch
@@ -220,7 +220,7 @@ def run(
 def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Cancel the SLURM jobs of an experiment; finished runs stay, half ones go on from their checkpoints."""
     from bench.config import file as experiments
-    from bench.launch import job_status, queue
+    from bench.launch.slurm import job_status, queue
     from bench.store.run_folder import Store
 
     name = experiments.load(experiments.find(experiment), overrides, results_name=results_name).name
@@ -237,7 +237,7 @@ def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None
 def _profile(
     slurm: dict[str, Any], jobs: int | None, jobs_per_gpu: int | None, gpus: tuple[int, ...] | None
 ) -> Profile:
-    from bench.launch import profile
+    from bench.launch.slurm import profile
 
     if gpus is not None:
         raise BadValue("--gpus", ["which GPUs a job gets is SLURM's to say; --gpus-per-job N says how many"])
@@ -258,9 +258,10 @@ def _on_slurm(
     lost: Sequence[Lost] = (),
 ) -> None:
     """Submit what is missing; with `wait` see all phases through. `lost` are the runs of those before."""
-    from bench.launch import job_status, queue, slurm
-    from bench.launch import profile as profiles
     from bench.launch import run as launch
+    from bench.launch.slurm import job_status, queue
+    from bench.launch.slurm import profile as profiles
+    from bench.launch.slurm import submit as slurm
 
     if ignored := profiles.ignored_variables():
         text = f"Not heeded: {', '.join(ignored)}; what jobs get is for flags and the [slurm] table to say (--sbatch)."
@@ -304,9 +305,9 @@ def _on_slurm(
 
 def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     """Watch runs to their end."""
-    from bench.launch.display import Display
-    from bench.launch.follow import Followed, follow
+    from bench.launch.progress import Display
     from bench.launch.run import Collector
+    from bench.launch.slurm.watch import Followed, follow
 
     runs = list({run.spec.run_id: run for run in plan.experiment.runs if run.spec.run_id in run_ids}.values())
     followed = Followed()

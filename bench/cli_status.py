@@ -81,7 +81,7 @@ def show_running(plan: Plan, console: Console) -> None:
 
 def show_queue(plan: Plan, console: Console) -> None:
     """Show the status of the unfinished runs that were submitted to SLURM; nothing if none was ever submitted."""
-    from bench.launch import job_status
+    from bench.launch.slurm import job_status
     from bench.store.run_folder import FINISHED
 
     if not (plan.store.folder / "slurm").is_dir():

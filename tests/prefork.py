@@ -43,7 +43,7 @@ IMPORTS = (
         "bench.cli",
         "bench.cli_run",
         "bench.launch.run",
-        "bench.launch.worker",
+        "bench.launch.local.worker",
         "bench.distributed.launcher",
         "torch._dynamo",
     ),

@@ -22,7 +22,7 @@ from bench.analysis.answer import answer, question
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
-from bench.launch.phases import choose
+from bench.launch.tuning import choose
 from bench.store import archive, collecting, file_set, records
 from bench.store.files import StorageError, read_json
 from bench.store.run_folder import RunFolder, Store, live

@@ -32,7 +32,7 @@ from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainS
 from bench.distributed import launcher as distributed
 from bench.distributed.launcher import ProcessFailed, _cause, run_distributed
 from bench.distributed.process import place_of
-from bench.launch.slots import Slot, slots
+from bench.launch.local.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, StorageError, Store
 from bench.tasks.base import Split

@@ -20,9 +20,9 @@ from bench.config.file import find, load
 from bench.config.resolve import MOST_RUNS
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError
-from bench.launch import profile
-from bench.launch.display import Display
-from bench.launch.local import _Pool
+from bench.launch.local.pool import _Pool
+from bench.launch.progress import Display
+from bench.launch.slurm import profile
 from bench.store.files import read_bytes, read_toml
 from bench.store.run_folder import Store
 from tests.run_folders import finish

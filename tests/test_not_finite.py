@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.config.file import load
-from bench.launch.phases import choose
+from bench.launch.tuning import choose
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.tasks.base import ACCURACY

@@ -4,7 +4,7 @@
     python -m bench.distributed.launcher SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
 
 A process that we start hears and tells through `bench/distributed/messages.py`, and dies with us. Whatever it prints is kept for the
-case that it dies without a word. On the other nodes of a SLURM job `bench.launch.helper` starts the processes, for us.
+case that it dies without a word. On the other nodes of a SLURM job `bench.launch.slurm.node_helper` starts the processes, for us.
 """
 
 from __future__ import annotations

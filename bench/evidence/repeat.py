@@ -19,11 +19,11 @@ from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
 from bench.launch.compiling import as_decided
-from bench.launch.display import Display
-from bench.launch.local import run_local
+from bench.launch.local.pool import run_local
+from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.prepare import fetch
-from bench.launch.slots import Slot, slots
+from bench.launch.progress import Display
 from bench.store import records
 from bench.store.conditions import keyed
 from bench.store.records import Results

@@ -15,10 +15,10 @@ from typing import Any
 
 from bench.core.errors import BadValue, BenchError, counted
 from bench.core.spec import Experiment, PlannedRun
-from bench.launch.display import Display
 from bench.launch.estimate import duration, seconds_of
-from bench.launch.local import speeds_here
-from bench.launch.slots import Slot
+from bench.launch.local.pool import speeds_here
+from bench.launch.local.slots import Slot
+from bench.launch.progress import Display
 from bench.store.files import read_json, write_atomic
 from bench.store.run_folder import Store, to_json
 from bench.training.environment import processor

@@ -12,8 +12,8 @@ from bench.core.errors import BadValue, BenchError, counted, nearest
 from bench.core.spec import Experiment, PlannedRun, RunSpec
 from bench.data.splits import learned_from
 from bench.launch import compiling, leftover
-from bench.launch.phases import Choices, choose
 from bench.launch.shard import Shard, part
+from bench.launch.tuning import Choices, choose
 from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
 from bench.store.run_folder import FINISHED, Status, Store

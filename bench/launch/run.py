@@ -14,14 +14,16 @@ from rich.console import Console
 from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
-from bench.launch import compiling, job_status, phases
-from bench.launch.display import Display
-from bench.launch.local import run_local
+from bench.launch import compiling
+from bench.launch import tuning as phases
+from bench.launch.local.pool import run_local
+from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data, fetch
+from bench.launch.progress import Display
 from bench.launch.shard import Shard, parse
-from bench.launch.slots import Slot, slots
+from bench.launch.slurm import job_status
 from bench.store import collecting, records
 from bench.store.records import Results
 from bench.store.run_folder import FINISHED, Store

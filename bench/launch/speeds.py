@@ -23,7 +23,7 @@ from bench.core import allocator
 from bench.core.errors import BenchError
 from bench.core.spec import RunSpec
 from bench.launch.estimate import Speed, kind
-from bench.launch.slots import Slot
+from bench.launch.local.slots import Slot
 from bench.store.files import read_json, write_atomic
 from bench.training.environment import processor
 

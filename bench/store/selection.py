@@ -1,6 +1,6 @@
 """Which configuration of an optimizer is chosen: one rule, on validation numbers alone.
 
-What is run next goes by it (`bench/launch/phases.py`), and so do all tables.
+What is run next goes by it (`bench/launch/tuning.py`), and so do all tables.
 """
 
 from __future__ import annotations

@@ -14,15 +14,16 @@ from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import Experiment, PlannedRun
 from bench.evidence.merge import merge
-from bench.launch import compiling, slurm
+from bench.launch import compiling
 from bench.launch import run as launch
-from bench.launch.display import Display
 from bench.launch.estimate import Speed, kind
+from bench.launch.local.slots import Slot
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
-from bench.launch.profile import Profile
+from bench.launch.progress import Display
 from bench.launch.shard import Shard
-from bench.launch.slots import Slot
+from bench.launch.slurm import submit as slurm
+from bench.launch.slurm.profile import Profile
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.training.step import set_up

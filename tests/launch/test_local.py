@@ -23,12 +23,12 @@ from rich.console import Console
 
 from bench.config.file import load
 from bench.core.errors import BadValue
-from bench.launch import local
-from bench.launch.display import Display
 from bench.launch.estimate import Speed
+from bench.launch.local import pool as local
+from bench.launch.local.slots import Slot, slots
+from bench.launch.local.worker import Event, Job, _do
 from bench.launch.plan import make_plan
-from bench.launch.slots import Slot, slots
-from bench.launch.worker import Event, Job, _do
+from bench.launch.progress import Display
 from bench.store import locks as claims
 from bench.store import records
 from bench.store.run_folder import Store
@@ -249,7 +249,7 @@ def test_bf16_on_a_cpu_without_matrix_units_is_warned_of(
 ) -> None:
     monkeypatch.chdir(site.path)
     monkeypatch.setenv("TOUCHY", str(site.path))
-    monkeypatch.setattr("bench.launch.slots.has_bf16_units", lambda: units)
+    monkeypatch.setattr("bench.launch.local.slots.has_bf16_units", lambda: units)
     plan = make_plan(load(site.path / "touchy.toml", [f"train.precision={precision}"]), Store(site.results))
     console = Console(file=io.StringIO(), width=200)
     pool = local._Pool(

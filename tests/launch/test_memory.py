@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench.core.errors import BenchError
-from bench.launch.memory import out_of_memory
+from bench.launch.local.memory import out_of_memory
 from tests import prefork
 
 pytestmark = pytest.mark.slow

@@ -17,13 +17,14 @@ from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.distributed.launcher import Call, Rank, Team
 from bench.distributed.messages import Listener
-from bench.launch import helper, job, node, queue
-from bench.launch import submission as submissions
-from bench.launch.job import STOPPED, Job
+from bench.launch.local.slots import Slot
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
-from bench.launch.slots import Slot
-from bench.launch.submission import Note, Settings, Submission, code_sha256
+from bench.launch.slurm import job, node, queue
+from bench.launch.slurm import node_helper as helper
+from bench.launch.slurm import submission as submissions
+from bench.launch.slurm.job import STOPPED, Job
+from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
 from bench.store.run_folder import Store
 
 Machine = Callable[[int, int], None]
@@ -172,7 +173,7 @@ def test_a_helper_waits_until_the_first_node_says_that_all_is_over(tmp_path: Pat
 import os, sys
 os.environ["SLURM_PROCID"] = "1"
 sys.argv = ["helper", {str(tmp_path)!r}, "0"]
-from bench.launch import helper
+from bench.launch.slurm import node_helper as helper
 sys.exit(helper.main())
 """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as waiting:
@@ -196,7 +197,9 @@ def test_code_that_differs_on_a_further_node_ends_the_job(
     with pytest.raises(BenchError, match="bench has changed since this job was submitted"):
         Job(one.folder, 0, "another")()
     assert one.note(0).state == ""  # the first node's to write
-    monkeypatch.setattr(Job, "_launch", lambda self, submission, module: 0 if module == "bench.launch.helper" else 1)
+    monkeypatch.setattr(
+        Job, "_launch", lambda self, submission, module: 0 if module == "bench.launch.slurm.node_helper" else 1
+    )
     assert Job(one.folder, 0, code_sha256())() == "helped"
 
 

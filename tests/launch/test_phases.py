@@ -22,8 +22,8 @@ from bench.config.file import load
 from bench.core.spec import Experiment, PlannedRun
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
-from bench.launch.phases import choose, write_down
 from bench.launch.plan import Plan, make_plan
+from bench.launch.tuning import choose, write_down
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import train

@@ -13,10 +13,11 @@ from bench.config import file as experiment
 from bench.core.errors import BenchError, NotPrepared
 from bench.core.registry import optimizers
 from bench.core.spec import Choice, Experiment, OptimizerChoice, RunSpec
-from bench.launch import estimate, worker
+from bench.launch import estimate
 from bench.launch.estimate import configuration, rehearse
+from bench.launch.local import worker
+from bench.launch.local.worker import Rehearse
 from bench.launch.plan import make_plan
-from bench.launch.worker import Rehearse
 from bench.store.run_folder import Store
 from bench.training import step
 from bench.training.passes import passes_per_step

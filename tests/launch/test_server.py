@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bench.cli import cli
 from bench.core.errors import BenchError
-from bench.launch import server
+from bench.launch.local import server
 
 
 @pytest.fixture

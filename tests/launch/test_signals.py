@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.launch import signals
-from bench.launch.signals import Interrupts
+from bench.launch.local import signals
+from bench.launch.local.signals import Interrupts
 from tests.launch.site import Site
 from tests.prefork import HANGS
 

@@ -14,7 +14,7 @@ from bench.config.file import load
 from bench.core.spec import RunSpec
 from bench.launch import speeds
 from bench.launch.estimate import Speed
-from bench.launch.slots import Slot
+from bench.launch.local.slots import Slot
 
 SHARES = [Slot("cpu", (0,), 1), Slot("cpu", (1,), 1)]
 SPEED = Speed(1.0, 0.25, 3.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.launch.queue import expanded
+from bench.launch.slurm.queue import expanded
 from tests.prefork import WITHOUT_REPORT, Popen
 from tests.slurm.cluster import Cluster
 

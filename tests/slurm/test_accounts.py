@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.launch import queue as slurm_queue
+from bench.launch.slurm import queue as slurm_queue
 from tests.slurm.accounts import AccountedCluster
 from tests.slurm.conftest import Queue, Site, pids_of, queue_of
 

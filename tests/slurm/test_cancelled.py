@@ -24,7 +24,7 @@ def test_a_job_cancelled_within_seconds_of_being_taken_away_is_not_queued_again(
     }
     site.submit(*ONE, *flags.get(how, []))
     (job,) = site.job_ids()
-    queue.wait_for(lambda: pids_of(job, "bench.launch.node"))
+    queue.wait_for(lambda: pids_of(job, "bench.launch.slurm.node"))
     if how == "signal":
         queue.cluster.call("scancel", "--signal=USR2", job)
     elif how != "time limit":
@@ -43,7 +43,7 @@ def test_a_job_that_comes_back_after_bench_cancel_does_nothing(site: Site, queue
     site.slow(True)
     site.submit(*ONE)
     (job,) = site.job_ids()
-    queue.wait_for(lambda: pids_of(job, "bench.launch.node"))
+    queue.wait_for(lambda: pids_of(job, "bench.launch.slurm.node"))
     assert site.bench("cancel")[0] == 0
     assert queue.wait_until_over([job]) == ["CANCELLED"]
     queue.cluster.call("scontrol", "requeue", job)

@@ -12,12 +12,13 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError, counted
-from bench.launch import job, job_status, profile, queue, slurm, submission
-from bench.launch.job import Job
-from bench.launch.job_status import JobStatus
 from bench.launch.plan import Plan, make_plan
-from bench.launch.profile import Profile
-from bench.launch.submission import Note, Settings, Submission
+from bench.launch.slurm import job, job_status, profile, queue, submission
+from bench.launch.slurm import submit as slurm
+from bench.launch.slurm.job import Job
+from bench.launch.slurm.job_status import JobStatus
+from bench.launch.slurm.profile import Profile
+from bench.launch.slurm.submission import Note, Settings, Submission
 from bench.store.run_folder import Store
 from tests.slurm.test_profile import restored_sigterm
 

@@ -16,13 +16,14 @@ from click.testing import CliRunner
 from bench.cli import cli
 from bench.config.file import load as load_experiment
 from bench.core.errors import BadValue, BenchError
-from bench.launch import job_status, profile, queue, slurm, submission
-from bench.launch.job import Job
-from bench.launch.job_status import JobStatus
 from bench.launch.plan import make_plan
-from bench.launch.profile import Profile, minutes
-from bench.launch.queue import expanded
-from bench.launch.submission import Note, Settings, Submission
+from bench.launch.slurm import job_status, profile, queue, submission
+from bench.launch.slurm import submit as slurm
+from bench.launch.slurm.job import Job
+from bench.launch.slurm.job_status import JobStatus
+from bench.launch.slurm.profile import Profile, minutes
+from bench.launch.slurm.queue import expanded
+from bench.launch.slurm.submission import Note, Settings, Submission
 from bench.store.run_folder import Store
 
 

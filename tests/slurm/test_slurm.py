@@ -209,7 +209,7 @@ def test_sigterm_alone_saves_and_the_job_stays_until_slurm_ends_it(
     assert site.resumes() == 1
 
 
-@pytest.mark.parametrize("module", ["submitit.core._submit", "bench.launch.node"])
+@pytest.mark.parametrize("module", ["submitit.core._submit", "bench.launch.slurm.node"])
 def test_a_killed_job_leaves_nobody_behind_and_the_next_launch_completes_it(
     site: Site, queue: Queue, undisturbed: dict[str, str], module: str
 ) -> None:
@@ -220,7 +220,7 @@ def test_a_killed_job_leaves_nobody_behind_and_the_next_launch_completes_it(
     for pid in pids_of(job, module):
         os.kill(pid, signal.SIGKILL)
     assert queue.wait_until_over([job]) == ["FAILED"]
-    queue.wait_for(lambda: not pids_of(job, "bench.launch.node"))
+    queue.wait_for(lambda: not pids_of(job, "bench.launch.slurm.node"))
     site.slow(False)
     output = site.bench("status")[1]
     assert f"job {job}" in output

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from bench.config.file import load
-from bench.launch import job_status, profile, slurm, submission
 from bench.launch.plan import Plan, make_plan
-from bench.launch.submission import Submission
+from bench.launch.slurm import job_status, profile, submission
+from bench.launch.slurm import submit as slurm
+from bench.launch.slurm.submission import Submission
 from bench.store.run_folder import Store
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Queue, Site

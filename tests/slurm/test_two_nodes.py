@@ -190,7 +190,10 @@ def test_a_node_that_is_lost_ends_the_job_on_both_and_the_next_launch_completes_
     site: Site, queue: Queue, undisturbed: dict[str, str]
 ) -> None:
     site.slow(True)
-    for module in ("bench.launch.node", "bench.launch.helper"):  # of the first node, and of the other one
+    for module in (
+        "bench.launch.slurm.node",
+        "bench.launch.slurm.node_helper",
+    ):  # of the first node, and of the other one
         site.submit(*ON_BOTH, "--seeds", "1", "--checkpoint-minutes", "0")
         queue.wait_for(lambda: len(ranks(site)) == 2 and site.working())
         job = site.job_ids()[-1]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from bench.config.file import load
-from bench.launch import job_status, slurm, submission
-from bench.launch import queue as slurm_queue
 from bench.launch.plan import Plan, make_plan
-from bench.launch.profile import Profile
+from bench.launch.slurm import job_status, submission
+from bench.launch.slurm import queue as slurm_queue
+from bench.launch.slurm import submit as slurm
+from bench.launch.slurm.profile import Profile
 from bench.store.run_folder import Store
 from tests.slurm.cluster import Cluster, find, wait_for
 from tests.slurm.conftest import Queue

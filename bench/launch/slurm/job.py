@@ -1,6 +1,6 @@
 """What SLURM starts: a small process that looks after the launcher of its node, and is there when signals come.
 
-The runs themselves are done by `bench.launch.node`, a process of its own with the same launcher as on any machine. So
+The runs themselves are done by `bench.launch.slurm.node`, a process of its own with the same launcher as on any machine. So
 submitit's handler, which runs in the middle of whatever this process does, meets only a wait, and handlers are in place
 a tenth of a second after the start, before torch is imported.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.core.errors import BenchError
-from bench.launch import queue
-from bench.launch import submission as submissions
-from bench.launch.submission import Note, Settings, Submission, code_sha256
+from bench.launch.slurm import queue
+from bench.launch.slurm import submission as submissions
+from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
 from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Job:
         submission.write_note(self.task, note)
         self._started, self._progress = time.monotonic(), submission.progress(self.task)
         try:
-            status = self._launch(submission, "bench.launch.node")
+            status = self._launch(submission, "bench.launch.slurm.node")
         except UncompletedJobError as error:  # submitit's, out of its handler, when the job is not queued again
             message = (
                 f"reached its time limit of {submission.settings.time} min {IDLE_LIMIT} times without getting any "
@@ -114,7 +114,7 @@ class Job:
     def _help(self, submission: Submission) -> str:
         """Do the work of another node: start what the first node asks for. A failing node ends the job on all nodes."""
         self._check_code()
-        if status := self._launch(submission, "bench.launch.helper"):
+        if status := self._launch(submission, "bench.launch.slurm.node_helper"):
             raise BenchError(f"the helper of this node ended with {_in_words(status)}")
         return "helped"
 

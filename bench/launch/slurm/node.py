@@ -16,15 +16,15 @@ from bench.core import terminal
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun, RunSpec
 from bench.distributed.launcher import Team
-from bench.launch import queue
-from bench.launch import submission as submissions
-from bench.launch.display import Display
-from bench.launch.job import STOPPED
-from bench.launch.local import GRACE_SECONDS, run_local
+from bench.launch.local.pool import GRACE_SECONDS, run_local
+from bench.launch.local.server import start_fork_server
+from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
-from bench.launch.server import start_fork_server
-from bench.launch.slots import Slot, slots
-from bench.launch.submission import Settings, Submission
+from bench.launch.progress import Display
+from bench.launch.slurm import queue
+from bench.launch.slurm import submission as submissions
+from bench.launch.slurm.job import STOPPED
+from bench.launch.slurm.submission import Settings, Submission
 from bench.store.run_folder import FINISHED, Store
 
 PATIENCE = 180.0
@@ -32,7 +32,7 @@ PATIENCE = 180.0
 
 
 def main() -> int:
-    """Run `python -m bench.launch.node FOLDER TASK`; the exit status is 0, 1 (failed) or STOPPED."""
+    """Run `python -m bench.launch.slurm.node FOLDER TASK`; the exit status is 0, 1 (failed) or STOPPED."""
     submission, task = submissions.read(Path(sys.argv[1])), int(sys.argv[2])
     _start_forkserver()
     threading.Thread(target=_listen_to_the_job, daemon=True).start()

@@ -17,13 +17,13 @@ from multiprocessing.context import ForkServerProcess
 from bench.core.registry import optimizers, undeclared
 from bench.core.spec import PlannedRun
 from bench.launch import speeds
-from bench.launch.display import Display
 from bench.launch.estimate import Speed, configuration, samples
+from bench.launch.local.server import start_fork_server
+from bench.launch.local.signals import Interrupts
+from bench.launch.local.slots import Slot, slow_precision
+from bench.launch.local.worker import Event, Job, Measure, Rehearse, work
 from bench.launch.outcome import Outcome
-from bench.launch.server import start_fork_server
-from bench.launch.signals import Interrupts
-from bench.launch.slots import Slot, slow_precision
-from bench.launch.worker import Event, Job, Measure, Rehearse, work
+from bench.launch.progress import Display
 from bench.store.run_folder import Claimed, Store, reason_in
 from bench.training.passes import passes_per_step
 from bench.training.precision import allow_deterministic_kernels

@@ -17,7 +17,7 @@ import torch
 from bench.core.errors import counted
 from bench.distributed.launcher import Call, start
 from bench.distributed.messages import Teller
-from bench.launch import submission as submissions
+from bench.launch.slurm import submission as submissions
 from bench.store.run_folder import read_json
 
 LOOK_SECONDS = 0.5
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.5
 
 
 def main() -> int:
-    """Run `python -m bench.launch.helper FOLDER TASK`; return 0 when the first node has said that all is over."""
+    """Run `python -m bench.launch.slurm.node_helper FOLDER TASK`; return 0 when the first node has said that all is over."""
     calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""

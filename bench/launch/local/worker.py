@@ -19,8 +19,8 @@ from bench.core.errors import BenchError, NotPrepared
 from bench.core.spec import RunSpec
 from bench.distributed.launcher import run_distributed
 from bench.launch.estimate import measure, rehearse
-from bench.launch.memory import out_of_memory
-from bench.launch.slots import Slot
+from bench.launch.local.memory import out_of_memory
+from bench.launch.local.slots import Slot
 from bench.store.run_folder import Claimed, RunFolder, StorageError
 from bench.train import Report, Stopped, StopSign, train
 

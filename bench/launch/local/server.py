@@ -6,10 +6,10 @@ import signal
 from multiprocessing import forkserver, resource_tracker
 
 from bench.core.allocator import preloaded
-from bench.launch.sockets import short_sockets
+from bench.launch.local.sockets import short_sockets
 
 # torch imports its compiler when a process makes its first optimizer, which takes a second: here once for all workers.
-PRELOAD = ["bench.launch.worker", "torch._dynamo"]
+PRELOAD = ["bench.launch.local.worker", "torch._dynamo"]
 
 
 def start_fork_server() -> None:

@@ -19,15 +19,17 @@ from submitit.core.utils import DelayedSubmission
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun
 from bench.data.datasets import data_folder
-from bench.launch import compiling, job_status, phases, queue
-from bench.launch import submission as submissions
-from bench.launch.job import Job
-from bench.launch.job_status import JobStatus
+from bench.launch import compiling
+from bench.launch import tuning as phases
 from bench.launch.plan import Plan
 from bench.launch.prepare import fetch
-from bench.launch.profile import Profile
-from bench.launch.queue import Cluster
-from bench.launch.submission import Settings, Submission, code_sha256, failed_at
+from bench.launch.slurm import job_status, queue
+from bench.launch.slurm import submission as submissions
+from bench.launch.slurm.job import Job
+from bench.launch.slurm.job_status import JobStatus
+from bench.launch.slurm.profile import Profile
+from bench.launch.slurm.queue import Cluster
+from bench.launch.slurm.submission import Settings, Submission, code_sha256, failed_at
 from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
 
 TIME_OUTS = 1000

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun
-from bench.launch import job_status
-from bench.launch.display import Display
-from bench.launch.job_status import JobStatus
 from bench.launch.outcome import Outcome
-from bench.launch.submission import failed_at
+from bench.launch.progress import Display
+from bench.launch.slurm import job_status
+from bench.launch.slurm.job_status import JobStatus
+from bench.launch.slurm.submission import failed_at
 from bench.store.run_folder import Store, reason_in
 
 SECONDS = 3.0

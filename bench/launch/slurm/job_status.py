@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.core.errors import BenchError, counted
-from bench.launch import queue
-from bench.launch import submission as submissions
-from bench.launch.queue import OVER, Cluster, Queued
-from bench.launch.submission import Note, Submission
+from bench.launch.slurm import queue
+from bench.launch.slurm import submission as submissions
+from bench.launch.slurm.queue import OVER, Cluster, Queued
+from bench.launch.slurm.submission import Note, Submission
 from bench.store.run_folder import StorageError, Store
 
 WORKING = ("RUNNING", "SUSPENDED")
