@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 IMPORTS = (
     *(
         "bench.cli",
-        "bench.cli_run",
+        "bench.cli.run",
         "bench.launch.run",
         "bench.launch.local.worker",
         "bench.distributed.launcher",

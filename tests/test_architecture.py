@@ -66,7 +66,7 @@ LAYERS = (
     }
     | {"bench.distributed.process", "bench.distributed.launcher", "bench.evidence.measures"},
     {"bench.launch"},
-    {"bench.cli", "bench.cli_options", "bench.cli_run", "bench.cli_status", "bench.cli_evidence", "bench.cli_clean"}
+    {"bench.cli", "bench.cli.options", "bench.cli.run", "bench.cli.status", "bench.cli.evidence", "bench.cli.clean"}
     | {"bench.__main__", "bench"},
 )
 """Imports point from a layer to itself or to one before it, never to one after it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_options
+from bench.cli import options as cli_options
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_clean, cli_options, cli_status
+from bench.cli import clean as cli_clean
+from bench.cli import options as cli_options
+from bench.cli import status as cli_status
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
 

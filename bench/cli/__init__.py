@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import cli_clean, cli_evidence, cli_options, cli_run, cli_status
+from bench.cli import (
+    clean as cli_clean,
+)
+from bench.cli import (
+    evidence as cli_evidence,
+)
+from bench.cli import (
+    options as cli_options,
+)
+from bench.cli import (
+    run as cli_run,
+)
+from bench.cli import (
+    status as cli_status,
+)
 from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
