@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from bench.core.registry import register_model as register_model
     from bench.core.registry import register_optimizer as register_optimizer
     from bench.core.registry import register_task as register_task
+    from bench.data.splits import Split as Split
     from bench.launch.run import run as run
     from bench.optim.base.wrapper import Method as Method
     from bench.optim.sam import SAM as SAM
     from bench.tasks.base import Metric as Metric
-    from bench.tasks.base import Split as Split
     from bench.tasks.base import Task as Task
     from bench.tasks.csv_table import CsvTable as CsvTable
     from bench.tasks.image_folder import ImageFolder as ImageFolder
@@ -29,7 +29,7 @@ _HOMES = {
     "SAM": "bench.optim.sam",
     "Method": "bench.optim.base.wrapper",
     "Task": "bench.tasks.base",
-    "Split": "bench.tasks.base",
+    "Split": "bench.data.splits",
     "Metric": "bench.tasks.base",
     "ImageFolder": "bench.tasks.image_folder",
     "CsvTable": "bench.tasks.csv_table",

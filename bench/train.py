@@ -120,8 +120,8 @@ def train(
         checkpoint_minutes: time between two checkpoints, which are written between two steps; an epoch that ends has
             one after a tenth of it.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
-        group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the first
-            evaluates and writes; whoever is asked to stop stops all of them, after the same step.
+        group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the
+            first evaluates and writes; whoever is asked to stop stops all of them, after the same step.
         say: takes what the user should know although the run goes on: that a checkpoint was damaged.
 
     Returns:
@@ -292,7 +292,7 @@ def _texts(data: Data) -> dict[str, int]:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """A fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
+    """Return a fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
     return _sha256(model.state_dict())
 
 
@@ -309,7 +309,7 @@ def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of each parameter, by the parameter's number."""
+    """Return what an optimizer remembers of each parameter, by the parameter's number."""
     state = optimizer.state_dict()["state"]
     found = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -324,8 +324,7 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 
 
 def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
-    """The last epoch's numbers, and beside them the test score of the epoch that validation would have chosen, where
-    the run has both."""
+    """Return the last epoch's numbers; where there is validation, also the test score of the epoch it would choose."""
     key, sign = task.metric.key, 1 if task.metric.higher_is_better else -1
     about = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
     final = {name: value for name, value in curve[-1].items() if name not in about}

@@ -17,67 +17,28 @@ from bench.cli import cli
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bench").rglob("*.py"))
 
-LAYERS = (
-    {
-        "bench.core.errors",
-        "bench.core.schema",
-        "bench.core.allocator",
-        "bench.store.files",
-        "bench.store.file_set",
-        "bench.core.terminal",
-    },
-    {
-        "bench.core.seeding",
-        "bench.core.registry",
-        "bench.core.spec",
-        "bench.store.run_folder",
-        "bench.store.records",
-        "bench.data.download",
-        "bench.data.datasets",
-    }
-    | {
-        "bench.data.tokens",
-        "bench.store.locks",
-        "bench.core.process_group",
-        "bench.distributed.messages",
-        "bench.distributed.rendezvous",
-        "bench.store.archive",
-    }
-    | {"bench.store.contract", "bench.store.meta", "bench.store.collecting"},
-    {"bench.optim", "bench.models", "bench.tasks", "bench.analysis"},
-    {
-        "bench.config.resolve",
-        "bench.config.resolve_optimizers",
-        "bench.config.search_space",
-        "bench.config.relative",
-        "bench.config.titles",
-        "bench.config.file",
-        "bench.training.evaluate",
-        "bench.training.checkpoint",
-        "bench.training.environment",
-    }
-    | {
-        "bench.data.batching",
-        "bench.training.folding",
-        "bench.training.precision",
-        "bench.training.step",
-        "bench.training.passes",
-        "bench.train",
-    }
-    | {"bench.distributed.process", "bench.distributed.launcher", "bench.evidence.measures"},
-    {"bench.launch"},
-    {"bench.cli", "bench.cli.options", "bench.cli.run", "bench.cli.status", "bench.cli.evidence", "bench.cli.clean"}
-    | {"bench.__main__", "bench"},
-)
-"""Imports point from a layer to itself or to one before it, never to one after it."""
-
-ANALYSIS_MAY_IMPORT = {
-    "bench.analysis",
-    "bench.core.errors",
-    "bench.store.files",
-    "bench.store.run_folder",
-    "bench.store.records",
+FOLDERS = {
+    "core": (),
+    "store": ("core",),
+    "optim": ("core",),
+    "data": ("core", "store"),
+    "tasks": ("core", "data"),
+    "models": ("core", "data", "tasks"),
+    "training": ("core", "store", "optim", "data", "tasks"),
+    "config": ("core", "store", "data", "tasks", "training"),
+    "train": ("core", "store", "optim", "tasks", "training"),
+    "distributed": ("core", "store", "training", "train"),
+    "launch": ("core", "store", "data", "tasks", "config", "training", "train", "distributed"),
+    "analysis": ("core", "store"),
+    "evidence": ("core", "store", "optim", "data", "tasks", "config", "training", "train", "launch", "analysis"),
+    "cli": ("core", "store", "data", "config", "launch", "analysis", "evidence"),
+    "__main__": ("cli",),
+    "": ("core", "optim", "data", "tasks", "launch"),
 }
+"""What each folder of bench/ may import, itself aside; the modules beside the folders too, the package itself as "".
+
+A folder imports none that stands after it here, save the package, whose public names are from everywhere.
+"""
 
 
 def module_name(path: Path) -> str:
@@ -106,36 +67,26 @@ def imports(path: Path, *, types_too: bool = True) -> set[str]:
     return {name for name in found if name.split(".")[0] == "bench"}
 
 
-def part(module: str) -> str:
-    """The piece of the package that a module belongs to: bench.optim for bench.optim.sam."""
-    return ".".join(module.split(".")[:2])
-
-
-def layer(module: str) -> int:
-    for number, parts in enumerate(LAYERS):
-        if part(module) in parts:
-            return number
-    raise AssertionError(f"{part(module)} has no place in LAYERS of tests/test_architecture.py: give it one")
+def folder(module: str) -> str:
+    """The folder of bench/ that a module is in: optim for bench.optim.sam."""
+    return module.split(".")[1] if "." in module else ""
 
 
 # ---- imports -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module: str) -> None:
-    against = {name for name in imports(MODULES[module]) if layer(name) > layer(module)}
-    assert not against, f"{module} imports {against}, which stands above it"
+def test_a_folder_imports_what_it_may(module: str) -> None:
+    own = folder(module)
+    against = {name for name in imports(MODULES[module]) if folder(name) not in (own, *FOLDERS[own])}
+    assert not against, f"{module} imports {against}: see FOLDERS in tests/test_architecture.py"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "bench.analysis"])
-def test_analysis_sees_only_what_is_collected(module: str) -> None:
-    assert {part(name) for name in imports(MODULES[module])} <= ANALYSIS_MAY_IMPORT
-
-
-def test_optimizers_models_and_tasks_know_nothing_of_analysis() -> None:
-    for module, path in MODULES.items():
-        if layer(module) <= 3 and part(module) != "bench.analysis":
-            assert "bench.analysis" not in {part(name) for name in imports(path)}, module
+def test_folders_stand_in_the_order_of_their_imports_and_each_has_its_line() -> None:
+    order = list(FOLDERS)
+    for number, (name, imported) in enumerate(FOLDERS.items()):
+        assert {*imported} <= {*order[:number]}, name
+    assert {folder(module) for module in MODULES} == {*order}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from bench.core.seeding import numpy_stream
 from bench.data import batching
-from bench.tasks.base import Split
+from bench.data.splits import Split
 
 WIDTH = 64
 

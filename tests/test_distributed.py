@@ -29,13 +29,13 @@ from bench.core.errors import BadValue, BenchError
 from bench.core.process_group import Group
 from bench.core.registry import optimizers
 from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
+from bench.data.splits import Split
 from bench.distributed import launcher as distributed
 from bench.distributed.launcher import ProcessFailed, _cause, run_distributed
 from bench.distributed.process import place_of
 from bench.launch.local.slots import Slot, slots
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, StorageError, Store
-from bench.tasks.base import Split
 from bench.train import Stopped, train
 from bench.training import checkpoint
 from bench.training.step import set_up, share_out
@@ -670,7 +670,7 @@ def test_started_by_torchrun_it_joins_and_measures_what_one_process_does(tmp_pat
     (tmp_path / "asked.json").write_text(spec.model_dump_json())
     folder = Store(tmp_path).run(spec.run_id)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "bench.distributed.launcher", str(tmp_path / "asked.json"), str(folder.path)]
+    command = [*torchrun, "-m", "bench.distributed", str(tmp_path / "asked.json"), str(folder.path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"kind": "done"}

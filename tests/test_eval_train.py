@@ -13,9 +13,10 @@ from bench.config import file as experiment
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.data.splits import Split
 from bench.launch.estimate import Speed, measure
 from bench.store.run_folder import Store
-from bench.tasks.base import Split, prepare, replace_labels, sampled
+from bench.tasks.base import prepare, replace_labels, sampled
 from bench.train import train
 
 load_builtins()

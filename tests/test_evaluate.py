@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.tasks.base import Data, Metric, Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Data, Metric, Task
 from bench.tasks.csv_table import R2
 from bench.training.evaluate import batch_size, degeneracy, evaluate, outputs
 

@@ -28,9 +28,10 @@ from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import Choice, TrainSettings
 from bench.data import autoaugment
 from bench.data.batching import Batch
+from bench.data.splits import Split
 from bench.models.encoders import Encoder
 from bench.optim.base.wrapper import Method
-from bench.tasks.base import Data, Split, Task
+from bench.tasks.base import Data, Task
 from bench.tasks.images import ImageTask
 from bench.training.evaluate import outputs
 from bench.training.precision import set_precision

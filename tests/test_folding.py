@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.data.splits import Split
 from bench.models.resnet import SmallResNet
-from bench.tasks.base import Data, Split, Task
+from bench.tasks.base import Data, Task
 from bench.train import weights_sha256
 from bench.training import evaluate as evaluation
 from bench.training.evaluate import SAFETY, evaluate, foldable, outputs, outputs_with

@@ -20,11 +20,11 @@ from bench.config.file import load
 from bench.core import registry
 from bench.core.errors import BenchError
 from bench.core.spec import DataSettings
-from bench.data.splits import split_sizes
+from bench.data.splits import Split, split_sizes
 from bench.launch.plan import make_plan
 from bench.store.run_folder import Store
 from bench.tasks import digits
-from bench.tasks.base import ACCURACY, Split, Task, prepare, replace_labels
+from bench.tasks.base import ACCURACY, Task, prepare, replace_labels
 from bench.tasks.digits import Digits
 
 registry.load_builtins()

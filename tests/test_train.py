@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.data.splits import Split
 from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, Store
-from bench.tasks.base import ACCURACY, Data, Split, Task, prepare
+from bench.tasks.base import ACCURACY, Data, Task, prepare
 from bench.train import Stopped, train, weights_sha256
 from bench.training import checkpoint
 from bench.training.evaluate import BATCH, evaluate

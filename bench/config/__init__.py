@@ -1,0 +1,1 @@
+"""Experiment files: found, read, overridden, checked and resolved into runs."""

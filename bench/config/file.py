@@ -58,7 +58,7 @@ def _find(name: str) -> Path:
 
 
 def experiment_folders() -> list[Path]:
-    here, beside_package = Path("experiments"), Path(__file__).parents[1] / "experiments"
+    here, beside_package = Path("experiments"), Path(__file__).parents[2] / "experiments"
     return [here] if here.resolve() == beside_package.resolve() else [here, beside_package]
 
 

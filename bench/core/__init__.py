@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, specs, registries, seeds. It imports nothing of this package."""

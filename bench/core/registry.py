@@ -31,7 +31,7 @@ Members = Callable[[], Collection[str]]
 
 
 def undeclared(params: dict[str, Any]) -> float:
-    """Return 1: the passes per step of an optimizer that was registered without saying so; see `bench.training.passes`."""
+    """Return 1, the passes per step of an optimizer registered without any; see `bench.training.passes`."""
     return 1
 
 
@@ -53,8 +53,8 @@ class Entry:
     Attributes:
         factory: what builds the thing; its keyword-only arguments are the hyperparameters.
         wraps_base: for optimizers, whether it is built around another one (as SAM is around SGD).
-        passes: for optimizers, forward-backward passes per step, from its hyperparameters; `bench.training.passes` counts those
-            of one that was registered without.
+        passes: for optimizers, forward-backward passes per step, from its hyperparameters; `bench.training.passes`
+            counts those of one that was registered without.
         fetch: for models, sees that the pretrained weights which these hyperparameters ask for are on this machine.
         tokenizer: for models that read text, the folder of the tokenizer that these hyperparameters ask for.
         note: for models, a sentence that belongs under every table of their results.

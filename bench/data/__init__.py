@@ -1,0 +1,1 @@
+"""Files of data sets: found, downloaded, read, split, augmented, put into batches."""

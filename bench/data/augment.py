@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def to_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """An array of the host as a tensor on `device`; a GPU copies it while the host goes on."""
+    """Return an array of the host as a tensor on `device`; a GPU copies it while the host goes on."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # only from pinned memory is a copy asynchronous

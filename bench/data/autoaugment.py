@@ -74,7 +74,7 @@ def autoaugment(images: Tensor, random: np.random.RandomState) -> Tensor:
 
 
 def apply_policy(images: Tensor, chosen: Array, happens: Array, positive: Array) -> Tensor:
-    """What `autoaugment` does once all is drawn.
+    """Apply the policies that were drawn.
 
     Args:
         images: (N, H, W, 3) uint8; left as they are.
@@ -154,7 +154,7 @@ def _tables(height: int, width: int, device: torch.device) -> _Tables:
 
 
 def magnitude_of(name: str, level: int | None, height: int, width: int) -> float:
-    """What a level means, without sign: degrees, a slope, pixels, bits kept, a threshold, or how far a ratio is from 1.
+    """Return the size of a level, without sign: degrees, slope, pixels, bits kept, threshold, a ratio's distance to 1.
 
     torchvision's ten equal steps, in single precision as there, so that no pixel is rounded otherwise.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.tasks.base import Split
+from bench.data.splits import Split
 
 POOL = 32
 """Batches whose examples are sorted by length together; more would pad less and mix less."""
@@ -37,13 +37,13 @@ class Batch:
     tokens: int = 0
 
     def of(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of these examples."""
+        """Return inputs and targets of these examples."""
         inputs = split.inputs if self.width is None else split.inputs[..., : self.width]
         return inputs[self.examples], split.targets[self.examples]
 
 
 def epoch(split: Split, random: np.random.RandomState, batch_size: int) -> list[Batch]:
-    """The batches of one epoch, in order; examples that fill no batch are left out of it.
+    """Return the batches of one epoch, in order; examples that fill no batch are left out of it.
 
     Where examples differ in length, those of 32 batches at a time are sorted by it, and the batches shuffled again.
     """

@@ -21,9 +21,9 @@ import torch
 from bench.core.errors import BenchError, nearest
 from bench.data.datasets import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
 from bench.data.download import writing
+from bench.data.splits import Split
 from bench.data.tokens import Texts
 from bench.store.run_folder import to_json
-from bench.tasks.base import Split
 
 REPOSITORY = "nyu-mll/glue"
 """GLUE on the hub."""

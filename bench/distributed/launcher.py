@@ -1,10 +1,11 @@
 """One run over several processes, of this machine and of others: started, listened to, and ended together.
 
     run_distributed(...)                           what the worker of a launch calls
-    python -m bench.distributed.launcher SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
+    python -m bench.distributed SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
 
-A process that we start hears and tells through `bench/distributed/messages.py`, and dies with us. Whatever it prints is kept for the
-case that it dies without a word. On the other nodes of a SLURM job `bench.launch.slurm.node_helper` starts the processes, for us.
+A process that we start hears and tells through `bench/distributed/messages.py`, and dies with us. Whatever it prints is
+kept for the case that it dies without a word. On the other nodes of a SLURM job `bench.launch.slurm.node_helper` starts
+the processes, for us.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
         rendezvous.SECRET: call.secret,  # in the environment, which other users cannot read, unlike the command line
         rendezvous.FOLDER: call.rendezvous,
     }
-    command = [sys.executable, "-m", "bench.distributed.launcher", f"{call.folder}/spec.json", call.folder, "--watched"]
+    command = [sys.executable, "-m", "bench.distributed", f"{call.folder}/spec.json", call.folder, "--watched"]
     command += ["--device", device, "--checkpoint-minutes", str(call.checkpoint_minutes)]
     command += ["--threads", str(call.threads)]
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
@@ -297,10 +298,8 @@ def _obituary(death: dict[str, Any], count: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `python -m bench.distributed.launcher`, one process or all processes of a run, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.distributed.launcher", description="One run over several processes."
-    )
+    """Run `python -m bench.distributed`, one process or all processes of a run, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.distributed", description="One run over several processes.")
     parser.add_argument("spec", type=Path, help="the run's spec.json")
     parser.add_argument("folder", type=Path, help="the run's folder, named by its run_id")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
@@ -348,7 +347,3 @@ def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
             options.checkpoint_minutes,
             lambda: stop_sign.is_up,
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

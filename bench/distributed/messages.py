@@ -155,7 +155,7 @@ def _in_words(thread: int) -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         here = f"{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"
-        if path.is_relative_to(Path(__file__).parent):
+        if path.is_relative_to(Path(__file__).parents[1]):
             return here
         words, frame = words or here, frame.f_back
     return words or "an end"

@@ -1,0 +1,1 @@
+"""Results repeated, compared, merged, exported; final weights measured."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
 from bench.data.batching import Batch
-from bench.tasks.base import Data, Split, Task, sampled
+from bench.data.splits import Split
+from bench.tasks.base import Data, Task, sampled
 from bench.train import synchronize
 from bench.training.evaluate import batch_size, evaluate, foldable, outputs
 from bench.training.folding import folded

@@ -207,7 +207,7 @@ def _with_compiling(planned: Plan, decision: Mapping[str, Any]) -> Plan:
 
 
 def next_phase(planned: Plan) -> Plan | None:
-    """The final runs of what could not be chosen when a plan was made, and now can; None if there are none."""
+    """Plan the final runs of what could not be chosen before and now can; None if there are none."""
     if not planned.to_be_chosen:
         return None
     known = {run.spec.run_id for run in planned.chosen}  # not those that only an earlier choice has led to
@@ -302,7 +302,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
 
 
 def _without_queued(planned: Plan, console: Console) -> Plan:
-    """The plan without the runs that jobs on SLURM will do."""
+    """Return the plan without the runs that jobs on SLURM will do."""
     queued, warning = job_status.elsewhere(planned.store, [run.spec.run_id for run in planned.to_do])
     if warning:
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -38,7 +38,8 @@ class MomentumSAM(Perturbing):
             with SGD and weight decay 5e-4 that is .014 of the way gone apart from "paper", where the base decays w.
             For a base that decays the gradient (SGD, Adam). Over AdamW, decoupled,
             their code decays after the step, and .025 apart at 0.01: only "paper" can be had there.
-        others: as of `bench.optim.base.perturbation.Perturbing`, without m and ascent_decay: e is the same for all examples.
+        others: as of `bench.optim.base.perturbation.Perturbing`, without m and ascent_decay: e is the same for all
+            examples.
 
     Raises:
         ValueError: the base has no momentum, or, after its first step, keeps none where it is looked for (8-bit states,

@@ -74,9 +74,10 @@ class SAM(Perturbing):
 
     Memory above the base: one copy of the parameters, during the step only. With `model` also two copies of its buffers
     and of its parameters in no group, each as far as it has at most 65,536 numbers or forward moves it; large ones that
-    stay as they are cost nothing (see `bench.optim.base.forward_state`). e is built in the gradients' storage, where on a
-    CPU a large weight is during the second pass, unless its own memory has other users (see `bench.optim.base.weight_swap`).
-    Of parameters with sparse gradients (embeddings) only the rows that a batch touches are moved and copied.
+    stay as they are cost nothing (see `bench.optim.base.forward_state`). e is built in the gradients' storage, where on
+    a CPU a large weight is during the second pass, unless its own memory has other users (see
+    `bench.optim.base.weight_swap`). Of parameters with sparse gradients (embeddings) only the rows that a batch touches
+    are moved and copied.
 
     In a loop that is not yours, `backward(closure)` takes the place of `loss.backward()`, and `step()` stays what it is
     there; that is the way to accumulate, to clip by your own rule, and to use a GradScaler (fp16).

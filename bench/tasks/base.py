@@ -19,7 +19,7 @@ from bench.core.errors import BenchError
 from bench.core.seeding import numpy_stream
 from bench.core.spec import DataSettings
 from bench.data import tokens as text
-from bench.data.splits import Phase, held_out, sample, strata, stratified_order
+from bench.data.splits import Phase, Split, held_out, sample, strata, stratified_order
 from bench.data.tokens import Texts
 
 Encode = Callable[[Texts], "text.Tokens"]
@@ -57,41 +57,6 @@ class Suite:
 
     name: str
     tasks: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples, as tensors that live on the device.
-
-    Attributes:
-        inputs: (N, ...), raw; the task makes them what the model sees, a batch at a time. Of tasks of text: `Texts`,
-            until the model's tokenizer has made them (N, 2, W) token and segment ids, -1 where a text is over.
-        targets: (N,) class numbers, or (N,) floats for regression.
-        noisy: (N,) bool, True where the label was replaced; None where none was.
-        lengths: (N,) tokens of each text before it was cut to W, on the host; None where all inputs are of one size.
-    """
-
-    inputs: Any
-    targets: Tensor
-    noisy: Tensor | None = None
-    lengths: np.ndarray[Any, Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, indices: Tensor) -> Split:
-        noisy = None if self.noisy is None else self.noisy[indices]
-        lengths = None if self.lengths is None else self.lengths[indices.cpu().numpy()]
-        return Split(self.inputs[indices], self.targets[indices], noisy, lengths)
-
-    def to(self, device: torch.device) -> Split:
-        noisy = None if self.noisy is None else self.noisy.to(device)
-        return Split(self.inputs.to(device), self.targets.to(device), noisy, self.lengths)
-
-    @property
-    def cut(self) -> int:
-        """Return how many texts were too long."""
-        return 0 if self.lengths is None else int((self.lengths > self.inputs.shape[-1]).sum())
 
 
 class Task(ABC):

@@ -18,7 +18,7 @@ import torch
 from bench.core.registry import register_task
 from bench.data.datasets import Dataset, content, damaged
 from bench.data.download import Download
-from bench.tasks.base import Split
+from bench.data.splits import Split
 from bench.tasks.images import PublishedImages
 
 SIDE = 32

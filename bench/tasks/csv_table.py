@@ -19,9 +19,9 @@ from bench.core.registry import register_task
 from bench.data import cells as reading
 from bench.data.datasets import Stamp, stamp
 from bench.data.download import tell
-from bench.data.splits import Indices, quantile_bins
+from bench.data.splits import Indices, Split, quantile_bins
 from bench.data.user_files import MISSING, TestShare, hold_out
-from bench.tasks.base import Metric, Split, Task
+from bench.tasks.base import Metric, Task
 
 MOST_CATEGORIES = 50
 """A column of words with more different values than this is no category but a name or a text."""

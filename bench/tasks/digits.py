@@ -14,7 +14,8 @@ from torch import Tensor
 from bench.core.registry import register_task
 from bench.data.augment import crop
 from bench.data.datasets import remembered
-from bench.tasks.base import Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Task
 
 TRAIN_EXAMPLES = 1200
 TEST_EXAMPLES = 597

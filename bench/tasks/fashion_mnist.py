@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.core.registry import register_task
 from bench.data.datasets import Dataset, content, damaged
 from bench.data.download import Download
-from bench.tasks.base import Split
+from bench.data.splits import Split
 from bench.tasks.images import MixupAlpha, PublishedImages
 
 SIDE = 28

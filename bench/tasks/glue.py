@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench.core.registry import register_task
 from bench.data.glue_files import TASKS
-from bench.tasks.base import Metric, Split, Suite, Task
+from bench.data.splits import Split
+from bench.tasks.base import Metric, Suite, Task
 
 NAMES = {
     "acc": "accuracy",

@@ -14,8 +14,8 @@ from bench.core.errors import BenchError
 from bench.core.registry import register_task
 from bench.data import image_files
 from bench.data.datasets import Stamp, stamp
+from bench.data.splits import Split
 from bench.data.user_files import TestShare, hold_out
-from bench.tasks.base import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

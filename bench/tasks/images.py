@@ -17,7 +17,8 @@ from bench.core.errors import BenchError
 from bench.data.augment import crop, cutout, mixup, to_device
 from bench.data.autoaugment import autoaugment
 from bench.data.datasets import Dataset
-from bench.tasks.base import Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Task
 
 Augment = Literal["none", "basic", "cutout", "autoaugment"]
 MixupAlpha = Annotated[float, Field(ge=0)]
@@ -104,13 +105,13 @@ class PublishedImages(ImageTask):
     @classmethod
     @abstractmethod
     def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
-        """The training and the test set out of the files of `dataset`, in their order."""
+        """Return the training and the test set out of the files of `dataset`, in their order."""
 
     def fetch(self) -> None:
         self.dataset.fetch(allow_unverified=self.allow_unverified_data)
 
     def load(self) -> tuple[Split, Split]:
-        """The training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
+        """Return the training and the test set: inputs (N, H, W, C) uint8, targets (N,) int64.
 
         The tensors are shared by all runs of a process: not to be written to.
 

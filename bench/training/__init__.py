@@ -1,0 +1,1 @@
+"""What `bench.train.train` is made of: setup, steps, evaluation, checkpoints, precision."""

@@ -20,7 +20,7 @@ from bench.core import allocator
 @functools.cache
 def _code() -> dict[str, Any]:
     """Return the commit that this process runs, and whether files other than results differ from it."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     unknown = {"commit": None, "dirty": None}
     if not (root / ".git").exists():  # an installed package, or someone else's repository around it
         return unknown

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.data import batching
-from bench.tasks.base import Data, Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Data, Task
 from bench.training.folding import folded
 
 BATCH = {"cuda": 1024, "cpu": 128}
@@ -161,7 +162,7 @@ def batch_size(split: Split) -> int:
 
 @torch.no_grad()
 def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast) -> Tensor:
-    """The model's outputs (N, num_outputs), fp32, on all examples of a split; the caller has set eval mode."""
+    """Return the model's outputs (N, num_outputs), fp32, on all examples of a split; the caller sets eval mode."""
     size = batch_size(split)
     with autocast:
         if split.lengths is None:  # slices, where batches would copy

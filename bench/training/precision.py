@@ -56,7 +56,7 @@ _kept: str | None = None
 
 
 def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False, code: str | None = None) -> nn.Module:
-    """The module to train through: the model itself, or a compiled twin that shares its parameters and buffers.
+    """Return the module to train through: the model itself, or a compiled twin with its parameters and buffers.
 
     Compiled code outlives a run: one that needs the same as the last compiled run of this process does not compile it
     anew. A process never keeps more than the code of one kind of run.
@@ -84,7 +84,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
 
 @contextmanager
 def compilation_errors_told() -> Iterator[None]:
-    """What torch.compile throws (pages of it) as one message that says what to do."""
+    """Turn what torch.compile throws, which is pages long, into one message that says what to do."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:

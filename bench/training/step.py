@@ -75,7 +75,7 @@ class Run:
         return round(self.work * self.group.size)
 
     def batches(self, epoch: int) -> list[Batch]:
-        """What an epoch goes through: the same for every optimizer with this seed."""
+        """Return the batches of an epoch: the same for every optimizer with this seed."""
         return batching.epoch(self.data.train, numpy_stream(self.seed, "order", epoch), self.batch_size)
 
     def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
@@ -111,7 +111,7 @@ class Run:
         return closure
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> Closure:
-        """The losses of single examples, of those whose numbers are told or of all, for who runs backward itself."""
+        """Return a closure of single examples' losses, some or all, for a method that calls backward itself."""
 
         def losses(examples: Tensor | None = None) -> Tensor:
             x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
@@ -124,7 +124,7 @@ class Run:
 
     @contextmanager
     def measured_weights(self) -> Iterator[None]:
-        """The model as it is to be measured: with weights that the optimizer keeps for that, where it keeps some."""
+        """Give the model the weights that its optimizer keeps for measuring, where it keeps some."""
 
         def inputs() -> Iterator[Tensor]:
             for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size):
@@ -160,7 +160,7 @@ def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
 
 
 def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tuple[Task, Data] | None = None) -> Run:
-    """Data, model and optimizer of a run, the model's weights drawn from the seed's stream.
+    """Return a run with its data, model and optimizer, the model's weights drawn from the seed's stream.
 
     Args:
         group: the processes that do it; each of them calls this.
@@ -252,7 +252,7 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -
 
 
 def load_task(spec: RunSpec) -> Task:
-    """The task, with the registries filled and the plug-ins that the spec uses loaded and found unchanged.
+    """Return the task, with the registries filled and the spec's plug-ins loaded and found unchanged.
 
     Raises:
         BenchError: a plug-in, or a file of the user's data, is missing or not what the run was planned with.
@@ -269,7 +269,7 @@ def load_task(spec: RunSpec) -> Task:
 
 
 def encoder(spec: RunSpec, task: Task) -> Encode | None:
-    """What makes a text task's examples numbers: the tokenizer of the model; None for other tasks."""
+    """Return the tokenizer of the model, which makes a text task's examples numbers; None for other tasks."""
     tokenizer = models[spec.model.name].tokenizer
     if not task.text or tokenizer is None:
         return None
@@ -278,7 +278,7 @@ def encoder(spec: RunSpec, task: Task) -> Encode | None:
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a spec over the model's parameters, a method around its base where it has one.
+    """Return the optimizer of a spec over the model's parameters, a method around its base where it has one.
 
     Raises:
         BenchError: the method can do nothing with this base or this model.
@@ -317,7 +317,7 @@ def _a(thing: object) -> str:
 
 
 def parameter_groups(model: nn.Module, weight_decay_on: str) -> list[Any]:
-    """What is trained, as an optimizer takes it: in one group, or apart what its weight decay is not for."""
+    """Return the trained parameters in groups: one, or two where weight decay is not for all of them."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if weight_decay_on == "all":
         return parameters

@@ -13,9 +13,10 @@ import torch
 
 from bench.analysis import plots, report, tables
 from bench.analysis.summary import all_rows
+from bench.data.splits import Split
 from bench.store import records
 from bench.store.records import Results
-from bench.tasks.base import Data, Metric, Split, Task
+from bench.tasks.base import Data, Metric, Task
 from bench.training.evaluate import evaluate
 
 Make = Callable[..., Results]

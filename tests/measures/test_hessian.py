@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from bench.core import registry
+from bench.data.splits import Split
 from bench.evidence.measures.hessian import hessian_vector_product, largest_eigenvalues
 from bench.evidence.measures.surface import Surface
 from bench.models.encoders import Encoder
-from bench.tasks.base import Split
 from tests.models.encoder_files import Sentences, configuration
 from tests.models.helpers import DIGITS, Images, build
 

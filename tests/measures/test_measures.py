@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.data.splits import Split
 from bench.evidence.measures.ascent import m_sharpness
 from bench.evidence.measures.calibration import expected_calibration_error, negative_log_likelihood
 from bench.evidence.measures.directions import direction, filter_normalised, line, plane, ticks
 from bench.evidence.measures.hessian import largest_eigenvalues
 from bench.evidence.measures.surface import Surface
-from bench.tasks.base import Split, Task
+from bench.tasks.base import Task
 
 DOUBLE = torch.float64
 

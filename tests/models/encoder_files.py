@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
+from bench.data.splits import Split
 from bench.data.tokens import Texts, encode, quiet_transformers
 from bench.models.encoders import Encoder
-from bench.tasks.base import Split, Task
+from bench.tasks.base import Task
 
 from .helpers import build, of_type
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
-from bench.tasks.base import Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Task
 
 registry.load_builtins()
 

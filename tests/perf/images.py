@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.core.registry import models, optimizers, register_task
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.tasks.base import Split
+from bench.data.splits import Split
 from bench.tasks.images import ImageTask
 from bench.train import synchronize
 from bench.training.step import Run, set_up

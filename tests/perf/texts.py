@@ -25,8 +25,9 @@ from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, Trai
 from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
+from bench.data.splits import Split
 from bench.data.tokens import Texts
-from bench.tasks.base import Split, Task
+from bench.tasks.base import Task
 from bench.train import synchronize
 from bench.training.step import Run, set_up
 

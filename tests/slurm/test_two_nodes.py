@@ -34,7 +34,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def distributed(command: list[str], spec: RunSpec, place: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Do a run with `python -m bench.distributed.launcher`, started by a command; its result."""
+    """Do a run with `python -m bench.distributed`, started by a command; its result."""
     folder = place / spec.run_id
     folder.mkdir(parents=True)
     (place / "asked.json").write_text(spec.model_dump_json())

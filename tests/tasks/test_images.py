@@ -17,7 +17,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import Entry
 from bench.data.augment import crop, cutout, mixup
 from bench.data.autoaugment import autoaugment
-from bench.tasks.base import Split
+from bench.data.splits import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
 
 LEVELS: list[Augment] = list(get_args(Augment))

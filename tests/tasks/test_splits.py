@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.core.spec import DataSettings
-from bench.data.splits import Phase, quantile_bins, stratified_order
-from bench.tasks.base import Split, Task, prepare
+from bench.data.splits import Phase, Split, quantile_bins, stratified_order
+from bench.tasks.base import Task, prepare
 from bench.tasks.csv_table import CsvTable
 
 UNEVEN = (np.arange(1200) >= 814).astype(np.int64)

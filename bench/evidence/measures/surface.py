@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import batching
-from bench.tasks.base import Split, Task
+from bench.data.splits import Split
+from bench.tasks.base import Task
 from bench.training.evaluate import BATCH
 
 Part = tuple[Tensor, Tensor]

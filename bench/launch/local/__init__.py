@@ -1,0 +1,1 @@
+"""Runs on this machine: workers over its GPUs or cores."""

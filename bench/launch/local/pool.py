@@ -178,7 +178,7 @@ class _Pool:
         return known | measured, reason
 
     def _ask_all(self, question: Measure) -> list[Event]:
-        """The answers of all workers; one that dies over it gives none, and is replaced."""
+        """Return the answers of all workers; one that dies over the question gives none, and is replaced."""
         for worker in self.workers:
             worker.connection.send(question)
         events = []
@@ -222,7 +222,7 @@ class _Pool:
                 self._give(place, run)
 
     def _next(self, device: str) -> PlannedRun | None:
-        """What a free worker of a device does now: nothing, while a run there is alone, or waits to be."""
+        """Return the next run for a free worker of a device; None while a run there has it alone, or waits to."""
         busy = [worker for worker in self.workers if worker.run and worker.slot.device == device]
         if self.lonely[device]:
             return None if busy else self.lonely[device][0]
@@ -247,7 +247,7 @@ class _Pool:
             self._replace(worker)
 
     def _clear(self, device: str) -> None:
-        """New processes for all of an idle device: the old ones may keep memory that they do not use."""
+        """Replace all processes of an idle device: the old ones may keep memory that they do not use."""
         old = [(place, worker) for place, worker in enumerate(self.workers) if worker.slot.device == device]
         for _, worker in old:
             _dismiss(worker)
@@ -309,7 +309,7 @@ class _Pool:
             )
 
     def _absent(self, run: PlannedRun, reason: str) -> None:
-        """Data that a launch would fetch first: nothing of this kind can be tried here, and nothing is wrong."""
+        """End a rehearsal whose data a launch would fetch first: no step can be tried, and nothing is wrong."""
         self.display.dropped(run)
         self.queue.clear()
         if not self.absent:
@@ -331,7 +331,7 @@ class _Pool:
         self.lonely[device].append(run)
 
     def _replace(self, worker: _Worker) -> None:
-        """A worker died under its run: one more try from the checkpoint, on a new worker; then the run has failed."""
+        """Replace a worker that died under its run, which is retried once from its checkpoint, then has failed."""
         run = worker.run
         assert run is not None
         worker.process.join()

@@ -1,7 +1,7 @@
 """Entry point on the further nodes of a SLURM job: starts the processes of runs that the first node's worker does.
 
-It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping too, is between
-that and the processes; which end by themselves when it does.
+It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping too, is
+between that and the processes; which end by themselves when it does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.5
 
 
 def main() -> int:
-    """Run `python -m bench.launch.slurm.node_helper FOLDER TASK`; return 0 when the first node has said that all is over."""
+    """Help the first node, as `python -m bench.launch.slurm.node_helper FOLDER TASK`; return 0 when that is over."""
     calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""

@@ -193,7 +193,7 @@ def submitting(store: Store) -> Iterator[None]:
 
 def code_sha256() -> str:
     """Hash of all files of this package, names and contents."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.suffix in (".py", ".json", ".toml", ".typed") and path.is_file():

@@ -31,7 +31,7 @@ class Reductions:
         self.group = group
 
     def norm(self, parameters: Sequence[Tensor], tensors: list[Tensor]) -> Tensor:
-        """Return the 2-norm of all tensors together, a scalar on their device: see `bench.optim.base.tensors.global_norm`.
+        """Return the 2-norm of all tensors together, a scalar on their device: see `tensors.global_norm`.
 
         Args:
             parameters: those that the tensors belong to, in the same order.

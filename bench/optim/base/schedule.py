@@ -25,5 +25,5 @@ def lr_factor(step: int, total: int, warmup: int, shape: Schedule) -> float:
 
 
 def scheduler(optimizer: torch.optim.Optimizer, total: int, warmup: int, shape: Schedule) -> LambdaLR:
-    """The schedule as torch's LambdaLR: call its `step` once after every optimizer step."""
+    """Return the schedule as torch's LambdaLR, whose `step` is called once after every optimizer step."""
     return LambdaLR(optimizer, lambda step: lr_factor(step, total, warmup, shape))

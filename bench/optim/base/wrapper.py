@@ -35,8 +35,8 @@ class Method(Delegating):
     """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
-    override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.base.delegation`), so
-    schedulers, checkpoints and the base see one lr and one momentum, before and after a `load_state_dict`.
+    override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.base.delegation`),
+    so schedulers, checkpoints and the base see one lr and one momentum, before and after a `load_state_dict`.
 
     Args:
         base: a constructed torch optimizer.
@@ -69,8 +69,8 @@ class Method(Delegating):
         total_steps: steps of the whole training, for methods that use shares of it; None: not given.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
         checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
-            the same inputs (see `bench.optim.base.inputs`), for which they wait for the device. 0: none does; it becomes 0
-            where the first call has compiled something.
+            the same inputs (see `bench.optim.base.inputs`), for which they wait for the device. 0: none does; it
+            becomes 0 where the first call has compiled something.
 
     Nothing else in a step waits for the device when the base is a fused torch optimizer (as all of this package are);
     with another base, one value per step is fetched to see whether the gradient is finite.
