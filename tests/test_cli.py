@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from bench import cli
@@ -235,6 +236,17 @@ def test_every_command_explains_itself(bench: Bench, command: str) -> None:
 
 
 # ---- as a process --------------------------------------------------------------------------------------------
+
+
+def test_the_help_of_run_is_in_groups_and_short_before_slurms(bench: Bench) -> None:
+    lines = bench("run", "--help").out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["What to run:", "Where and how:", "With --on slurm:"]
+    assert lines.index("With --on slurm:") <= 30
+    listed = {word for line in lines for word in line.split()[:2] if word.startswith("--")}
+    assert listed == {
+        option.opts[-1] for option in cli.cli.commands["run"].params if isinstance(option, click.Option)
+    } | {"--help"}
 
 
 def test_help_imports_nothing_heavy() -> None:

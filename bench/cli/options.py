@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,32 @@ import click
 
 from bench.core.errors import BenchError, nearest
 from bench.store.run_folder import KEEP_WEIGHTS
+
+
+class Grouped(click.Command):
+    """A command whose `--help` lists options under headings, without the ranges that numbers are checked for.
+
+    Args:
+        headings: each with the flags of its options, in order. An option under none of them is an error.
+    """
+
+    def __init__(self, *arguments: Any, headings: Mapping[str, Sequence[str]], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.headings = headings
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of options per heading."""
+        options = {option.opts[-1]: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
+        assert {*options} == {flag for flags in self.headings.values() for flag in flags}
+        for heading, flags in self.headings.items():
+            with formatter.section(heading):
+                formatter.write_dl([_row(options[flag], ctx) for flag in flags], col_max=22)
+
+
+def _row(option: click.Option, context: click.Context) -> tuple[str, str]:
+    metavar = "" if option.is_flag else f" {option.make_metavar(context)}"
+    default = f" [default: {option.default}]" if option.show_default else ""
+    return ", ".join(option.opts) + metavar, f"{option.help}{default}"
 
 
 class _Finite(click.FloatRange):
@@ -35,7 +61,7 @@ out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
 )
 set_ = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key (train.epochs=10). Repeatable."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: train.epochs=10. Repeatable."
 )
 
 
@@ -43,7 +69,7 @@ name = click.option(
     "--name",
     "results_name",
     metavar="NAME",
-    help="Folder of the results. [default: EXPERIMENT, with overrides]",
+    help="Name of the results' folder. [default: EXPERIMENT+SETTINGS]",
 )
 
 
@@ -61,9 +87,10 @@ def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Pa
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="PATH",
     expose_value=False,
     callback=_set_data_dir,
-    help="Where data sets and weights are. [default: $BENCH_DATA, else ~/.cache/sam-bench]",
+    help="Folder of data and weights. [default: $BENCH_DATA]",
 )
 
 
@@ -77,7 +104,7 @@ keep_weights = click.option(
     is_flag=True,
     expose_value=False,
     callback=_set_keep_weights,
-    help="Leave the final weights of every run in its folder, for `bench measure`.",
+    help="Keep final weights, for `bench measure`.",
 )
 
 

@@ -78,59 +78,79 @@ SLURM_FLAGS = {
 """What only a launch on SLURM understands, by the name of the argument."""
 
 
+HEADINGS = {
+    "What to run": ("--set", "--name", "--seeds", "--only", "--retry-failed", "--redo", "--shard", "--dry-run"),
+    "Where and how": (
+        *("--on", "--jobs", "--jobs-per-gpu", "--gpus", "--out", "--data-dir", "--checkpoint-minutes", "--fail-fast"),
+        *("--keep-weights", "--help"),
+    ),
+    "With --on slurm": tuple(SLURM_FLAGS.values()),
+}
+"""How `bench run --help` lists the options."""
+
+
 def _slurm_options(command: Any) -> Any:
-    number = cli_options.COUNT
-    helps: dict[str, dict[str, Any]] = {
+    number = {"type": cli_options.COUNT, "metavar": "N"}
+    settings: dict[str, dict[str, Any]] = {
         "profile": {
             "type": click.Path(path_type=Path, dir_okay=False),
-            "help": "TOML file with a table [slurm]. [default: ~/.config/sam-bench/slurm.toml, if there]",
+            "help": "TOML file with [slurm]. [default: ~/.config/sam-bench/slurm.toml]",
         },
-        "wait": {"is_flag": True, "help": "Follow the jobs, and collect the results at the end."},
-        "partition": {"help": "SLURM partition."},
-        "account": {"help": "SLURM account."},
-        "qos": {"help": "SLURM quality of service."},
-        "constraint": {"help": "Features that nodes must have."},
-        "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS, D-HH:MM:SS."},
-        "nodes": {"type": number, "help": "Nodes of a job, for runs with train.processes. [default: 1]"},
-        "mem_gb": {"type": cli_options.POSITIVE, "help": "Memory of a job, on each node."},
-        "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "help": "GPUs of a job, on each node."},
-        "cpus": {"type": number, "help": "Cores of a job, on each node."},
-        "runs_per_job": {"type": number, "help": "Runs that a job does. [default: as many as it does at once]"},
-        "max_jobs": {"type": number, "help": "Jobs at once."},
-        "max_array_size": {"type": number, "help": "Jobs an array. [default: the site's limit]"},
+        "wait": {"is_flag": True, "help": "Follow the jobs to their end and collect the results."},
+        "partition": {"help": "SLURM's partition.", "metavar": "NAME"},
+        "account": {"help": "SLURM's account.", "metavar": "NAME"},
+        "qos": {"help": "SLURM's quality of service.", "metavar": "NAME"},
+        "constraint": {"help": "Features that nodes must have.", "metavar": "TEXT"},
+        "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS or D-HH:MM:SS."},
+        "nodes": {**number, "help": "Nodes per job, where train.processes > 1. [default: 1]"},
+        "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
+        "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
+        "cpus": {**number, "help": "Cores per job and node."},
+        "runs_per_job": {**number, "help": "Runs per job. [default: as many as it does at once]"},
+        "max_jobs": {**number, "help": "Jobs at once."},
+        "max_array_size": {**number, "help": "Jobs per array. [default: the site's limit]"},
         "grace_seconds": {
             "type": click.IntRange(min=10, max=2**31 - 1),
-            "help": "Signal this long before the time limit.",
+            "metavar": "N",
+            "help": "Seconds before the time limit at which runs save.",
         },
         "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
         "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
     }
     for name, flag in reversed(SLURM_FLAGS.items()):
-        settings = helps[name] | {"help": f"SLURM: {helps[name]['help']}"}
-        command = click.option(flag, name, **settings)(command)
+        command = click.option(flag, name, **settings[name])(command)
     return command
 
 
-@click.command()
+@click.command(cls=cli_options.Grouped, headings=HEADINGS)
 @click.argument("experiment")
 @cli_options.which
-@click.option("--seeds", type=cli_options.COUNT, help="Run N seeds (of a tuned experiment: N final ones).")
+@click.option(
+    "--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds to run; of a tuned one, final seeds."
+)
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
-@click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where to.")
-@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once. [default: one a GPU, else one a core]")
-@click.option("--jobs-per-gpu", type=cli_options.AT_ONCE, help="Runs at once on each GPU. [default: 1]")
+@click.option(
+    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs are done."
+)
+@click.option(
+    "--jobs", type=cli_options.AT_ONCE, metavar="N", help="Runs at once. [default: one per GPU, else per core]"
+)
+@click.option("--jobs-per-gpu", type=cli_options.AT_ONCE, metavar="N", help="Runs at once per GPU. [default: 1]")
 @click.option("--gpus", callback=_gpu_numbers, metavar="0,1,...", help="GPUs of this machine to use. [default: all]")
 @cli_options.out
 @cli_options.data_dir
-@click.option(
-    "--dry-run", is_flag=True, help="Show every run, and what it costs; try one step of each configuration; start none."
-)
+@click.option("--dry-run", is_flag=True, help="List runs and costs, try a step of each kind, start none.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
 @click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
-@click.option("--redo", is_flag=True, help="Do runs again that only records.csv holds, whose folders are not here.")
-@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this part of what is missing, others elsewhere.")
+@click.option("--redo", is_flag=True, help="Repeat finished runs whose folders are not here.")
+@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this share of the missing runs: 2/5.")
 @click.option(
-    "--checkpoint-minutes", type=cli_options.NOT_NEGATIVE, default=5.0, show_default=True, help="Time between two."
+    "--checkpoint-minutes",
+    type=cli_options.NOT_NEGATIVE,
+    default=5.0,
+    show_default=True,
+    metavar="N",
+    help="Minutes between checkpoints.",
 )
 @cli_options.keep_weights
 @_slurm_options
@@ -153,11 +173,9 @@ def run(
     checkpoint_minutes: float,
     **slurm: Any,
 ) -> None:
-    """Do the runs that are missing; collect records, tables and figures; print the tables.
+    """Do the missing runs of an experiment, collect them, print the tables.
 
-    A finished run is never repeated, wherever it was done; a half run goes on from its checkpoint; a failed one waits
-    for --retry-failed.
-    With --on slurm the runs that are not in the queue yet are submitted; --wait stays to collect them.
+    A finished run is never repeated; a half run goes on from its checkpoint.
     """
     from bench.config.file import find
 
