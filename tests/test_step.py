@@ -153,6 +153,13 @@ def test_the_second_pass_of_a_compiled_model_has_the_same_dropout_mask() -> None
     assert losses(base) == first
 
 
+def test_an_optimizer_that_leaves_the_closure_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = set_up(make_spec(), CPU)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
+    with pytest.raises(BenchError, match=r"SGD\.step\(closure\) returned .* NoneType: it has to evaluate the closure"):
+        run.step(run.batches(0)[0], np.random.RandomState(0))
+
+
 def test_a_model_that_cannot_be_compiled_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import TorchDynamoException
 

@@ -10,21 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import (
-    clean as cli_clean,
-)
-from bench.cli import (
-    evidence as cli_evidence,
-)
-from bench.cli import (
-    options as cli_options,
-)
-from bench.cli import (
-    run as cli_run,
-)
-from bench.cli import (
-    status as cli_status,
-)
+from bench.cli import clean as cli_clean
+from bench.cli import evidence as cli_evidence
+from bench.cli import options as cli_options
+from bench.cli import run as cli_run
+from bench.cli import status as cli_status
+from bench.cli.new import new
 from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
@@ -82,6 +73,7 @@ def main() -> None:
 
 
 cli.add_command(cli_run.run)
+cli.add_command(new)
 cli.add_command(cli_run.cancel)
 cli.add_command(cli_clean.clean)
 EVIDENCE = (

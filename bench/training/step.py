@@ -79,8 +79,17 @@ class Run:
         return batching.epoch(self.data.train, numpy_stream(self.seed, "order", epoch), self.batch_size)
 
     def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
-        """One update on a batch; the loss before it, still on its way from the device."""
-        loss: Tensor = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type, assignment]
+        """Make one update on a batch; return the loss before it, still on its way from the device.
+
+        Raises:
+            BenchError: the optimizer returns no loss, so that it may not have evaluated the closure.
+        """
+        loss: Any = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type]
+        if not isinstance(loss, Tensor):
+            raise BenchError(
+                f"{type(self.optimizer).__name__}.step(closure) returned {_a(loss)}: it has to evaluate the closure, "
+                "which leaves the gradients, and return its loss, as torch's optimizers do"
+            )
         return loss.detach()
 
     @property
