@@ -478,15 +478,7 @@ class Site:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "asked.json"
         path.write_text(self.spec.model_dump_json())
-        command = [
-            sys.executable,
-            "-m",
-            "bench.distributed.launcher",
-            str(path),
-            str(self.folder.path),
-            "--threads",
-            "1",
-        ]
+        command = [sys.executable, "-m", "bench.distributed", str(path), str(self.folder.path), "--threads", "1"]
         return Popen([*command, "--checkpoint-minutes", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 

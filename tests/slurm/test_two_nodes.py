@@ -38,15 +38,7 @@ def distributed(command: list[str], spec: RunSpec, place: Path, environment: dic
     folder = place / spec.run_id
     folder.mkdir(parents=True)
     (place / "asked.json").write_text(spec.model_dump_json())
-    arguments = [
-        sys.executable,
-        "-m",
-        "bench.distributed.launcher",
-        str(place / "asked.json"),
-        str(folder),
-        "--threads",
-        "1",
-    ]
+    arguments = [sys.executable, "-m", "bench.distributed", str(place / "asked.json"), str(folder), "--threads", "1"]
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
@@ -128,7 +120,7 @@ def ranks(site: Site) -> dict[str, int]:
             environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
-        if "bench.distributed.launcher" in command and any(str(site.path) in word for word in command):
+        if "bench.distributed" in command and any(str(site.path) in word for word in command):
             found |= {word.partition("=")[2]: int(path.name) for word in environment if "SLURMD_NODENAME=" in word}
     return found
 
@@ -190,10 +182,7 @@ def test_a_node_that_is_lost_ends_the_job_on_both_and_the_next_launch_completes_
     site: Site, queue: Queue, undisturbed: dict[str, str]
 ) -> None:
     site.slow(True)
-    for module in (
-        "bench.launch.slurm.node",
-        "bench.launch.slurm.node_helper",
-    ):  # of the first node, and of the other one
+    for module in ("bench.launch.slurm.node", "bench.launch.slurm.node_helper"):  # of the first node, and the other one
         site.submit(*ON_BOTH, "--seeds", "1", "--checkpoint-minutes", "0")
         queue.wait_for(lambda: len(ranks(site)) == 2 and site.working())
         job = site.job_ids()[-1]
