@@ -27,7 +27,7 @@ def test_an_array_ends_with_the_same_bits_as_a_local_run(site: Site, queue: Queu
     assert "Records, tables and figures are in results/touchy" in output
     assert site.weights() == undisturbed
     assert (site.results / "tables" / "results.md").exists()
-    assert queue.states(site.job_ids()) == ["COMPLETED"] * 3
+    assert queue.wait_until_over(site.job_ids()) == ["COMPLETED"] * 3
 
     output = site.submit()
     assert "6 done, 0 to do" in output

@@ -131,10 +131,10 @@ def test_runs_over_two_nodes_end_with_the_bits_of_one_machine(
     output = site.submit(*ON_BOTH, "--wait")
     assert "Submitted 2 runs in 1 job:" in output
     assert site.weights() == undisturbed
-    assert ranks(site) == {}
     (job,) = site.job_ids()
-    assert "JobState=COMPLETED" in (shown := queue.cluster.call("scontrol", "show", "job", job))
-    assert "NodeList=n[1-2]" in shown
+    assert queue.wait_until_over([job]) == ["COMPLETED"]  # its runs were over a moment before
+    assert ranks(site) == {}
+    assert "NodeList=n[1-2]" in queue.cluster.call("scontrol", "show", "job", job)
     assert "Job completed successfully" in next(site.results.glob("slurm/*/*_1_log.out")).read_text()
 
 
