@@ -150,7 +150,7 @@ def _stack(thread: int) -> tuple[tuple[int, int], ...]:
 
 
 def _in_words(thread: int) -> str:
-    """Return a thread's innermost place in this package, else its innermost place: "group.py:96 in largest"."""
+    """Return a thread's innermost place in this package, else its innermost place: "process_group.py:96 in largest"."""
     frame, words = sys._current_frames().get(thread), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
