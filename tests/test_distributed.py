@@ -623,7 +623,8 @@ def test_one_that_is_frozen_is_noticed_and_everybody_s_place_is_told(
             monkeypatch.setattr(distributed, "STUCK_MINUTES", 0.1)
         return False
 
-    with pytest.raises(BenchError, match=r"moved for 0\.1 minutes; process 0 is at process_group.py:\d+ in .*process 1 is at"):
+    places = r"process 0 is at process_group\.py:\d+ in .*process 1 is at"
+    with pytest.raises(BenchError, match=rf"moved for 0\.1 minutes; {places}"):
         site.do(stop=stop)
     assert processes_of(site.folder.path) == []
 
