@@ -307,7 +307,7 @@ class Experiment:
         file, overrides: what it was resolved from: the content of its file by dotted key, and what was set over it.
         unreached: a sentence for every override that a part of the experiment does not follow.
         of: the stem of its file.
-        compiling: what `train.compile = "auto"` has come to: see `bench.launch.compiling`.
+        compiling: the decision on `train.compile = "auto"`, where there is one: see `bench.launch.compiling`.
     """
 
     name: str

@@ -26,7 +26,7 @@ def disagreements(parts: Sequence[tuple[str, Meta]]) -> Iterator[str]:
                 yield f"{key} is {_short(there.get(key))} in {first}, {_short(here.get(key))} in {name}"
         ours, theirs = ((side.get("compiling") or {}).get("compile") for side in (there, here))
         if ours is not None and theirs is not None and ours != theirs:
-            yield f'train.compile = "auto" has come to {_flag(ours)} in {first}, to {_flag(theirs)} in {name}'
+            yield f'train.compile = "auto" was decided as {_flag(ours)} in {first}, as {_flag(theirs)} in {name}'
         if list(there.get("vary") or ()) != list(here.get("vary") or ()):
             ours, theirs = (", ".join(side.get("vary") or ()) or "nothing" for side in (there, here))
             yield f"vary: {ours} is varied in {first}, {theirs} in {name}"

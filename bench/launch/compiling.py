@@ -1,4 +1,4 @@
-"""What `train.compile = "auto"` comes to: decided once for an experiment, on the machine that trains, by measuring.
+"""The decision that `train.compile = "auto"` leaves to a launch, which measures on the machine that trains.
 
 results/<experiment>/compiling.json    the decision and its reason, which experiment.json of collected results has too
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
+from bench.core.spec import Experiment
 from bench.launch import compiling
 from bench.launch import tuning as phases
 from bench.launch.local.pool import run_local
@@ -192,18 +192,12 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
     with Display(planned.passes, planned.experiment.metric, console) as display:
         decision = compiling.decide(runs, planned.passes, planned.store, display, shares)
         display.say(f'train.compile = "auto": {decision["why"]}')
-    return _with_compiling(planned, decision)
+    return _remade(planned, compiling.with_decision(planned.asked, decision))
 
 
-def _with_compiling(planned: Plan, decision: Mapping[str, Any]) -> Plan:
-    return make_plan(
-        compiling.with_decision(planned.asked, decision),
-        planned.store,
-        planned.only,
-        planned.retry_failed,
-        redo=planned.redo,
-        shard=planned.shard,
-    )
+def _remade(planned: Plan, asked: Experiment) -> Plan:
+    """Return a plan for the same launch, of an experiment as it is asked for now."""
+    return make_plan(asked, planned.store, planned.only, planned.retry_failed, redo=planned.redo, shard=planned.shard)
 
 
 def next_phase(planned: Plan) -> Plan | None:
@@ -211,9 +205,7 @@ def next_phase(planned: Plan) -> Plan | None:
     if not planned.to_be_chosen:
         return None
     known = {run.spec.run_id for run in planned.chosen}  # not those that only an earlier choice has led to
-    following = make_plan(
-        planned.asked, planned.store, planned.only, planned.retry_failed, redo=planned.redo, shard=planned.shard
-    )
+    following = _remade(planned, planned.asked)
     fresh = [run for run in following.chosen if run.phase == "final" and run.spec.run_id not in known]
     return replace(following, chosen=fresh) if fresh else None
 
@@ -282,7 +274,7 @@ def estimate(
     """
     planned.check_records()
     if compiling.is_open(planned.asked):
-        planned = _with_compiling(planned, {"compile": False, "why": ""})
+        planned = _remade(planned, compiling.with_decision(planned.asked, {"compile": False, "why": ""}))
     planned = _without_queued(planned, console)
     shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
     runs = [*planned.to_do, *planned.to_be_chosen]

@@ -136,7 +136,7 @@ def test_parts_that_were_decided_otherwise_are_not_merged(open_: Experiment, tmp
         finish(store, plan.to_do, plan.experiment.runs)
         launch.collect(plan, Outcome())
         parts.append((str(on), records.read(store.folder)))
-    with pytest.raises(BadValue, match=r'(?s)"auto" has come to true in True, to false in False'):
+    with pytest.raises(BadValue, match=r'(?s)"auto" was decided as true in True, as false in False'):
         merge(parts)
 
 
