@@ -66,7 +66,7 @@ glue-sam: setup ## BERT fine-tuned on GLUE: AdamW, SAM over AdamW; days on a GPU
 	$(BIN)/bench run glue_sam
 
 slurm-demo: setup ## the quickstart's sweep on a SLURM of this one machine, with a preemption: minutes, as root
-	$(BIN)/python -m tests.slurm.demo
+	$(BIN)/python -m tests.launch.slurm.demo
 
 test: setup ## every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -84,7 +84,7 @@ tables: setup ## make tables, figures and the report of every result set again, 
 	@for set in results/*/experiment.json; do \
 	  $(BIN)/bench report "$$(dirname "$$set")" || exit 1; \
 	done
-	$(BIN)/python -m tests.readme_block
+	$(BIN)/python -m tests.pages.readme_block
 
 check-tables: tables ## the same, and see that not a byte differs from what is committed
 	@git status --porcelain -- results README.md | (! grep .) || (echo "these differ from what is committed"; exit 1)

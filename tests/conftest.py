@@ -46,7 +46,7 @@ TINY: dict[str, Any] = {
 """Six runs of a few milliseconds each: sgd, and sam at two rho, two seeds."""
 
 
-LONGEST = ("tests/slurm/", "tests/launch/", "tests/test_distributed.py", "tests/analysis/")
+LONGEST = ("tests/launch/slurm/", "tests/launch/", "tests/distributed/", "tests/analysis/")
 """What takes longest or waits most, in this order first: at the end short tests are left, which share out well."""
 
 

@@ -125,6 +125,13 @@ def test_a_file_is_short_enough_to_read_and_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text)) or path.name == "__main__.py"
 
 
+def test_tests_lie_where_the_code_lies_that_they_try() -> None:
+    apart = {"loops", "pages", "perf"}  # other people's loops, README and docs, speed
+    places = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    folders = {path.parent.relative_to(ROOT / "bench") for path in FILES}
+    assert {str(place) for place in places - folders} <= apart
+
+
 # ---- README and CONTRIBUTING ---------------------------------------------------------------------------------
 
 

@@ -395,7 +395,7 @@ def test_clean_takes_runs_out_of_the_records_that_are_nowhere_else(
 
 
 def test_all_that_is_collected_stays_where_a_launch_is_killed_over_it(experiment: Experiment, store: Store) -> None:
-    """What `publish` writes is written whole (tests/test_damage.py); here: from what is held and what is new."""
+    """What `publish` writes is written whole (tests/store/test_damage.py); here: from what is held and what is new."""
     commit(store, experiment, experiment.runs[:2])
     finish(store, experiment.runs[2:4], experiment.runs)
     held = collecting.held(store)

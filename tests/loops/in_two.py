@@ -1,6 +1,6 @@
 """What `test_zero.py` has two real processes do: SAM over ZeroRedundancyOptimizer, whose state is in pieces.
 
-`python -m tests.loops.in_two FOLDER`; see `tests.ranks`.
+`python -m tests.loops.in_two FOLDER`; see `tests.distributed.ranks`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import in_two_processes
+from tests.distributed.ranks import in_two_processes
 
 from .in_two import METHODS
 

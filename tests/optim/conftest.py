@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.optim.base import weight_swap as moving
-from tests.ranks import in_two_processes
+from tests.distributed.ranks import in_two_processes
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """What `test_no_sync.py` and `test_split_models.py` have two real processes do, all in one start.
 
-`python -m tests.optim.in_two FOLDER`; see `tests.ranks`.
+`python -m tests.optim.in_two FOLDER`; see `tests.distributed.ranks`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""docs/sam-in-your-own-code.md: each row of its tables names a test that exists, and its code is what is run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "sam-in-your-own-code.md").read_text()
+ROWS = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for line, after in pairwise([*PAGE.splitlines(), ""])
+    if line.startswith("| ") and not after.startswith("|---")
+]
+LOOPS = {
+    "your own", "Trainer", "TRL", "Lightning, automatic", "Lightning, manual", "Fabric", "timm", "accelerate",
+    "accumulate()", "skorch", "PEFT", "MAML", "torch.compile", "Opacus", "DistributedDataParallel", "no_sync",
+    "ZeroRedundancyOptimizer", "FSDP1", "FSDP2", "tensor parallel", "pipeline", "Muon", "loss with weights", "MoCo",
+    "codebook", "hidden state", "generator", "parametrize.cached", "quantisation",
+}  # fmt: skip
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_each_row_is_whole_and_names_a_test_that_exists(row: list[str]) -> None:
+    loop, write, exact, _, test = row
+    assert all((loop, write, exact))
+    named = re.fullmatch(r'\[run\]\((\S+\.py) "(test_\w+)"\)', test)
+    assert named, f"{loop}: {test}"
+    assert named[2] in functions((ROOT / "docs" / named[1]).resolve())
+
+
+def test_the_tables_have_every_loop() -> None:
+    named = [row[0] for row in ROWS]
+    assert not [loop for loop in LOOPS if not any(loop in name for name in named)]
+
+
+def test_the_safe_form_is_the_one_that_is_run() -> None:
+    (shown,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
+    tree = ast.parse((ROOT / "tests" / "loops" / "trl_loops.py").read_text())
+    (run,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "SAMGRPOTrainer"]
+    assert _plain(ast.parse(textwrap.dedent(shown)).body[0]) == _plain(run)
+
+
+def _plain(node: ast.AST) -> str:
+    """Return code without types, docstrings, and locals that are there for their types alone."""
+
+    class Untyped(ast.NodeTransformer):
+        def visit_arg(self, node: ast.arg) -> ast.arg:
+            node.annotation = None
+            return node
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+            node.returns = None
+            self.generic_visit(node)
+            return node
+
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+            assert node.value is not None
+            return ast.Assign([node.target], node.value)
+
+        def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+            return None if isinstance(node.value, ast.Constant) else node
+
+    text = ast.unparse(ast.fix_missing_locations(Untyped().visit(node)))
+    text = re.sub(r"loss = (.+)\n(\s+)return loss", r"return \1", text)
+    text = re.sub(r"\n\s+optimizer = self\.optimizer(?=\n)", "", text)
+    return re.sub(r"return optimizer\.optimizer\.", "return self.optimizer.optimizer.", text)
