@@ -47,7 +47,7 @@ IMPORTS = (
         "bench.distributed.launcher",
         "torch._dynamo",
     ),
-    *("bench.analysis.report.runs", "bench.analysis.plots.view", "matplotlib.backends.backend_agg"),
+    *("bench.analysis.report.runs", "bench.analysis.plots.context", "matplotlib.backends.backend_agg"),
 )
 READ_BY_IMPORTS = (
     *("PYTHON", "LD_", "GLIBC", "MALLOC", "MIMALLOC", "BENCH_MALLOC", "OMP_", "MKL_", "OPENBLAS", "TORCH_", "PYTORCH"),

@@ -105,6 +105,12 @@ def test_the_reader_of_imports_sees_them_all() -> None:
     assert "bench.core.spec" not in imports(MODULES["bench.store.collecting"], types_too=False)
 
 
+def test_of_those_who_do_runs_again_only_the_export_makes_tables() -> None:
+    of_evidence = {name: path for name, path in MODULES.items() if folder(name) == "evidence"}
+    made = {name for name, path in of_evidence.items() if any(folder(one) == "analysis" for one in imports(path))}
+    assert made == {"bench.evidence.export"}
+
+
 def test_tables_plots_records_and_store_work_without_torch() -> None:
     code = """
 import sys

@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from bench.analysis.contrasts import Contrast, Verdict, contrasts, pairs, rivals, wrappers
+from bench.analysis.captions import enumerated
+from bench.analysis.contrasts import Contrast, Verdict, competitors, wrappers
 from bench.analysis.load import WHY, contradict
-from bench.analysis.provenance import provenance
-from bench.analysis.searches import unequal
 from bench.analysis.stats import FEWEST
+from bench.analysis.study import Study
 from bench.analysis.summary import Row
-from bench.analysis.words import Words, enumerated
 from bench.store.conditions import conditions, merged, under
 from bench.store.selection import phased, reported
 
-if TYPE_CHECKING:
-    from bench.store.records import Results
-
 FEW = 3  # so many conditions get a sentence each; more are counted
-FEW_ASKED = 4  # so many optimizers get a paragraph each; more are told of together, rival by rival
+FEW_ASKED = 4  # so many optimizers get a paragraph each; more are told of together, competitor by competitor
 
 TALLY: dict[Verdict, str] = {
     "better": "better",
@@ -37,25 +32,24 @@ VERDICTS: dict[Verdict, str] = {
 }
 
 
-def question(results: Results) -> str:
+def question(study: Study) -> str:
     """Return the experiment's question, in one sentence.
 
     Example:
         "Do sam and asam beat sgd on digits with 20% of the training labels replaced (resnet8), and at what price?"
     """
-    words = Words(results.meta, provenance(results))
-    ours = wrappers(results)
-    rival = enumerated(rivals(results))
+    captions = study.captions
+    ours = wrappers(study.results)
+    competitor = enumerated(competitors(study.results))
     if not ours:
-        ours = [label for label in results.meta["labels"] if label != words.baseline]
+        ours = [label for label in study.meta["labels"] if label != captions.baseline]
     if not ours:
-        return f"How well does {words.baseline} do on {words.subject()}?"
-    return (
-        f"{'Do' if len(ours) > 1 else 'Does'} {enumerated(ours)} beat {rival} on {words.subject()}, and at what price?"
-    )
+        return f"How well does {captions.baseline} do on {captions.subject()}?"
+    verb = "Do" if len(ours) > 1 else "Does"
+    return f"{verb} {enumerated(ours)} beat {competitor} on {captions.subject()}, and at what price?"
 
 
-def answer(results: Results) -> list[str]:
+def answer(study: Study) -> list[str]:
     """Return the test set's answer to the question, a paragraph of sentences per optimizer that is asked about.
 
     An optimizer is called better or worse if Holm's corrected p is below 0.05 over at least four pairs; where no
@@ -63,23 +57,23 @@ def answer(results: Results) -> list[str]:
     pairs, a single optimizer or no finished run give a sentence that says just that. A degenerate optimizer is called
     degenerate wherever it is named.
     """
-    return list(_Answer(results).paragraphs())
+    return list(_Answer(study).paragraphs())
 
 
 class _Answer:
-    def __init__(self, results: Results) -> None:
-        self.words = Words(results.meta, provenance(results))
-        self.results, self.meta = results, results.meta
-        self.contrasts = contrasts(results)
-        self.among = conditions(results.meta)
+    def __init__(self, study: Study) -> None:
+        self.study, self.captions = study, study.captions
+        self.results, self.meta = study.results, study.meta
+        self.contrasts = study.contrasts
+        self.among = conditions(study.meta)
 
     def paragraphs(self) -> Iterator[str]:
         if not reported(self.results.records)["status"].eq("done").any():
             yield f"No {'final ' * bool(phased(self.meta))}run has finished: there is no answer yet."
             return
-        asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.words.baseline]
+        asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.captions.baseline]
         if not asked:
-            yield f"{self.words.baseline} is compared with nothing: there is no difference to tell."
+            yield f"{self.captions.baseline} is compared with nothing: there is no difference to tell."
         few = len(asked) <= FEW_ASKED
         if not few and len(self.among) <= FEW:
             for condition in self.among:
@@ -94,10 +88,9 @@ class _Answer:
                 f"What was chosen for {enumerated(edge)} lies at the edge of what was tried: tuned further, it may do "
                 "better, and the comparison come out otherwise."
             )
-        if searched := unequal(self.results, pairs(self.contrasts)):
-            yield searched
-        if self.words.caution():
-            yield self.words.caution()
+        yield from self.study.unequal_searches
+        if self.captions.caution():
+            yield self.captions.caution()
 
     def _at_the_edge(self) -> list[str]:
         """Return the compared labels whose choice is the first or last value of its sweep, under any condition."""
@@ -131,15 +124,15 @@ class _Answer:
         )
         if n == 0:
             return f"{ours.name} and {theirs.name} have no seed in common that both finished: nothing to compare.{lost}"
-        unit = f" {self.words.unit}".rstrip()
-        means = [f"{row.name} {self.words.mean(row.test_metric)}{unit}" for row in (ours, theirs)]
+        unit = f" {self.captions.unit}".rstrip()
+        means = [f"{row.name} {self.captions.mean(row.test_metric)}{unit}" for row in (ours, theirs)]
         return (
-            f"{self._verdict(contrast)}: test {self.words.metric} of {' against '.join(means)}, that is "
+            f"{self._verdict(contrast)}: test {self.captions.metric} of {' against '.join(means)}, that is "
             f"{self._difference(contrast)}, n = {n}, {self._price(contrast)}.{lost}"
         )
 
     def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
-        """Yield one sentence on all rivals with the same budget; a rival with both budgets counts under passes."""
+        """Yield a sentence on all competitors of one equal budget; one with both budgets equal counts under passes."""
         here = [
             contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
         ]
@@ -175,7 +168,7 @@ class _Answer:
             return few if n < FEWEST else "differences without spread give no test"
         if not contrast.covers_zero:
             return f"p = {contrast.p:.3f} after Holm's correction for {contrast.among} comparisons"
-        size = f"{contrast.detectable * self.words.scale:.{self.words.digits}f}{self.words.differences_in}"
+        size = f"{contrast.detectable * self.captions.scale:.{self.captions.digits}f}{self.captions.differences_in}"
         return f"at this n one of {size} would be found with 80% power"
 
     def _why(self, contrast: Contrast) -> str:
@@ -183,25 +176,25 @@ class _Answer:
 
     def _difference(self, contrast: Contrast) -> str:
         interval = contrast.test.difference
-        limits = f" {self.words.signed_bounds(interval)}" if interval.n > 1 else ""
-        return f"{self.words.signed_mean(interval)}{self.words.differences_in}{limits}"
+        limits = f" {self.captions.signed_bounds(interval)}" if interval.n > 1 else ""
+        return f"{self.captions.signed_mean(interval)}{self.captions.differences_in}{limits}"
 
     def _price(self, contrast: Contrast) -> str:
         """Return the price in passes, and in time if all times were taken on one machine."""
         passes = contrast.ours.passes / contrast.theirs.passes
         seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
-        if self.words.source.mixed or math.isnan(seconds):
+        if self.captions.source.mixed or math.isnan(seconds):
             return f"at {passes:.2f} times the passes"
-        where = "".join(f" on {hardware}" for hardware in self.words.source.clock[:1])
+        where = "".join(f" on {hardware}" for hardware in self.captions.source.clock[:1])
         doubt = f" (these differ by more than a third: {WHY})" if contradict(seconds, passes) else ""
         return f"at {passes:.2f} times the passes and {seconds:.2f} times the training time{where}{doubt}"
 
-    # ---- many optimizers: rival by rival ---------------------------------------------------------------------
+    # ---- many optimizers: competitor by competitor -----------------------------------------------------------------
 
     def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
         """Yield a sentence on who is better, who is worse, and who is neither, each with its difference and passes."""
         here = [contrast for contrast in self.contrasts if contrast.condition == condition]
-        for rival, group in groupby(here, lambda contrast: contrast.theirs.name):
+        for competitor, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
             clauses = []
             for verdict, words in TALLY.items():
@@ -218,23 +211,23 @@ class _Answer:
                 flagged = _degenerate(compared[0].theirs, "; ")
                 about = f"{corrected if compared[0].among else ''}{passes}{flagged}"
                 where = f"{condition}: against" if condition else "Against"
-                yield f"{where} {rival} ({about}): {'; '.join(clauses)}."
+                yield f"{where} {competitor} ({about}): {'; '.join(clauses)}."
 
     # ---- many conditions: counts -----------------------------------------------------------------------------
 
     def _counted(self, label: str, found: Sequence[Contrast]) -> Iterator[str]:
-        for rival, group in groupby(found, lambda contrast: contrast.theirs.label):
+        for competitor, group in groupby(found, lambda contrast: contrast.theirs.label):
             compared = list(group)
             budgets = {contrast.equal.rpartition(" ")[2] for contrast in compared if contrast.test.difference.n}
             same = f" at equal {budgets.pop()}" if len(budgets) == 1 and "neither" not in budgets else ""
             known = [contrast.test.difference for contrast in compared if contrast.test.difference.n]
             if not known:
-                yield f"{label} against {rival}: no seed that both finished under any condition."
+                yield f"{label} against {competitor}: no seed that both finished under any condition."
                 continue
-            lowest, highest = (pick(known, key=lambda interval: interval.mean) for pick in (min, max))
-            span = f"{self.words.signed_mean(lowest)} to {self.words.signed_mean(highest)}{self.words.differences_in}"
+            ends = (pick(known, key=lambda interval: interval.mean) for pick in (min, max))
+            span = f"{' to '.join(map(self.captions.signed_mean, ends))}{self.captions.differences_in}"
             yield (
-                f"{label} against {rival}{same}, {len(self.among)} conditions: {'; '.join(self._tally(compared))} "
+                f"{label} against {competitor}{same}, {len(self.among)} conditions: {'; '.join(self._tally(compared))} "
                 f"(differences {span}).{' '.join(['', *self._flagged(compared)])}"
             )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+
+from bench.core.meta import MetricMeta
 
 Bounds = tuple[float, float]
 """Lowest and highest value, infinite where there is none, as stored (accuracies: 0 and 1)."""
@@ -13,20 +13,20 @@ UNBOUNDED: Bounds = (-math.inf, math.inf)
 POSITIVE: Bounds = (0.0, math.inf)
 
 
-def of_metric(metric: Mapping[str, Any]) -> Bounds:
+def of_metric(metric: MetricMeta) -> Bounds:
     """Return the bounds of a metric; records from before metrics had them know those of accuracy alone."""
     accuracy = (0.0, 1.0) if metric["key"] == "acc" else (None, None)
     low, high = metric.get("lowest", accuracy[0]), metric.get("highest", accuracy[1])
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
-def of_difference(metric: Mapping[str, Any]) -> Bounds:
+def of_difference(metric: MetricMeta) -> Bounds:
     """Return the bounds of a difference of two values of a metric: a gap, or one run's minus another's."""
     low, high = of_metric(metric)
     return low - high, high - low
 
 
-def of_rows(metric: Mapping[str, Any]) -> dict[str, Bounds]:
+def of_rows(metric: MetricMeta) -> dict[str, Bounds]:
     """Return the bounds of those fields of a `summary.Row` whose intervals cannot reach everywhere, by field."""
     levels = ("test_metric", "val_metric", "train_metric", "noisy_metric", "selected_metric")
     return {**dict.fromkeys(levels, of_metric(metric)), "gap_metric": of_difference(metric), "train_seconds": POSITIVE}

@@ -11,9 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.analysis import bounds
-from bench.analysis.once import once
 from bench.analysis.stats import FEWEST, LEVEL, PairedTest, holm, paired_test, smallest_detectable
-from bench.analysis.summary import Row, all_rows
+from bench.analysis.summary import Row
 from bench.store import selection as choice
 from bench.store.conditions import KEY, keyed
 
@@ -33,7 +32,7 @@ class Contrast:
         ours, theirs: their rows.
         a, b: the test metric of the seeds that both finished, in one order, as stored (fractions).
         test: of a - b.
-        p: the t test's p, corrected by Holm's method over all contrasts with the same rival's label.
+        p: the t test's p, corrected by Holm's method over all contrasts with the same competitor's label.
         among: over how many.
         equal: which budget the two have in common.
         higher_is_better: of the metric.
@@ -82,22 +81,22 @@ class Contrast:
         return smallest_detectable(self.differences)
 
 
-@once
-def contrasts(results: Results) -> list[Contrast]:
-    """Return every comparison of the results table, the table `statistics` and the words, rival by rival.
+def contrasts(results: Results, chosen: Sequence[Row]) -> list[Contrast]:
+    """Return every comparison of the results table, the table `statistics` and the answer, competitor by competitor.
 
-    The rivals are the baseline, with which all other labels are compared, and the optimizers that wrap none, with which
-    SAM and its relatives are. Within a rival they are in the order of the experiment, condition by condition.
+    The competitors are the baseline, with which all other labels are compared, and the optimizers that wrap none, with
+    which SAM and its relatives are. Those of one competitor are in the order of the experiment, by condition.
     """
-    best = [row for row in all_rows(results) if row.chosen]
     values = _test_metric(results)
     wrapping = wrappers(results)
     compared: list[Contrast] = []
-    for rival in rivals(results):
+    for competitor in competitors(results):
         ours = [
-            row for row in best if row.label != rival and (rival == results.meta["baseline"] or row.label in wrapping)
+            row
+            for row in chosen
+            if row.label != competitor and (competitor == results.meta["baseline"] or row.label in wrapping)
         ]
-        compared += _corrected([_contrast(results, values, row, _partner(best, rival, row)) for row in ours])
+        compared += _corrected([_contrast(results, values, row, _partner(chosen, competitor, row)) for row in ours])
     return compared
 
 
@@ -113,7 +112,7 @@ def wrappers(results: Results) -> list[str]:
     return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
 
 
-def rivals(results: Results) -> list[str]:
+def competitors(results: Results) -> list[str]:
     """Return the baseline and, if any label wraps an optimizer, every other label that does not."""
     baseline, wrapping = results.meta["baseline"], wrappers(results)
     others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
@@ -138,8 +137,8 @@ def _alike(a: float, b: float) -> bool:
     return bool(abs(a - b) <= EQUAL * max(abs(a), abs(b)))
 
 
-def _partner(best: Sequence[Row], label: str, row: Row) -> Row:
-    return next(other for other in best if other.label == label and other.condition == row.condition)
+def _partner(chosen: Sequence[Row], label: str, row: Row) -> Row:
+    return next(other for other in chosen if other.label == label and other.condition == row.condition)
 
 
 def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:

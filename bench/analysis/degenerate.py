@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.core.meta import MetricMeta
 from bench.store.selection import moments
 
 SPLITS = {"test": "test", "val": "validation"}
 """The sets that an answer is looked at on; validation where there are no test numbers."""
 
 
-def described(records: pd.DataFrame, frame: pd.DataFrame, metric: Mapping[str, Any]) -> list[str]:
+def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) -> list[str]:
     """Return for each configuration in which way it is degenerate, in words; "" where it is not or is not known to be.
 
     Example:
@@ -35,7 +36,7 @@ def described(records: pd.DataFrame, frame: pd.DataFrame, metric: Mapping[str, A
     return [next(_of(line, metric), "") for line in found.to_dict("records")]
 
 
-def _of(line: Mapping[Any, Any], metric: Mapping[str, Any]) -> Iterator[str]:
+def _of(line: Mapping[Any, Any], metric: MetricMeta) -> Iterator[str]:
     rounding = 0.5 * 10.0 ** -(2 if metric["scale"] > 1 else 4) / metric["scale"]
     for split, name in SPLITS.items():
         known, runs = (int(line[f"{split}_{what}:count"]) for what in ("constant", metric["key"]))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.analysis.contrasts import EQUAL, Contrast, Verdict, contrasts, wrappers
-from bench.analysis.provenance import provenance
-from bench.analysis.words import Words
+from bench.analysis.captions import Captions
+from bench.analysis.contrasts import EQUAL, Contrast, Verdict, wrappers
+from bench.analysis.study import Study
 from bench.store.conditions import conditions
 from bench.store.selection import reported
 
@@ -20,7 +20,7 @@ ANSWERS: dict[Verdict, str] = {"better": "yes", "worse": "no", "unclear": "not s
 MARGIN = 0.04  # of the width of the forest, on either side of all intervals
 
 
-def headline(results: Results) -> str:
+def headline(study: Study) -> str:
     """Return the answer as one line: the optimizer asked about, yes or no, the difference and its price.
 
     It is that of SAM where there is a label of this name, else of the first optimizer that wraps another: never of
@@ -29,34 +29,34 @@ def headline(results: Results) -> str:
     Example:
         "SAM: yes, +2.95 points for 2.0 times the passes"
     """
-    words = Words(results.meta, provenance(results))
-    label = _asked(results)
-    if not reported(results.records)["status"].eq("done").any():
+    captions = study.captions
+    label = _asked(study.results)
+    if not reported(study.results.records)["status"].eq("done").any():
         return "No answer yet"
     if label is None:
-        return f"{words.baseline}: compared with nothing"
-    against = [one for one in contrasts(results) if one.ours.label == label]
-    base = [one for one in against if one.theirs.label == words.baseline and one.test.difference.n]
+        return f"{captions.baseline}: compared with nothing"
+    against = [one for one in study.contrasts if one.ours.label == label]
+    base = [one for one in against if one.theirs.label == captions.baseline and one.test.difference.n]
     name = "SAM" if label == "sam" else label
     if not base:
         return f"{name}: no answer yet"
-    return f"{name}: {_answer(results, words, base)} {_price(base)}"
+    return f"{name}: {_answer(captions, base)} {_price(base)}"
 
 
-def at_equal_passes(results: Results) -> str:
+def at_equal_passes(study: Study) -> str:
     """Return the same against the optimizer that had as many passes, "" where there is none: twice the epochs, mostly.
 
     Example:
         "At equal passes, against sgd-2x: yes, +2.39 points"
     """
-    words = Words(results.meta, provenance(results))
-    label = _asked(results)
-    against = [one for one in contrasts(results) if one.ours.label == label and one.theirs.label != words.baseline]
+    captions = study.captions
+    label = _asked(study.results)
+    against = [one for one in study.contrasts if one.ours.label == label and one.theirs.label != captions.baseline]
     equal = [one for one in against if "passes" in one.equal and one.test.difference.n]
-    rivals = list(dict.fromkeys(one.theirs.label for one in equal))
+    competitors = list(dict.fromkeys(one.theirs.label for one in equal))
     said = [
-        f"against {rival}: {_answer(results, words, [one for one in equal if one.theirs.label == rival])}"
-        for rival in rivals
+        f"against {competitor}: {_answer(captions, [one for one in equal if one.theirs.label == competitor])}"
+        for competitor in competitors
     ]
     return f"At equal passes, {'; '.join(said)}" if said else ""
 
@@ -67,18 +67,21 @@ def _asked(results: Results) -> str | None:
     return "sam" if "sam" in among else next(iter(among), None)
 
 
-def _answer(results: Results, words: Words, found: Sequence[Contrast]) -> str:
+def _answer(captions: Captions, found: Sequence[Contrast]) -> str:
     """Return "yes, +2.95 points", under several conditions "yes in 3, no in 1 of 8 tasks, -0.35 to +2.95 points"."""
-    unit = words.differences_in or f" in {words.metric}"
-    means = [words.signed_mean(one.test.difference) for one in sorted(found, key=lambda one: one.test.difference.mean)]
+    unit = captions.differences_in or f" in {captions.metric}"
+    means = [
+        captions.signed_mean(one.test.difference) for one in sorted(found, key=lambda one: one.test.difference.mean)
+    ]
     span = means[0] if len(found) == 1 else f"{means[0]} to {means[-1]}"
-    if len(conditions(results.meta)) == 1:
+    among = len(conditions(captions.meta))
+    if among == 1:
         return f"{ANSWERS[found[0].verdict]}, {span}{unit}"
-    what = "tasks" if list(words.varied) == ["task"] else "conditions"
+    what = "tasks" if list(captions.varied) == ["task"] else "conditions"
     held = {verdict: sum(one.verdict == verdict for one in found) for verdict in ANSWERS}
     sides = [f"{ANSWERS[side]} in {held[side]}" for side in ("better", "worse") if held[side]]
     neither = f"{ANSWERS['unclear' if held['unclear'] else 'untested']} in any"
-    return f"{', '.join(sides) or neither} of {len(conditions(results.meta))} {what}, {span}{unit}"
+    return f"{', '.join(sides) or neither} of {among} {what}, {span}{unit}"
 
 
 def _price(found: Sequence[Contrast]) -> str:
@@ -133,10 +136,10 @@ class Forest:
     blocks: dict[str, list[Branch]]
 
 
-def forest(results: Results) -> Forest | None:
+def forest(study: Study) -> Forest | None:
     """Return what the forest plot shows: everything that is compared with the baseline; None where nothing is."""
-    words = Words(results.meta, provenance(results))
-    found = [one for one in contrasts(results) if one.theirs.label == words.baseline and one.test.difference.n]
+    captions = study.captions
+    found = [one for one in study.contrasts if one.theirs.label == captions.baseline and one.test.difference.n]
     if not found:
         return None
     edges = [value for one in found for value in _bounds(one) if math.isfinite(value)]
@@ -155,7 +158,7 @@ def forest(results: Results) -> Forest | None:
             label=one.ours.label,
             verdict=one.verdict,
             said={**ANSWERS, "better": "better", "worse": "worse"}[one.verdict],
-            difference=_numbers(words, one),
+            difference=_numbers(captions, one),
             passes=f"{_times(one.ours.passes / one.theirs.passes)}×",
             mean=place(one.test.difference.mean),
             low=place(left),
@@ -163,19 +166,19 @@ def forest(results: Results) -> Forest | None:
         )
         blocks.setdefault(one.condition, []).append(branch)
     return Forest(
-        baseline=words.baseline,
-        unit=f"{words.metric}{words.points}",
+        baseline=captions.baseline,
+        unit=f"{captions.metric}{captions.points}",
         zero=place(0.0),
-        better="right" if results.meta["metric"]["higher_is_better"] else "left",
-        ends=(f"{low * words.scale:+.3g}", f"{high * words.scale:+.3g}"),
+        better="right" if study.meta["metric"]["higher_is_better"] else "left",
+        ends=(f"{low * captions.scale:+.3g}", f"{high * captions.scale:+.3g}"),
         blocks=blocks,
     )
 
 
-def _numbers(words: Words, contrast: Contrast) -> str:
+def _numbers(captions: Captions, contrast: Contrast) -> str:
     difference = contrast.test.difference
-    limits = f" {words.signed_bounds(difference)}" if difference.n > 1 else ""
-    return f"{words.signed_mean(difference)}{limits}"
+    limits = f" {captions.signed_bounds(difference)}" if difference.n > 1 else ""
+    return f"{captions.signed_mean(difference)}{limits}"
 
 
 def _bounds(contrast: Contrast) -> tuple[float, float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.analysis.provenance import Provenance
 from bench.analysis.summary import Row
 
 if TYPE_CHECKING:
+    from bench.analysis.study import Study
     from bench.store.records import Results
 
 MOST = 1 / 3
@@ -24,20 +24,22 @@ def contradict(seconds: float, passes: float) -> bool:
     return bool(abs(seconds / passes - 1) > MOST)  # False where either is not a number
 
 
-def notes(rows: Sequence[Row], results: Results, source: Provenance) -> Iterator[str]:
-    """Yield a sentence for each row whose times to the baseline contradict its passes.
+def notes(study: Study) -> Iterator[str]:
+    """Yield a sentence for each chosen row whose times to the baseline contradict its passes.
 
     Nothing where runs mix machines: that times are not comparable then is said already.
     """
-    if source.mixed:
+    if study.source.mixed:
         return
-    baseline = results.meta["baseline"]
-    for row in rows:
+    baseline = study.meta["baseline"]
+    for row in study.chosen:
         if not contradict(row.seconds_ratio, row.passes_ratio):
             continue
         where = f"{row.condition}: " if row.condition else ""
-        rival = next((one for one in rows if one.label == baseline and one.condition == row.condition), None)
-        shares = [(one.label, cpu_share(results, one)) for one in (row, rival) if one is not None]
+        competitor = next(
+            (one for one in study.chosen if one.label == baseline and one.condition == row.condition), None
+        )
+        shares = [(one.label, cpu_share(study.results, one)) for one in (row, competitor) if one is not None]
         load = ", ".join(f"{label} {share:.2f}" for label, share in shares if np.isfinite(share))
         told = f" (own CPU time per second of training: {load})" if load else ""
         yield (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.analysis.once import once
+from bench.core.meta import Meta
 from bench.store import selection as choice
 from bench.store.conditions import conditions, keyed, merged, under
 
@@ -42,14 +41,12 @@ class Provenance:
         return max(self.precisions, *map(len, (self.torch, self.python, self.commits))) > 1
 
 
-@once
-def provenance(results: Results) -> Provenance:
+def provenance(results: Results, where: Clock) -> Provenance:
     """Return hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
     done = results.records[results.records["status"] == "done"]
     dirty = done["dirty"].astype(str).str.lower() == "true"
     commits = done["commit"].dropna().astype(str).str[:10]
     setups = done[["device", "threads", "precision"]].drop_duplicates()
-    where = clock(results)
     return Provenance(
         devices=sorted({_device(*setup) for setup in setups.itertuples(index=False)}),
         torch=_distinct(done["torch"]),
@@ -77,7 +74,6 @@ class Clock:
     elsewhere: frozenset[str] = frozenset()
 
 
-@once
 def clock(results: Results) -> Clock:
     """Return on which hardware seconds count: where most finished runs of their condition were done."""
     done = keyed(results.records[results.records["status"].isin(["done", "diverged"])])
@@ -94,17 +90,17 @@ def clock(results: Results) -> Clock:
     return Clock(tuple(dict.fromkeys(map(str, most.values()))), frozenset(done.loc[elsewhere, "run_id"]))
 
 
-def timed(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+def timed(frame: pd.DataFrame, clock: Clock) -> pd.DataFrame:
     """Return records or curves without the seconds of runs that were done on other hardware than most."""
-    elsewhere = clock(results).elsewhere
-    if not elsewhere:
+    if not clock.elsewhere:
         return frame
-    return frame.assign(train_seconds=frame["train_seconds"].mask(frame["run_id"].isin(elsewhere)))
+    return frame.assign(train_seconds=frame["train_seconds"].mask(frame["run_id"].isin(clock.elsewhere)))
 
 
-def title(meta: Mapping[str, Any], task: str) -> str:
+def title(meta: Meta, task: str) -> str:
     """Return the name of a task in tables: its title or, without one, its name."""
-    return (meta.get("tasks") or {}).get(task, {}).get("title") or task
+    about = meta.get("tasks", {}).get(task)
+    return (about and about["title"]) or task
 
 
 def _caution(results: Results) -> str:

@@ -260,6 +260,19 @@ def examples(shares: ArrayLike) -> int | None:
     return count if exact and 1 < count <= MOST_EXAMPLES else None
 
 
+def on_front(costs: ArrayLike, values: ArrayLike, *, higher_is_better: bool) -> NDArray[np.bool_]:
+    """Flag the points that no other point dominates: one that is at least as cheap and as good, and better in one.
+
+    Both arguments have shape (points,). Points equal in both do not dominate each other; NaN is never on the front.
+    The Pareto front of the means: whether two neighbours on it differ is for their intervals to say.
+    """
+    cost = np.asarray(costs, dtype=float)
+    loss = -np.asarray(values, dtype=float) if higher_is_better else np.asarray(values, dtype=float)
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [i, j]: i is no worse than j
+    better = (cost[:, None] < cost) | (loss[:, None] < loss)
+    return np.asarray(~(no_worse & better).any(axis=0) & ~np.isnan(cost + loss))
+
+
 def _spread(sample: NDArray[np.float64]) -> float:
     """Return the sample standard deviation, or 0 if it is only rounding error."""
     sd = float(sample.std(ddof=1))

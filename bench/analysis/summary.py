@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.analysis import bounds, degenerate, not_finite
-from bench.analysis.once import once
-from bench.analysis.provenance import timed
+from bench.analysis.provenance import Clock, timed
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test, without_rounding
+from bench.core.meta import Meta
 from bench.store import selection as choice
 from bench.store.conditions import KEY, conditions, keyed, varied
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bench.store.records import Results
 
 Comparison = tuple[PairedTest | None, float, float]  # of the test metric; ratio of seconds; ratio of passes
-NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
 MEANS = ["passes", "peak_memory_mb", "tokens_per_second"]
 
 
@@ -107,34 +106,31 @@ class Row:
         return (key, float(value)) if isinstance(value, int | float) and not pd.isna(value) else None
 
 
-@once
-def all_rows(results: Results) -> list[Row]:
+def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     """Return every (condition, label, configuration) as a row, in the order of the experiment.
 
     One configuration a label is `chosen` under each condition, by `choice.choose`. In an experiment with phases that
     row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
     """
-    tried = tried_rows(results)
     if not choice.phased(results.meta):
-        return tried
-    final = {(row.condition, row.label): row for row in _final_rows(results, tried)}
+        return list(tried)
+    final = {(row.condition, row.label): row for row in _final_rows(results, tried, clock)}
     known = {(row.condition, row.label) for row in tried}
     rows = [final[row.condition, row.label] if row.chosen else row for row in tried]
     return _in_order(results.meta, [*rows, *(row for key, row in final.items() if key not in known)])
 
 
-@once
-def tried_rows(results: Results) -> list[Row]:
+def tried_rows(results: Results, clock: Clock) -> list[Row]:
     """Return every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
     records = choice.tuning(results.records)
     if records.empty:
         return []
     frame = choice.candidates(records, results.meta["metric"])
-    rows = _rows(results, records, frame[[*choice.COUNTS, "chosen"]])
+    rows = _rows(results, records, frame[[*choice.COUNTS, "chosen"]], clock)
     return _in_order(results.meta, _with_edges(rows, results.meta))
 
 
-def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
+def _final_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     """Return the rows of chosen and of untuned configurations, over the planned final runs, finished or not."""
     records = choice.reported(results.records)
     chosen = {(row.condition, row.label, row.config): row for row in tried if row.chosen}
@@ -148,18 +144,18 @@ def _final_rows(results: Results, tried: Sequence[Row]) -> list[Row]:
     frame["planned"] = len(results.meta["seeds"])
     frame["unfinished"] = frame["planned"] - frame["done"] - frame["diverged"] - frame["failed"]
     frame["chosen"] = True
-    rows = _rows(results, records, frame)
+    rows = _rows(results, records, frame, clock)
     return [
         replace(row, phase="final", edges=chosen[key].edges if key in chosen else {})
         for key, row in zip(frame.index, rows, strict=True)
     ]
 
 
-def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[Row]:
+def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame, clock: Clock) -> list[Row]:
     """Return a row per line of a frame of counts, from the finished runs among the records."""
     meta = results.meta
-    records = _with_speed(timed(keyed(records), results))
-    columns = _interval_columns(meta["metric"]["key"])
+    records = _with_speed(timed(keyed(records), clock))
+    columns = interval_columns(meta["metric"]["key"])
     frame = frame.join(choice.moments(records, frame.index, [*columns.values(), *MEANS]))
     swept = {key for keys in meta["sweeps"].values() for key in keys}
     settings = keyed(results.records).groupby(KEY, sort=False)[sorted({"epochs", *swept, *varied(meta)})].first()
@@ -180,53 +176,13 @@ def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame) -> list[
     ]
 
 
-def _in_order(meta: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
+def _in_order(meta: Meta, rows: Sequence[Row]) -> list[Row]:
     places = {name: place for place, name in enumerate(conditions(meta))}
     labels = {label: place for place, label in enumerate(meta["labels"])}
     return sorted(rows, key=lambda row: (places[row.condition], labels[row.label]))
 
 
-def to_frame(rows: Sequence[Row], fields: Sequence[str], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one line per row, unrounded: condition, label, number of runs, and the requested fields.
-
-    A condition is given by its name and by the varied values; where nothing is varied it has no column. An interval
-    becomes three columns named after its column in records: "val_loss_mean", "_low" and "_high". Metrics are scaled to
-    the unit in which they are shown, which their names then carry: "test_acc_mean [%]".
-    """
-    counts = ("label", "config", "planned", "done", "diverged", "failed", "unfinished")
-    data: dict[str, list[Any]] = {"condition": [row.condition for row in rows]} if rows[0].varied else {}
-    data |= {column: [row.varied[column] for row in rows] for column in rows[0].varied}
-    data |= {field: [getattr(row, field) for row in rows] for field in counts}
-    columns = _interval_columns(metric["key"])
-    for field in fields:
-        values = [getattr(row, field) for row in rows]
-        if field not in columns:
-            data[field] = values
-            continue
-        scale, unit = (metric["scale"], metric["unit"]) if field.endswith("_metric") else (1.0, "")
-        data |= _bounds(columns[field], unit, [interval.scaled(scale) for interval in values])
-    return pd.DataFrame(data).rename(columns={"label": "optimizer"})
-
-
-def comparison_frame(rows: Sequence[Row], metric: Mapping[str, Any]) -> pd.DataFrame:
-    """Return paired differences of the test metric to the baseline, in the unit shown, with n and both p values."""
-    tests = [row.difference or NOT_COMPARED for row in rows]
-    data = _bounds("difference", metric["unit"], [test.difference.scaled(metric["scale"]) for test in tests])
-    data["difference_n"] = [test.difference.n for test in tests]
-    data["p_paired_t"] = [test.p_t for test in tests]
-    data["p_sign_flip"] = [test.p_sign_flip for test in tests]
-    return pd.DataFrame(data)
-
-
-def _bounds(name: str, unit: str, intervals: Sequence[Interval]) -> dict[str, list[Any]]:
-    suffix = f" [{unit}]" if unit else ""
-    return {
-        f"{name}_{part}{suffix}": [getattr(interval, part) for interval in intervals]
-        for part in ("mean", "low", "high")
-    }
-
-
-def _interval_columns(key: str) -> dict[str, str]:
+def interval_columns(key: str) -> dict[str, str]:
     """Return fields of Row that hold intervals -> columns of records; `key` is the metric's, e.g. "acc"."""
     return {
         "test_metric": f"test_{key}",
@@ -249,7 +205,7 @@ def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
 
-def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[Any, Comparison]:
+def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Meta) -> dict[Any, Comparison]:
     """Return each configuration against the baseline's choice of its condition, over the seeds that both finished."""
     chosen = frame.index[frame["chosen"]]
     baselines = chosen[chosen.get_level_values("optimizer") == meta["baseline"]]
@@ -285,7 +241,7 @@ def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
     return [Interval(int(count), *rest) for count, *rest in bounds]
 
 
-def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any, Any], compared: Comparison) -> Row:
+def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compared: Comparison) -> Row:
     """Return the row of one configuration from its line of the frame."""
     condition, label, config = key
     ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
@@ -305,7 +261,7 @@ def _row(key: tuple[str, str, str], meta: Mapping[str, Any], values: Mapping[Any
     )
 
 
-def _with_edges(rows: list[Row], meta: Mapping[str, Any]) -> list[Row]:
+def _with_edges(rows: list[Row], meta: Meta) -> list[Row]:
     """Return the rows; each chosen row names its values at an end of what was tried under its condition."""
     spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

@@ -167,24 +167,28 @@ def table(
 
     With --style or --target that one table is printed, and nothing is written.
     """
-    from bench.analysis import paper, render, tables
+    from bench.analysis import render, tables
+    from bench.analysis.render.terminal import show
+    from bench.analysis.study import Study
+    from bench.analysis.tables import published
     from bench.store import records
 
     if style is not None:
-        paper.check_style(style)
+        published.check_style(style)
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
     cli_clean.tell_changes(experiment, folder, results.meta)
+    study = Study(results)
     whole = style is None and target is None
-    built = tables.build(results) if whole else []
-    built += [paper.table(results, style)] if style is not None else []
-    built += [tables.to_target(results, target)] if target is not None else []
+    built = tables.build(study) if whole else []
+    built += [published.table(study, style)] if style is not None else []
+    built += [tables.to_target(study, target)] if target is not None else []
     if whole:
         render.write(built, folder)
     if format_ == "terminal":
-        render.show(built, terminal.console())
+        show(built, terminal.console())
         if whole:
-            cli_run.say_answer(results)
+            cli_run.say_answer(study)
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
 
@@ -206,12 +210,13 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
     Those of a column's width go to figures/column.
     """
     from bench.analysis import plots
+    from bench.analysis.study import Study
     from bench.store import records
 
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
     cli_clean.tell_changes(experiment, folder, results.meta)
-    for path in plots.build(results, folder, width):
+    for path in plots.build(Study(results), folder, width):
         print(path)
 
 
@@ -223,12 +228,14 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
     """Write tables, figures and results/EXPERIMENT/report.html, one file with all of it and every run in it."""
     from bench.analysis import report as page
     from bench.analysis import tables
+    from bench.analysis.study import Study
     from bench.store import records
 
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
     cli_clean.tell_changes(experiment, folder, results.meta)
-    print(page.build(results, tables.build(results), folder)[-1])
+    study = Study(results)
+    print(page.build(study, tables.build(study), folder)[-1])
 
 
 @cli.command("list")

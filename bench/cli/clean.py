@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bench.cli import options as cli_options
 from bench.core.errors import counted
+from bench.core.meta import Meta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import Console
 
     from bench.launch.plan import Plan
@@ -93,7 +92,7 @@ def tell_leftovers(plan: Plan, console: Console) -> None:
         console.print(f"{words}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def tell_changes(experiment: str, folder: Path, meta: Mapping[str, Any]) -> None:
+def tell_changes(experiment: str, folder: Path, meta: Meta) -> None:
     """Print the changed keys if the experiment file has changed since the results were made."""
     from bench.config import file as experiments
 

@@ -15,7 +15,7 @@ from bench.core.errors import BadValue, BenchError, counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.evidence.verify import Verdict
+    from bench.evidence.verify import Reproduction
     from bench.store.records import Results
 
 
@@ -50,7 +50,7 @@ def verify(
     if all_ and run_ids:
         raise BadValue("--all", ["every run, or those named: not both"])
     from bench.evidence import repeat
-    from bench.evidence.verify import verdict
+    from bench.evidence.verify import reproduction
     from bench.store import collecting
     from bench.store.run_folder import Store
 
@@ -76,27 +76,27 @@ def verify(
             sys.exit(130)
         again = collecting.collect(store, then.experiment.meta(), runs)
         now = repeat.Recorded(then.experiment, again, store.folder, then.finished)
-        verdicts = {run.name: verdict(run.spec.run_id, then, now) for run in runs}
-    _show_verdicts(verdicts, terminal.console())
-    if any(found.word == "differs" for found in verdicts.values()):
+        reproductions = {run.name: reproduction(run.spec.run_id, then, now) for run in runs}
+    _show_reproductions(reproductions, terminal.console())
+    if any(found.word == "differs" for found in reproductions.values()):
         sys.exit(1)
 
 
-def _show_verdicts(verdicts: dict[str, Verdict], console: Console) -> None:
+def _show_reproductions(reproductions: dict[str, Reproduction], console: Console) -> None:
     def say(text: str, **style: Any) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True, **style)
 
-    for name, found in verdicts.items():
+    for name, found in reproductions.items():
         say(f"{found.word:<10} {found.run_id}  {name}", style="bold red" if found.word == "differs" else None)
         for fault in found.faults:
             say(f"           {fault}")
         if found.word == "agrees":
             say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
-    for note in dict.fromkeys(note for found in verdicts.values() for note in found.elsewhere):
+    for note in dict.fromkeys(note for found in reproductions.values() for note in found.elsewhere):
         say(f"Not as recorded: {note}. So bits need not repeat.")
-    for note in dict.fromkeys(found.code for found in verdicts.values() if found.code):
+    for note in dict.fromkeys(found.code for found in reproductions.values() if found.code):
         say(f"Code: {note}.")
-    words = [found.word for found in verdicts.values()]
+    words = [found.word for found in reproductions.values()]
     counts = [f"{words.count(word)} {word}" for word in ("identical", "agrees", "differs") if word in words]
     say(f"{len(words)} repeated: {', '.join(counts)}")
 
@@ -134,14 +134,14 @@ def check(archive: Path, unpack: Path | None) -> None:
 
     Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
     """
-    from bench.analysis import render
+    from bench.analysis.render.terminal import show
     from bench.evidence import export as exporting
     from bench.store import archive as archives
 
     checked = exporting.check(archive)
     if unpack is not None:
         archives.write_files(checked.files, unpack / checked.name)
-    render.show(checked.tables, terminal.console())
+    show(checked.tables, terminal.console())
     print(f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables come out byte for byte")
     if unpack is not None:
         print(f"unpacked to {unpack / checked.name}")
@@ -167,13 +167,16 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
     status 0 if both hold the same runs with the same bits, 1 if not (as of diff).
     """
     from bench.analysis import render
-    from bench.analysis.compare import compare
+    from bench.analysis.diff import compare
+    from bench.analysis.render.terminal import show
+    from bench.analysis.study import Study
 
     if b is None and not (overrides or results_name):
         raise BadValue("bench diff", ["what to compare with? Give B, or --set or --name for other results of A"])
-    found = compare(read_results(a, out), read_results(b or a, out, overrides, results_name))
+    sides = read_results(a, out), read_results(b or a, out, overrides, results_name)
+    found = compare(*map(Study, sides))
     if format_ == "terminal":
-        render.show(found.tables, terminal.console())
+        show(found.tables, terminal.console())
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in found.tables))
     if not found.same:
@@ -192,6 +195,7 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
     numbers, as `bench verify` compares them. Nothing is written where anything does not fit.
     """
     from bench.analysis import report, tables
+    from bench.analysis.study import Study
     from bench.evidence import merge as merging
     from bench.store import records
     from bench.store.run_folder import Store
@@ -205,8 +209,8 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
             parts.insert(0, (into, records.read(folder)))
         merged = merging.renamed(merging.merge(parts), folder.name)
         records.publish(merged.results, folder)
-    results = records.read(folder)
-    report.build(results, tables.build(results), folder)
+    study = Study(records.read(folder))
+    report.build(study, tables.build(study), folder)
     for name, count in merged.taken.items():
         print(f"{name}: {counted(count, 'finished run')}")
     same = f" ({merged.twice} of them in several, with the same numbers)" * bool(merged.twice)
@@ -263,7 +267,9 @@ def measure(
         raise BadValue("--all", ["every run, or those named: not both"])
     import torch
 
-    from bench.analysis import render, report, tables
+    from bench.analysis import report, tables
+    from bench.analysis.render.terminal import show
+    from bench.analysis.study import Study
     from bench.evidence import repeat
     from bench.evidence.measure_runs import measure_runs
     from bench.evidence.measures.measure import Settings
@@ -289,10 +295,10 @@ def measure(
     except KeyboardInterrupt:
         console.print("Stopped; what is measured stays, and the same command goes on.", style="yellow")
         sys.exit(130)
-    results = records.read(of.folder)
-    built = tables.build(results)
-    report.build(results, built, of.folder)
-    render.show([table for table in built if table.name == "sharpness"], terminal.console())
+    study = Study(records.read(of.folder))
+    built = tables.build(study)
+    report.build(study, built, of.folder)
+    show([table for table in built if table.name == "sharpness"], terminal.console())
 
 
 def _device(name: str | None, torch: Any) -> Any:

@@ -18,12 +18,12 @@ from bench.core.errors import BadValue, BenchError, counted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.analysis.study import Study
     from bench.launch.plan import Plan
     from bench.launch.run import Launched
     from bench.launch.shard import Shard
     from bench.launch.slurm.profile import Profile
     from bench.launch.slurm.watch import Followed, Lost
-    from bench.store.records import Results
 
 
 def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -350,25 +350,28 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
 
 def _show(launched: Launched, console: Console) -> None:
     """Write tables, figures and the report, print the tables, and say what became of the launch."""
-    from bench.analysis import render, report, tables
+    from bench.analysis import report, tables
+    from bench.analysis.render.terminal import show
+    from bench.analysis.study import Study
 
     if launched.nothing_to_show:
         console.print(STOPPED, style="yellow")
         return
-    built = tables.build(launched.results)
+    study = Study(launched.results)
+    built = tables.build(study)
     if not launched.outcome.disk:
-        report.build(launched.results, built, launched.folder)
-    render.show(built, terminal.console())
-    say_answer(launched.results)
+        report.build(study, built, launched.folder)
+    show(built, terminal.console())
+    say_answer(study)
     _tell_outcome(launched, console)
 
 
-def say_answer(results: Results) -> None:
+def say_answer(study: Study) -> None:
     """Print what the experiment asks and what its numbers say to that."""
-    from bench.analysis import render
     from bench.analysis.answer import answer, question
+    from bench.analysis.render.terminal import say
 
-    render.say(question(results), answer(results), terminal.console())
+    say(question(study), answer(study), terminal.console())
 
 
 def _tell_outcome(launched: Launched, console: Console) -> None:

@@ -15,6 +15,7 @@ from bench.config import titles
 from bench.config.relative import Override, unreached
 from bench.config.resolve import Resolver
 from bench.core.errors import BadValue, BenchError, clipped, nearest
+from bench.core.meta import Meta
 from bench.core.spec import Experiment
 from bench.store.files import DEEPEST, parse_toml, read_bytes, read_toml
 
@@ -103,7 +104,7 @@ def settings(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**_flat({**raw, **named}), **{f"plugins.{name}": _sha256(path.parent / name) for name in names}}
 
 
-def changed_keys(path: Path, meta: Mapping[str, Any]) -> list[str]:
+def changed_keys(path: Path, meta: Meta) -> list[str]:
     """Return the keys in which a file is not what results were made of; none where that cannot be told.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
@@ -14,6 +14,7 @@ from bench.config import search_space as search
 from bench.config import titles
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.meta import MetricMeta, SuiteMeta, TaskMeta
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import (
     Choice,
@@ -27,7 +28,7 @@ from bench.core.spec import (
     TrainSettings,
 )
 from bench.data.datasets import user_files_sha256
-from bench.store.contract import TAKEN, metric_columns
+from bench.store.columns import TAKEN, metric_columns
 from bench.store.files import expanded
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class Resolver(OptimizerResolver):
         columns = {key: key.removeprefix("data.").removesuffix(".name") for key in point}
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
-    def columns(self, labels: Mapping[str, Label], metric: Mapping[str, Any], about: Mapping[str, Task]) -> None:
+    def columns(self, labels: Mapping[str, Label], metric: MetricMeta, about: Mapping[str, Task]) -> None:
         """Refuse hyperparameters that would be written into a column of records.csv that something else has.
 
         Raises:
@@ -273,7 +274,7 @@ class Resolver(OptimizerResolver):
         if self.problems:
             raise self.verdict()
 
-    def metric(self, about: Mapping[str, Task]) -> dict[str, Any]:
+    def metric(self, about: Mapping[str, Task]) -> MetricMeta:
         """Return the score of the tasks, which must be the same, since one table cannot hold two kinds."""
         metrics = {name: asdict(task.metric) for name, task in about.items()}
         first, *others = metrics
@@ -281,7 +282,7 @@ class Resolver(OptimizerResolver):
             if metrics[other] != metrics[first]:
                 self.problem("vary.task", f'"{first}" and "{other}" have different metrics; make two experiments')
                 raise self.verdict()
-        return metrics[first]
+        return cast(MetricMeta, metrics[first])
 
     def reads(self, task: Choice, model: Choice) -> None:
         """Check that models that read text get texts, and that other models do not."""
@@ -362,13 +363,13 @@ def _runs(
                     yield from phases.final_runs(run)
 
 
-def _about(task: Task) -> dict[str, Any]:
+def _about(task: Task) -> TaskMeta:
     """Return the facts about a task that tables need, as plain values."""
     return {
         "title": task.title,
         "loss": task.loss_name,
         "reported": dict(task.reported) or {f"test_{task.metric.key}": task.metric.name},
-        "suite": task.suite and asdict(task.suite),
+        "suite": cast("SuiteMeta | None", task.suite and asdict(task.suite)),
     }
 
 

@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
+from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMeta
 from bench.core.registry import STRICT
 
 PROTOCOL = 2
@@ -317,8 +318,8 @@ class Experiment:
     labels: tuple[str, ...]
     sweeps: dict[str, list[str]]
     vary: dict[str, list[Any]]
-    metric: dict[str, Any]
-    tasks: dict[str, dict[str, Any]]
+    metric: MetricMeta
+    tasks: dict[str, TaskMeta]
     notes: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     phases: Phases | None = None
@@ -326,7 +327,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     of: str = ""
-    compiling: Mapping[str, Any] | None = None
+    compiling: CompilingMeta | None = None
 
     @property
     def tuning(self) -> list[PlannedRun]:
@@ -359,10 +360,10 @@ class Experiment:
         open_ = {run.place: run for run in self.tuning if run.place not in final}
         return [run for one in open_.values() for run in self.phases.final_runs(replace(one, config={}))]
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Meta:
         """Return experiment.json: what tables and plots need besides the records, with "phases" if there are any."""
         specs = [run.spec for run in self.runs]
-        return {
+        meta = {
             "name": self.name,
             "of": self.of,
             "title": self.title,
@@ -384,8 +385,9 @@ class Experiment:
             **({"compiling": dict(self.compiling)} if self.compiling else {}),
             **({"phases": self._phases(self.phases)} if self.phases else {}),
         }
+        return cast(Meta, meta)
 
-    def _phases(self, phases: Phases) -> dict[str, Any]:
+    def _phases(self, phases: Phases) -> PhasesMeta:
         return {
             "tune": {
                 "seeds": list(phases.tune_seeds),

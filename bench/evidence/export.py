@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bench.analysis import render, tables
+from bench.analysis.render.table import Table
+from bench.analysis.study import Study
 from bench.config import file as experiments
 from bench.evidence.repeat import recorded
 from bench.store import archive, records
@@ -54,7 +56,7 @@ class Checked:
     name: str
     files: dict[str, bytes]
     results: Results
-    tables: list[render.Table]
+    tables: list[Table]
     same: list[str]
     other: list[str]
 
@@ -68,7 +70,7 @@ def export(name: str, out: Path, overrides: Sequence[str] = (), results_name: st
     of = recorded(name, out, overrides, results_name)
     path = experiments.find(name)
     files = records.files(of.folder)
-    for table in tables.build(of.results):
+    for table in tables.build(Study(of.results)):
         files |= {f"tables/{table.name}.{form}": render.render(table, form).encode() for form in FORMATS}
     plugins = _plugins(path)
     files |= {path.name: path.read_bytes(), **plugins}
@@ -103,7 +105,7 @@ def check(path: Path) -> Checked:
     """
     name, files = archive.unpack(path)
     results = archive.results(files)
-    built = tables.build(results)
+    built = tables.build(Study(results))
     again = {f"tables/{table.name}.{form}": render.render(table, form).encode() for table in built for form in FORMATS}
     there = {file for file in files if file.startswith("tables/")}
     same = sorted(file for file in there if again.get(file) == files[file])

@@ -9,18 +9,18 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from bench.core.errors import BadValue
+from bench.core.meta import Meta, PartMeta, Superseded
 from bench.evidence.merge_meta import disagreements, merged_meta
-from bench.evidence.verify import verdict
-from bench.store import contract
+from bench.evidence.verify import reproduction
 from bench.store import selection as choice
-from bench.store.collecting import COUNTS
+from bench.store.columns import COUNTS, PLACE, SECONDS, setting_columns
 from bench.store.conditions import KEY, conditions, keyed
-from bench.store.records import PLACE, Results
+from bench.store.records import Results
 from bench.store.run_folder import FINISHED
 
 Part = tuple[str, Results]
@@ -107,8 +107,8 @@ def merge(parts: Sequence[Part]) -> Merged:
     twice = int((finished.groupby("run_id")["part"].nunique() > 1).sum())
     curves = _curves(parts, done)
     measures, directions = _measures(parts, done)
-    if superseded:
-        meta["phases"]["superseded"] = superseded
+    if superseded and (phases := meta.get("phases")):
+        phases["superseded"] = superseded
     meta["parts"] = [*meta.get("parts", []), *_origins(parts, taken)]
     records = _as_written(records, meta)
     return Merged(Results(meta, records, curves, measures, directions), taken, twice)
@@ -139,7 +139,7 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
     ids: dict[Any, tuple[str, str]] = {}
     for name, results in parts:
         frame = keyed(results.records).assign(phase=_phase(results.records))
-        names = ["task", "model", *contract.settings(map(str, results.records))]
+        names = ["task", "model", *setting_columns(map(str, results.records))]
         for row in frame.drop_duplicates([*KEY, "phase"]).to_dict("records"):
             key = tuple(row[column] for column in (*KEY, "phase"))
             here = {column: None if pd.isna(row[column]) else row[column] for column in names}
@@ -184,7 +184,7 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
             both = then.rows.index.intersection(list(left))
             left -= set(both)
             for run_id in _not_identical(then, now, both):
-                found = verdict(run_id, then, now)
+                found = reproduction(run_id, then, now)
                 if found.word == "differs":
                     row = then.record(run_id)
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
@@ -199,7 +199,7 @@ def _not_identical(then: _ByRun, now: _ByRun, both: pd.Index[Any]) -> list[str]:
     """Return those of the runs of which any cell is another, the clock's and the machine's left out."""
     if both.empty:
         return []
-    other = _differing(then.rows.loc[both], now.rows.loc[both], (*contract.COSTS[:4], "peak_memory_mb", "finished_at"))
+    other = _differing(then.rows.loc[both], now.rows.loc[both], (*SECONDS, "peak_memory_mb", "finished_at"))
     sides = [
         side.points[side.points["run_id"].isin(both)].set_index(["run_id", "epoch"]).sort_index()
         for side in (then, now)
@@ -238,7 +238,7 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
 # ---- all runs in one table -----------------------------------------------------------------------------------
 
 
-def _without_superseded(records: pd.DataFrame, meta: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame, list[Superseded]]:
     """Return the records without final runs of what all runs of tuning do not choose, and how many those are."""
     phases = choice.phased(meta)
     if not phases:
@@ -252,16 +252,16 @@ def _without_superseded(records: pd.DataFrame, meta: Mapping[str, Any]) -> tuple
     gone &= records["phase"] == "final"
     ended = records[gone & records["status"].isin(FINISHED)].groupby(KEY, sort=False).size()
     places_of: Any = ended.items()
-    told = [
+    told: list[Superseded] = [
         {"condition": condition, "label": label, "config": config, "finished": int(count)}
         for (condition, label, config), count in places_of
     ]
     return records[~gone], [*phases.get("superseded", []), *told]
 
 
-def _whole(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """Return the records with a row for every run that all parts together ask for, missing ones too."""
-    settings = ["experiment", "task", "model", *contract.settings(map(str, records))]
+    settings = ["experiment", "task", "model", *setting_columns(map(str, records))]
     known = set(records[[*PLACE]].itertuples(index=False, name=None))
     new = []
     for _, group in records.groupby([*KEY, "phase"], sort=False):
@@ -282,7 +282,7 @@ def _whole(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _planned_nowhere(
-    records: pd.DataFrame, condition: str, label: str, settings: list[str], meta: Mapping[str, Any]
+    records: pd.DataFrame, condition: str, label: str, settings: list[str], meta: Meta
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of an optimizer under a condition that no part has it under: as under another one."""
     varied = list(meta.get("vary") or {})
@@ -293,7 +293,7 @@ def _planned_nowhere(
         yield {**blank, **{name: there[name] for name in varied}, **place}
 
 
-def _in_order(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+def _in_order(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """Return the rows in the order that `bench run` gives them."""
     untuned = choice.phased(meta).get("untuned", [])
     later = (records["phase"] == "final") & ~records["optimizer"].isin(untuned)
@@ -309,7 +309,7 @@ def _in_order(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
     return order.drop(columns=[name for name in order if str(name).startswith("_")]).reset_index(drop=True)
 
 
-def _as_written(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+def _as_written(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     frame = records.drop(columns="part").assign(experiment=meta["name"])
     frame["seed"] = frame["seed"].astype(int)
     for name in frame.columns.intersection(list(COUNTS)):
@@ -353,7 +353,7 @@ def _measures(parts: Sequence[Part], done: pd.DataFrame) -> tuple[pd.DataFrame |
     return sorted_[0], sorted_[1]
 
 
-def _origins(parts: Sequence[Part], taken: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def _origins(parts: Sequence[Part], taken: Mapping[str, int]) -> Iterator[PartMeta]:
     """Yield what experiment.json keeps of every part that runs were taken of."""
     for name, results in parts:
         if not taken[name]:
@@ -371,5 +371,5 @@ def _origins(parts: Sequence[Part], taken: Mapping[str, int]) -> Iterator[dict[s
 def renamed(merged: Merged, name: str) -> Merged:
     """Return merged results under another name, that of the folder that they go to."""
     results = merged.results
-    meta = {**results.meta, "name": name}
+    meta = cast(Meta, {**results.meta, "name": name})
     return replace(merged, results=replace(results, meta=meta, records=results.records.assign(experiment=name)))

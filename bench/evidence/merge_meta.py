@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from bench.core.meta import Meta
 from bench.core.spec import settings_text
 
 ALIKE = ("protocol", "metric", "baseline", "overrides")
@@ -14,10 +15,10 @@ ALIKE = ("protocol", "metric", "baseline", "overrides")
 TUNED_ALIKE = (("tune", "seeds"), ("tune", "search"), ("tune", "budget"), ("final", "refit"))
 """What the choice hangs on beside the runs."""
 
-Meta = Mapping[str, Any]
+Table = Mapping[str, Any]
 
 
-def disagreements(parts: Sequence[tuple[str, Meta]]) -> Iterator[str]:
+def disagreements(parts: Sequence[tuple[str, Table]]) -> Iterator[str]:
     """Yield in what experiment.json of the parts says that they are of other experiments."""
     (first, there), *others = parts
     for name, here in others:
@@ -43,7 +44,7 @@ def disagreements(parts: Sequence[tuple[str, Meta]]) -> Iterator[str]:
                 yield f"{key.replace('plugins.', 'plug-in ')} is another in {first} than in {name}"
 
 
-def _phases(first: str, there: Meta | None, name: str, here: Meta | None) -> Iterator[str]:
+def _phases(first: str, there: Table | None, name: str, here: Table | None) -> Iterator[str]:
     if (there is None) != (here is None):
         yield f"phases: [tune] and [final] are in {first if there else name} alone"
     elif there is not None and here is not None:
@@ -56,10 +57,10 @@ def _phases(first: str, there: Meta | None, name: str, here: Meta | None) -> Ite
                     yield f"tune.{what} of {label} are others in {first} than in {name}"
 
 
-def merged_meta(parts: Sequence[Meta]) -> dict[str, Any]:
+def merged_meta(parts: Sequence[Table]) -> Meta:
     """Return experiment.json of all parts together: what one of them alone has is in it, the first has its way."""
     first = parts[0]
-    meta = {**first}
+    meta: dict[str, Any] = {**first}
     for key in ("labels", "notes"):
         meta[key] = _union(part.get(key) or () for part in parts)
     for key in ("task", "model"):
@@ -79,10 +80,10 @@ def merged_meta(parts: Sequence[Meta]) -> dict[str, Any]:
     meta.pop("before_shards", None)
     if first.get("phases"):
         meta["phases"] = _merged_phases([part["phases"] for part in parts], meta["seeds"])
-    return meta
+    return cast(Meta, meta)
 
 
-def _merged_phases(parts: Sequence[Meta], seeds: Sequence[int]) -> dict[str, Any]:
+def _merged_phases(parts: Sequence[Table], seeds: Sequence[int]) -> dict[str, Any]:
     tune = {**parts[0]["tune"]}
     for key in ("trials", "spaces", "passes"):
         tune[key] = _joined(part["tune"].get(key) or {} for part in parts)
@@ -100,7 +101,7 @@ def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
     return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
-def _joined(tables: Iterable[Meta]) -> dict[str, Any]:
+def _joined(tables: Iterable[Table]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for table in tables:
         found = {**table, **found} if not found else {**found, **{k: v for k, v in table.items() if k not in found}}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from bench.analysis.summary import all_rows
 from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
@@ -28,7 +27,7 @@ from bench.store import records
 from bench.store.conditions import keyed
 from bench.store.records import Results
 from bench.store.run_folder import FINISHED, KEEP_WEIGHTS, Store
-from bench.store.selection import reported
+from bench.store.selection import chosen_runs
 from bench.training.environment import processor
 
 if TYPE_CHECKING:
@@ -60,14 +59,7 @@ class Recorded:
 
     def chosen(self) -> list[str]:
         """Return the ids of the finished runs that tables report: those of each optimizer's choice, each once."""
-        frame = keyed(reported(self.results.records))
-        found: dict[str, None] = {}
-        for row in all_rows(self.results):
-            if row.chosen:
-                here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label)
-                here &= (frame["config"] == row.config) & (frame["status"] == "done")
-                found |= dict.fromkeys(frame.loc[here, "run_id"])
-        return list(found)
+        return chosen_runs(self.results.meta, self.results.records)
 
     def done(self) -> list[str]:
         """Return the ids of the runs that ended with weights."""

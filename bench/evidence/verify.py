@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
+from bench.store.columns import metric_columns
 from bench.store.conditions import keyed
-from bench.store.records import Results, metric_columns
+from bench.store.records import Results
 
 SPREADS = 4.0
 """Standard deviations over the seeds by which a final number may differ where bits need not repeat: more than two runs
@@ -51,7 +52,7 @@ class Numbers(Protocol):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Reproduction:
     """The result of repeating a run.
 
     Attributes:
@@ -71,7 +72,7 @@ class Verdict:
     code: str = ""
 
 
-def verdict(run_id: str, then: Numbers, now: Numbers) -> Verdict:
+def reproduction(run_id: str, then: Numbers, now: Numbers) -> Reproduction:
     """Compare a run that was done again with what is recorded of it.
 
     Args:
@@ -80,7 +81,7 @@ def verdict(run_id: str, then: Numbers, now: Numbers) -> Verdict:
     """
     old, new = then.record(run_id), now.record(run_id)
     if new["status"] not in ("done", "diverged"):
-        return Verdict(run_id, "differs", [f"failed here: {new['error']}"])
+        return Reproduction(run_id, "differs", [f"failed here: {new['error']}"])
     elsewhere = _elsewhere(old, new)
     exact = list(_unequal(old, new, EXACT))
     bits = list(_unequal(old, new, BITS))
@@ -89,12 +90,12 @@ def verdict(run_id: str, then: Numbers, now: Numbers) -> Verdict:
     bits += [*_unequal_finals(old, new, key), *in_curve]
     code = _code(old, new)
     if not exact and not bits:
-        return Verdict(run_id, "identical", [], elsewhere, None, code)
+        return Reproduction(run_id, "identical", [], elsewhere, None, code)
     if elsewhere and not exact:
         if far := list(_too_far(then.results, old, new, key)):
-            return Verdict(run_id, "differs", far, elsewhere, first_epoch, code)
-        return Verdict(run_id, "agrees", [], elsewhere, first_epoch, code)
-    return Verdict(run_id, "differs", [*exact, *bits], elsewhere, first_epoch, code)
+            return Reproduction(run_id, "differs", far, elsewhere, first_epoch, code)
+        return Reproduction(run_id, "agrees", [], elsewhere, first_epoch, code)
+    return Reproduction(run_id, "differs", [*exact, *bits], elsewhere, first_epoch, code)
 
 
 def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, float]:

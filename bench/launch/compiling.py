@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BadValue, BenchError, counted
+from bench.core.meta import CompilingMeta
 from bench.core.spec import Experiment, PlannedRun
 from bench.launch.estimate import duration, seconds_of
 from bench.launch.local.pool import speeds_here
@@ -34,7 +35,7 @@ def is_open(experiment: Experiment) -> bool:
     return any(run.spec.train.compile == "auto" for run in experiment.runs)
 
 
-def with_decision(experiment: Experiment, decision: Mapping[str, Any]) -> Experiment:
+def with_decision(experiment: Experiment, decision: CompilingMeta) -> Experiment:
     """Return the experiment with `decision["compile"]` in the place of "auto"."""
     runs = tuple(_with_compile(run, decision["compile"]) for run in experiment.runs)
     return replace(experiment, runs=runs, compiling=decision)
@@ -86,7 +87,7 @@ def refuse_open(experiment: Experiment, what: str) -> None:
 
 def decide(
     runs: Sequence[PlannedRun], passes: Mapping[str, int], store: Store, display: Display, shares: Sequence[Slot]
-) -> dict[str, Any]:
+) -> CompilingMeta:
     """Measure runs both ways; return whether they are compiled, and why, in words.
 
     Args:

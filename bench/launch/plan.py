@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from bench.core.errors import BadValue, BenchError, counted, nearest
+from bench.core.meta import Meta
 from bench.core.spec import Experiment, PlannedRun, RunSpec
 from bench.data.splits import learned_from
 from bench.launch import compiling, leftover
@@ -51,18 +51,20 @@ class Plan:
     redo: bool = False
     shard: Shard | None = None
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Meta:
         """Return experiment.json, with what only the data and the results tell of phases, parts and shards."""
-        meta = self.experiment.meta() | {key: self.held.meta[key] for key in ("parts",) if key in self.held.meta}
+        meta = self.experiment.meta()
+        if "parts" in self.held.meta:
+            meta["parts"] = self.held.meta["parts"]
         if self.shard:
             meta["before_shards"] = sorted(_before_shards(self.trusted))
-        if self.experiment.phases:
+        if self.experiment.phases and (phases := meta.get("phases")):
             passes = dict.fromkeys(self.experiment.phases.trials, 0)
             for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
                 if run.phase == "tune":
                     passes[run.label] += self.passes[run_id]
-            meta["phases"]["tune"]["passes"] = passes
-            meta["phases"]["superseded"] = self.choices.superseded(self.store, self.held)
+            phases["tune"]["passes"] = passes
+            phases["superseded"] = self.choices.superseded(self.store, self.held)
         return meta
 
     @property

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.core.errors import counted
+from bench.core.meta import MetricMeta
 from bench.core.spec import PlannedRun
 from bench.launch.estimate import LONG, Speed, estimate
 
@@ -36,7 +37,7 @@ class Display:
         console: where to; live if it is a terminal.
     """
 
-    def __init__(self, runs: Mapping[str, int], metric: Mapping[str, Any], console: Console) -> None:
+    def __init__(self, runs: Mapping[str, int], metric: MetricMeta, console: Console) -> None:
         self.passes = runs
         self.total = sum(runs.values())
         self.metric = metric

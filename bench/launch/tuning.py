@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import BenchError, shown
+from bench.core.meta import MetricMeta, Superseded
 from bench.core.spec import Experiment, Place, PlannedRun
 from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
@@ -37,7 +38,7 @@ class Choices:
     content: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def superseded(self, store: Store, held: Held = NOTHING) -> list[dict[str, Any]]:
+    def superseded(self, store: Store, held: Held = NOTHING) -> list[Superseded]:
         """Return choices that others have taken the place of, with their finished final runs, if there are any."""
         there = store.present()
         found = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
@@ -180,7 +181,7 @@ def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) ->
     }
 
 
-def _why(group: pd.DataFrame, best: pd.Series, metric: Mapping[str, Any]) -> str:
+def _why(group: pd.DataFrame, best: pd.Series, metric: MetricMeta) -> str:
     """Return the reason for a choice in a sentence, with the runner-up."""
     column = f"val_{metric['key']}:mean"
     scored = group[f"val_{metric['key']}:count"]
@@ -196,5 +197,5 @@ def _why(group: pd.DataFrame, best: pd.Series, metric: Mapping[str, Any]) -> str
     return f"{said}; the next best has {_shown(second, metric)}{tie}"
 
 
-def _shown(value: float, metric: Mapping[str, Any]) -> str:
+def _shown(value: float, metric: MetricMeta) -> str:
     return f"{value * metric['scale']:.2f} {metric['unit']}".rstrip()

@@ -11,26 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import BenchError, counted
-from bench.store import contract
-from bench.store.contract import CIRCUMSTANCES, COSTS, SPLITS, finite, metric_columns
+from bench.core.meta import Meta
+from bench.store.columns import CIRCUMSTANCES, COSTS, COUNTS, PLACE, PROGRESS, SPLITS, metric_columns, setting_columns
+from bench.store.contract import finite
 from bench.store.file_set import path_of
 from bench.store.files import to_json
-from bench.store.records import PLACE, Results, finished, read
+from bench.store.records import Results, finished, read
 from bench.store.run_folder import FINISHED, RunFolder, Status, Store, reason_in
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
 
     from bench.core.spec import PlannedRun
-
-PROGRESS = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
-"""Columns of curves.csv beside those of the place and what is measured."""
-
-COUNTS = (
-    *("passes", "examples", "tokens", "threads", "environments", "sequences", "truncated", "max_tokens", "resumes"),
-    *("skipped_steps", "selected_epoch"),
-)
-"""Columns of records.csv that are whole numbers."""
 
 
 # ---- what there is of a run -----------------------------------------------------------------------------------
@@ -89,7 +81,7 @@ def _held(results: Results) -> Held:
     done = results.records[results.records["status"].isin(FINISHED)].drop_duplicates("run_id")
     rows = {row["run_id"]: _present(row) for row in done.to_dict("records")}
     curves = results.curves[results.curves["run_id"].isin(rows)].drop_duplicates(["run_id", "epoch"])
-    settings = contract.settings(map(str, results.records))
+    settings = setting_columns(map(str, results.records))
     return Held(results.meta, rows, settings, curves.drop(columns=["experiment", *PLACE], errors="ignore"))
 
 
@@ -174,7 +166,7 @@ def _environments(folder: RunFolder) -> tuple[list[dict[str, Any]], list[str]]:
 
 def collect(
     store: Store,
-    meta: Mapping[str, Any],
+    meta: Meta,
     runs: Sequence[PlannedRun],
     known: Held | None = None,
     changed: Collection[str] | None = None,

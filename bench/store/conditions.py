@@ -6,10 +6,12 @@ paired and compared within a condition only. An experiment that varies nothing h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+
+from bench.core.meta import Meta
 
 KEY = ["condition", "optimizer", "config"]
 """The columns that tell one configuration from all others, in records and in curves."""
@@ -18,12 +20,12 @@ MANY = 6  # so many conditions are still named one by one,
 MANY_LONG = 3  # so many of those that vary several things
 
 
-def varied(meta: Mapping[str, Any]) -> dict[str, list[Any]]:
+def varied(meta: Meta) -> dict[str, list[Any]]:
     """Return the varied columns of records, each with its values in order; {} if nothing is varied."""
     return meta.get("vary") or {}
 
 
-def conditions(meta: Mapping[str, Any]) -> list[str]:
+def conditions(meta: Meta) -> list[str]:
     """Return every condition in order, as the column "condition" names it; [""] if nothing is varied."""
     return meta.get("conditions") or [""]
 

@@ -5,37 +5,17 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import nearest, shown
+from bench.core.meta import Meta, MetricMeta
+from bench.store.columns import COSTS, SPLITS, metric_columns
 from bench.store.run_folder import FINISHED
 
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
 
-SPLITS = ("train", "train_clean", "train_noisy", "val", "test")
-COSTS = (
-    *("setup_seconds", "train_seconds", "train_cpu_seconds", "eval_seconds", "passes", "examples", "tokens"),
-    "peak_memory_mb",
-)
-CIRCUMSTANCES = (
-    *(
-        "device",
-        "device_type",
-        "threads",
-        "torch",
-        "python",
-        "commit",
-        "dirty",
-        "data_fingerprint",
-        "data_verified",
-        "environments",
-    ),
-    *("sequences", "truncated", "max_tokens"),
-    *("finished_at", "resumes", "skipped_steps", "initial_weights_sha256", "weights_sha256"),
-    "not_finite",
-)
 STATUSES = (*FINISHED, "failed", "running", "partial", "missing")
 MEASURED_TEXT = (
     *("run_id", "condition", "phase", "optimizer", "config", "recorded_sha256", "weights_sha256", "weights"),
@@ -50,47 +30,15 @@ LARGEST = 2.0**63
 """No seed, count or size is larger. Measured values may be anything that a float is."""
 
 
-PLACE = (
-    "experiment",
-    "task",
-    "model",
-    "condition",
-    "phase",
-    "optimizer",
-    "config",
-    "seed",
-    "status",
-    "error",
-    "run_id",
-)
-"""Columns of records.csv that say which run a row is of, and what became of it."""
-
-TAKEN = {*PLACE, *COSTS, *CIRCUMSTANCES, "epoch", "batch_loss", "method", "base"}
-"""Columns that no hyperparameter can have the name of, beside the metrics and the settings of training and data."""
-
-
-def metric_columns(key: str) -> list[str]:
-    """Return the measured columns of a task whose score is called `key`, in the order of records.csv."""
-    measured = [f"{split}_{what}" for split in SPLITS for what in ("loss", key)]
-    return [*measured, "gap_loss", f"gap_{key}", "selected_epoch", f"selected_test_{key}"]
-
-
-def settings(columns: Iterable[str]) -> list[str]:
-    """Return the columns of records.csv that are settings: they stand between those of the place and the metrics."""
-    before = list(itertools.takewhile(lambda name: name != "train_loss", columns))
-    places = [number for number, name in enumerate(before) if name in PLACE]
-    return before[max(places, default=-1) + 1 :]
-
-
 # ---- the tables --------------------------------------------------------------------------------------------------
 
 
-def fault(name: str, frame: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+def fault(name: str, frame: pd.DataFrame, meta: Meta) -> str:
     """Return the first thing in a collected table that is not as `bench` writes it; "" if there is none."""
     return next(_FAULTS[name](frame, meta), "")
 
 
-def _of_records(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+def _of_records(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     metrics = metric_columns(meta["metric"]["key"])
     swept = [key for keys in meta["sweeps"].values() for key in keys]
     text = ("run_id", "optimizer", "config", "status", "task", "model", "device", "torch", "python", "commit")
@@ -118,7 +66,7 @@ def _of_records(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
             yield f"line {line}: {', '.join(key)} are those of an earlier line"
 
 
-def _of_curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+def _of_curves(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     measured = [column for column in metric_columns(meta["metric"]["key"]) if column.startswith(SPLITS)]
     about = ("run_id", "optimizer", "config", "seed", "epoch", "passes", "train_seconds")
     yield from _columns(frame, (*about, *measured))
@@ -128,7 +76,7 @@ def _of_curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
     yield from _whole(frame, ("seed", "epoch"))
 
 
-def _of_measures(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+def _of_measures(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     yield from _columns(frame, ("run_id", "optimizer", "config", "seed"))
     yield from _cells(frame, meta)
     yield from _numbers(frame, [column for column in frame.columns if column not in MEASURED_TEXT])
@@ -143,7 +91,7 @@ _FAULTS = {
 }
 
 
-def _reported(meta: Mapping[str, Any]) -> Iterator[str]:
+def _reported(meta: Meta) -> Iterator[str]:
     for task in (meta.get("tasks") or {}).values():
         yield from task["reported"]
 
@@ -154,7 +102,7 @@ def _columns(frame: pd.DataFrame, needed: Iterator[str] | tuple[str, ...]) -> It
             yield f"column {column} is missing"
 
 
-def _cells(frame: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+def _cells(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     """Yield rows that belong to nothing that experiment.json knows."""
     yield from _among(frame, "optimizer", meta["labels"])
     if conditions := meta.get("conditions"):
@@ -229,7 +177,7 @@ def finite(measured: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     return {**measured, **dict.fromkeys(odd, math.nan)}, said or None
 
 
-def gap_towards_worse(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame:
+def gap_towards_worse(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame:
     """Return records whose gap is positive where the test set is worse: it once was train - test for every metric."""
     key = metric["key"]
     if metric["higher_is_better"] or f"gap_{key}" not in records:

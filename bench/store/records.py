@@ -14,16 +14,12 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from bench.core.errors import BenchError
+from bench.core.meta import Meta
 from bench.store import contract
-from bench.store.contract import CIRCUMSTANCES as CIRCUMSTANCES
-from bench.store.contract import COSTS as COSTS
-from bench.store.contract import SPLITS as SPLITS
-from bench.store.contract import STATUSES as STATUSES
-from bench.store.contract import finite as finite
-from bench.store.contract import metric_columns as metric_columns
+from bench.store.columns import PLACE, TEXT, setting_columns
 from bench.store.file_set import path_of, replace_all
 from bench.store.files import read_bytes, read_json, to_json
 from bench.store.run_folder import FINISHED
@@ -32,30 +28,11 @@ if TYPE_CHECKING:  # pandas takes longer to import than most commands take to ru
     import pandas as pd
 
 
-PLACE = ("condition", "phase", "optimizer", "config", "seed")
-"""Columns that say where in an experiment a run stands."""
-
 COLLECTED = ("records.csv", "curves.csv")
 MEASURED = ("measures.csv", "directions.csv")
-TEXT_COLUMNS = (
-    *("experiment", "task", "model", "condition", "phase", "optimizer", "config", "status", "error", "method", "base"),
-    *(
-        "schedule",
-        "precision",
-        "device",
-        "device_type",
-        "torch",
-        "python",
-        "commit",
-        "data_fingerprint",
-        "initial_weights_sha256",
-    ),
-    *("weights_sha256", "finished_at", "not_finite"),
-    "run_id",
-)
 
 
-@dataclass(frozen=True, eq=False)  # two are the same only if they are one object: see `bench/analysis/once.py`
+@dataclass(frozen=True, eq=False)  # frames cannot be compared for equality
 class Results:
     """An experiment's results.
 
@@ -68,7 +45,7 @@ class Results:
         directions: losses along directions, one row per point; None if none were measured.
     """
 
-    meta: dict[str, Any]
+    meta: Meta
     records: pd.DataFrame
     curves: pd.DataFrame
     measures: pd.DataFrame | None = None
@@ -144,7 +121,7 @@ def forget(run_ids: Collection[str], folder: Path) -> None:
         return
     results = read(folder)
     frame, which = results.records, results.records["run_id"].isin(gone)
-    kept = {"experiment", "task", "model", "run_id", *PLACE, *contract.settings(map(str, frame))}
+    kept = {"experiment", "task", "model", "run_id", *PLACE, *setting_columns(map(str, frame))}
     measured = [name for name in frame.columns if name not in kept]
     rows = frame.copy()
     rows[measured] = frame[measured].mask(which)
@@ -182,7 +159,7 @@ def read(folder: Path) -> Results:
     Raises:
         BenchError: nothing is there yet, or a file is not as it was written (edited by hand, cut short).
     """
-    from bench.store.meta import read_meta
+    from bench.store.meta_rules import read_meta
 
     if not path_of(folder, "experiment.json").exists():
         raise BenchError(f"{folder} holds no results yet; `bench run` makes them")
@@ -193,7 +170,7 @@ def read(folder: Path) -> Results:
         intact = _sha256(content) == meta["sha256"].get(name)
         fault = "its sha256 differs from the one in experiment.json"
         try:
-            frame = contract.without_infinities(contract.read_csv(content, dtype=dict.fromkeys(TEXT_COLUMNS, str)))
+            frame = contract.without_infinities(contract.read_csv(content, dtype=dict.fromkeys(TEXT, str)))
             fault = contract.fault(name, frame, meta) or fault * (not intact)
         except (ValueError, OverflowError) as error:
             fault = str(error)
@@ -206,8 +183,8 @@ def read(folder: Path) -> Results:
         if fault:
             raise BenchError(f"{folder / name} is not what `bench` writes: {fault}")
         frames.append(frame)
-    del meta["sha256"]
-    return Results(meta, contract.gap_towards_worse(frames[0], meta["metric"]), *frames[1:])
+    rest = cast(Meta, {key: value for key, value in meta.items() if key != "sha256"})
+    return Results(rest, contract.gap_towards_worse(frames[0], meta["metric"]), *frames[1:])
 
 
 def _sha256(content: bytes) -> str:

@@ -6,12 +6,14 @@ What is run next goes by it (`bench/launch/tuning.py`), and so do all tables.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.store.conditions import KEY, keyed
+from bench.core.meta import Meta, MetricMeta
+from bench.store.conditions import KEY, conditions, keyed
 
 UNFINISHED = ["running", "partial", "missing"]
 COUNTS = ["planned", "done", "diverged", "failed", "unfinished"]
@@ -19,7 +21,7 @@ MIN_EDGE_VALUES = 2  # of two swept values both are edges: a search that has no 
 OUTER = 0.1  # share of a range, at either end, that counts as its edge
 
 
-def phased(meta: Mapping[str, Any]) -> dict[str, Any]:
+def phased(meta: Meta) -> Any:
     """Return what experiment.json says about the phases, or {} if there is only one phase."""
     return meta.get("phases") or {}
 
@@ -38,7 +40,7 @@ def _phase(frame: pd.DataFrame) -> pd.Series:
     return frame["phase"] if "phase" in frame else pd.Series("", frame.index)
 
 
-def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame:
+def candidates(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame:
     """Return every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
 
     Args:
@@ -52,7 +54,7 @@ def candidates(records: pd.DataFrame, metric: Mapping[str, Any]) -> pd.DataFrame
     return frame
 
 
-def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
+def choose(frame: pd.DataFrame, metric: MetricMeta) -> pd.Series:
     """Flag one configuration a condition and label: that with the best mean validation metric over the seeds.
 
     It is chosen among the configurations whose planned runs all finished with a finite metric; only if there are none,
@@ -76,6 +78,25 @@ def choose(frame: pd.DataFrame, metric: Mapping[str, Any]) -> pd.Series:
     ranking = ranking.sort_values(list(ranking.columns), na_position="last")
     best = ~ranking.reset_index("config").index.duplicated()
     return frame.index.to_series().isin(ranking.index[best])
+
+
+def chosen_runs(meta: Meta, records: pd.DataFrame) -> list[str]:
+    """Return the ids of the finished runs that tables report, each once: those of chosen and of untuned optimizers.
+
+    They come condition by condition, and within one in the order of the optimizers and of the records.
+    """
+    tried = tuning(records)
+    flags = pd.Series(dtype=bool) if tried.empty else candidates(tried, meta["metric"])["chosen"]
+    untuned = product(conditions(meta), phased(meta).get("untuned", []), [""])
+    chosen = {*flags.index[flags.astype(bool)], *untuned}
+    runs = keyed(reported(records))
+    runs = runs[(runs["status"] == "done") & pd.MultiIndex.from_frame(runs[KEY]).isin(list(chosen))]
+    places = [{name: place for place, name in enumerate(names)} for names in (conditions(meta), meta["labels"])]
+    order = sorted(
+        runs[["condition", "optimizer", "run_id"]].itertuples(index=False, name=None),
+        key=lambda run: (places[0][run[0]], places[1][run[1]]),
+    )
+    return list(dict.fromkeys(run_id for _, _, run_id in order))
 
 
 def counts(groups: Any) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -180,7 +180,9 @@ def make_results(
         "data": {"validation": 1 / 6, "train_size": None, "label_noise": 0.2},
         "metric": METRIC,
     }
-    return Results({**described, **meta}, change(frame) if change else frame, pd.concat(curves, ignore_index=True))
+    return Results(
+        cast(Any, {**described, **meta}), change(frame) if change else frame, pd.concat(curves, ignore_index=True)
+    )
 
 
 @pytest.fixture(name="make_phased")
@@ -231,7 +233,7 @@ def make_phased(
     }
     described = {**results.meta, "seeds": list(final_seeds), "phases": phases}
     records, curves = (phase(frame, list(frame.columns)) for frame in (results.records, results.curves))
-    return Results(described, change(records), curves)
+    return Results(cast(Any, described), change(records), curves)
 
 
 def condition_text(point: Mapping[str, Any]) -> str:

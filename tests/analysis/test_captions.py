@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.analysis import render, tables
-from bench.analysis.render import Table
+from bench.analysis import tables
+from bench.analysis.render.table import Table
+from bench.analysis.render.terminal import show
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -25,7 +27,7 @@ LABELS: dict[str, Any] = {"adamw": {}, "sam": {"test": 0.93, "sweep": ("rho", (0
 
 
 def table(results: Results, name: str = "tasks") -> Table:
-    return next(found for found in tables.build(results) if found.name == name)
+    return next(found for found in tables.build(Study(results)) if found.name == name)
 
 
 def caption(found: Table) -> str:
@@ -41,7 +43,7 @@ def notes(found: Table) -> str:
 
 def test_every_caption_carries_the_notes_once(make_glue: Make) -> None:
     other = "The weights are someone's."
-    built = tables.build(make_glue(TWO, LABELS, notes=[NOTE, other, NOTE]))
+    built = tables.build(Study(make_glue(TWO, LABELS, notes=[NOTE, other, NOTE])))
     assert [found.name for found in built] == [
         *("tasks", "results", "losses", "cost", "budgets", "statistics", "target", "sweep"),
     ]
@@ -50,7 +52,7 @@ def test_every_caption_carries_the_notes_once(make_glue: Make) -> None:
         chosen, origin = (next(i for i, said in enumerate(found.caption) if key in said) for key in ("chosen", "Hardw"))
         assert chosen < found.caption.index(NOTE) < found.caption.index(other) < origin
     file = io.StringIO()
-    render.show(built, Console(width=10_000, file=file, color_system=None))
+    show(built, Console(width=10_000, file=file, color_system=None))
     assert file.getvalue().count(NOTE) == 1
 
 
@@ -138,7 +140,9 @@ def test_texts_that_were_cut_are_told(make_glue: Make) -> None:
         "Texts longer than 64 tokens were cut: 1,234 of 40,000 of MRPC. "
         "Texts longer than 128 tokens were cut: 5 of 9,000 of MNLI, 34 of 3,047 of RTE."
     )
-    for found in tables.build(make_glue(FOUR, change=change, status={("task=glue/rte", "sgd", "", 0): "diverged"})):
+    for found in tables.build(
+        Study(make_glue(FOUR, change=change, status={("task=glue/rte", "sgd", "", 0): "diverged"}))
+    ):
         assert found.footnotes.count(said) == (found.name in ("tasks", "results"))
     assert "cut" not in notes(table(make_glue(FOUR)))
     images = ["sequences", "truncated", "max_tokens"]

@@ -12,9 +12,11 @@ import pytest
 
 from bench.analysis import report, tables
 from bench.analysis.answer import answer
-from bench.analysis.summary import Row, all_rows, tried_rows
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
 from bench.store import selection as choice
 from bench.store.records import Results
+from bench.store.selection import phased
 
 Make = Callable[..., Results]
 LABELS = {
@@ -50,7 +52,7 @@ def row(rows: list[Row], label: str, config: str | None = None) -> Row:
 
 def test_a_chosen_row_is_over_final_runs_and_all_others_over_those_of_tuning(make_phased: Make) -> None:
     results = make_phased(CHOSEN, LABELS, change=BEST)
-    rows = all_rows(results)
+    rows = Study(results).rows
     assert [(one.label, one.config, one.chosen, one.phase, one.done) for one in rows] == [
         ("sgd", "lr=0.01", False, "tune", 2),
         ("sgd", "lr=0.1", True, "final", 3),
@@ -71,7 +73,7 @@ def test_a_chosen_row_is_over_final_runs_and_all_others_over_those_of_tuning(mak
 
 
 def test_what_was_tried_has_its_own_rows_with_validation_alone(make_phased: Make) -> None:
-    rows = tried_rows(make_phased(CHOSEN, LABELS, change=BEST))
+    rows = Study(make_phased(CHOSEN, LABELS, change=BEST)).tried
     assert [(one.label, one.config) for one in rows if one.chosen] == [("sgd", "lr=0.1"), ("sam", "rho=0.2")]
     assert {(one.phase, one.done, one.val_metric.n, one.test_metric.n) for one in rows} == {("tune", 2, 2, 0)}
     assert row(rows, "sgd", "lr=0.1").val_metric.mean == 0.99
@@ -79,7 +81,7 @@ def test_what_was_tried_has_its_own_rows_with_validation_alone(make_phased: Make
 
 def test_without_phases_what_was_tried_is_all_there_is(make_results: Make) -> None:
     results = make_results()
-    assert repr(tried_rows(results)) == repr(all_rows(results))
+    assert repr(Study(results).tried) == repr(Study(results).rows)
 
 
 def test_no_number_of_a_final_run_changes_a_choice(make_phased: Make) -> None:
@@ -92,20 +94,20 @@ def test_no_number_of_a_final_run_changes_a_choice(make_phased: Make) -> None:
         records.loc[final, numbers] = np.random.default_rng(0).random((int(final.sum()), len(numbers)))
         return records
 
-    chosen = [(one.label, one.config) for one in all_rows(make_phased(CHOSEN, LABELS, change=spoil)) if one.chosen]
+    chosen = [(one.label, one.config) for one in Study(make_phased(CHOSEN, LABELS, change=spoil)).rows if one.chosen]
     assert chosen == list(CHOSEN.items())
 
 
 def test_final_runs_that_are_not_there_yet_are_planned_all_the_same(make_phased: Make) -> None:
     results = make_phased({"plain": ""}, LABELS, change=BEST)
-    sam = row(all_rows(results), "sam")
+    sam = row(Study(results).rows, "sam")
     assert (sam.config, sam.planned, sam.done, sam.unfinished, sam.test_metric.n) == ("rho=0.2", 3, 0, 3, 0)
     assert (sam.swept, sam.epochs) == ({"rho": 0.2}, 6)
 
 
 def test_final_runs_of_an_earlier_choice_are_not_mixed_in(make_phased: Make) -> None:
     results = make_phased({**CHOSEN, "sam": "rho=0.05"}, LABELS, change=BEST)
-    sam = row(all_rows(results), "sam")
+    sam = row(Study(results).rows, "sam")
     assert (sam.config, sam.done) == ("rho=0.2", 0)
 
 
@@ -115,7 +117,7 @@ def test_diverged_final_runs_count(make_phased: Make) -> None:
         records.loc[(records["optimizer"] == "sam") & (records["seed"] == 3), "status"] = "diverged"
         return records
 
-    sam = row(all_rows(make_phased(CHOSEN, LABELS, change=change)), "sam")
+    sam = row(Study(make_phased(CHOSEN, LABELS, change=change)).rows, "sam")
     assert (sam.planned, sam.done, sam.diverged, sam.unfinished) == (3, 2, 1, 0)
 
 
@@ -153,14 +155,14 @@ def test_edges_of_several_axes_are_each_their_own() -> None:
 
 
 def test_the_answer_says_that_a_choice_lies_at_an_edge(make_phased: Make) -> None:
-    assert answer(make_phased(CHOSEN, LABELS, change=BEST))[-2] == (
+    assert answer(Study(make_phased(CHOSEN, LABELS, change=BEST)))[-2] == (
         "What was chosen for sam lies at the edge of what was tried: tuned further, it may do better, and the "
         "comparison come out otherwise."
     )
 
 
 def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> None:
-    rows = all_rows(make_phased(CHOSEN, LABELS, change=BEST))
+    rows = Study(make_phased(CHOSEN, LABELS, change=BEST)).rows
     assert (row(rows, "sam").edges, row(rows, "sgd").edges) == ({"rho": "largest"}, {})
 
 
@@ -170,7 +172,7 @@ def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> No
 def test_tables_say_what_tuning_had_and_where_the_choice_lies(make_phased: Make) -> None:
     spaces = {"sgd": {"lr": {"low": 0.01, "high": 1.0, "log": True}}, "sam": {"rho": [0.05, 0.1, 0.2]}}
     results = make_phased(CHOSEN, LABELS, change=BEST, spaces=spaces)
-    table = {one.name: one for one in tables.build(results)}["tuning"]
+    table = {one.name: one for one in tables.build(Study(results))}["tuning"]
     passes = {"sgd": 3 * 2 * 66, "sam": 3 * 2 * 132}  # trials, seeds, passes a run
     assert table.rows == [
         ["sgd", "3", f"{passes['sgd']}", "lr=0.1", "99.00 (all equal)", "lr 50%"],
@@ -184,7 +186,9 @@ def test_tables_say_what_tuning_had_and_where_the_choice_lies(make_phased: Make)
 
 
 def test_captions_say_how_it_was_chosen_and_of_what_the_numbers_are(make_phased: Make) -> None:
-    (caption,) = [" ".join(one.caption) for one in tables.build(make_phased(CHOSEN, LABELS)) if one.name == "results"]
+    (caption,) = [
+        " ".join(one.caption) for one in tables.build(Study(make_phased(CHOSEN, LABELS))) if one.name == "results"
+    ]
     assert (
         "Hyperparameters were chosen by mean validation accuracy (16.7% of the training data, held out) over 2 seeds "
         "(grid search, 3 trials for every optimizer), never by the test set; the numbers are of what was chosen, on "
@@ -194,7 +198,7 @@ def test_captions_say_how_it_was_chosen_and_of_what_the_numbers_are(make_phased:
 
 
 def test_the_sweep_table_is_of_validation_alone(make_phased: Make) -> None:
-    sweep = {one.name: one for one in tables.build(make_phased(CHOSEN, LABELS, change=BEST))}["sweep"]
+    sweep = {one.name: one for one in tables.build(Study(make_phased(CHOSEN, LABELS, change=BEST)))}["sweep"]
     assert sweep.columns == ["optimizer", "validation accuracy (%)", "n", "chosen"]
     assert [row[-1] for row in sweep.rows] == ["", "chosen", "", "", "", "chosen"]
     assert not [column for column in map(str, sweep.numbers) if "test" in column]
@@ -209,8 +213,8 @@ def test_unfinished_tuning_and_earlier_choices_are_told_under_the_results(make_p
 
     results = make_phased({"sgd": "lr=0.1", "plain": ""}, LABELS, change=change)
     earlier = {"condition": "", "label": "sgd", "config": "lr=1", "finished": 3}
-    results.meta["phases"]["superseded"] = [earlier]
-    (notes,) = [" ".join(one.footnotes) for one in tables.build(results) if one.name == "results"]
+    phased(results.meta)["superseded"] = [earlier]
+    (notes,) = [" ".join(one.footnotes) for one in tables.build(Study(results)) if one.name == "results"]
     assert "Tuning is not finished, so nothing is chosen yet: sam (5 of 6 runs)." in notes
     assert "sgd: lr=1 had been chosen before, from fewer or other runs of tuning; its 3 final runs are not" in notes
 
@@ -219,7 +223,9 @@ def test_what_is_chosen_depends_on_nothing_but_validation_in_every_table(make_ph
     def spoil(records: pd.DataFrame) -> pd.DataFrame:
         return BEST(records).assign(test_acc=0.5, test_loss=1.0, gap_acc=0.0, gap_loss=0.0)
 
-    by_name = [{one.name: one for one in tables.build(make_phased(CHOSEN, LABELS, change=c))} for c in (BEST, spoil)]
+    by_name = [
+        {one.name: one for one in tables.build(Study(make_phased(CHOSEN, LABELS, change=c)))} for c in (BEST, spoil)
+    ]
     for name in ("tuning", "sweep"):
         assert by_name[0][name] == replace(by_name[1][name], numbers=by_name[0][name].numbers)
 
@@ -233,9 +239,9 @@ def test_while_only_tuning_is_done_all_is_made_and_nothing_is_said_of_the_test_s
         return records
 
     results = make_phased({"plain": ""}, LABELS, change=only_tuning)
-    built = tables.build(results)
+    built = tables.build(Study(results))
     assert {"results", "tuning", "sweep"} <= {table.name for table in built}
-    assert answer(results) == ["No final run has finished: there is no answer yet."]
-    paths = report.build(results, built, tmp_path)
+    assert answer(Study(results)) == ["No final run has finished: there is no answer yet."]
+    paths = report.build(Study(results), built, tmp_path)
     assert (tmp_path / "report.html").exists()
     assert not [path for path in paths if path.suffix == ".png"]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from bench.analysis import render, tables
-from bench.analysis.provenance import provenance
-from bench.analysis.render import Table
-from bench.analysis.summary import Row, all_rows
+from bench.analysis.render.table import Table
+from bench.analysis.render.terminal import show
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
 from bench.store.conditions import keyed, merged, names, under, value_text
 from bench.store.records import Results
 
@@ -50,7 +51,7 @@ def setting(column: str, values: dict[tuple[str, str, str], Any]) -> Callable[[p
 
 
 def table(results: Results, name: str = "results") -> Table:
-    return next(found for found in tables.build(results) if found.name == name)
+    return next(found for found in tables.build(Study(results)) if found.name == name)
 
 
 def notes(found: Table) -> str:
@@ -82,24 +83,24 @@ def test_rows_are_those_of_each_condition_on_its_own(make_results: Make, vary: d
     whole.records["status"] = status
     alone = {**whole.meta, "vary": {}, "conditions": [""]}
     shuffled = Results(whole.meta, whole.records.sample(frac=1, random_state=0), whole.curves)
-    rows = all_rows(whole)
+    rows = Study(whole).rows
     assert [row.condition for row in rows[:: len(rows) // len(whole.meta["conditions"])]] == whole.meta["conditions"]
     for condition in whole.meta["conditions"]:
         records = whole.records[whole.records["condition"] == condition].assign(condition=np.nan)
         own = [row for row in rows if row.condition == condition]
         assert [row.label for row in own] == ["sgd"] * 3 + ["sam"] * 3
         assert len({id(row) for row in own if row.chosen}) == 2
-        for ours, expected in zip(own, all_rows(Results(alone, records, whole.curves)), strict=True):
+        for ours, expected in zip(own, Study(Results(cast(Any, alone), records, whole.curves)).rows, strict=True):
             parts = [field.name for field in fields(Row) if field.name not in ("condition", "varied")]
             assert all(same(getattr(ours, part), getattr(expected, part)) for part in parts), (condition, ours.title)
-    of_shuffled = {(row.condition, row.title): row.chosen for row in all_rows(shuffled)}
+    of_shuffled = {(row.condition, row.title): row.chosen for row in Study(shuffled).rows}
     assert of_shuffled == {(row.condition, row.title): row.chosen for row in rows}
 
 
 def test_the_choice_is_made_under_each_condition(make_results: Make) -> None:
     best = {"label_noise=0.2": "rho=0.1", "label_noise=0.4": "rho=0.2", "label_noise=0.6": "rho=0.4"}
     values = {(condition, "sam", config): 0.99 for condition, config in best.items()}
-    rows = all_rows(make_results(TWO, vary=NOISE, change=setting("val_acc", values)))
+    rows = Study(make_results(TWO, vary=NOISE, change=setting("val_acc", values))).rows
     assert {condition: row(rows, condition, "sam").config for condition in best} == best
     edges = [row(rows, condition, "sam").edges.get("rho", "") for condition in best]
     assert edges == ["smallest", "", "largest"]
@@ -111,7 +112,7 @@ def test_the_baseline_is_that_of_the_same_condition(make_results: Make) -> None:
     values |= {("label_noise=0.2", "adam", ""): [0.93, 0.93, 0.96]}
     lost = {("label_noise=0.6", "sgd", "", seed): "failed" for seed in range(3)}
     change = setting("test_acc", values)
-    rows = all_rows(make_results({"sgd": {}, "adam": {}}, (0, 1, 2), lost, change, NOISE))
+    rows = Study(make_results({"sgd": {}, "adam": {}}, (0, 1, 2), lost, change, NOISE)).rows
     for condition in ("label_noise=0.2", "label_noise=0.4"):
         assert row(rows, condition, "sgd").difference is None
         compared = row(rows, condition, "adam").difference
@@ -126,9 +127,9 @@ def test_the_baseline_is_that_of_the_same_condition(make_results: Make) -> None:
 
 
 def test_a_row_knows_its_condition(make_results: Make) -> None:
-    found = row(all_rows(make_results(TWO, vary=TWO_KEYS)), "augment=cutout, task=cifar100", "sgd")
+    found = row(Study(make_results(TWO, vary=TWO_KEYS)).rows, "augment=cutout, task=cifar100", "sgd")
     assert found.varied == {"task.augment": "cutout", "task": "cifar100"}
-    sizes = all_rows(make_results(TWO, vary={"train_size": [500, 1000]}))
+    sizes = Study(make_results(TWO, vary={"train_size": [500, 1000]})).rows
     assert [value_text(row.varied["train_size"]) for row in sizes if row.label == "sgd"] == ["500", "1000"]
 
 
@@ -136,9 +137,9 @@ def test_older_files_are_read_as_one_condition(make_results: Make) -> None:
     new = make_results(TWO)
     meta = {key: value for key, value in new.meta.items() if key not in ("vary", "conditions")}
     records = new.records.drop(columns=["condition", "data_verified"])
-    old = Results(meta, records, new.curves.drop(columns="condition"))
-    assert all(row.condition == "" and not row.varied for row in all_rows(old))
-    for before, now in zip(tables.build(old), tables.build(new), strict=True):
+    old = Results(cast(Any, meta), records, new.curves.drop(columns="condition"))
+    assert all(row.condition == "" and not row.varied for row in Study(old).rows)
+    for before, now in zip(tables.build(Study(old)), tables.build(Study(new)), strict=True):
         for form in render.FORMATS:
             assert render.render(before, form) == render.render(now, form)
     assert "condition" not in render.render(table(new), "csv")
@@ -177,7 +178,7 @@ def test_latex_has_a_heading_for_each_condition(make_results: Make) -> None:
 
 
 def test_csv_has_the_condition_on_every_line(make_results: Make) -> None:
-    for found in tables.build(make_results(TWO, vary=TWO_KEYS))[1:]:  # for the table by task: test_by_task.py
+    for found in tables.build(Study(make_results(TWO, vary=TWO_KEYS)))[1:]:  # for the table by task: test_by_task.py
         numbers = pd.read_csv(io.StringIO(render.render(found, "csv")))
         assert list(numbers.columns[:3]) == ["condition", "task.augment", "task"]
         assert "optimizer" in numbers
@@ -189,9 +190,9 @@ def test_csv_has_the_condition_on_every_line(make_results: Make) -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_names_each_condition_above_its_rows(make_results: Make, width: int) -> None:
     labels = {"sgd": {}, "sgd-with-momentum": {"test": 0.91}, "sam": {"sweep": SWEEP}}
-    for found in tables.build(make_results(labels, vary=TWO_KEYS))[1:]:
+    for found in tables.build(Study(make_results(labels, vary=TWO_KEYS)))[1:]:
         file = io.StringIO()
-        render.show([found], Console(width=width, file=file, color_system=None))
+        show([found], Console(width=width, file=file, color_system=None))
         lines = file.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         for cells in found.rows * (found.name != "statistics"):  # whose columns go on below
@@ -254,7 +255,7 @@ def unverified(condition: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 def test_every_table_says_that_data_are_unverified(make_results: Make) -> None:
     sentence = "Unverified data: the checksums of the data files are not their publisher's."
-    for found in tables.build(make_results(TWO, change=unverified(""))):
+    for found in tables.build(Study(make_results(TWO, change=unverified("")))):
         assert found.caption.count(sentence) == 1
         assert sentence in render.render(found, "md")
     some = caption(table(make_results(TWO, vary=NOISE, change=unverified("label_noise=0.4"))))
@@ -267,16 +268,16 @@ def test_one_diverged_run_on_unverified_data_is_enough(make_results: Make) -> No
         records.loc[0, "data_verified"] = False
         return records
 
-    assert provenance(make_results(TWO, status={("sgd", "", 0): "diverged"}, change=change)).caution
+    assert Study(make_results(TWO, status={("sgd", "", 0): "diverged"}, change=change)).source.caution
     text = io.StringIO(make_results(TWO, change=change).records.to_csv(index=False))
     read = make_results(TWO, change=lambda _: pd.read_csv(text))
-    assert provenance(read).caution
+    assert Study(read).source.caution
 
 
 @pytest.mark.parametrize("value", [True, np.nan, None])
 def test_verified_and_unknown_data_need_no_word(make_results: Make, value: Any) -> None:
     results = make_results(TWO, change=lambda records: records.assign(data_verified=value))
-    assert provenance(results).caution == ""
+    assert Study(results).source.caution == ""
     assert "erified" not in caption(table(results))
 
 

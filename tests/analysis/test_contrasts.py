@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis.contrasts import Contrast, contrasts
+from bench.analysis.contrasts import Contrast
 from bench.analysis.stats import holm
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -32,7 +33,7 @@ def find(found: list[Contrast], ours: str, theirs: str) -> Contrast:
 
 
 def test_sam_meets_every_optimizer_and_the_others_meet_the_baseline(make_results: Make) -> None:
-    pairs = [(one.ours.label, one.theirs.label) for one in contrasts(make_results())]
+    pairs = [(one.ours.label, one.theirs.label) for one in Study(make_results()).contrasts]
     assert pairs == [
         *((label, "sgd") for label in ("sgd-2x", "adam", "sam", "asam")),
         *((label, "sgd-2x") for label in ("sam", "asam")),
@@ -41,22 +42,22 @@ def test_sam_meets_every_optimizer_and_the_others_meet_the_baseline(make_results
 
 
 def test_without_sam_all_meet_the_baseline_only(make_results: Make) -> None:
-    found = contrasts(make_results({"sgd": {}, "adam": {}, "adamw": {}}))
+    found = Study(make_results({"sgd": {}, "adam": {}, "adamw": {}})).contrasts
     assert [(one.ours.label, one.theirs.label) for one in found] == [("adam", "sgd"), ("adamw", "sgd")]
 
 
 def test_budgets_that_are_shared_are_named(make_results: Make) -> None:
-    found = contrasts(make_results())
+    found = Study(make_results()).contrasts
     assert find(found, "sam", "sgd").equal == "epochs"
     assert find(found, "sam", "sgd-2x").equal == "passes"
     assert find(found, "adam", "sgd").equal == "epochs and passes"
-    assert find(contrasts(make_results({"sgd": {}, "sam": {"epochs": 10}})), "sam", "sgd").equal == "neither"
+    assert find(Study(make_results({"sgd": {}, "sam": {"epochs": 10}})).contrasts, "sam", "sgd").equal == "neither"
 
 
 def test_pairs_are_seeds_that_both_finished(make_results: Make) -> None:
     lost = {("sgd", "", 0): "failed", ("adam", "", 4): "diverged"}
     change = scores(sgd=[0.0, 0.1, 0.2, 0.3, 0.4], adam=[0.5, 0.7, 0.9, 0.8, 0.0])
-    (found,) = contrasts(make_results({"sgd": {}, "adam": {}}, status=lost, change=change))
+    (found,) = Study(make_results({"sgd": {}, "adam": {}}, status=lost, change=change)).contrasts
     assert found.differences == pytest.approx([0.6, 0.7, 0.5])
     assert found.test.difference.mean == pytest.approx(0.6)
 
@@ -66,12 +67,12 @@ def test_runs_that_only_chose_hyperparameters_are_left_out(make_results: Make) -
         records = scores(sgd=[0.9, 0.8, 0.7, 0.1, 0.1], adam=[0.95, 0.85, 0.8, 0.9, 0.9])(records)
         return records.assign(phase=np.where(records["seed"] < 3, "final", "tune"))
 
-    (found,) = contrasts(make_results({"sgd": {}, "adam": {}}, change=change))
+    (found,) = Study(make_results({"sgd": {}, "adam": {}}, change=change)).contrasts
     assert found.differences == pytest.approx([0.05, 0.05, 0.1])
 
 
 def test_holm_is_over_all_that_meet_one_rival(make_results: Make) -> None:
-    found = contrasts(make_results(vary={"label_noise": [0.2, 0.4]}))
+    found = Study(make_results(vary={"label_noise": [0.2, 0.4]})).contrasts
     for rival in ("sgd", "sgd-2x", "adam"):
         block = [one for one in found if one.theirs.label == rival]
         assert {one.among for one in block} == {8 if rival == "sgd" else 4}
@@ -90,7 +91,7 @@ def test_verdicts_follow_the_interval_and_the_corrected_p(make_results: Make) ->
         close=sgd + 0.002 + noise,
     )
     labels = ["sgd", "up", "down", "same", "shifted", "close"]
-    found = contrasts(make_results({label: {} for label in labels}, change=change))
+    found = Study(make_results({label: {} for label in labels}, change=change)).contrasts
     assert {one.ours.label: one.verdict for one in found} == {
         "up": "better",
         "down": "worse",
@@ -102,5 +103,5 @@ def test_verdicts_follow_the_interval_and_the_corrected_p(make_results: Make) ->
     assert not close.covers_zero
     assert close.test.p_t < 0.05 < close.p
     less = {"metric": {**make_results({"sgd": {}}).meta["metric"], "higher_is_better": False}}
-    turned = contrasts(make_results({label: {} for label in labels}, change=change, **less))
+    turned = Study(make_results({label: {} for label in labels}, change=change, **less)).contrasts
     assert (find(turned, "up", "sgd").verdict, find(turned, "down", "sgd").verdict) == ("worse", "better")

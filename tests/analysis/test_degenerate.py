@@ -11,8 +11,8 @@ import pytest
 
 from bench.analysis import render, report, tables
 from bench.analysis.answer import answer
-from bench.analysis.render import Table
-from bench.analysis.summary import all_rows, tried_rows
+from bench.analysis.render.table import Table
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -38,14 +38,14 @@ def collapsed(*labels: str, runs: int = 5, split: str = "test", **scores: float)
 
 
 def table(results: Results, name: str = "results") -> Table:
-    return next(found for found in tables.build(results) if found.name == name)
+    return next(found for found in tables.build(Study(results)) if found.name == name)
 
 
 def test_better_than_a_degenerate_rival_is_said_with_that(make_results: Make) -> None:
     results = make_results(TWO, change=collapsed("sgd", sgd=0.678, sam=0.75))
-    (said,) = answer(results)
+    (said,) = answer(Study(results))
     assert said.startswith(f"sam is better than sgd (degenerate: {ONE_CLASS}): test accuracy of ")
-    (healthy,) = answer(make_results(TWO, change=collapsed(sgd=0.7, sam=0.75)))
+    (healthy,) = answer(Study(make_results(TWO, change=collapsed(sgd=0.7, sam=0.75))))
     assert healthy.startswith("sam is better than sgd: ")
 
 
@@ -58,7 +58,7 @@ def test_a_degenerate_optimizer_is_marked_and_explained_in_tables_and_page(make_
         assert name == "statistics" or "sgd§" in {cell for row in found.rows for cell in row}
     assert list(table(results).numbers["degenerate"]) == ["the same answer to every test example in 2 of 5 runs", ""]
     assert r"sgd\S{}" in render.render(table(results), "tex")
-    page = report.page(results, tables.build(results), {})
+    page = report.page(Study(results), tables.build(Study(results)), {})
     assert note in page
     assert "(degenerate: the same answer to every test example in 2 of 5 runs)" in page
 
@@ -67,21 +67,21 @@ def test_a_degenerate_optimizer_is_marked_and_explained_in_tables_and_page(make_
 def test_a_score_that_is_a_constant_answers_within_rounding_is_flagged(
     make_results: Make, score: float, *, flagged: bool
 ) -> None:
-    rows = all_rows(make_results(TWO, change=collapsed(sgd=score, sam=0.75)))
+    rows = Study(make_results(TWO, change=collapsed(sgd=score, sam=0.75))).rows
     assert rows[0].degenerate == ("the test accuracy of one constant answer" if flagged else "")
     assert rows[1].degenerate == ""
 
 
 def test_other_ways_of_saying_it_carry_the_flag_too(make_results: Make) -> None:
     many: dict[str, Any] = {"sgd": {}, **{f"sam-{n}": {} for n in range(5)}}
-    (together,) = answer(make_results(many, change=collapsed("sgd", "sam-1", sgd=0.678)))
+    (together,) = answer(Study(make_results(many, change=collapsed("sgd", "sam-1", sgd=0.678))))
     assert f"sgd's are 1; degenerate: {ONE_CLASS}): " in together
     assert f"×; degenerate: {ONE_CLASS})" in together.partition("sam-1 (")[2].partition(",  ")[0]
     four = {"label_noise": [0.0, 0.2, 0.4, 0.6]}
-    (counted,) = answer(make_results(TWO, vary=four, change=collapsed("sgd", sgd=0.678)))
+    (counted,) = answer(Study(make_results(TWO, vary=four, change=collapsed("sgd", sgd=0.678))))
     assert counted.endswith(f" sgd is degenerate: {ONE_CLASS}.")
     three: dict[str, Any] = {"sgd": {}, "adam": {}, "sam": {}}
-    (said,) = answer(make_results(three, change=collapsed("adam", sgd=0.9, adam=0.678, sam=0.92)))
+    (said,) = answer(Study(make_results(three, change=collapsed("adam", sgd=0.9, adam=0.678, sam=0.92))))
     assert f"; degenerate: {ONE_CLASS})" in said.partition("adam (")[2]
 
 
@@ -94,7 +94,7 @@ def test_a_configuration_that_was_tuned_is_flagged_by_its_validation_answers(mak
         return records.assign(val_constant=constant, val_dummy_acc=0.5, test_constant=0.0, test_dummy_acc=0.5)
 
     results = make_phased({"sgd": "lr=0.1", "sam": "rho=0.1"}, labels, change=change)
-    found = {row.title: row.degenerate for row in tried_rows(results)}
+    found = {row.title: row.degenerate for row in Study(results).tried}
     assert found.pop("sgd (lr=1)") == "the same answer to every validation example in 2 of 2 runs"
     assert set(found.values()) == {""}
     assert {row[0] for row in table(results, "sweep").rows} >= {"sgd (lr=1)§", "sam (rho=0.1)"}
@@ -112,4 +112,4 @@ def test_a_degenerate_choice_is_flagged_in_the_table_of_tuning(make_phased: Make
 
 
 def test_records_that_do_not_know_it_say_nothing(make_results: Make) -> None:
-    assert {row.degenerate for row in all_rows(make_results())} == {""}
+    assert {row.degenerate for row in Study(make_results()).rows} == {""}

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from bench.analysis import bounds, plots, tables
 from bench.analysis.answer import answer
-from bench.analysis.cells import plain, signed_bounds
-from bench.analysis.contrasts import contrasts
-from bench.analysis.render import Table
+from bench.analysis.format import plain, signed_bounds
+from bench.analysis.render.table import Table
 from bench.analysis.stats import Interval, mean_interval, paired_test
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -44,7 +43,7 @@ def numbers(frame: pd.DataFrame, columns: str) -> Any:
 
 
 def table(results: Results, name: str = "results") -> Table:
-    return next(found for found in tables.build(results) if found.name == name)
+    return next(found for found in tables.build(Study(results)) if found.name == name)
 
 
 # ---- few pairs -----------------------------------------------------------------------------------------------
@@ -53,10 +52,10 @@ def table(results: Results, name: str = "results") -> Table:
 @pytest.mark.parametrize(("n", "verdict"), [(2, "untested"), (3, "untested"), (4, "better"), (5, "better")])
 def test_fewer_than_four_pairs_have_no_verdict_whatever_p_is(make_results: Make, n: int, verdict: str) -> None:
     results = make_results(TWO, seeds=range(n), change=wins(n))
-    (contrast,) = contrasts(results)
+    (contrast,) = Study(results).contrasts
     assert contrast.p < 0.01
     assert contrast.verdict == verdict
-    (said,) = answer(results)
+    (said,) = answer(Study(results))
     if n < 4:
         assert said.startswith(f"sam against sgd ({n} pairs are too few for a verdict): test accuracy of sam 90.0")
         assert f"With n={n} pairs nothing is called better or worse, whatever p is" in " ".join(
@@ -69,18 +68,18 @@ def test_fewer_than_four_pairs_have_no_verdict_whatever_p_is(make_results: Make,
 
 def test_pairs_are_counted_after_what_was_lost(make_results: Make) -> None:
     lost = {("sgd", "", 0): "diverged", ("sam", "", 1): "failed"}
-    (contrast,) = contrasts(make_results(TWO, change=wins(5), status=lost))
+    (contrast,) = Study(make_results(TWO, change=wins(5), status=lost)).contrasts
     assert (contrast.test.difference.n, contrast.verdict) == (3, "untested")
 
 
 def test_many_optimizers_and_many_conditions_have_no_verdict_from_few_pairs_either(make_results: Make) -> None:
     many: dict[str, Any] = {"sgd": {}, **{f"sam-{n}": {} for n in range(5)}}
     change = scores(sgd=0.8, **{"sam-1": 0.9 + NOISE[:3]})
-    (said,) = answer(make_results(many, seeds=range(3), change=change))
+    (said,) = answer(Study(make_results(many, seeds=range(3), change=change)))
     assert "no verdict: sam-0" in said
     assert "better:" not in said
     vary = {"label_noise": [0.0, 0.2, 0.4, 0.6]}
-    (counted,) = answer(make_results(TWO, seeds=range(3), vary=vary, change=lambda records: records))
+    (counted,) = answer(Study(make_results(TWO, seeds=range(3), vary=vary, change=lambda records: records)))
     assert "better under none; worse under none; no verdict under all" in counted
 
 
@@ -109,7 +108,7 @@ def test_equal_values_are_marked_and_not_shown_as_certain(make_results: Make) ->
     assert numbers(found.numbers, "^(test_acc|difference)_(low|high)").size == 0
     assert numbers(found.numbers, "^(test_acc|difference)_mean").size == 3
     assert "34.38 (all equal) % against sgd 37.50 (all equal) %, that is -3.12 points (all equal), n = 5" in (
-        " ".join(answer(results))
+        " ".join(answer(Study(results)))
     )
     shown = [*found.rows, *table(results, "budgets").rows]
     assert "± 0.00" not in " ".join(cell for row in shown for cell in row)
@@ -129,12 +128,16 @@ def test_an_interval_ends_where_its_metric_does() -> None:
     assert paired_test([1.0, 0.0], [0.0, 0.1], bounds=(-1, 1)).difference.low == -1
 
 
+def metric(about: dict[str, Any]) -> Any:
+    return about
+
+
 def test_bounds_are_the_metrics_own_and_of_older_records_those_of_accuracy() -> None:
-    assert bounds.of_metric({"key": "acc"}) == (0, 1)
-    assert bounds.of_metric({"key": "perplexity"}) == (-np.inf, np.inf)
-    assert bounds.of_metric({"key": "r2", "lowest": None, "highest": 1.0}) == (-np.inf, 1)
-    assert bounds.of_difference({"key": "mcc", "lowest": -1.0, "highest": 1.0}) == (-2, 2)
-    assert bounds.of_difference({"key": "r2", "lowest": None, "highest": 1.0}) == (-np.inf, np.inf)
+    assert bounds.of_metric(metric({"key": "acc"})) == (0, 1)
+    assert bounds.of_metric(metric({"key": "perplexity"})) == (-np.inf, np.inf)
+    assert bounds.of_metric(metric({"key": "r2", "lowest": None, "highest": 1.0})) == (-np.inf, 1)
+    assert bounds.of_difference(metric({"key": "mcc", "lowest": -1.0, "highest": 1.0})) == (-2, 2)
+    assert bounds.of_difference(metric({"key": "r2", "lowest": None, "highest": 1.0})) == (-np.inf, np.inf)
 
 
 def extreme(make_results: Make) -> Results:
@@ -155,12 +158,12 @@ def extreme(make_results: Make) -> Results:
 
 def test_no_table_has_an_accuracy_beyond_what_there_can_be(make_results: Make) -> None:
     results = extreme(make_results)
-    for row in all_rows(results):
+    for row in Study(results).rows:
         for interval in (row.test_metric, row.val_metric, row.train_metric, row.selected_metric):
             assert (interval.low, interval.high) == (0, 1)
         assert (row.gap_metric.low, row.gap_metric.high) == (-1, 1)
         assert row.train_seconds.low >= 0
-    for found in tables.build(results):
+    for found in tables.build(Study(results)):
         levels = numbers(found.numbers, r"^(test|val)_.*\[%\]")
         differences = numbers(found.numbers, r"^(difference|gap_acc)_.*\[%\]")
         assert ((levels >= 0) & (levels <= 100)).all(), found.name
@@ -178,7 +181,7 @@ def axes_of_accuracy(figure: Figure) -> list[tuple[float, float]]:
 
 def test_no_figure_has_an_axis_of_accuracy_beyond_0_to_100_percent(make_results: Make) -> None:
     seen = 0
-    for name, drawing in plots.draw(extreme(make_results)).items():
+    for name, drawing in plots.draw(Study(extreme(make_results))).items():
         for low, high in axes_of_accuracy(drawing.figure):
             seen += 1
             assert low >= 0, name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.analysis import plots, report, tables
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.data.splits import Split
 from bench.store import records
 from bench.store.records import Results
@@ -51,13 +51,13 @@ def make(make_results: Make, tmp_path: Path) -> Callable[..., Results]:
 
 
 def labels(results: Results) -> set[str]:
-    return {ax.get_ylabel() for one in plots.draw(results).values() for ax in one.figure.axes}
+    return {ax.get_ylabel() for one in plots.draw(Study(results)).values() for ax in one.figure.axes}
 
 
 def test_positive_is_worse_on_test_for_metrics_of_which_less_is_better(make: Callable[..., Results]) -> None:
     for results in (make(), make(metric=PERPLEXITY)):
-        assert all(row.gap_metric.mean == pytest.approx(0.25) for row in all_rows(results))
-    drawn = plots.draw(make(metric=PERPLEXITY), only=["gap"])["gap"].data
+        assert all(row.gap_metric.mean == pytest.approx(0.25) for row in Study(results).rows)
+    drawn = plots.draw(Study(make(metric=PERPLEXITY)), only=["gap"])["gap"].data
     assert (drawn["gap_acc_mean"] > 0).all()
 
 
@@ -67,8 +67,10 @@ def test_captions_and_axes_name_the_sides_in_the_order_they_are_taken(make: Call
     assert "train − test accuracy (points)" in labels(more)
     assert not any("train − test" in label for label in labels(less))
     said = "Gap: test perplexity minus train perplexity (true labels, no augmentation), so that positive is worse"
-    assert said in " ".join(tables.build(less)[0].caption)
-    assert "Gap: train accuracy (true labels, no augmentation) minus test." in " ".join(tables.build(more)[0].caption)
+    assert said in " ".join(tables.build(Study(less))[0].caption)
+    assert "Gap: train accuracy (true labels, no augmentation) minus test." in " ".join(
+        tables.build(Study(more))[0].caption
+    )
 
 
 def test_true_labels_are_spoken_of_where_others_were_put_in_their_place(
@@ -76,13 +78,19 @@ def test_true_labels_are_spoken_of_where_others_were_put_in_their_place(
 ) -> None:
     clean, noisy = make(data=CLEAN), make()
     texts = [
-        "\n".join([*labels(one), *(" ".join(table.caption) for table in tables.build(one)), report.page(one, [], {})])
+        "\n".join(
+            [
+                *labels(one),
+                *(" ".join(table.caption) for table in tables.build(Study(one))),
+                report.page(Study(one), [], {}),
+            ]
+        )
         for one in (clean, noisy)
     ]
     assert "true labels" not in texts[0]
     assert texts[1].count("true labels") >= 4
     varied = make_results(FEW, vary={"label_noise": [0.0, 0.2]}, data=CLEAN)
-    assert "true labels" in " ".join(tables.build(varied)[0].caption)
+    assert "true labels" in " ".join(tables.build(Study(varied))[0].caption)
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -111,7 +119,7 @@ def test_captions_say_of_how_many_training_examples_points_are(make_results: Mak
 
     def captions(results: Results) -> set[bool]:
         some = "Before the last epoch, training points are of 5,000 examples"
-        drawn = plots.draw(results, only=["curves", "gap", "paired"])
+        drawn = plots.draw(Study(results), only=["curves", "gap", "paired"])
         assert some not in drawn["paired"].caption
         return {some in drawn[name].caption for name in ("curves", "gap")}
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.analysis.headline import at_equal_passes, dates, forest, headline
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -40,37 +41,39 @@ TWO: dict[str, Any] = {"sgd": {}, "sam": {}}
     ],
 )
 def test_the_answer_is_one_line(make_results: Make, by: float, said: str) -> None:
-    assert headline(make_results(TWO, change=shifted(sam=by))) == said
+    assert headline(Study(make_results(TWO, change=shifted(sam=by)))) == said
 
 
 def test_one_seed_shows_nothing(make_results: Make) -> None:
-    line = headline(make_results(TWO, seeds=(0,), change=shifted(sam=0.03)))
+    line = headline(Study(make_results(TWO, seeds=(0,), change=shifted(sam=0.03))))
     assert line.startswith("SAM: no verdict, +3.03 (n=1) points")
 
 
 def test_without_numbers_there_is_no_answer(make_results: Make) -> None:
-    assert headline(make_results(TWO, change=lambda records: records.assign(status="missing"))) == "No answer yet"
+    assert (
+        headline(Study(make_results(TWO, change=lambda records: records.assign(status="missing")))) == "No answer yet"
+    )
     lost = {("sam", "", seed): "failed" for seed in range(5)}
-    assert headline(make_results(TWO, status=lost)) == "SAM: no answer yet"
-    assert headline(make_results({"sgd": {}})) == "sgd: compared with nothing"
-    assert forest(make_results({"sgd": {}})) is None
+    assert headline(Study(make_results(TWO, status=lost))) == "SAM: no answer yet"
+    assert headline(Study(make_results({"sgd": {}}))) == "sgd: compared with nothing"
+    assert forest(Study(make_results({"sgd": {}}))) is None
 
 
 def test_it_is_about_sam_and_not_about_what_did_best(make_results: Make) -> None:
     labels: dict[str, Any] = {"sgd": {}, "adam": {}, "asam": {}, "sam": {}}
     change = shifted(adam=0.05, asam=0.04, sam=0.02)
-    assert headline(make_results(labels, change=change)).startswith("SAM: yes, +2.00 points")
+    assert headline(Study(make_results(labels, change=change))).startswith("SAM: yes, +2.00 points")
     del labels["sam"]
-    assert headline(make_results(labels, change=change)).startswith("asam: yes, +4.00 points")
+    assert headline(Study(make_results(labels, change=change))).startswith("asam: yes, +4.00 points")
     del labels["asam"]
-    assert headline(make_results(labels, change=change)) == "adam: yes, +5.00 points for the same passes"
+    assert headline(Study(make_results(labels, change=change))) == "adam: yes, +5.00 points for the same passes"
 
 
 def test_at_equal_passes_it_may_be_another_answer(make_results: Make) -> None:
     labels = {"sgd": {}, "sgd-2x": {"epochs": 12}, "sam": {}}
-    line = at_equal_passes(make_results(labels, change=shifted(sam=0.02, **{"sgd-2x": 0.03})))
+    line = at_equal_passes(Study(make_results(labels, change=shifted(sam=0.02, **{"sgd-2x": 0.03}))))
     assert line == "At equal passes, against sgd-2x: no, -1.00 points"
-    assert at_equal_passes(make_results(TWO)) == ""
+    assert at_equal_passes(Study(make_results(TWO))) == ""
 
 
 def test_of_several_tasks_and_conditions_it_counts(make_results: Make) -> None:
@@ -83,16 +86,16 @@ def test_of_several_tasks_and_conditions_it_counts(make_results: Make) -> None:
         return records.assign(test_acc=test)
 
     tasks = make_results(TWO, vary={"task": ["a", "b", "c"]}, change=change)
-    assert headline(tasks) == "SAM: yes in 1, no in 1 of 3 tasks, -2.00 to +3.00 points for 2.0 times the passes"
+    assert headline(Study(tasks)) == "SAM: yes in 1, no in 1 of 3 tasks, -2.00 to +3.00 points for 2.0 times the passes"
     same = make_results(TWO, vary={"label_noise": [0.2, 0.4]}, change=shifted(sam=0.0001))
-    assert headline(same).startswith("SAM: not shown in any of 2 conditions, ")
+    assert headline(Study(same)).startswith("SAM: not shown in any of 2 conditions, ")
 
 
 def test_a_lower_score_may_be_the_better_one(make_results: Make) -> None:
     metric = {"key": "acc", "name": "perplexity", "unit": "", "scale": 1.0, "higher_is_better": False}
     results = make_results(TWO, metric={**metric, "definition": "exp of the loss"}, change=shifted(sam=-0.02))
-    assert headline(results) == "SAM: yes, -0.0200 in perplexity for 2.0 times the passes"
-    found = forest(results)
+    assert headline(Study(results)) == "SAM: yes, -0.0200 in perplexity for 2.0 times the passes"
+    found = forest(Study(results))
     assert found is not None
     assert found.better == "left"
     (branch,) = found.blocks[""]
@@ -101,7 +104,7 @@ def test_a_lower_score_may_be_the_better_one(make_results: Make) -> None:
 
 def test_the_forest_has_every_comparison_with_the_baseline_on_one_scale(make_results: Make) -> None:
     labels: dict[str, Any] = {"sgd": {}, "adam": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
-    found = forest(make_results(labels, vary={"label_noise": [0.2, 0.4]}))
+    found = forest(Study(make_results(labels, vary={"label_noise": [0.2, 0.4]})))
     assert found is not None
     assert list(found.blocks) == ["label_noise=0.2", "label_noise=0.4"]
     for branches in found.blocks.values():

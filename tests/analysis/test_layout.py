@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from bench.analysis import plots
+from bench.analysis.plots.context import PALE
 from bench.analysis.plots.style import RC, fold, text_width
-from bench.analysis.plots.view import PALE
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -56,7 +57,7 @@ def texts(figure: Figure) -> Iterator[Text]:
     [*((name, "page") for name in SETS), ("few", "column"), ("long", "column"), ("conditions", "column")],
 )
 def test_panels_keep_their_size_and_nothing_is_cut_off(make_results: Make, name: str, width: str) -> None:
-    drawings = plots.draw(make_results(seeds=(0, 1), **SETS[name]), width)
+    drawings = plots.draw(Study(make_results(seeds=(0, 1), **SETS[name])), width)
     assert drawings
     with matplotlib.rc_context(RC):
         for what, drawing in drawings.items():
@@ -90,7 +91,7 @@ def of_colour(ax: Axes, colour: str) -> list[Line2D]:
 
 def test_more_than_six_optimizers_have_a_panel_each(make_results: Make) -> None:
     labels: dict[str, Any] = {"sgd": {}, **{f"mine-{number}": {} for number in range(6)}}
-    drawings = plots.draw(make_results(labels, seeds=(0, 1)), only=["curves", "gap", "cost"])
+    drawings = plots.draw(Study(make_results(labels, seeds=(0, 1))), only=["curves", "gap", "cost"])
     for name in ("curves", "gap", "cost"):
         figure = drawings[name].figure
         assert [ax.get_title() for ax in figure.axes] == list(labels)[1:], name
@@ -99,7 +100,9 @@ def test_more_than_six_optimizers_have_a_panel_each(make_results: Make) -> None:
             assert of_colour(ax, "#000000"), "the baseline is in every panel"
             (others,) = of_colour(ax, PALE["color"])
             assert np.isnan(np.asarray(others.get_ydata(), float)).sum() == 5, "all others are pale"
-    few = plots.draw(make_results(dict(list(labels.items())[:6]), seeds=(0, 1)), only=["curves"])["curves"].figure
+    few = plots.draw(Study(make_results(dict(list(labels.items())[:6]), seeds=(0, 1))), only=["curves"])[
+        "curves"
+    ].figure
     assert len(few.axes) == 2
     assert all(len(ax.lines) == 6 for ax in few.axes)
 
@@ -107,7 +110,7 @@ def test_more_than_six_optimizers_have_a_panel_each(make_results: Make) -> None:
 def test_many_sweeps_have_a_panel_each(make_results: Make) -> None:
     sweep = {"sweep": ("lr", (0.1, 0.2, 0.3))}
     labels: dict[str, Any] = {"sgd": {}, **{f"mine-{number}": sweep for number in range(7)}}
-    figure, caption, data = plots.draw(make_results(labels, seeds=(0, 1)), only=["sweep"])["sweep"]
+    figure, caption, data = plots.draw(Study(make_results(labels, seeds=(0, 1))), only=["sweep"])["sweep"]
     assert [ax.get_title() for ax in figure.axes] == list(labels)[1:]
     assert {ax.get_xlabel() for ax in figure.axes} == {"lr"}
     assert "A panel for each optimizer" in caption
@@ -118,15 +121,15 @@ def test_many_sweeps_have_a_panel_each(make_results: Make) -> None:
 
 
 def test_points_that_are_moved_sideways_are_said_to_be(make_results: Make) -> None:
-    drawings = plots.draw(make_results({"sgd": {}, "adam": {}, "sam": {}}), only=["cost"])
+    drawings = plots.draw(Study(make_results({"sgd": {}, "adam": {}, "sam": {}})), only=["cost"])
     assert drawings["cost"].caption.endswith("Points of equal cost are drawn side by side.")
     seconds, passes = drawings["cost"].figure.axes
     assert seconds.get_xlabel() == "training time (s)"
     assert passes.get_xlabel() == "forward-backward passes (equal ones side by side)"
-    apart = plots.draw(make_results({"sgd": {}, "sam": {}}), only=["cost"])["cost"]
+    apart = plots.draw(Study(make_results({"sgd": {}, "sam": {}})), only=["cost"])["cost"]
     assert "side by side" not in apart.caption + apart.figure.axes[1].get_xlabel()
     several = plots.draw(
-        make_results({"sgd": {}, "adam": {}}, vary={"label_noise": [0.2, 0.4]}), only=["cost", "conditions"]
+        Study(make_results({"sgd": {}, "adam": {}}, vary={"label_noise": [0.2, 0.4]})), only=["cost", "conditions"]
     )
     assert "side by side" not in several["cost"].caption
     assert "side by side" in several["cost-2"].caption
@@ -148,7 +151,7 @@ SWEPT: dict[str, Any] = {"sgd": {}, "sam": {"sweep": ("rho", (0.05, 0.1, 0.2, 0.
 
 
 def test_a_failed_region_does_not_squeeze_a_sweep(make_results: Make) -> None:
-    ax = plots.draw(make_results(SWEPT, change=failed(0.2)), only=["sweep"])["sweep"].figure.axes[0]
+    ax = plots.draw(Study(make_results(SWEPT, change=failed(0.2))), only=["sweep"])["sweep"].figure.axes[0]
     low, high = ax.get_ylim()
     assert low > 80, "the panel shows the four that work"
     assert high < 105
@@ -159,7 +162,7 @@ def test_a_failed_region_does_not_squeeze_a_sweep(make_results: Make) -> None:
 
 
 def test_what_is_only_somewhat_worse_stays_in_the_panel(make_results: Make) -> None:
-    ax = plots.draw(make_results(SWEPT, change=failed(0.98)), only=["sweep"])["sweep"].figure.axes[0]
+    ax = plots.draw(Study(make_results(SWEPT, change=failed(0.98))), only=["sweep"])["sweep"].figure.axes[0]
     assert ax.get_ylim()[0] < 93
     assert not ax.texts
 
@@ -169,5 +172,5 @@ def test_the_choice_is_in_the_panel_even_if_it_failed(make_results: Make) -> Non
         records = failed(0.2)(records)
         return records.assign(val_acc=np.where(records["rho"] == 0.8, 0.99, records["val_acc"]))
 
-    ax = plots.draw(make_results(SWEPT, change=change), only=["sweep"])["sweep"].figure.axes[0]
+    ax = plots.draw(Study(make_results(SWEPT, change=change)), only=["sweep"])["sweep"].figure.axes[0]
     assert ax.get_ylim()[0] < 20

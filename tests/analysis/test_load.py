@@ -11,7 +11,7 @@ import pytest
 from bench.analysis import tables
 from bench.analysis.answer import answer
 from bench.analysis.load import contradict, cpu_share
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 LABELS = {"sgd": {}, "sam": {"test": 0.95}}
@@ -34,13 +34,13 @@ def make(make_results: Callable[..., Results]) -> Callable[..., Results]:
 
 
 def notes_of(results: Results, name: str) -> str:
-    (table,) = (table for table in tables.build(results) if table.name == name)
+    (table,) = (table for table in tables.build(Study(results)) if table.name == name)
     return " ".join(table.footnotes)
 
 
 def test_times_that_contradict_the_passes_carry_a_note_with_the_load(make: Any) -> None:
     results = make({"sgd": 0.15, "sam": 0.05}, {"sgd": 0.33, "sam": 0.98})
-    (paragraph, *_) = answer(results)
+    (paragraph, *_) = answer(Study(results))
     passes = results.records.groupby("optimizer")["passes"].mean()
     ratio = passes["sam"] / passes["sgd"]
     doubt = (
@@ -57,7 +57,7 @@ def test_times_that_contradict_the_passes_carry_a_note_with_the_load(make: Any) 
 
 def test_times_that_follow_the_passes_carry_none(make: Any) -> None:
     results = make({"sgd": 0.05, "sam": 0.06}, {"sgd": 0.98, "sam": 0.98})
-    assert "differ by more than a third" not in " ".join(answer(results))
+    assert "differ by more than a third" not in " ".join(answer(Study(results)))
     assert "more than a third" not in notes_of(results, "cost")
 
 
@@ -65,7 +65,7 @@ def test_results_from_before_the_load_was_recorded_have_the_note_without_it(make
     results = make({"sgd": 0.15, "sam": 0.05})
     note = notes_of(results, "cost")
     assert "which differ by more than a third: the machine was busy" in note
-    (row, *_) = all_rows(results)
+    (row, *_) = Study(results).rows
     assert cpu_share(results, row) != cpu_share(results, row)  # not a number
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bench.analysis import plots, render, tables
 from bench.analysis.plots.rendering import as_bytes
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 VALUES = ["$x_{$", "a$b", r"\frac$"]
@@ -22,7 +23,7 @@ def results(make_results: Callable[..., Results]) -> Results:
 
 
 def test_a_dollar_is_no_formula_in_a_figure(results: Results) -> None:
-    drawings = plots.draw(results)
+    drawings = plots.draw(Study(results))
     for name in ("paired", "conditions"):
         as_bytes(drawings[name].figure, "png")
     numbers = drawings["conditions"].data.to_csv()
@@ -32,6 +33,6 @@ def test_a_dollar_is_no_formula_in_a_figure(results: Results) -> None:
 
 
 def test_the_label_of_a_table_has_nothing_that_latex_would_read(results: Results) -> None:
-    text = render.render(tables.build(results)[0], "tex")
+    text = render.render(tables.build(Study(results))[0], "tex")
     label = text.partition("\\label{")[2].partition("}")[0]
     assert label == "tab:100-_-x-y-results"

@@ -15,10 +15,10 @@ import pytest
 
 from bench.analysis import plots, report, tables
 from bench.analysis.answer import answer
-from bench.analysis.compare import compare
-from bench.analysis.summary import all_rows
+from bench.analysis.diff import compare
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
-from bench.store import records
+from bench.store import contract, records
 from bench.store import run_folder as store
 from bench.store.records import Results
 
@@ -48,7 +48,7 @@ def with_bad(make_results: Make, tmp_path: Path) -> Callable[..., Results]:
 
 
 def notes(results: Results) -> str:
-    return "\n".join(note for table in tables.build(results) for note in table.footnotes)
+    return "\n".join(note for table in tables.build(Study(results)) for note in table.footnotes)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_tables_figures_and_page_come_all_the_same(
 ) -> None:
     results = with_bad({(label, seed): value for label in labels for seed in seeds}, vary=vary)
     assert not np.isinf(results.records.select_dtypes("number")).any(axis=None)
-    built = tables.build(results)
-    paths = report.build(results, built, tmp_path)
+    built = tables.build(Study(results))
+    paths = report.build(Study(results), built, tmp_path)
     assert paths[-1].exists()
     assert {path.name for path in paths} >= ({"cost.png"} if len(labels) == 1 else {"results.md"})
     for path in paths:
         if path.suffix in (".md", ".tex"):
             assert not re.search(r"\b(nan|inf)\b(?!\))", re.sub(r"\((val|test)[^)]*\)", "", path.read_text())), path
-    assert compare(results, results).same
+    assert compare(Study(results), Study(results)).same
     assert f"seed {seeds[0]} (val_loss {value}, val_acc {value}, test_loss {value}, test_acc {value})" in notes(results)
 
 
 def test_a_number_that_is_not_finite_is_in_no_mean_and_its_run_is_named(with_bad: Callable[..., Results]) -> None:
     whole, bad = with_bad({}), with_bad({("sgd", 3): INF}, ["test_loss", "gap_loss"])
-    before, after = (next(row for row in all_rows(results) if row.label == "sgd") for results in (whole, bad))
+    before, after = (next(row for row in Study(results).rows if row.label == "sgd") for results in (whole, bad))
     losses = [value for seed, value in enumerate(whole.records.query("optimizer == 'sgd'")["test_loss"]) if seed != 3]
     assert after.test_loss.mean == pytest.approx(np.mean(losses))
     assert (after.test_loss.n, after.test_metric, after.scored) == (4, before.test_metric, 5)
@@ -88,13 +88,13 @@ def test_a_number_that_is_not_finite_is_in_no_mean_and_its_run_is_named(with_bad
 
 
 def test_figures_name_what_they_do_not_draw(with_bad: Callable[..., Results]) -> None:
-    drawings = plots.draw(with_bad({("sam", 1): INF}, ["test_acc"]))
+    drawings = plots.draw(Study(with_bad({("sam", 1): INF}, ["test_acc"])))
     assert all("Not finite, and not drawn: sam (rho=" in one.caption for one in drawings.values())
     assert "Not finite, and left out: sam, seed 1 (epoch 1, 2, 3, 4, 5, 6)." in drawings["curves"].caption
 
 
 def test_the_words_say_over_how_many_runs_they_are(with_bad: Callable[..., Results]) -> None:
-    said = " ".join(answer(with_bad({("sgd", 0): INF, ("sgd", 1): -INF}, ["test_acc"])))
+    said = " ".join(answer(Study(with_bad({("sgd", 0): INF, ("sgd", 1): -INF}, ["test_acc"]))))
     assert "The score of 2 of 5 finished runs of sgd is not finite: it counts in no mean." in said
     assert "n = 3" in said
 
@@ -102,8 +102,8 @@ def test_the_words_say_over_how_many_runs_they_are(with_bad: Callable[..., Resul
 def test_without_any_score_a_figure_is_refused_and_the_table_says_so(with_bad: Callable[..., Results]) -> None:
     results = with_bad({(label, seed): INF for label in FEW for seed in range(5)})
     with pytest.raises(BenchError, match="no finished run with a score"):
-        plots.draw(results)
-    assert "sam (no finite score)" in tables.build(results)[0].rows[1][0]
+        plots.draw(Study(results))
+    assert "sam (no finite score)" in tables.build(Study(results))[0].rows[1][0]
 
 
 def test_a_configuration_without_a_finite_score_for_every_seed_ranks_behind_complete_ones(
@@ -115,14 +115,14 @@ def test_a_configuration_without_a_finite_score_for_every_seed_ranks_behind_comp
         frame.loc[(frame["config"] == "rho=0.2") & (frame["seed"] == 4), "val_acc"] = math.nan
         return frame
 
-    chosen = [row.config for row in all_rows(make_results(FEW, change=change)) if row.chosen]
+    chosen = [row.config for row in Study(make_results(FEW, change=change)).rows if row.chosen]
     assert chosen == ["", "rho=0.1"]
 
 
 def test_what_is_collected_has_no_infinite_number_and_says_which_were(tmp_path: Path) -> None:
     metrics = {"test_loss": INF, "test_r2": math.nan, "gap_loss": INF, "val_loss": 0.5}
-    assert records.finite(metrics)[1] == "test_loss inf, test_r2 nan"
-    assert records.finite({"val_loss": 0.5, "tokens": 3, "name": "x"}) == (
+    assert contract.finite(metrics)[1] == "test_loss inf, test_r2 nan"
+    assert contract.finite({"val_loss": 0.5, "tokens": 3, "name": "x"}) == (
         {"val_loss": 0.5, "tokens": 3, "name": "x"},
         None,
     )

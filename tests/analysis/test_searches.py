@@ -11,7 +11,9 @@ import pytest
 from bench.analysis import tables
 from bench.analysis.answer import answer
 from bench.analysis.searches import searches
+from bench.analysis.study import Study
 from bench.store.records import Results
+from bench.store.selection import phased
 
 Make = Callable[..., Results]
 LR = ("lr", (0.1, 0.2, 0.4))
@@ -19,8 +21,10 @@ LR = ("lr", (0.1, 0.2, 0.4))
 
 def told(results: Results) -> list[str]:
     """What is said of the searches; the same in words and under the tables."""
-    words = [said for said in answer(results) if said.startswith("Unequal searches")]
-    notes = {found.name: [note for note in found.footnotes if "Unequal" in note] for found in tables.build(results)}
+    words = [said for said in answer(Study(results)) if said.startswith("Unequal searches")]
+    notes = {
+        found.name: [note for note in found.footnotes if "Unequal" in note] for found in tables.build(Study(results))
+    }
     assert notes["results"] == notes["statistics"] == words
     return words
 
@@ -88,5 +92,5 @@ def test_ranges_and_trials_of_a_phase_of_tuning_are_compared(make_phased: Make) 
 
     alike = make_phased({"sgd": "lr=0.1", "sam": "lr=0.1"}, {"sgd": labels["sgd"], "sam": labels["sam"]}, change=best)
     assert told(alike) == []
-    alike.meta["phases"]["tune"]["trials"]["sam"] = 30
+    phased(alike.meta)["tune"]["trials"]["sam"] = 30
     assert "sam: 30 configurations" in told(alike)[0]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis.provenance import provenance
-from bench.analysis.summary import Row, all_rows
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -33,11 +33,11 @@ def setting(
 
 
 def summarize(results: Results) -> list[Row]:
-    return [row for row in all_rows(results) if row.chosen]
+    return [row for row in Study(results).rows if row.chosen]
 
 
 def sweep_rows(results: Results) -> list[Row]:
-    return [row for row in all_rows(results) if row.label in results.meta["sweeps"]]
+    return [row for row in Study(results).rows if row.label in results.meta["sweeps"]]
 
 
 def chosen(rows: list[Row], label: str) -> Row:
@@ -96,7 +96,7 @@ def test_ties_go_to_the_lower_validation_loss_then_to_the_first(make_results: Ma
 def test_an_incomplete_configuration_ranks_behind_every_complete_one(make_results: Make, status: str) -> None:
     change = setting(val_acc={("sam", "rho=0.1"): 0.5, ("sam", "rho=0.2"): 0.6, ("sam", "rho=0.4"): 0.99})
     lost = {("sam", "rho=0.4", 3): status}
-    rows = all_rows(make_results(TWO, status=lost, change=change))
+    rows = Study(make_results(TWO, status=lost, change=change)).rows
     assert chosen(rows, "sam").config == "rho=0.2"
     last = rows[-1]
     assert (last.config, last.done, last.complete) == ("rho=0.4", 4, False)
@@ -115,7 +115,7 @@ def test_metrics_of_runs_that_are_not_done_never_count(make_results: Make) -> No
     """A partial run may carry numbers; only "done" ones enter a mean."""
     lost = {("sgd", "", 0): "diverged"}
     change = setting(test_acc={("sgd", ""): [0.0, 0.9, 0.9, 0.9, 0.9]})
-    assert chosen(all_rows(make_results(status=lost, change=change)), "sgd").test_metric.mean == pytest.approx(0.9)
+    assert chosen(Study(make_results(status=lost, change=change)).rows, "sgd").test_metric.mean == pytest.approx(0.9)
 
 
 def test_difference_and_ratio_use_the_seeds_that_both_have(make_results: Make) -> None:
@@ -124,7 +124,7 @@ def test_difference_and_ratio_use_the_seeds_that_both_have(make_results: Make) -
         test_acc={("sgd", ""): [np.nan, 0.9, 0.9, 0.9, 0.0], ("adam", ""): [0.0, 0.8, 0.9, 1.0, np.nan]},
         train_seconds={("sgd", ""): [np.nan, 1, 2, 3, 100], ("adam", ""): [100, 2, 4, 6, np.nan]},
     )
-    adam = chosen(all_rows(make_results(status=lost, change=change)), "adam")
+    adam = chosen(Study(make_results(status=lost, change=change)).rows, "adam")
     assert adam.difference is not None
     assert adam.difference.difference.n == 3
     assert adam.difference.difference.mean == pytest.approx(0.0)
@@ -141,19 +141,19 @@ def test_nothing_finished_keeps_its_rows(make_results: Make) -> None:
 @pytest.mark.parametrize(("best", "edges"), [(0.1, {"rho": "smallest"}), (0.2, {}), (0.4, {"rho": "largest"})])
 def test_a_choice_at_the_edge_of_the_sweep_is_flagged(make_results: Make, best: float, edges: dict[str, str]) -> None:
     change = setting(val_acc={("sam", f"rho={rho}"): 1.0 - (rho != best) for rho in (0.1, 0.2, 0.4)})
-    assert chosen(all_rows(make_results(TWO, change=change)), "sam").edges == edges
+    assert chosen(Study(make_results(TWO, change=change)).rows, "sam").edges == edges
 
 
 def test_two_values_are_both_edges_and_one_is_none(make_results: Make) -> None:
     labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}}
-    assert [row.edges for row in all_rows(make_results(labels))] == [{}, {}, {"rho": "largest"}]
+    assert [row.edges for row in Study(make_results(labels)).rows] == [{}, {}, {"rho": "largest"}]
     alone = {"sgd": {}, "sam": {"sweep": ("rho", (0.1,))}}
-    assert [row.edges for row in all_rows(make_results(alone))] == [{}, {}]
+    assert [row.edges for row in Study(make_results(alone)).rows] == [{}, {}]
 
 
 def test_several_swept_keys_have_no_single_point(make_results: Make) -> None:
     results = make_results(TWO, sweeps={"sam": ["lr", "rho"]})
-    row = chosen(all_rows(results), "sam")
+    row = chosen(Study(results).rows, "sam")
     assert (row.sweep_point, row.edges) == (None, {"rho": "largest"})
     assert set(row.swept) == {"lr", "rho"}
 
@@ -174,7 +174,7 @@ def test_a_single_seed_has_means_and_no_intervals(make_results: Make) -> None:
 
 
 def test_provenance_lists_what_is_mixed(make_results: Make) -> None:
-    one = provenance(make_results())
+    one = Study(make_results()).source
     assert one.devices == ["AMD EPYC (2 threads, fp32)"]
     assert (one.commits, one.mixed) == (["0123456789"], False)
 
@@ -183,7 +183,7 @@ def test_provenance_lists_what_is_mixed(make_results: Make) -> None:
         records.loc[3, "dirty"] = True
         return records
 
-    two = provenance(make_results(change=second_machine))
+    two = Study(make_results(change=second_machine)).source
     assert two.devices == ["AMD EPYC (2 threads, fp32)", "NVIDIA H200 (2 threads, fp32)"]
     assert two.commits == ["0123456789", "0123456789 + uncommitted changes"]
     assert two.mixed

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -255,7 +255,7 @@ def test_a_long_tmpdir_leaves_room_for_the_path_of_a_socket(tmp_path: Path, monk
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
-    _Pool([], Store(tmp_path), Display({}, {}, terminal.console()), False, 5.0)
+    _Pool([], Store(tmp_path), Display({}, cast(Any, {}), terminal.console()), False, 5.0)
     with multiprocessing.connection.Listener(family="AF_UNIX") as listener:
         assert len(str(listener.address)) < 108
     assert tempfile.gettempdir() == str(long)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 
 from bench.analysis import render, tables
+from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BadValue
 from bench.core.spec import Experiment, PlannedRun
@@ -46,7 +47,7 @@ def part(tmp_path: Path) -> Make:
 
 
 def rendered(results: Results) -> dict[str, str]:
-    built = tables.build(results)
+    built = tables.build(Study(results))
     return {f"{table.name}.{form}": render.render(table, form) for table in built for form in ("md", "csv")}
 
 
@@ -132,7 +133,7 @@ def test_seeds_optimizers_and_conditions_of_each_are_in_the_whole(
     ]
     folder = tmp_path / "whole"
     records.publish(results, folder)
-    assert tables.build(records.read(folder))
+    assert tables.build(Study(records.read(folder)))
     both = load(write_experiment(tiny({"seeds": 4, "optimizers.adam": {"lr": 0.01}})))
     assert len(make_plan(both, Store(folder)).to_do) == 2
 
@@ -223,7 +224,7 @@ def test_what_is_of_another_experiment_is_refused(
 ) -> None:
     experiment = load(write_experiment(tiny()))
     a, b = (part(name, experiment, experiment.runs) for name in "ab")
-    assert said in refused(a, Results({**b.meta, key: value}, b.records, b.curves))
+    assert said in refused(a, Results(cast(Any, {**b.meta, key: value}), b.records, b.curves))
 
 
 def test_other_settings_and_other_data_are_refused(write_experiment: Write, tiny: Tiny, part: Make) -> None:

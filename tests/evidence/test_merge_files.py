@@ -19,10 +19,10 @@ from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
 from bench.store import records
-from bench.store.meta import read_meta
+from bench.store.meta_rules import read_meta
 from bench.store.records import Results
 from bench.store.run_folder import Store
-from tests.analysis.test_sharpness import with_measures
+from tests.analysis.tables.test_sharpness import with_measures
 from tests.run_folders import finish
 
 Bench = Callable[..., Any]

@@ -17,7 +17,7 @@ from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
 from bench.evidence import repeat
 from bench.evidence.repeat import Recorded, recorded, weights_kept
-from bench.evidence.verify import FLOOR_SCORE, SPREADS, tolerances, verdict
+from bench.evidence.verify import FLOOR_SCORE, SPREADS, reproduction, tolerances
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.store import records
@@ -178,7 +178,7 @@ def test_a_run_is_repeated_with_the_recorded_number_of_threads(
 
 def test_what_is_the_same_is_identical(then: Recorded) -> None:
     for run in then.finished.values():
-        assert verdict(run.spec.run_id, then, then).word == "identical"
+        assert reproduction(run.spec.run_id, then, then).word == "identical"
 
 
 @pytest.mark.parametrize("name", ["weights_sha256", "initial_weights_sha256", "test_acc", "passes"])
@@ -186,7 +186,7 @@ def test_one_other_bit_differs_on_the_same_machine(then: Recorded, name: str) ->
     run_id = next(iter(then.finished))
     old = then.record(run_id)[name]
     other = "0" if isinstance(old, str) else old + 1e-9 if old < 1 else old + 1
-    found = verdict(run_id, then, changed(then, run_id, **{name: other}))
+    found = reproduction(run_id, then, changed(then, run_id, **{name: other}))
     assert found.word == "differs"
     assert name in found.faults[0]
 
@@ -195,7 +195,7 @@ def test_a_curve_that_ends_early_differs(then: Recorded) -> None:
     run = next(iter(then.finished.values()))
     curves = then.results.curves
     now = replace(then, results=replace(then.results, curves=curves[curves["epoch"] < 3]))
-    found = verdict(run.spec.run_id, then, now)
+    found = reproduction(run.spec.run_id, then, now)
     assert (found.word, found.first_epoch) == ("differs", 3)
     assert "recorded epochs 1 to 3, here 1 to 2" in found.faults[0]
 
@@ -209,14 +209,14 @@ def test_elsewhere_final_numbers_must_agree_as_closely_as_the_seeds_do(then: Rec
     value = then.record(run_id)["test_acc"]
     for by, word in ((0.99 * allowed, "agrees"), (1.01 * allowed, "differs"), (float("nan"), "differs")):
         now = changed(then, run_id, threads=64, weights_sha256="0", test_acc=value - by)
-        found = verdict(run.spec.run_id, then, now)
+        found = reproduction(run.spec.run_id, then, now)
         assert found.word == word, by
         assert any(line.startswith("threads: recorded ") for line in found.elsewhere)
 
 
 def test_other_data_differs_everywhere(then: Recorded) -> None:
     run_id, run = next(iter(then.finished.items()))
-    found = verdict(run.spec.run_id, then, changed(then, run_id, torch="1.0", data_fingerprint="0"))
+    found = reproduction(run.spec.run_id, then, changed(then, run_id, torch="1.0", data_fingerprint="0"))
     assert found.word == "differs"
     assert found.faults[0].startswith("data_fingerprint")
 
@@ -224,14 +224,14 @@ def test_other_data_differs_everywhere(then: Recorded) -> None:
 def test_another_commit_is_information_and_no_excuse(then: Recorded) -> None:
     run_id, run = next(iter(then.finished.items()))
     now = changed(then, run_id, commit="abcdef012345", dirty=False)
-    assert verdict(run.spec.run_id, then, now).word == "identical"
-    assert verdict(run.spec.run_id, then, now).code.endswith("this is abcdef0123")
-    assert verdict(run.spec.run_id, then, changed(now, run_id, weights_sha256="0")).word == "differs"
+    assert reproduction(run.spec.run_id, then, now).word == "identical"
+    assert reproduction(run.spec.run_id, then, now).code.endswith("this is abcdef0123")
+    assert reproduction(run.spec.run_id, then, changed(now, run_id, weights_sha256="0")).word == "differs"
 
 
 def test_a_run_that_fails_here_differs(then: Recorded) -> None:
     run_id, run = next(iter(then.finished.items()))
-    found = verdict(run.spec.run_id, then, changed(then, run_id, status="failed", error="out of memory"))
+    found = reproduction(run.spec.run_id, then, changed(then, run_id, status="failed", error="out of memory"))
     assert (found.word, found.faults) == ("differs", ["failed here: out of memory"])
 
 
@@ -239,9 +239,9 @@ def test_on_a_gpu_bits_are_promised_to_deterministic_runs_only(then: Recorded) -
     run_id, run = next(iter(then.finished.items()))
     gpu = changed(then, run_id, device="NVIDIA H100", device_type="cuda")
     now = changed(gpu, run_id, weights_sha256="0")
-    assert verdict(run.spec.run_id, gpu, now).word == "agrees"
+    assert reproduction(run.spec.run_id, gpu, now).word == "agrees"
     gpu, now = (changed(of, run_id, deterministic=True) for of in (gpu, now))
-    assert verdict(run.spec.run_id, gpu, now).word == "differs"
+    assert reproduction(run.spec.run_id, gpu, now).word == "differs"
 
 
 def test_columns_that_an_older_version_did_not_record_are_left_out(then: Recorded) -> None:
@@ -250,10 +250,10 @@ def test_columns_that_an_older_version_did_not_record_are_left_out(then: Recorde
     older = replace(
         then, results=replace(results, records=results.records.drop(columns=["tokens", "train_clean_loss"]))
     )
-    assert verdict(run.spec.run_id, older, then).word == "identical"
+    assert reproduction(run.spec.run_id, older, then).word == "identical"
     empty = pd.Series(float("nan"), results.records.index)
     older = replace(then, results=replace(results, records=results.records.assign(data_fingerprint=empty)))
-    assert verdict(run.spec.run_id, older, then).word == "identical"
+    assert reproduction(run.spec.run_id, older, then).word == "identical"
     assert run_id in older.finished
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
+from bench.core.meta import CompilingMeta
 from bench.core.spec import Experiment, PlannedRun
 from bench.evidence.merge import merge
 from bench.launch import compiling
@@ -56,7 +57,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speed, Speed | None],
     return set_to
 
 
-def decided(experiment: Experiment, passes: int, tmp_path: Path) -> dict[str, Any]:
+def decided(experiment: Experiment, passes: int, tmp_path: Path) -> CompilingMeta:
     costs = {run.spec.run_id: passes for run in experiment.runs}
     display = Display(costs, experiment.metric, Console(quiet=True))
     return compiling.decide(experiment.runs, costs, Store(tmp_path / "results"), display, SHARES)
@@ -104,7 +105,9 @@ def test_once_decided_the_runs_are_those_of_an_experiment_that_says_so(
 def test_cuda_graphs_are_of_compiled_runs_only(write_experiment: Write, tiny: Tiny) -> None:
     experiment = load(write_experiment(tiny({"train.compile": "auto", "train.cuda_graphs": True})))
     for on in (True, False):
-        (train,) = {run.spec.train for run in compiling.with_decision(experiment, {"compile": on}).runs}
+        (train,) = {
+            run.spec.train for run in compiling.with_decision(experiment, {"compile": on, "why": "measured"}).runs
+        }
         assert (train.compile, train.cuda_graphs) == (on, on)
 
 

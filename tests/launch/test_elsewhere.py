@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
@@ -24,6 +24,7 @@ from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data
 from bench.store import collecting, records
 from bench.store.run_folder import Store
+from bench.store.selection import phased
 from bench.tasks.base import fingerprint
 from bench.training.step import load_task
 from tests.run_folders import ENVIRONMENT, finish
@@ -348,8 +349,8 @@ def test_final_runs_of_another_machine_stay_while_tuning_goes_on(
     assert {(run.phase, run.label) for run in plan.to_do} == {("final", "sgd"), ("final", "sam")}
     launch.collect(plan, Outcome())
     results = records.read(store.folder)
-    assert [(one["label"], one["finished"]) for one in results.meta["phases"]["superseded"]] == [("sgd", 2), ("sam", 2)]
-    assert [row.done for row in all_rows(results) if row.chosen] == [0, 0]
+    assert [(one["label"], one["finished"]) for one in phased(results.meta)["superseded"]] == [("sgd", 2), ("sam", 2)]
+    assert [row.done for row in Study(results).rows if row.chosen] == [0, 0]
     launch.collect(make_plan(more, store), Outcome())
     assert records.read(store.folder).meta == results.meta, "they are counted although they are nowhere any more"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.spec import Experiment, PlannedRun
 from bench.launch import run as launch
@@ -26,6 +26,7 @@ from bench.launch.plan import Plan, make_plan
 from bench.launch.tuning import choose, write_down
 from bench.store import records
 from bench.store.run_folder import Store
+from bench.store.selection import phased
 from bench.train import train
 from tests import prefork
 
@@ -186,9 +187,9 @@ def test_final_runs_of_an_earlier_choice_are_told_and_not_mixed_in(experiment: E
     assert said.startswith(f"sgd: {config(experiment, 'sgd', 0)} is chosen now, {config(experiment, 'sgd', 1)} was")
     assert {run.label for run in plan.to_do} == {"sgd"}, "the others stand"
     launched = launch.collect(_written(experiment, store), Outcome())
-    (earlier,) = launched.results.meta["phases"]["superseded"]
+    (earlier,) = phased(launched.results.meta)["superseded"]
     assert earlier == {"condition": "", "label": "sgd", "config": config(experiment, "sgd", 1), "finished": 2}
-    (sgd,) = [row for row in all_rows(launched.results) if row.label == "sgd" and row.chosen]
+    (sgd,) = [row for row in Study(launched.results).rows if row.label == "sgd" and row.chosen]
     assert (sgd.done, sgd.unfinished) == (0, 2)
 
     tune(store, experiment, {"sgd": 1, "sam": 2})  # and back
@@ -209,7 +210,7 @@ def test_records_name_the_phase_and_runs_of_tuning_have_no_test_numbers(experime
     assert results.records.loc[tuning, of_test].isna().all(axis=None)
     assert results.records.loc[~tuning, "test_acc"].notna().all()
     assert results.records.loc[~tuning, "val_acc"].isna().all()
-    assert results.meta["phases"]["tune"]["passes"] == {"sgd": 6 * 16, "sam": 6 * 32}
+    assert phased(results.meta)["tune"]["passes"] == {"sgd": 6 * 16, "sam": 6 * 32}
 
 
 def test_results_of_another_machine_outlive_a_launch_that_has_only_tuned(experiment: Experiment, store: Store) -> None:
@@ -340,7 +341,7 @@ def test_one_command_tunes_chooses_and_does_the_final_runs(undisturbed: tuple[La
     assert len(launched.weights()) == TUNE + FINAL
     names = {str(path.relative_to(launched.results)) for path in launched.results.rglob("*") if path.is_file()}
     assert {"chosen.json", "tables/tuning.md", "tables/sweep.csv", "tables/results.tex"} <= names
-    rows = [row for row in all_rows(records.read(launched.results)) if row.chosen]
+    rows = [row for row in Study(records.read(launched.results)).rows if row.chosen]
     assert [(row.label, row.phase, row.done, row.planned) for row in rows] == [
         (label, "final", 2, 2) for label in ("sgd", "sam", "adam")
     ]

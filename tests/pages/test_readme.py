@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.analysis import render, tables
+from bench.analysis.study import Study
 from bench.config.file import load
 from bench.store import records
 from tests import prefork
@@ -84,7 +85,7 @@ def test_the_example_plug_in_trains_with_sam_over_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("results/*/")), ids=lambda folder: folder.name)
 def test_committed_tables_are_made_from_the_committed_records(folder: Path, tmp_path: Path) -> None:
-    paths = render.write(tables.build(records.read(folder)), tmp_path)
+    paths = render.write(tables.build(Study(records.read(folder))), tmp_path)
     assert len(paths) >= 6
     left_over = {path.name for path in (folder / "tables").iterdir()} - {path.name for path in paths}
     assert not left_over, "tables that these records do not give"

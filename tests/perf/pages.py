@@ -7,10 +7,12 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
 from bench.analysis import plots, report, tables
+from bench.analysis.study import Study
 from bench.store import records
 from bench.store.records import Results
 
@@ -23,9 +25,9 @@ def opened() -> None:
     some = records.read(ROOT / "results" / "digits_noise")
     for results in (some, _many(some)):
         start = time.perf_counter()
-        built, figures = tables.build(results), plots.rendered(results, forms=("png", "pdf", "svg"))
+        built, figures = tables.build(Study(results)), plots.rendered(Study(results), forms=("png", "pdf", "svg"))
         made = time.perf_counter()
-        html = report.page(results, built, figures)
+        html = report.page(Study(results), built, figures)
         written = time.perf_counter()
         print(f"report of {len(results.records):,} runs: {len(html) / 1e6:.2f} MB")
         print(f"  tables and figures {made - start:.1f} s, page {written - made:.1f} s")
@@ -44,7 +46,7 @@ def _many(some: Results) -> Results:
         for frame in (some.records, some.curves)
     )
     meta = {**some.meta, "seeds": list(range(step * len(copies)))}
-    return dataclasses.replace(some, meta=meta, records=runs, curves=curves)
+    return dataclasses.replace(some, meta=cast(Any, meta), records=runs, curves=curves)
 
 
 def _time_in_browser(html: str) -> None:

@@ -31,7 +31,7 @@ from bench.evidence.merge import merge
 from bench.launch import run as launch
 from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
-from bench.store import collecting, records
+from bench.store import collecting, columns, records
 from bench.store.run_folder import Store, to_json
 from bench.tasks.base import prepare
 from bench.train import synchronize, train
@@ -183,10 +183,10 @@ def half_of(results: records.Results, start: int) -> records.Results:
 
 def write_finished(planned: Experiment, store: Store) -> None:
     """Folders as `bench run` leaves them, of runs that took part in no training."""
-    scores = {f"{split}_{what}": 0.5 for split in records.SPLITS for what in ("loss", "acc")}
+    scores = {f"{split}_{what}": 0.5 for split in columns.SPLITS for what in ("loss", "acc")}
     point = {"passes": 90, "train_seconds": 1.0, "lr": 0.05, "batch_loss": 0.5, **scores}
     curve = "".join(json.dumps({"epoch": epoch, **point}) + "\n" for epoch in range(1, 7))
-    costs = dict.fromkeys(records.COSTS, 1.0)
+    costs = dict.fromkeys(columns.COSTS, 1.0)
     result = {"status": "done", "epochs_done": 6, **costs, "metrics": scores}
     for run in planned.runs:
         folder = store.run(run.spec.run_id)
@@ -266,7 +266,7 @@ def many_records(folder: Path) -> int:
     found = collecting.collect(Store(folder), planned.meta(), planned.runs)
     frame = found.records
     frame["status"] = "done"
-    for column in (*records.metric_columns("acc"), *records.COSTS):
+    for column in (*columns.metric_columns("acc"), *columns.COSTS):
         frame[column] = torch.rand(len(frame), dtype=torch.float64).numpy()
     frame = frame.assign(device="CPU", threads=1, torch="2", python="3", commit="abc", dirty=False)
     found = dataclasses.replace(found, records=frame)

@@ -19,6 +19,7 @@ import pytest
 
 from bench.analysis import tables
 from bench.analysis.answer import answer, question
+from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.spec import Experiment
@@ -129,7 +130,7 @@ def test_a_lost_environment_costs_its_run_the_hardware_and_nobody_anything_else(
     assert list(found.records.device[1:]) == ["a CPU"] * 5
     assert "environment.json" in found.damaged[0]
     records.publish(found, store.folder)
-    assert tables.build(records.read(store.folder))
+    assert tables.build(Study(records.read(store.folder)))
     folder.write_start("{}", {"device": "here"})  # goes on all the same
     assert folder.environments() == [{"device": "here"}]
 
@@ -304,8 +305,8 @@ def test_records_that_agree_with_their_sha256_are_tabulated_or_refused(
             return
         records.publish(broken, store.folder)
         results = records.read(store.folder)
-        tables.build(results)
-        question(results), answer(results)
+        tables.build(Study(results))
+        question(Study(results)), answer(Study(results))
     except BenchError as error:
         said = str(error)
     else:
@@ -325,7 +326,7 @@ def test_what_is_no_missing_value_is_a_word(
     results = records.read(store.folder)
     assert list(dict.fromkeys(results.records.optimizer)) == ["sam", *words]
     assert set(results.curves.optimizer) == {"sam", *words}
-    shown = tables.build(results)[0]
+    shown = tables.build(Study(results))[0]
     assert [row[0] for row in shown.rows][1:] == list(words)
 
 

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 
 import bench
 from bench.analysis import tables as tables_module
+from bench.analysis.study import Study
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
@@ -202,5 +203,5 @@ def test_conditions_and_unverified_data_reach_records_and_captions(
     assert set(records.train_size) == {60}
     assert records.groupby("task").data_fingerprint.nunique().eq(1).all()
 
-    for table in tables_module.build(results.read(launched.folder)):
+    for table in tables_module.build(Study(results.read(launched.folder))):
         assert any("checksum" in sentence for sentence in table.caption), table.name

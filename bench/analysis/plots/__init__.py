@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.once import once
 from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, training
+from bench.analysis.plots.context import Drawing, FigureContext, context_of
 from bench.analysis.plots.rendering import Rendered, render_all
 from bench.analysis.plots.style import looks, settle
-from bench.analysis.plots.view import Drawing, View, view_of
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store.conditions import first_few
 from bench.store.records import Results
@@ -23,7 +23,7 @@ FAMILIES = ("curves", "gap", "paired", "sweep", "cost", "conditions", "sharpness
 """The figures by their names, in the order of the page."""
 
 
-def draw(results: Results, width: str = "page", only: Collection[str] | None = None) -> dict[str, Drawing]:
+def draw(study: Study, width: str = "page", only: Collection[str] | None = None) -> dict[str, Drawing]:
     """Draw every figure for a "page" (two columns, 6.9 inches) or a "column" (3.3 inches), in one type size.
 
     With `only`, those figures alone, each with all its pages.
@@ -38,19 +38,19 @@ def draw(results: Results, width: str = "page", only: Collection[str] | None = N
     Raises:
         BenchError: the experiment has no finished run with a score.
     """
-    view = view_of(results := _without_mathematics(results), width)
-    if not view.conditions:
+    context = context_of(_without_mathematics(study), width)
+    if not context.conditions:
         raise BenchError(
-            f"{results.meta['name']}: no finished run with a score to draw; `bench status` tells where they stand"
+            f"{study.meta['name']}: no finished run with a score to draw; `bench status` tells where they stand"
         )
     with looks():
-        drawings = {name: _as_written(drawing) for name, drawing in _figures(results, view, only).items()}
+        drawings = {name: _as_written(drawing) for name, drawing in _figures(context, only).items()}
         for drawing in drawings.values():
             settle(drawing.figure)
         return drawings
 
 
-def rendered(results: Results, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
+def rendered(study: Study, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
     """Return every figure as it is written, in the given forms and as CSV, drawn by a process per core.
 
     The same results give the same bytes.
@@ -58,8 +58,9 @@ def rendered(results: Results, width: str = "page", forms: Sequence[str] = ("png
     Raises:
         BenchError: the experiment has no finished run with a score.
     """
-    view_of(_without_mathematics(results))  # rows and choices, which all families need: once, before the processes part
-    return render_all(lambda family: draw(results, width, [family]), FAMILIES, forms)
+    study = _without_mathematics(study)
+    context_of(study)  # computes rows and choices, which all families need, once: before the processes part
+    return render_all(lambda family: draw(study, width, [family]), FAMILIES, forms)
 
 
 def write(figures: Mapping[str, Rendered], folder: Path) -> list[Path]:
@@ -72,18 +73,20 @@ def write(figures: Mapping[str, Rendered], folder: Path) -> list[Path]:
     return paths
 
 
-def build(results: Results, folder: Path, width: str = "page") -> list[Path]:
+def build(study: Study, folder: Path, width: str = "page") -> list[Path]:
     """Draw and write every figure under <folder>/figures; those a column wide under <folder>/figures/column.
 
     Raises:
         BenchError: the experiment has no finished run.
     """
-    return write(rendered(results, width), folder / "figures" / ("" if width == "page" else width))
+    return write(rendered(study, width), folder / "figures" / ("" if width == "page" else width))
 
 
-@once
-def _without_mathematics(results: Results) -> Results:
-    """Return the results with every "$" escaped, which matplotlib would otherwise take for the start of a formula."""
+def _without_mathematics(study: Study) -> Study:
+    """Return the study with every "$" escaped, which matplotlib would otherwise take for the start of a formula."""
+    if study.escaped:
+        return study
+    results = study.results
     meta = json.loads(json.dumps(results.meta).replace("$", r"\\$"))
     records, curves, measures, directions = (
         frame if frame is None else _replaced(frame, "$", r"\$")
@@ -91,7 +94,7 @@ def _without_mathematics(results: Results) -> Results:
     )
     assert records is not None
     assert curves is not None
-    return Results(meta, records, curves, measures, directions)
+    return Study(Results(meta, records, curves, measures, directions), escaped=True)
 
 
 def _as_written(drawing: Drawing) -> Drawing:
@@ -107,19 +110,19 @@ def _replaced(frame: pd.DataFrame, old: str, new: str) -> pd.DataFrame:
     return frame.assign(**{column: frame[column].map(of) for column in texts}).rename(columns=of)
 
 
-def _figures(results: Results, view: View, only: Collection[str] | None) -> dict[str, Drawing]:
-    runs = training.chosen_curves(results, view)
-    over_time = {"curves": training.curves(view, runs), "gap": training.gap(view, runs)}
+def _figures(context: FigureContext, only: Collection[str] | None) -> dict[str, Drawing]:
+    runs = training.chosen_curves(context)
+    over_time = {"curves": training.curves(context, runs), "gap": training.gap(context, runs)}
     families: dict[str, Iterator[Drawing]] = {
         **(over_time if training.evaluated_often(runs) else {}),
-        "paired": paired.figures(view, results),
-        "sweep": sweep.figures(view),
-        "cost": cost.figures(view),
-        "conditions": conditions.figures(view),
-        "sharpness": sharpness.lines(view, results),
-        "planes": sharpness.planes(view, results),
+        "paired": paired.figures(context),
+        "sweep": sweep.figures(context),
+        "cost": cost.figures(context),
+        "conditions": conditions.figures(context),
+        "sharpness": sharpness.lines(context),
+        "planes": sharpness.planes(context),
     }
-    odd = [f"{row.title}, {run}" for row in view.rows for run in row.not_finite if row.chosen]
+    odd = [f"{row.title}, {run}" for row in context.rows for run in row.not_finite if row.chosen]
     beside = f" Not finite, and not drawn: {first_few(odd)}." if odd else ""
     return {
         name if page == 1 else f"{name}-{page}": drawing._replace(caption=drawing.caption + beside)

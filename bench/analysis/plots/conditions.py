@@ -15,7 +15,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from bench.analysis import numbers
 from bench.analysis.bounds import UNBOUNDED
+from bench.analysis.plots.context import (
+    ACROSS,
+    ACROSS_NARROW,
+    EACH,
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    POINT,
+    ROW_HEIGHT,
+    ROWS,
+    Drawing,
+    FigureContext,
+    name_panels,
+    pages,
+    pale,
+)
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import (
     NEUTRAL,
@@ -31,23 +47,8 @@ from bench.analysis.plots.style import (
     wide,
     with_margin,
 )
-from bench.analysis.plots.view import (
-    ACROSS,
-    ACROSS_NARROW,
-    EACH,
-    MULTIPLE_HEIGHT,
-    MULTIPLES,
-    POINT,
-    ROW_HEIGHT,
-    ROWS,
-    Drawing,
-    View,
-    name_panels,
-    pages,
-    pale,
-)
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row, comparison_frame, to_frame
+from bench.analysis.summary import Row
 from bench.store.conditions import names, value_text, varied
 
 LOGARITHMIC = "train_size"
@@ -86,44 +87,44 @@ class Axis:
         return float(min(usual, 0.8 * 72 * width * np.diff(drawn).min() / span / labels))
 
 
-def figures(view: View) -> Iterator[Drawing]:
+def figures(context: FigureContext) -> Iterator[Drawing]:
     """Yield the figures of the metric beside its paired difference to the baseline.
 
     On the scale of the metric, the difference would be invisible. One varied column is the horizontal axis: the first
     numeric column, else the column with most values, but preferably not the task, whose metrics differ too much for
     one panel. Every combination of the other columns has a row of panels.
     """
-    if len(view.conditions) < 2:
+    if len(context.conditions) < 2:
         return
-    axis = _axis(varied(view.meta))
+    axis = _axis(varied(context.meta))
     facets: dict[str, list[Row]] = {}
-    for row in view.best:
+    for row in context.best:
         facets.setdefault(_facet(row, axis), []).append(row)
-    compared = any(_difference(row) for row in view.best)
-    against = f"paired difference to {view.meta['baseline']}" if compared else "generalization gap"
+    compared = any(_difference(row) for row in context.best)
+    against = f"paired difference to {context.meta['baseline']}" if compared else "generalization gap"
     caption = (
-        f"Test {view.metric} and {against} against {axis.name}: mean over seeds with 95% Student-t intervals. "
+        f"Test {context.metric} and {against} against {axis.name}: mean over seeds with 95% Student-t intervals. "
         f"Optimizers are drawn side by side at each {axis.name}."
     )
     picks = (_test, _difference if compared else _gap)
-    if view.many:
-        labels = [label for label in view.labels() if label != view.meta["baseline"]]
+    if context.many:
+        labels = [label for label in context.labels() if label != context.meta["baseline"]]
         for (facet, rows), pick in product(facets.items(), picks):
             for together in pages(labels, MULTIPLES):
-                figure = _multiples(view, axis, facet, rows, pick, together)
-                yield Drawing(figure, f"{caption} {EACH.format(view.meta['baseline'])}", _data(view, rows))
+                figure = _multiples(context, axis, facet, rows, pick, together)
+                yield Drawing(figure, f"{caption} {EACH.format(context.meta['baseline'])}", _data(context, rows))
     elif len(facets) == 1:
-        yield Drawing(_page(view, axis, facets, picks), caption, _data(view, view.best))
+        yield Drawing(_page(context, axis, facets, picks), caption, _data(context, context.best))
     else:
-        for shown in view.split(picks):
+        for shown in context.split(picks):
             for page in pages(list(facets.items()), ROWS):
-                data = _data(view, [row for _, rows in page for row in rows])
-                yield Drawing(_page(view, axis, dict(page), shown), caption, data)
+                data = _data(context, [row for _, rows in page for row in rows])
+                yield Drawing(_page(context, axis, dict(page), shown), caption, data)
 
 
-def _data(view: View, rows: Sequence[Row]) -> pd.DataFrame:
-    metric = view.meta["metric"]
-    return to_frame(rows, ["test_metric", "gap_metric"], metric).join(comparison_frame(rows, metric))
+def _data(context: FigureContext, rows: Sequence[Row]) -> pd.DataFrame:
+    metric = context.meta["metric"]
+    return numbers.frame(rows, numbers.measured(metric, "test_metric", "gap_metric"), numbers.compared(metric))
 
 
 def _axis(columns: Mapping[str, Sequence[Any]]) -> Axis:
@@ -149,40 +150,42 @@ def _facet(row: Row, axis: Axis) -> str:
     )
 
 
-def _page(view: View, axis: Axis, facets: Mapping[str, list[Row]], picks: Sequence[Pick]) -> Figure:
+def _page(context: FigureContext, axis: Axis, facets: Mapping[str, list[Row]], picks: Sequence[Pick]) -> Figure:
     alone = len(facets) == 1
     grid = [[(rows, pick) for pick in picks] for rows in facets.values()]
-    grid = view.stacked(grid) if alone else grid
-    figure, axes = view.panels(len(grid), len(grid[0]), sharex=True)
+    grid = context.stacked(grid) if alone else grid
+    figure, axes = context.panels(len(grid), len(grid[0]), sharex=True)
     height = PANEL_HEIGHT if alone else ROW_HEIGHT
     for line, panels in zip(grid, axes, strict=True):
         for (rows, pick), ax in zip(line, panels, strict=True):
-            _scale(ax, axis, view.panel_width(2))
-            _draw(figure, ax, view, axis, rows, pick)
+            _scale(ax, axis, context.panel_width(2))
+            _draw(figure, ax, context, axis, rows, pick)
             if alone:
-                ax.set_ylabel(fold(_title(view, pick), height))
+                ax.set_ylabel(fold(_title(context, pick), height))
     if not alone:
-        name_panels(axes, list(facets), [_title(view, pick) for pick in picks])
+        name_panels(axes, list(facets), [_title(context, pick) for pick in picks])
     for ax in axes[-1]:
         ax.set_xlabel(axis.name)
-    finish(figure, _handles(view, axis), height)
+    finish(figure, _handles(context, axis), height)
     return figure
 
 
-def _multiples(view: View, axis: Axis, facet: str, rows: list[Row], pick: Pick, labels: Sequence[str]) -> Figure:
-    figure, axes = view.multiples(labels, axis.name, _title(view, pick), facet, sharex=True, sharey=True)
-    across = ACROSS_NARROW if view.narrow else ACROSS
+def _multiples(
+    context: FigureContext, axis: Axis, facet: str, rows: list[Row], pick: Pick, labels: Sequence[str]
+) -> Figure:
+    figure, axes = context.multiples(labels, axis.name, _title(context, pick), facet, sharex=True, sharey=True)
+    across = ACROSS_NARROW if context.narrow else ACROSS
     for ax, label in zip(axes, labels, strict=True):
-        _scale(ax, axis, panel_width(across, view.width))
-        _draw(figure, ax, view, axis, rows, pick, focus=label)
-    finish(figure, view.key_of_multiples(marker=not axis.numeric), MULTIPLE_HEIGHT)
+        _scale(ax, axis, panel_width(across, context.width))
+        _draw(figure, ax, context, axis, rows, pick, focus=label)
+    finish(figure, context.key_of_multiples(marker=not axis.numeric), MULTIPLE_HEIGHT)
     return figure
 
 
-def _title(view: View, pick: Pick) -> str:
+def _title(context: FigureContext, pick: Pick) -> str:
     if pick is _test:
-        return f"test {view.metric}{view.unit}"
-    return f"difference to {view.meta['baseline']}{view.points}" if pick is _difference else view.gap
+        return f"test {context.metric}{context.unit}"
+    return f"difference to {context.meta['baseline']}{context.points}" if pick is _difference else context.gap
 
 
 # ---- values --------------------------------------------------------------------------------------------------
@@ -204,14 +207,20 @@ def _difference(row: Row) -> Interval | None:
 
 
 def _draw(
-    figure: Figure, ax: Axes, view: View, axis: Axis, rows: Sequence[Row], pick: Pick, focus: str | None = None
+    figure: Figure,
+    ax: Axes,
+    context: FigureContext,
+    axis: Axis,
+    rows: Sequence[Row],
+    pick: Pick,
+    focus: str | None = None,
 ) -> None:
     """Draw one line per optimizer, each slightly beside the next; a line breaks where a condition has no finished run.
 
     A panel that is about one of many optimizers shows the others pale and without intervals, at their places.
     """
-    here = [(row, interval.scaled(view.scale)) for row in rows if (interval := pick(row))]
-    _, others = view.in_full([row for row, _ in here], focus)
+    here = [(row, interval.scaled(context.scale)) for row in rows if (interval := pick(row))]
+    _, others = context.in_full([row for row, _ in here], focus)
     look_of_pale: Style = {} if axis.numeric else POINT
     pale(
         ax,
@@ -221,24 +230,24 @@ def _draw(
         ],
         **look_of_pale,
     )
-    baseline = view.meta["baseline"]
-    labels = [label for label in view.labels() if focus is None or label in (baseline, focus)]
+    baseline = context.meta["baseline"]
+    labels = [label for label in context.labels() if focus is None or label in (baseline, focus)]
     for number, label in enumerate(labels):
         points = {axis.place(row): (row, interval) for row, interval in here if row.label == label}
-        step = axis.step(len(labels), view.panel_width(2 if focus is None else ACROSS))
+        step = axis.step(len(labels), context.panel_width(2 if focus is None else ACROSS))
         aside = (number - (len(labels) - 1) / 2) * step / 72
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
-        look = {**_look(view, label, axis), "transform": beside, "clip_on": False}
+        look = {**_look(context, label, axis), "transform": beside, "clip_on": False}
         ax.plot(*_means(axis, {place: mean for place, (_, mean) in points.items()}), **{**look, "marker": None})
         for place, (row, interval) in points.items():
             bar = {"marker": None, "linestyle": "-", "linewidth": 0.9}
             ax.plot([place, place], bounds(interval), **{**look, **bar})
             ax.plot(place, interval.mean, **{**look, **({} if interval.n == row.planned else INCOMPLETE)})
     if pick is _difference:
-        ax.axhline(0, color=view.styles[baseline]["color"], linewidth=0.9)
+        ax.axhline(0, color=context.styles[baseline]["color"], linewidth=0.9)
     heights = [bound for _, interval in here for bound in bounds(interval)]
     heights += [0.0] if pick is _difference or not heights else []
-    ax.set_ylim(with_margin(heights, view.limits if pick is _test else UNBOUNDED))
+    ax.set_ylim(with_margin(heights, context.limits if pick is _test else UNBOUNDED))
 
 
 def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float], list[float]]:
@@ -247,9 +256,9 @@ def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float]
     return places, [intervals[place].mean if place in intervals else np.nan for place in places]
 
 
-def _look(view: View, label: str, axis: Axis) -> Style:
+def _look(context: FigureContext, label: str, axis: Axis) -> Style:
     """Return the usual look, without lines between categories, where there is nothing for a line to pass through."""
-    return view.styles[label] if axis.numeric else {**view.styles[label], "linestyle": "none"}
+    return context.styles[label] if axis.numeric else {**context.styles[label], "linestyle": "none"}
 
 
 def _scale(ax: Axes, axis: Axis, width: float) -> None:
@@ -280,9 +289,9 @@ def _categories(ax: Axes, axis: Axis, width: float) -> None:
         turn_ticks(ax)
 
 
-def _handles(view: View, axis: Axis) -> list[Artist]:
-    handles: list[Artist] = [view.handle(label, line=axis.numeric, marker=True) for label in view.labels()]
-    if not all(row.complete for row in view.best):
+def _handles(context: FigureContext, axis: Axis) -> list[Artist]:
+    handles: list[Artist] = [context.handle(label, line=axis.numeric, marker=True) for label in context.labels()]
+    if not all(row.complete for row in context.best):
         look: Style = {"color": NEUTRAL, "linestyle": "none", "marker": "o", **INCOMPLETE}
         handles.append(Line2D([], [], label="some runs missing", **look))
     return handles

@@ -13,12 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-from bench.analysis.pareto import on_front
+from bench.analysis import numbers
+from bench.analysis.plots.context import (
+    EACH,
+    MULTIPLE_HEIGHT,
+    MULTIPLES,
+    POINT,
+    Drawing,
+    FigureContext,
+    folded,
+    pages,
+    pale,
+)
 from bench.analysis.plots.looks import Style
 from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, panel_width, text_width, with_margin
-from bench.analysis.plots.view import EACH, MULTIPLE_HEIGHT, MULTIPLES, POINT, Drawing, View, folded, pages, pale
-from bench.analysis.stats import Interval
-from bench.analysis.summary import Row, to_frame
+from bench.analysis.stats import Interval, on_front
+from bench.analysis.summary import Row
 
 COSTS = {"train_seconds": "training time", "passes": "passes"}
 ACROSS = 3
@@ -33,38 +43,38 @@ Point = tuple[Row, Interval, Interval]
 """A row with what it costs and its test metric."""
 
 
-def figures(view: View) -> Iterator[Drawing]:
+def figures(context: FigureContext) -> Iterator[Drawing]:
     """Yield figures of one named point per optimizer, with 95% t intervals, against seconds and against passes.
 
     With several conditions a small panel each and a legend, first against seconds, then against passes. Many optimizers
     have a small panel each, in a figure for each condition and cost.
     """
     caption = (
-        f"Test {view.metric} against {{}}: mean over seeds with 95% Student-t intervals. Dashed: the Pareto front, "
+        f"Test {context.metric} against {{}}: mean over seeds with 95% Student-t intervals. Dashed: the Pareto front, "
         f"beyond which no optimizer here is better at that cost. {{}}"
     )
-    if view.many:
-        for condition, (cost, words) in product(view.conditions, COSTS.items()):
-            for labels in pages(view.beside_baseline(condition), MULTIPLES):
-                figure = _multiples(view, condition, cost, labels)
-                said = caption.format(words, EACH.format(view.meta["baseline"]))
-                yield Drawing(figure, said, _data(view, [condition]))
-    elif not view.several:
+    if context.many:
+        for condition, (cost, words) in product(context.conditions, COSTS.items()):
+            for labels in pages(context.beside_baseline(condition), MULTIPLES):
+                figure = _multiples(context, condition, cost, labels)
+                said = caption.format(words, EACH.format(context.meta["baseline"]))
+                yield Drawing(figure, said, _data(context, [condition]))
+    elif not context.several:
         yield Drawing(
-            _single(view),
-            caption.format("training time and passes", _moved(view, view.conditions, COSTS)).rstrip(),
-            _data(view, view.conditions),
+            _single(context),
+            caption.format("training time and passes", _moved(context, context.conditions, COSTS)).rstrip(),
+            _data(context, context.conditions),
         )
     else:
         for cost, words in COSTS.items():
-            for page in pages(view.conditions, PER_PAGE):
-                said = caption.format(words, _moved(view, page, [cost])).rstrip()
-                yield Drawing(_page(view, page, cost), said, _data(view, page))
+            for page in pages(context.conditions, PER_PAGE):
+                said = caption.format(words, _moved(context, page, [cost])).rstrip()
+                yield Drawing(_page(context, page, cost), said, _data(context, page))
 
 
-def _moved(view: View, conditions: Sequence[str], costs: Iterable[str]) -> str:
+def _moved(context: FigureContext, conditions: Sequence[str], costs: Iterable[str]) -> str:
     """Return the remark that points are drawn beside their places, if any are."""
-    alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions for cost in costs)
+    alike = any(_alike(_points(context, context.chosen(condition), cost)) for condition in conditions for cost in costs)
     return "Points of equal cost are drawn side by side." if alike else ""
 
 
@@ -73,73 +83,76 @@ def _alike(points: Sequence[Point]) -> bool:
     return len(set(costs)) < len(costs)
 
 
-def _data(view: View, conditions: Sequence[str]) -> pd.DataFrame:
+def _data(context: FigureContext, conditions: Sequence[str]) -> pd.DataFrame:
     """Return the points, and whether each is on its condition's Pareto front by either cost."""
-    chosen = [(condition, view.chosen(condition)) for condition in conditions]
-    frame = to_frame([row for _, rows in chosen for row in rows], [*COSTS, "test_metric"], view.meta["metric"])
+    chosen = [(condition, context.chosen(condition)) for condition in conditions]
+    every = [row for _, rows in chosen for row in rows]
+    frame = numbers.frame(every, numbers.measured(context.meta["metric"], *COSTS, "test_metric"))
     fronts = {
         f"on_front_of_{cost}": [
-            bool(flag) for _, rows in chosen for flag in _on_front(view, _every_point(view, rows, cost))
+            bool(flag) for _, rows in chosen for flag in _on_front(context, _every_point(context, rows, cost))
         ]
         for cost in COSTS
     }
     return frame.assign(**fronts)
 
 
-def _single(view: View) -> Figure:
-    rows = view.chosen(view.conditions[0])
-    grid = view.stacked([list(COSTS)])
-    figure, axes = view.panels(len(grid), len(grid[0]), sharey=True)
+def _single(context: FigureContext) -> Figure:
+    rows = context.chosen(context.conditions[0])
+    grid = context.stacked([list(COSTS)])
+    figure, axes = context.panels(len(grid), len(grid[0]), sharey=True)
     of_panel = dict(zip(axes.flat, COSTS, strict=True))
     for ax, cost in of_panel.items():
-        _draw(figure, ax, view, _points(view, rows, cost))
-        ax.set_xlabel(_title(view, cost, _alike(_points(view, rows, cost))))
+        _draw(figure, ax, context, _points(context, rows, cost))
+        ax.set_xlabel(_title(context, cost, _alike(_points(context, rows, cost))))
     for ax in axes[:, 0]:
-        ax.set_ylabel(fold(f"test {view.metric}{view.unit}", HEIGHT))
+        ax.set_ylabel(fold(f"test {context.metric}{context.unit}", HEIGHT))
     names = {row.label: row.name for row in rows}
-    room = LONGEST * view.panel_width(len(COSTS))
+    room = LONGEST * context.panel_width(len(COSTS))
     handles = []
     if max(text_width(name, NAME_SIZE) for name in names.values()) > room:  # to stand at a point
-        handles = [view.handle(label, line=False, marker=True) for label in names]
+        handles = [context.handle(label, line=False, marker=True) for label in names]
         names = {label: label for label in names}
     finish(figure, handles, HEIGHT)
     if max(text_width(name, NAME_SIZE) for name in names.values()) <= room:
         for ax, cost in of_panel.items():
-            _label_points(figure, ax, _points(view, rows, cost), names)
+            _label_points(figure, ax, _points(context, rows, cost), names)
     return figure
 
 
-def _page(view: View, conditions: Sequence[str], cost: str) -> Figure:
-    across = 2 if view.narrow or len(conditions) in (2, 4) else ACROSS
+def _page(context: FigureContext, conditions: Sequence[str], cost: str) -> Figure:
+    across = 2 if context.narrow or len(conditions) in (2, 4) else ACROSS
     lines = -(-len(conditions) // across)
-    figure = view.figure()
-    alike = any(_alike(_points(view, view.chosen(condition), cost)) for condition in conditions)
+    figure = context.figure()
+    alike = any(_alike(_points(context, context.chosen(condition), cost)) for condition in conditions)
     for place, condition in enumerate(conditions):
         ax = figure.add_subplot(lines, across, place + 1)
-        _draw(figure, ax, view, _points(view, view.chosen(condition), cost))
-        ax.set_title(folded(condition, panel_width(across, view.width)))
+        _draw(figure, ax, context, _points(context, context.chosen(condition), cost))
+        ax.set_title(folded(condition, panel_width(across, context.width)))
         if place % across == 0:
-            ax.set_ylabel(fold(f"test {view.metric}{view.unit}", HEIGHT_OF_MANY))
+            ax.set_ylabel(fold(f"test {context.metric}{context.unit}", HEIGHT_OF_MANY))
         if place + across >= len(conditions):
-            ax.set_xlabel(fold(_title(view, cost, alike), panel_width(across, view.width)))
-    handles = [view.handle(label, line=False, marker=True) for label in view.labels()]
+            ax.set_xlabel(fold(_title(context, cost, alike), panel_width(across, context.width)))
+    handles = [context.handle(label, line=False, marker=True) for label in context.labels()]
     finish(figure, [*handles, Line2D([], [], label="Pareto front", **FRONT)], HEIGHT_OF_MANY)
     return figure
 
 
-def _multiples(view: View, condition: str, cost: str, labels: Sequence[str]) -> Figure:
-    x, y = _title(view, cost, False), f"test {view.metric}{view.unit}"
-    figure, axes = view.multiples(view.named(labels, condition), x, y, condition, sharex=True, sharey=True)
-    points = _points(view, view.chosen(condition), cost)
+def _multiples(context: FigureContext, condition: str, cost: str, labels: Sequence[str]) -> Figure:
+    x, y = _title(context, cost, False), f"test {context.metric}{context.unit}"
+    figure, axes = context.multiples(context.named(labels, condition), x, y, condition, sharex=True, sharey=True)
+    points = _points(context, context.chosen(condition), cost)
     for ax, label in zip(axes, labels, strict=True):
-        _draw(figure, ax, view, points, focus=label)
-    handles = [*view.key_of_multiples(marker=True), Line2D([], [], label="Pareto front", **FRONT)]
+        _draw(figure, ax, context, points, focus=label)
+    handles = [*context.key_of_multiples(marker=True), Line2D([], [], label="Pareto front", **FRONT)]
     finish(figure, handles, MULTIPLE_HEIGHT)
     return figure
 
 
-def _title(view: View, cost: str, alike: bool) -> str:
-    mixed = ["on different versions"] * view.source.mixed + ["on the hardware of most runs"] * bool(view.source.clock)
+def _title(context: FigureContext, cost: str, alike: bool) -> str:
+    mixed = ["on different versions"] * context.study.source.mixed + ["on the hardware of most runs"] * bool(
+        context.study.source.clock
+    )
     said = mixed if cost == "train_seconds" else []
     said += ["equal ones side by side"] if alike else []
     name = "forward-backward passes" if cost == "passes" else "training time"
@@ -147,13 +160,13 @@ def _title(view: View, cost: str, alike: bool) -> str:
     return f"{name} ({', '.join([*unit, *said])})" if unit or said else name
 
 
-def _points(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
+def _points(context: FigureContext, rows: Sequence[Row], cost: str) -> list[Point]:
     """Return the points that have a place: without a run on the hardware whose times count there is none."""
-    return [point for point in _every_point(view, rows, cost) if not np.isnan(point[1].mean)]
+    return [point for point in _every_point(context, rows, cost) if not np.isnan(point[1].mean)]
 
 
-def _every_point(view: View, rows: Sequence[Row], cost: str) -> list[Point]:
-    return [(row, _cost(row, cost), row.test_metric.scaled(view.scale)) for row in rows]
+def _every_point(context: FigureContext, rows: Sequence[Row], cost: str) -> list[Point]:
+    return [(row, _cost(row, cost), row.test_metric.scaled(context.scale)) for row in rows]
 
 
 def _cost(row: Row, cost: str) -> Interval:
@@ -161,16 +174,16 @@ def _cost(row: Row, cost: str) -> Interval:
     return row.train_seconds if cost == "train_seconds" else Interval(1, row.passes, np.nan, np.nan)
 
 
-def _on_front(view: View, points: Sequence[Point]) -> Sequence[bool]:
-    better = view.meta["metric"]["higher_is_better"]
+def _on_front(context: FigureContext, points: Sequence[Point]) -> Sequence[bool]:
+    better = context.meta["metric"]["higher_is_better"]
     return list(on_front([x.mean for _, x, _ in points], [y.mean for _, _, y in points], higher_is_better=better))
 
 
-def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point], focus: str | None = None) -> None:
+def _draw(figure: Figure, ax: Axes, context: FigureContext, points: Sequence[Point], focus: str | None = None) -> None:
     """Draw the points; those of equal cost stand slightly apart, unless the panel is about one of them."""
     if not points:
         return
-    full, others = view.in_full([row for row, _, _ in points], focus)
+    full, others = context.in_full([row for row, _, _ in points], focus)
     pale(ax, [([x.mean], [y.mean]) for row, x, y in points if row in others], **POINT)
     drawn = [point for point in points if point[0] in full]
     costs = [x.mean for _, x, _ in drawn]
@@ -178,17 +191,17 @@ def _draw(figure: Figure, ax: Axes, view: View, points: Sequence[Point], focus: 
         alike = costs.count(x.mean) if focus is None else 1
         aside = min(STEP, SPREAD / alike) * (costs[:number].count(x.mean) - (alike - 1) / 2) / 72 if alike > 1 else 0.0
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
-        look: Style = {**view.styles[row.label], "transform": beside, "clip_on": False}
+        look: Style = {**context.styles[row.label], "transform": beside, "clip_on": False}
         bar = {**look, "marker": None, "linestyle": "-", "linewidth": 0.9}
         ax.plot(bounds(x), [y.mean, y.mean], **bar)
         ax.plot([x.mean, x.mean], bounds(y), **bar)
         ax.plot(x.mean, y.mean, **{**look, "linestyle": "none"})
     right = 1.15 * max(bounds(x)[1] for _, x, _ in points)
-    front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(view, points), points, strict=True) if on)
+    front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(context, points), points, strict=True) if on)
     ax.step([*(x for x, _ in front), right], [*(y for _, y in front), front[-1][1]], where="post", **FRONT)
     ax.set_xlim(0, right)
     heights = [bound for _, _, y in points for bound in bounds(y)]
-    ax.set_ylim(with_margin(heights, view.limits))  # drawn beside their places, the points set no limits
+    ax.set_ylim(with_margin(heights, context.limits))  # drawn beside their places, the points set no limits
 
 
 # ---- names beside points -------------------------------------------------------------------------------------

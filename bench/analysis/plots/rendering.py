@@ -15,8 +15,8 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from bench.analysis.plots.context import Drawing
 from bench.analysis.plots.style import looks
-from bench.analysis.plots.view import Drawing
 
 WITHOUT_TIME = {
     "png": {"Software": None},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,23 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import NullLocator
 
-from bench.analysis.plots.style import finish, fold, wide
-from bench.analysis.plots.view import (
+from bench.analysis.plots.context import (
     EACH,
     MULTIPLE_HEIGHT,
     MULTIPLES,
     ROWS,
     Drawing,
-    View,
+    FigureContext,
     name_panels,
     pages,
     pale,
 )
+from bench.analysis.plots.style import finish, fold, wide
 from bench.analysis.sharpness import around
 from bench.analysis.stats import half_width
-
-if TYPE_CHECKING:
-    from bench.store.records import Results
 
 LEVELS = 13
 PLANES = 9  # on a page
@@ -37,77 +33,77 @@ LOSS = "loss (training examples)"
 ALONG = "along the filter-normalised direction"
 
 
-def lines(view: View, results: Results) -> Iterator[Drawing]:
+def lines(context: FigureContext) -> Iterator[Drawing]:
     """Yield figures of mean loss along each seed's direction, a panel per condition; none if no run was measured."""
-    points = around(results, "line")
-    shown = [condition for condition in view.conditions if (points["condition"] == condition).any()]
+    points = around(context.study, "line")
+    shown = [condition for condition in context.conditions if (points["condition"] == condition).any()]
     caption = (
         "Loss along a random direction of filter-normalised length (Li et al. 2018), the same for all optimizers of a "
         "seed: mean over the measured seeds of each chosen configuration, with its 95% Student-t band."
     )
-    if view.many and shown:
-        yield from _multiples(view, points, shown, caption)
+    if context.many and shown:
+        yield from _multiples(context, points, shown, caption)
         return
     for page in pages(shown, ROWS):
         here = points[points["condition"].isin(page)]
         mean = _mean(here)
-        figure, axes = view.panels(len(page), 1)
+        figure, axes = context.panels(len(page), 1)
         log = wide(sorted(mean["mean"].dropna()) or [0.0])
         for condition, (ax,) in zip(page, axes, strict=True):
-            _line(ax, view, mean[mean["condition"] == condition], condition, log=log)
+            _line(ax, context, mean[mean["condition"] == condition], condition, log=log)
         axes[-1][0].set_xlabel(ALONG)
-        if view.several:
+        if context.several:
             name_panels(axes, page, [LOSS])
         else:
             axes[0][0].set_ylabel(LOSS)
-        handles = [view.handle(label) for label in view.labels() if (here["optimizer"] == label).any()]
-        finish(figure, handles, view.panel_height)
-        yield Drawing(figure, caption, _numbers(view, mean))
+        handles = [context.handle(label) for label in context.labels() if (here["optimizer"] == label).any()]
+        finish(figure, handles, context.panel_height)
+        yield Drawing(figure, caption, _numbers(context, mean))
 
 
-def _multiples(view: View, points: pd.DataFrame, shown: Sequence[str], caption: str) -> Iterator[Drawing]:
+def _multiples(context: FigureContext, points: pd.DataFrame, shown: Sequence[str], caption: str) -> Iterator[Drawing]:
     """Yield the same for many optimizers: a figure per condition, a panel per optimizer."""
     for condition in shown:
         mean = _mean(points[points["condition"] == condition])
-        measured = [label for label in view.beside_baseline(condition) if (mean["optimizer"] == label).any()]
+        measured = [label for label in context.beside_baseline(condition) if (mean["optimizer"] == label).any()]
         for labels in pages(measured, MULTIPLES):
-            figure, axes = view.multiples(
-                view.named(labels, condition), ALONG, LOSS, condition, sharex=True, sharey=True
+            figure, axes = context.multiples(
+                context.named(labels, condition), ALONG, LOSS, condition, sharex=True, sharey=True
             )
             for ax, label in zip(axes, labels, strict=True):
-                _line(ax, view, mean, condition, log=wide(sorted(mean["mean"])), focus=label)
-            finish(figure, view.key_of_multiples(), MULTIPLE_HEIGHT)
-            yield Drawing(figure, f"{caption} {EACH.format(view.meta['baseline'])}", _numbers(view, mean))
+                _line(ax, context, mean, condition, log=wide(sorted(mean["mean"])), focus=label)
+            finish(figure, context.key_of_multiples(), MULTIPLE_HEIGHT)
+            yield Drawing(figure, f"{caption} {EACH.format(context.meta['baseline'])}", _numbers(context, mean))
 
 
-def _numbers(view: View, mean: pd.DataFrame) -> pd.DataFrame:
-    return mean.drop(columns=[] if view.several else ["condition"]).rename(columns=_column)
+def _numbers(context: FigureContext, mean: pd.DataFrame) -> pd.DataFrame:
+    return mean.drop(columns=[] if context.several else ["condition"]).rename(columns=_column)
 
 
-def planes(view: View, results: Results) -> Iterator[Drawing]:
+def planes(context: FigureContext) -> Iterator[Drawing]:
     """Yield figures of loss over the plane of two directions, one per condition, with a panel per optimizer.
 
     Levels and axes are shared.
     """
-    points = around(results, "plane").dropna(subset="loss")
-    for condition in view.conditions:
+    points = around(context.study, "plane").dropna(subset="loss")
+    for condition in context.conditions:
         here = points[points["condition"] == condition]
-        measured = [row.label for row in view.chosen(condition) if (here["optimizer"] == row.label).any()]
+        measured = [row.label for row in context.chosen(condition) if (here["optimizer"] == row.label).any()]
         for labels in pages(measured, PLANES):
-            yield _planes(view, here, labels, condition)
+            yield _planes(context, here, labels, condition)
 
 
-def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: str) -> Drawing:
-    most = 2 if view.narrow else 3
-    across, side = min(len(labels), most), view.width / most
+def _planes(context: FigureContext, here: pd.DataFrame, labels: Sequence[str], condition: str) -> Drawing:
+    most = 2 if context.narrow else 3
+    across, side = min(len(labels), most), context.width / most
     down = math.ceil(len(labels) / across)
-    figure = view.figure()
+    figure = context.figure()
     axes = np.asarray(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True))
     # Losses above a hundred times the lowest say no more than that; their shade is the last.
     low, high = here["loss"].min(), min(here["loss"].max(), 100 * here["loss"].median())
     levels = np.geomspace(low, high, LEVELS) if low > 0 and high > low else np.linspace(low, high or 1.0, LEVELS)
     norm = LogNorm(levels[0], levels[-1]) if low > 0 and high > low else None
-    names = {row.label: row.name for row in view.chosen(condition)}
+    names = {row.label: row.name for row in context.chosen(condition)}
     for ax, label in zip(axes.flat, labels, strict=False):
         grid = here[here["optimizer"] == label].pivot(index="beta", columns="alpha", values="loss")
         drawn = ax.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap=CMAP, extend="max")
@@ -136,16 +132,18 @@ def _planes(view: View, here: pd.DataFrame, labels: Sequence[str], condition: st
         f"seed {seed}{f' under {condition}' if condition else ''}: the same directions, axes and levels for all "
         "optimizers."
     )
-    columns = [*(["condition"] if view.several else []), "optimizer", "seed", "alpha", "beta", "loss"]
+    columns = [*(["condition"] if context.several else []), "optimizer", "seed", "alpha", "beta", "loss"]
     return Drawing(figure, caption, here[here["optimizer"].isin(labels)][columns])
 
 
-def _line(ax: Axes, view: View, mean: pd.DataFrame, condition: str, *, log: bool, focus: str | None = None) -> None:
-    full, others = view.in_full(view.chosen(condition), focus)
+def _line(
+    ax: Axes, context: FigureContext, mean: pd.DataFrame, condition: str, *, log: bool, focus: str | None = None
+) -> None:
+    full, others = context.in_full(context.chosen(condition), focus)
     measured = dict(iter(mean.groupby("optimizer", sort=False)))
     pale(ax, [(measured[row.label]["alpha"], measured[row.label]["mean"]) for row in others if row.label in measured])
     for row in full:
-        here, style = mean[mean["optimizer"] == row.label], view.styles[row.label]
+        here, style = mean[mean["optimizer"] == row.label], context.styles[row.label]
         ax.plot(here["alpha"], here["mean"], **{**style, "marker": None})
         low = here["low"].clip(lower=here["mean"].min() / 10) if log else here["low"]
         ax.fill_between(here["alpha"], low, here["high"], color=style["color"], alpha=0.15, linewidth=0)

@@ -12,21 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bench.analysis import numbers
 from bench.analysis.bounds import UNBOUNDED
-from bench.analysis.plots.looks import Style
-from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, value_axis, wide, with_margin
-from bench.analysis.plots.view import (
+from bench.analysis.plots.context import (
     MULTIPLE_HEIGHT,
     MULTIPLES,
     ROWS,
     SHARING,
     Drawing,
-    View,
+    FigureContext,
     name_panels,
     pages,
 )
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, value_axis, wide, with_margin
 from bench.analysis.stats import Interval
-from bench.analysis.summary import Row, to_frame
+from bench.analysis.summary import Row
 from bench.store.selection import phased
 
 FIELDS = ("test_metric", "gap_metric")
@@ -51,49 +52,51 @@ Line = tuple[str, str]
 """Condition and swept hyperparameter of a row of panels."""
 
 
-def figures(view: View) -> Iterator[Drawing]:
+def figures(context: FigureContext) -> Iterator[Drawing]:
     """Yield a row of panels per hyperparameter; with several conditions, a figure each with a row per condition.
 
     An optimizer that sweeps one number has a line over that number. An optimizer that sweeps several has a point per
     configuration in the panel of each number. If tuning is a phase of its own, there are validation panels only.
     """
-    sweeps = [row for row in view.tried if row.label in view.meta["sweeps"] and _numbers(row) and row.scored]
+    sweeps = [row for row in context.tried if row.label in context.meta["sweeps"] and _numbers(row) and row.scored]
     keys = sorted({key for row in sweeps for key in _numbers(row)})
-    fields = OF_TUNING if phased(view.meta) else FIELDS
+    fields = OF_TUNING if phased(context.meta) else FIELDS
     if not keys:
         return
     if len({row.label for row in sweeps}) > SHARING:
-        yield from _multiples(view, sweeps, fields)
+        yield from _multiples(context, sweeps, fields)
         return
-    if not view.several:
-        lines = [(view.conditions[0], key) for key in keys]
-        yield Drawing(_figure(view, sweeps, lines, fields), _caption(view, sweeps, keys), _data(view, sweeps))
+    if not context.several:
+        lines = [(context.conditions[0], key) for key in keys]
+        yield Drawing(_figure(context, sweeps, lines, fields), _caption(context, sweeps, keys), _data(context, sweeps))
         return
     for key in keys:
         of_key = [row for row in sweeps if key in _numbers(row)]
-        conditions = [name for name in view.conditions if any(row.condition == name for row in of_key)]
-        for shown in view.split(fields):
+        conditions = [name for name in context.conditions if any(row.condition == name for row in of_key)]
+        for shown in context.split(fields):
             for page in pages(conditions, ROWS):
-                figure = _page(view, of_key, [(condition, key) for condition in page], shown)
-                data = _data(view, [row for row in of_key if row.condition in page])
-                yield Drawing(figure, _caption(view, of_key, [key]), data)
+                figure = _page(context, of_key, [(condition, key) for condition in page], shown)
+                data = _data(context, [row for row in of_key if row.condition in page])
+                yield Drawing(figure, _caption(context, of_key, [key]), data)
 
 
-def _multiples(view: View, sweeps: list[Row], fields: Sequence[str]) -> Iterator[Drawing]:
+def _multiples(context: FigureContext, sweeps: list[Row], fields: Sequence[str]) -> Iterator[Drawing]:
     """Yield a figure per condition and field, with a panel for each number that an optimizer sweeps."""
-    for condition, field in product(view.conditions, fields):
+    for condition, field in product(context.conditions, fields):
         here = [row for row in sweeps if row.condition == condition]
         panels = dict.fromkeys((row.label, key) for row in here for key in _numbers(row))
         for page in pages(list(panels), MULTIPLES):
-            figure, axes = view.multiples([label for label, _ in page], "", _title(view, field), condition, sharey=True)
+            figure, axes = context.multiples(
+                [label for label, _ in page], "", _title(context, field), condition, sharey=True
+            )
             drawn = [row for row in here if any(row.label == label for label, _ in page)]
-            limits = _limits(view, [*drawn, *([found] if (found := _baseline(view, condition)) else [])], field)
+            limits = _limits(context, [*drawn, *([found] if (found := _baseline(context, condition)) else [])], field)
             for ax, (label, key) in zip(axes, page, strict=True):
-                _draw(ax, view, [row for row in here if row.label == label], (condition, key), field, limits)
+                _draw(ax, context, [row for row in here if row.label == label], (condition, key), field, limits)
                 ax.set_xlabel(key)
-            finish(figure, _handles(view, drawn, named=False), MULTIPLE_HEIGHT)
-            caption = _caption(view, drawn, list(dict.fromkeys(key for _, key in page)))
-            yield Drawing(figure, f"{caption} A panel for each optimizer that sweeps it.", _data(view, drawn))
+            finish(figure, _handles(context, drawn, named=False), MULTIPLE_HEIGHT)
+            caption = _caption(context, drawn, list(dict.fromkeys(key for _, key in page)))
+            yield Drawing(figure, f"{caption} A panel for each optimizer that sweeps it.", _data(context, drawn))
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -102,112 +105,112 @@ def _numbers(row: Row) -> dict[str, float]:
     return {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and not pd.isna(value)}
 
 
-def _caption(view: View, sweeps: Sequence[Row], keys: Sequence[str]) -> str:
+def _caption(context: FigureContext, sweeps: Sequence[Row], keys: Sequence[str]) -> str:
     *others, last = keys
     several = any(len(row.swept) > 1 for row in sweeps)
     each = "; optimizers that sweep several have a point a configuration" if several else ""
     what = f"Sensitivity to {', '.join(others)}{' and ' if others else ''}{last}"
-    if phased(view.meta):
+    if phased(context.meta):
         return (
-            f"{what}: validation {view.metric} in the runs for tuning, mean over seeds with 95% Student-t "
+            f"{what}: validation {context.metric} in the runs for tuning, mean over seeds with 95% Student-t "
             f"intervals where there are more than {FEW}{each}. A ring marks what was chosen. {BEYOND}"
         )
     return (
         f"{what}: mean over seeds with 95% Student-t intervals{each}. Small open markers are validation "
-        f"{view.metric}, a ring marks the value chosen by it. {BEYOND}"
+        f"{context.metric}, a ring marks the value chosen by it. {BEYOND}"
     )
 
 
-def _data(view: View, sweeps: Sequence[Row]) -> pd.DataFrame:
-    fields = ["val_metric", *(() if phased(view.meta) else FIELDS), "chosen"]
-    frame = to_frame(sweeps, fields, view.meta["metric"])
+def _data(context: FigureContext, sweeps: Sequence[Row]) -> pd.DataFrame:
+    fields = ["val_metric", *(() if phased(context.meta) else FIELDS), "chosen"]
+    frame = numbers.frame(sweeps, numbers.measured(context.meta["metric"], *fields))
     for key in dict.fromkeys(key for row in sweeps for key in row.swept):
         frame[key] = [row.swept.get(key) for row in sweeps]
     return frame
 
 
-def _figure(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
+def _figure(context: FigureContext, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
     panels = [(line, field) for line in lines for field in fields]
     across = min(ACROSS, len(panels))
-    grid = view.stacked([panels[start : start + across] for start in range(0, len(panels), across)])
-    figure, axes = view.panels(len(grid), len(grid[0]))
+    grid = context.stacked([panels[start : start + across] for start in range(0, len(panels), across)])
+    figure, axes = context.panels(len(grid), len(grid[0]))
     for row in axes:
         for ax in row:
             ax.set_axis_off()
     for beside, row in zip(grid, axes, strict=True):
         for (line, field), ax in zip(beside, row, strict=False):
             ax.set_axis_on()
-            _draw(ax, view, sweeps, line, field)
-            ax.set(xlabel=line[1], ylabel=fold(_title(view, field), view.panel_height))
-    finish(figure, _handles(view, sweeps), view.panel_height)
+            _draw(ax, context, sweeps, line, field)
+            ax.set(xlabel=line[1], ylabel=fold(_title(context, field), context.panel_height))
+    finish(figure, _handles(context, sweeps), context.panel_height)
     return figure
 
 
-def _page(view: View, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
-    figure, axes = view.panels(len(lines), len(fields), sharex=True)
+def _page(context: FigureContext, sweeps: list[Row], lines: Sequence[Line], fields: Sequence[str]) -> Figure:
+    figure, axes = context.panels(len(lines), len(fields), sharex=True)
     for line, row in zip(lines, axes, strict=True):
         for ax, field in zip(row, fields, strict=True):
-            _draw(ax, view, sweeps, line, field)
+            _draw(ax, context, sweeps, line, field)
     for ax in axes[-1]:
         ax.set_xlabel(lines[0][1])
-    name_panels(axes, [condition for condition, _ in lines], [_title(view, field) for field in fields])
-    finish(figure, _handles(view, sweeps), view.panel_height)
+    name_panels(axes, [condition for condition, _ in lines], [_title(context, field) for field in fields])
+    finish(figure, _handles(context, sweeps), context.panel_height)
     return figure
 
 
-def _title(view: View, field: str) -> str:
+def _title(context: FigureContext, field: str) -> str:
     if field == "gap_metric":
-        return view.gap
-    return f"{'validation ' if field == 'val_metric' else ''}{view.metric}{view.unit}"
+        return context.gap
+    return f"{'validation ' if field == 'val_metric' else ''}{context.metric}{context.unit}"
 
 
 def _draw(
     ax: Axes,
-    view: View,
+    context: FigureContext,
     sweeps: list[Row],
     line: Line,
     field: str,
     limits: tuple[float, float] | None = None,
 ) -> None:
     condition, key = line
-    if baseline := _baseline(view, condition):
-        _band(ax, getattr(baseline, field).scaled(view.scale), view.styles[baseline.label])
+    if baseline := _baseline(context, condition):
+        _band(ax, getattr(baseline, field).scaled(context.scale), context.styles[baseline.label])
     rows = [row for row in sweeps if key in _numbers(row) and row.condition == condition]
     for label in dict.fromkeys(row.label for row in rows):
         of_label = sorted((row for row in rows if row.label == label), key=lambda row: _numbers(row)[key])
         if len(of_label[0].swept) == 1:
-            _line(ax, view, {_numbers(row)[key]: row for row in of_label}, field)
+            _line(ax, context, {_numbers(row)[key]: row for row in of_label}, field)
         else:
-            _points(ax, view, of_label, key, field)
-    ax.set_ylim(limits or _limits(view, [*rows, *([baseline] if baseline else [])], field))
-    _mark_beyond(ax, view, rows, key, field)
+            _points(ax, context, of_label, key, field)
+    ax.set_ylim(limits or _limits(context, [*rows, *([baseline] if baseline else [])], field))
+    _mark_beyond(ax, context, rows, key, field)
     values = sorted({_numbers(row)[key] for row in sweeps if key in _numbers(row)})
     if len(values) <= LISTED:
-        value_axis(ax, values, view.panel_width(ACROSS if limits is None else ACROSS_OF_MANY), log=wide(values))
+        value_axis(ax, values, context.panel_width(ACROSS if limits is None else ACROSS_OF_MANY), log=wide(values))
     elif wide(values):
         ax.set_xscale("log")
 
 
-def _limits(view: View, rows: Sequence[Row], field: str) -> tuple[float, float]:
+def _limits(context: FigureContext, rows: Sequence[Row], field: str) -> tuple[float, float]:
     """Return limits around everything drawn, within the possible values of the metric.
 
     Where a region failed, as where a rate is too large, it would squeeze all others: the panel ends before it.
     """
-    kept = _worth_a_look(view, rows, field)
+    kept = _worth_a_look(context, rows, field)
     whole = kept if len(kept) == len(rows) else [row for row in kept if row.chosen]  # nor do intervals beside it
-    heights = [getattr(row, field).mean * view.scale for row in kept]
-    heights += [bound for row in whole for bound in _drawn(getattr(row, field).scaled(view.scale))]
+    heights = [getattr(row, field).mean * context.scale for row in kept]
+    heights += [bound for row in whole for bound in _drawn(getattr(row, field).scaled(context.scale))]
     if field == "test_metric":
-        heights += [row.val_metric.mean * view.scale for row in kept]
-    return with_margin(heights, UNBOUNDED if field == "gap_metric" else view.limits, MARGIN)
+        heights += [row.val_metric.mean * context.scale for row in kept]
+    return with_margin(heights, UNBOUNDED if field == "gap_metric" else context.limits, MARGIN)
 
 
-def _worth_a_look(view: View, rows: Sequence[Row], field: str) -> list[Row]:
+def _worth_a_look(context: FigureContext, rows: Sequence[Row], field: str) -> list[Row]:
     """Return the rows without those of a failed region: far worse than the rest, which lies close together."""
     means = np.array([getattr(row, field).mean for row in rows])
     if field == "gap_metric" or np.isfinite(means).sum() < FEWEST:
         return list(rows)
-    worth = means if view.meta["metric"]["higher_is_better"] else -means
+    worth = means if context.meta["metric"]["higher_is_better"] else -means
     best, worst = np.nanmax(worth), np.nanmin(worth)
     if best - worst <= FAR * abs(best):
         return list(rows)
@@ -217,15 +220,15 @@ def _worth_a_look(view: View, rows: Sequence[Row], field: str) -> list[Row]:
     return [row for row, kept in zip(rows, good, strict=True) if kept or row.chosen]
 
 
-def _mark_beyond(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
+def _mark_beyond(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str, field: str) -> None:
     """Draw an arrow with the value at the edge of the panel, for each value beyond the edge."""
     low, high = ax.get_ylim()
     for row in rows:
-        mean = getattr(row, field).mean * view.scale
+        mean = getattr(row, field).mean * context.scale
         if not (mean < low or mean > high):
             continue
         edge, up = (high, True) if mean > high else (low, False)
-        look: Style = {"color": view.styles[row.label]["color"], "marker": "^" if up else "v", "clip_on": False}
+        look: Style = {"color": context.styles[row.label]["color"], "marker": "^" if up else "v", "clip_on": False}
         ax.plot(_numbers(row)[key], edge, **look, markersize=5, linestyle="none", zorder=5)
         if len(rows) <= LISTED:
             text = ax.annotate(
@@ -240,34 +243,34 @@ def _drawn(interval: Interval) -> tuple[float, float]:
     return bounds(interval) if interval.n > FEW else (interval.mean, interval.mean)
 
 
-def _baseline(view: View, condition: str) -> Row | None:
+def _baseline(context: FigureContext, condition: str) -> Row | None:
     """Return the baseline's chosen configuration, over the same kind of runs as everything drawn."""
-    baseline = view.meta["baseline"]
-    found = (row for row in view.tried if row.label == baseline and row.condition == condition and row.chosen)
+    baseline = context.meta["baseline"]
+    found = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)
 
 
-def _line(ax: Axes, view: View, points: Mapping[float, Row], field: str) -> None:
+def _line(ax: Axes, context: FigureContext, points: Mapping[float, Row], field: str) -> None:
     """Draw one label: its line over the swept values, validation beside test, a ring around the choice."""
-    style = view.styles[next(iter(points.values())).label]
+    style = context.styles[next(iter(points.values())).label]
     x = list(points)
-    found = [getattr(row, field).scaled(view.scale) for row in points.values()]
+    found = [getattr(row, field).scaled(context.scale) for row in points.values()]
     ax.plot(x, [interval.mean for interval in found], **style)
     low, high = zip(*map(_drawn, found), strict=True)
     ax.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
     if field == "test_metric":
-        validation = [row.val_metric.mean * view.scale for row in points.values()]
+        validation = [row.val_metric.mean * context.scale for row in points.values()]
         ax.plot(x, validation, **{**style, "linewidth": 0.7, **VALIDATION})
     for (value, row), interval in zip(points.items(), found, strict=True):
         if row.chosen:
             ax.plot(value, interval.mean, color=style["color"], marker="o", **CHOSEN)
 
 
-def _points(ax: Axes, view: View, rows: Sequence[Row], key: str, field: str) -> None:
+def _points(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str, field: str) -> None:
     """Draw one label that sweeps several hyperparameters: a point per configuration, a ring around the choice."""
-    style = view.styles[rows[0].label]
+    style = context.styles[rows[0].label]
     for row in rows:
-        x, interval = _numbers(row)[key], getattr(row, field).scaled(view.scale)
+        x, interval = _numbers(row)[key], getattr(row, field).scaled(context.scale)
         ax.plot([x, x], _drawn(interval), color=style["color"], linewidth=0.7, alpha=0.5)
         ax.plot(x, interval.mean, **{**style, **ONE_OF_MANY})
         if row.chosen:
@@ -280,21 +283,21 @@ def _band(ax: Axes, interval: Interval, style: Style) -> None:
         ax.axhspan(interval.low, interval.high, color=style["color"], alpha=0.08, linewidth=0)
 
 
-def _handles(view: View, sweeps: list[Row], *, named: bool = True) -> list[Artist]:
+def _handles(context: FigureContext, sweeps: list[Row], *, named: bool = True) -> list[Artist]:
     """Return the legend; `named` leaves the optimizers out, where panels are named after them."""
     several = {row.label for row in sweeps if len(row.swept) > 1}
     handles = [
-        Line2D([], [], label=label, **{**view.styles[label], **(ONE_OF_MANY if label in several else {})})
+        Line2D([], [], label=label, **{**context.styles[label], **(ONE_OF_MANY if label in several else {})})
         for label in dict.fromkeys(row.label for row in sweeps)
         if named
     ]
-    baselines = {row.name for row in (_baseline(view, condition) for condition in view.conditions) if row}
+    baselines = {row.name for row in (_baseline(context, condition) for condition in context.conditions) if row}
     if baselines:
-        alone = len(baselines) == 1 and view.meta["baseline"] not in several
-        name = baselines.pop() if alone else f"{view.meta['baseline']}, chosen"
-        colour = view.styles[view.meta["baseline"]]["color"]
+        alone = len(baselines) == 1 and context.meta["baseline"] not in several
+        name = baselines.pop() if alone else f"{context.meta['baseline']}, chosen"
+        colour = context.styles[context.meta["baseline"]]["color"]
         handles.append(Line2D([], [], color=colour, label=name, linewidth=0.9))
     kinds: list[tuple[str, Style]] = [("test", {}), ("validation", VALIDATION)]
-    for label, look in [*([] if phased(view.meta) else kinds), ("chosen on validation", CHOSEN)]:
+    for label, look in [*([] if phased(context.meta) else kinds), ("chosen on validation", CHOSEN)]:
         handles.append(Line2D([], [], color=NEUTRAL, linestyle="none", marker="o", label=label, **look))
     return list(handles)

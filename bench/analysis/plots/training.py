@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,26 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bench.analysis.bounds import UNBOUNDED, Bounds, of_difference
-from bench.analysis.plots.looks import Style
-from bench.analysis.plots.style import finish, fold, with_margin
-from bench.analysis.plots.view import (
+from bench.analysis.plots.context import (
     EACH,
     MULTIPLE_HEIGHT,
     MULTIPLES,
     ROWS,
     Drawing,
-    View,
+    FigureContext,
     name_panels,
     pages,
     pale,
 )
+from bench.analysis.plots.looks import Style
+from bench.analysis.plots.style import finish, fold, with_margin
 from bench.analysis.stats import half_width
-from bench.analysis.words import Words
 from bench.store.conditions import KEY, first_few, keyed
 from bench.store.selection import reported
-
-if TYPE_CHECKING:
-    from bench.store.records import Results
 
 START = 0.3  # share of an optimizer's epochs that may run out of the panel: where curves begin says little
 ALIKE = 2.0  # times as long a curve still goes on the axis of the shortest
@@ -47,39 +43,39 @@ def evaluated_often(runs: pd.DataFrame) -> bool:
     return bool((runs.groupby("run_id").size() > 1).any())
 
 
-def curves(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
+def curves(context: FigureContext, runs: pd.DataFrame) -> Iterator[Drawing]:
     """Yield figures of test and train metric against epochs and, if epochs differ in cost, against passes."""
-    what = f"Test and train {view.metric} over training"
+    what = f"Test and train {context.metric} over training"
     titles = {
-        "test_metric": f"test {view.metric}{view.unit}",
-        "train_metric": f"train {view.metric}{Words(view.meta, view.source).true_labels}{view.unit}",
+        "test_metric": f"test {context.metric}{context.unit}",
+        "train_metric": f"train {context.metric}{context.study.captions.true_labels}{context.unit}",
     }
     if not _passes_differ(runs):
-        yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
-    elif view.several:  # three panels are as many as fit beside each other
+        yield from _figures(context, runs, [("epoch", y) for y in titles], titles, what)
+    elif context.several:  # three panels are as many as fit beside each other
         columns = [("epoch", "test_metric"), ("passes", "test_metric"), ("epoch", "train_metric")]
-        yield from _figures(view, runs, columns, titles, what)
+        yield from _figures(context, runs, columns, titles, what)
     else:
-        yield from _figures(view, runs, [(x, y) for x in AXES for y in titles], titles, what)
+        yield from _figures(context, runs, [(x, y) for x in AXES for y in titles], titles, what)
 
 
-def gap(view: View, runs: pd.DataFrame) -> Iterator[Drawing]:
+def gap(context: FigureContext, runs: pd.DataFrame) -> Iterator[Drawing]:
     """Yield figures of the generalization gap of loss and metric against epochs."""
-    unit = "" if Words(view.meta, view.source).losses() else " (nats)"
+    unit = "" if context.study.captions.losses() else " (nats)"
     titles = {
         "gap_loss": f"test − train loss{unit}",
-        "gap_metric": view.gap,
+        "gap_metric": context.gap,
     }
-    what = f"Generalization gap of loss and {view.metric} over training"
-    yield from _figures(view, runs, [("epoch", y) for y in titles], titles, what)
+    what = f"Generalization gap of loss and {context.metric} over training"
+    yield from _figures(context, runs, [("epoch", y) for y in titles], titles, what)
 
 
-def chosen_curves(results: Results, view: View) -> pd.DataFrame:
+def chosen_curves(context: FigureContext) -> pd.DataFrame:
     """Return the curves of the chosen configurations' finished runs, with gaps, metrics in the unit shown."""
-    metric = results.meta["metric"]
+    results, metric = context.study.results, context.meta["metric"]
     done = results.records.loc[results.records["status"] == "done", "run_id"]
     curves = keyed(reported(results.curves))
-    wanted = pd.MultiIndex.from_tuples([(row.condition, row.label, row.config) for row in view.best])
+    wanted = pd.MultiIndex.from_tuples([(row.condition, row.label, row.config) for row in context.best])
     # By configuration too: one run may stand under several labels, chosen under one of them only.
     curves = curves[pd.MultiIndex.from_frame(curves[KEY]).isin(wanted) & curves["run_id"].isin(done)]
     test = metric["scale"] * curves[f"test_{metric['key']}"]
@@ -106,34 +102,34 @@ def _passes_differ(runs: pd.DataFrame) -> bool:
 
 
 def _figures(
-    view: View, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str], what: str
+    context: FigureContext, runs: pd.DataFrame, columns: Sequence[tuple[str, str]], titles: Mapping[str, str], what: str
 ) -> Iterator[Drawing]:
     """Yield all pages of panels: one per pair of columns, a row per condition; a grid if there is one condition."""
     if runs.empty:
         return
-    means = {y: _mean_curves(runs, y, _bounds(view, y)) for _, y in columns}
+    means = {y: _mean_curves(runs, y, _bounds(context, y)) for _, y in columns}
     caption = f"{what}: mean over the finished seeds of each chosen configuration, with its 95% Student-t band."
     if sizes := sorted(set(runs["sampled"].dropna())):
         some = " or ".join(f"{size:,.0f}" for size in sizes)
         caption += f" Before the last epoch, training points are of {some} examples, drawn once for all runs."
     caption += _gaps(runs, list(titles))
-    if view.many:
-        for condition, (x, y) in product(view.conditions, columns):
-            for labels in pages(view.beside_baseline(condition), MULTIPLES):
-                figure = _multiples(view, means, (condition, x, y), titles, labels)
-                said = f"{caption} {EACH.format(view.meta['baseline'])}"
-                yield Drawing(figure, said, _data(view, {y: means[y]}, [condition]))
+    if context.many:
+        for condition, (x, y) in product(context.conditions, columns):
+            for labels in pages(context.beside_baseline(condition), MULTIPLES):
+                figure = _multiples(context, means, (condition, x, y), titles, labels)
+                said = f"{caption} {EACH.format(context.meta['baseline'])}"
+                yield Drawing(figure, said, _data(context, {y: means[y]}, [condition]))
         return
-    if not view.several:
-        (condition,) = view.conditions
+    if not context.several:
+        (condition,) = context.conditions
         grid = [[(condition, x, y) for y in titles] for x in dict.fromkeys(x for x, _ in columns)]
-        yield Drawing(_single(view, means, grid, titles), caption, _data(view, means, [condition]))
+        yield Drawing(_single(context, means, grid, titles), caption, _data(context, means, [condition]))
         return
-    for beside in view.split(columns):
-        for shown in pages(view.conditions, ROWS):
+    for beside in context.split(columns):
+        for shown in pages(context.conditions, ROWS):
             grid = [[(condition, *column) for column in beside] for condition in shown]
-            data = _data(view, {y: means[y] for _, y in beside}, shown)
-            yield Drawing(_page(view, means, grid, titles), caption, data)
+            data = _data(context, {y: means[y] for _, y in beside}, shown)
+            yield Drawing(_page(context, means, grid, titles), caption, data)
 
 
 def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -147,60 +143,69 @@ def _gaps(runs: pd.DataFrame, columns: Sequence[str]) -> str:
     return f" Not finite, and left out: {first_few(each)}." if each else ""
 
 
-def _data(view: View, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
+def _data(context: FigureContext, means: Mapping[str, pd.DataFrame], shown: Sequence[str]) -> pd.DataFrame:
     """Return the points of these curves, a line per condition, label and epoch."""
-    key, unit = view.meta["metric"]["key"], view.meta["metric"]["unit"]
+    key, unit = context.meta["metric"]["key"], context.meta["metric"]["unit"]
     names = {"test_metric": f"test_{key}", "train_metric": f"train_clean_{key}", "gap_metric": f"gap_{key}"}
-    columns = [*(LINE if view.several else LINE[1:]), "epoch", "passes"]
+    columns = [*(LINE if context.several else LINE[1:]), "epoch", "passes"]
     frames = []
     for y, mean in means.items():
         suffix = f" [{unit}]" if unit and y in names else ""
         bounds = {part: f"{names.get(y, y)}_{part}{suffix}" for part in ("mean", "low", "high")}
         here = mean[mean["condition"].isin(shown)].rename(columns={"count": "n", **bounds})
         frames.append(here.set_index([*columns, "n"])[list(bounds.values())])
-    places = {name: place for place, name in enumerate([*shown, *view.meta["labels"]])}
+    places = {name: place for place, name in enumerate([*shown, *context.meta["labels"]])}
     joined: pd.DataFrame = pd.concat(frames, axis=1).reset_index()
     return joined.sort_values(columns[:-2], key=lambda names: names.map(places), kind="stable")
 
 
 def _single(
-    view: View, means: Mapping[str, pd.DataFrame], grid: Sequence[Sequence[Panel]], titles: Mapping[str, str]
+    context: FigureContext,
+    means: Mapping[str, pd.DataFrame],
+    grid: Sequence[Sequence[Panel]],
+    titles: Mapping[str, str],
 ) -> Figure:
-    grid = view.stacked(grid)
-    figure, axes = view.panels(len(grid), len(grid[0]))
+    grid = context.stacked(grid)
+    figure, axes = context.panels(len(grid), len(grid[0]))
     for line, row in zip(grid, axes, strict=True):
         for panel, ax in zip(line, row, strict=True):
-            _draw(ax, view, means, panel)
-            ax.set(xlabel=AXES[panel[1]], ylabel=fold(titles[panel[2]], view.panel_height))
+            _draw(ax, context, means, panel)
+            ax.set(xlabel=AXES[panel[1]], ylabel=fold(titles[panel[2]], context.panel_height))
             ax.set_xlim(left=0)
-    finish(figure, [view.handle(label) for label in view.labels()], view.panel_height)
+    finish(figure, [context.handle(label) for label in context.labels()], context.panel_height)
     return figure
 
 
-def _page(view: View, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]], titles: Mapping[str, str]) -> Figure:
-    figure, axes = view.panels(len(grid), len(grid[0]))
+def _page(
+    context: FigureContext, means: Mapping[str, pd.DataFrame], grid: list[list[Panel]], titles: Mapping[str, str]
+) -> Figure:
+    figure, axes = context.panels(len(grid), len(grid[0]))
     for line, row in zip(grid, axes, strict=True):
         for panel, ax in zip(line, row, strict=True):
-            _draw(ax, view, means, panel)
+            _draw(ax, context, means, panel)
     for (_, x, y), column in zip(grid[0], axes.T, strict=True):
         _align(column, [means[y].loc[means[y]["condition"] == line[0][0], x].max() for line in grid])
         column[-1].set_xlabel(AXES[x])
     name_panels(axes, [line[0][0] for line in grid], [titles[y] for _, _, y in grid[0]])
-    finish(figure, [view.handle(label) for label in view.labels()], view.panel_height)
+    finish(figure, [context.handle(label) for label in context.labels()], context.panel_height)
     return figure
 
 
 def _multiples(
-    view: View, means: Mapping[str, pd.DataFrame], panel: Panel, titles: Mapping[str, str], labels: Sequence[str]
+    context: FigureContext,
+    means: Mapping[str, pd.DataFrame],
+    panel: Panel,
+    titles: Mapping[str, str],
+    labels: Sequence[str],
 ) -> Figure:
     condition, x, y = panel
-    figure, axes = view.multiples(
-        view.named(labels, condition), AXES[x], titles[y], condition, sharex=True, sharey=True
+    figure, axes = context.multiples(
+        context.named(labels, condition), AXES[x], titles[y], condition, sharex=True, sharey=True
     )
     for ax, label in zip(axes, labels, strict=True):
-        _draw(ax, view, means, panel, focus=label)
+        _draw(ax, context, means, panel, focus=label)
     axes[0].set_xlim(left=0)
-    finish(figure, view.key_of_multiples(), MULTIPLE_HEIGHT)
+    finish(figure, context.key_of_multiples(), MULTIPLE_HEIGHT)
     return figure
 
 
@@ -212,16 +217,18 @@ def _align(column: Sequence[Axes], ends: Sequence[float]) -> None:
         ax.tick_params(labelbottom=not alike or ax is column[-1])
 
 
-def _draw(ax: Axes, view: View, means: Mapping[str, pd.DataFrame], panel: Panel, focus: str | None = None) -> None:
+def _draw(
+    ax: Axes, context: FigureContext, means: Mapping[str, pd.DataFrame], panel: Panel, focus: str | None = None
+) -> None:
     condition, x, y = panel
     here = means[y][means[y]["condition"] == condition]
-    full, others = view.in_full(view.chosen(condition), focus)
+    full, others = context.in_full(context.chosen(condition), focus)
     curves = dict(iter(here.groupby("optimizer", sort=False)))
     pale(ax, [(curves[row.label][x], curves[row.label]["mean"]) for row in others if row.label in curves])
     for row in full:
         if row.label in curves:
-            _line(ax, curves[row.label], x, view.styles[row.label])
-    ax.set_ylim(_limits(here, _bounds(view, y)))
+            _line(ax, curves[row.label], x, context.styles[row.label])
+    ax.set_ylim(_limits(here, _bounds(context, y)))
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
@@ -232,12 +239,12 @@ def _line(ax: Axes, mean: pd.DataFrame, x: str, style: Style) -> None:
     ax.fill_between(mean[x], mean["low"], mean["high"], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _bounds(view: View, column: str) -> Bounds:
+def _bounds(context: FigureContext, column: str) -> Bounds:
     """Return the lowest and highest possible value of a column, in the unit shown."""
     if column in ("test_metric", "train_metric"):
-        return view.limits
-    low, high = of_difference(view.meta["metric"]) if column == "gap_metric" else UNBOUNDED
-    return low * view.scale, high * view.scale
+        return context.limits
+    low, high = of_difference(context.meta["metric"]) if column == "gap_metric" else UNBOUNDED
+    return low * context.scale, high * context.scale
 
 
 def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFrame:

@@ -21,10 +21,9 @@ from bench.analysis.answer import answer, question
 from bench.analysis.headline import at_equal_passes, dates, forest, headline
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.rendering import Rendered
-from bench.analysis.provenance import provenance
-from bench.analysis.render import Table
+from bench.analysis.render.table import Table
 from bench.analysis.report.runs import data
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.store.conditions import conditions
 from bench.store.run_folder import write_atomic
 
@@ -58,19 +57,19 @@ class Failure:
     names: list[str]
 
 
-def build(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]:
+def build(study: Study, tables: Sequence[Table], folder: Path) -> list[Path]:
     """Write all that is made from the records: tables, figures and, last of the paths given, <folder>/report.html.
 
     Without a score there are no figures. The same results give the same bytes.
     """
-    scored = any(row.chosen and row.scored for row in all_rows(results))
-    figures = plots.rendered(results, forms=("png", "pdf", "svg")) if scored else {}
+    scored = any(row.scored for row in study.chosen)
+    figures = plots.rendered(study, forms=("png", "pdf", "svg")) if scored else {}
     paths = [*render.write(tables, folder), *plots.write(figures, folder / "figures"), folder / "report.html"]
-    write_atomic(paths[-1], page(results, tables, figures))
+    write_atomic(paths[-1], page(study, tables, figures))
     return paths
 
 
-def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Rendered]) -> str:
+def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered]) -> str:
     """Return the report as HTML.
 
     Args:
@@ -87,25 +86,25 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Render
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html.j2").render(
-        meta=results.meta,
-        headline=headline(results),
-        equal=at_equal_passes(results),
-        forest=forest(results),
-        colours={label: style["color"] for label, style in label_styles(results.meta["labels"]).items()},
-        question=question(results),
-        answers=answer(results),
-        source=provenance(results),
-        counts=_counts(results),
-        dates=dates(results.records),
-        conditions=[name for name in conditions(results.meta) if name],
+        meta=study.meta,
+        headline=headline(study),
+        equal=at_equal_passes(study),
+        forest=forest(study),
+        colours={label: style["color"] for label, style in label_styles(study.meta["labels"]).items()},
+        question=question(study),
+        answers=answer(study),
+        source=study.source,
+        counts=_counts(study.results),
+        dates=dates(study.results.records),
+        conditions=[name for name in conditions(study.meta) if name],
         tables=[(one, _files(one)) for one in tables],
-        figures=[_figure(results.meta["name"], name, one) for name, one in figures.items()],
-        failures=list(_failures(results.records)),
-        setups=list(_setups(results.records)),
+        figures=[_figure(study.meta["name"], name, one) for name, one in figures.items()],
+        failures=list(_failures(study.results.records)),
+        setups=list(_setups(study.results.records)),
         policy=_policy(css, script),
         css=css,
         script=script,
-        data=_script_safe(data(results)),
+        data=_script_safe(data(study)),
     )
 
 

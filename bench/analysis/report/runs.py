@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.analysis.captions import relabelled
 from bench.analysis.plots.looks import BLACK, label_styles
-from bench.analysis.summary import all_rows
-from bench.analysis.words import relabelled
+from bench.analysis.study import Study
+from bench.store.columns import CIRCUMSTANCES, COSTS, RUN, metric_columns
 from bench.store.conditions import KEY, keyed
-from bench.store.records import CIRCUMSTANCES, COSTS, metric_columns
-
-if TYPE_CHECKING:
-    from bench.store.records import Results
 
 POINTS = 24  # of a curve that are kept; the figures have all of them
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 LEVELS = len(DIGITS) ** 2  # heights of a curve that can be told apart
 MISSING = "~~"
-IDENTITY = ("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error", "phase")
 
 
-def data(results: Results) -> dict[str, Any]:
+def data(study: Study) -> dict[str, Any]:
     """Return the data that the page's script works on.
 
     Keys:
@@ -38,7 +34,8 @@ def data(results: Results) -> dict[str, Any]:
         chosen: a column as those, "chosen" for the runs of a configuration that was chosen among several, else "".
         curves: see `_curves`.
     """
-    meta, records = results.meta, keyed(results.records)
+    meta, results = study.meta, study.results
+    records = keyed(results.records)
     key = meta["metric"]["key"]
     styles = label_styles(meta["labels"])
     colours = {label: styles[label]["color"] for label in meta["labels"]}
@@ -50,14 +47,14 @@ def data(results: Results) -> dict[str, Any]:
         "count": len(records),
         "groups": _groups(records, key),
         "columns": {str(name): _column(records[name]) for name in records if name != "experiment"},
-        "chosen": _column(_chosen(results, records)),
+        "chosen": _column(_chosen(study, records)),
         "curves": _curves(records, results.curves, key),
     }
 
 
 def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
     """Return the columns by group; those between identity and metrics are hyperparameters, as `collect` orders them."""
-    names = [str(name) for name in records if name not in (*IDENTITY, "run_id")]
+    names = [str(name) for name in records if name not in RUN]
     costs, circumstances = ([name for name in names if name in known] for known in (COSTS, CIRCUMSTANCES))
     others = [name for name in names if name not in (*costs, *circumstances)]
     first = min((others.index(name) for name in metric_columns(key) if name in others), default=len(others))
@@ -69,9 +66,9 @@ def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
     }
 
 
-def _chosen(results: Results, records: pd.DataFrame) -> pd.Series:
-    swept = {label for label, keys in results.meta["sweeps"].items() if keys}
-    chosen = {(row.condition, row.label, row.config) for row in all_rows(results) if row.chosen and row.label in swept}
+def _chosen(study: Study, records: pd.DataFrame) -> pd.Series:
+    swept = {label for label, keys in study.meta["sweeps"].items() if keys}
+    chosen = {(row.condition, row.label, row.config) for row in study.chosen if row.label in swept}
     marks = ["chosen" if key in chosen else "" for key in records[KEY].itertuples(index=False, name=None)]
     return pd.Series(marks, index=records.index, dtype=object)
 

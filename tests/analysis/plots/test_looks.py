@@ -11,8 +11,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
+from bench.analysis.plots.context import SHARING
 from bench.analysis.plots.looks import COLOURS, KNOWN, label_styles
-from bench.analysis.plots.view import SHARING
 from bench.config.file import load
 
 ROOT = Path(__file__).parents[3]

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.analysis import plots
-from bench.analysis.pareto import on_front
+from bench.analysis.plots.context import Drawing
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.style import WIDTHS
-from bench.analysis.plots.view import Drawing
-from bench.analysis.summary import all_rows
+from bench.analysis.stats import on_front
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -47,7 +47,7 @@ def holds(values: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> bool:
 
 @pytest.fixture(params=VARIED)
 def drawings(request: pytest.FixtureRequest, make_results: Make) -> dict[str, Drawing]:
-    return plots.draw(make_results(FEW, **VARIED[request.param]))
+    return plots.draw(Study(make_results(FEW, **VARIED[request.param])))
 
 
 def test_every_figure_has_its_numbers_beside_it(drawings: dict[str, Drawing]) -> None:
@@ -79,8 +79,8 @@ def test_the_numbers_of_a_curve_are_those_drawn(drawings: dict[str, Drawing]) ->
 
 def test_files_of_numbers_are_written_beside_the_figures(make_results: Make, tmp_path: Path) -> None:
     results = make_results(FEW)
-    drawings = plots.draw(results)
-    paths = plots.build(results, tmp_path)
+    drawings = plots.draw(Study(results))
+    paths = plots.build(Study(results), tmp_path)
     assert [path.suffix for path in paths] == [".png", ".pdf", ".csv"] * len(drawings)
     found = pd.read_csv(tmp_path / "figures" / "paired.csv")
     expected = pd.read_csv(io.StringIO(drawings["paired"].data.to_csv(index=False)))
@@ -91,7 +91,7 @@ def test_files_of_numbers_are_written_beside_the_figures(make_results: Make, tmp
 def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_path: Path) -> None:
     for vary in ({}, NOISE):
         results = make_results(FEW, vary=vary)
-        page, column = (plots.draw(results, width) for width in ("page", "column"))
+        page, column = (plots.draw(Study(results), width) for width in ("page", "column"))
         for name, drawing in column.items():
             assert drawing.figure.get_figwidth() == WIDTHS["column"]
             assert (
@@ -103,7 +103,7 @@ def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_p
             assert len(across) <= (2 if name.startswith("cost") and vary else 1), name
         shown = [sum(len(one.figure.axes) for one in drawings.values()) for drawings in (page, column)]
         assert shown[0] == shown[1], "no panel is lost"
-    paths = plots.build(make_results({"sgd": {}, "sam": {}}, seeds=(0,)), tmp_path, "column")
+    paths = plots.build(Study(make_results({"sgd": {}, "sam": {}}, seeds=(0,))), tmp_path, "column")
     assert {path.parent for path in paths} == {tmp_path / "figures" / "column"}
 
 
@@ -112,9 +112,9 @@ def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_p
 
 def test_a_line_for_each_seed_goes_from_the_baseline_to_the_optimizer(make_results: Make) -> None:
     results = make_results(FEW, status={("adam", "", 3): "diverged"})
-    value, difference = plots.draw(results, only=["paired"])["paired"].figure.axes
+    value, difference = plots.draw(Study(results), only=["paired"])["paired"].figure.axes
     assert [text.get_text() for text in value.get_yticklabels()] == ["adam, 4 of 5 seeds", "sam (rho=0.2)"]
-    rows = {row.label: row for row in all_rows(results) if row.chosen}
+    rows = {row.label: row for row in Study(results).rows if row.chosen}
     records = results.records[results.records["status"] == "done"].fillna({"config": ""})
 
     def of(label: str) -> pd.Series:
@@ -131,11 +131,11 @@ def test_a_line_for_each_seed_goes_from_the_baseline_to_the_optimizer(make_resul
 
 
 def test_nothing_is_paired_without_a_partner(make_results: Make) -> None:
-    assert "paired" not in plots.draw(make_results({"sgd": {}}))
+    assert "paired" not in plots.draw(Study(make_results({"sgd": {}})))
     lost = {("sgd", "", seed): "failed" for seed in range(5)}
-    assert "paired" not in plots.draw(make_results(FEW, status=lost))
+    assert "paired" not in plots.draw(Study(make_results(FEW, status=lost)))
     apart = {("sgd", "", seed): "failed" for seed in range(3)} | {("adam", "", seed): "failed" for seed in (3, 4)}
-    data = plots.draw(make_results(FEW, status=apart), only=["paired"])["paired"].data
+    data = plots.draw(Study(make_results(FEW, status=apart)), only=["paired"])["paired"].data
     assert set(data["optimizer"]) == {"sam"}
 
 
@@ -152,7 +152,7 @@ def test_what_nothing_beats_at_its_cost_is_on_the_front() -> None:
 
 
 def test_the_front_is_drawn_through_its_points(make_results: Make) -> None:
-    figure, _, data = plots.draw(make_results(FEW), only=["cost"])["cost"]
+    figure, _, data = plots.draw(Study(make_results(FEW)), only=["cost"])["cost"]
     for ax, cost in zip(figure.axes, ("train_seconds", "passes"), strict=True):
         (front,) = (line for line in ax.lines if line.get_drawstyle() == "steps-post")
         flagged = data[data[f"on_front_of_{cost}"]]
@@ -166,15 +166,15 @@ def test_names_too_long_for_a_panel_are_in_a_legend(make_results: Make, key: str
         best = frame["config"].eq(f"{key}=0.2").astype(float)
         return frame.assign(**{key: 0.1}).assign(val_acc=best)
 
-    figure = plots.draw(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change), only=["cost"])[
-        "cost"
-    ].figure
+    figure = plots.draw(
+        Study(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change)), only=["cost"]
+    )["cost"].figure
     assert [text.get_text() for text in figure.axes[0].texts] == ["sgd", shown]
     assert bool(figure.legends) is (shown == "sam")
 
 
 def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> None:
-    figure = plots.draw(make_results(FEW), only=["cost"])["cost"].figure
+    figure = plots.draw(Study(make_results(FEW)), only=["cost"])["cost"].figure
     figure.draw_without_rendering()
     marks = {line.get_color(): line for line in figure.axes[1].lines if line.get_marker() not in ("None", "")}
     looks = label_styles(list(FEW))
@@ -198,7 +198,7 @@ def best(records: pd.DataFrame) -> pd.DataFrame:
 
 def test_figures_are_of_final_runs_and_those_of_sweeps_of_tuning(make_phased: Make) -> None:
     results = make_phased(CHOSEN, TUNED, change=best)
-    drawings = plots.draw(results)
+    drawings = plots.draw(Study(results))
     assert set(drawings["paired"].data["seed"]) == {2, 3, 4}
     assert set(drawings["curves"].data["n"]) == {3}
     figure, caption, data = drawings["sweep"]
@@ -223,7 +223,7 @@ def test_an_interval_beyond_what_a_share_can_be_stretches_no_axis(make_results: 
         return records.assign(test_acc=wide, val_acc=wide)
 
     labels: dict[str, Any] = {"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2, 0.5))}}
-    figure = plots.draw(make_results(labels, seeds=(0, 1, 2), change=change), only=["sweep"])["sweep"].figure
+    figure = plots.draw(Study(make_results(labels, seeds=(0, 1, 2), change=change)), only=["sweep"])["sweep"].figure
     low, high = figure.axes[0].get_ylim()
     assert -15 < low <= 0
     assert 100 <= high < 115
@@ -237,7 +237,7 @@ def test_several_swept_numbers_have_a_panel_each_and_a_point_a_configuration(mak
 
     labels = {"sgd": {}, "sam": {"sweep": ("rho", (0.05, 0.1, 0.2, 0.5))}}
     results = make_results(labels, change=change, sweeps={"sam": ["rho", "weight_decay"]})
-    figure, caption, data = plots.draw(results, only=["sweep"])["sweep"]
+    figure, caption, data = plots.draw(Study(results), only=["sweep"])["sweep"]
     assert [ax.get_xlabel() for ax in figure.axes] == ["rho"] * 2 + ["weight_decay"] * 2
     assert "a point a configuration" in caption
     assert list(data["weight_decay"]) == list(decay.values())

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from bench.analysis import plots
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.style import RC, panel_width, value_axis, wide
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store import records
 from bench.store.records import Results
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def figures(results: Results, *only: str) -> dict[str, Figure]:
     """Those named, with all their pages; without names, every figure."""
-    return {name: drawing.figure for name, drawing in plots.draw(results, only=only or None).items()}
+    return {name: drawing.figure for name, drawing in plots.draw(Study(results), only=only or None).items()}
 
 
 def legend(figure: Figure) -> list[str]:
@@ -58,7 +58,7 @@ def test_every_figure_is_written_as_png_and_pdf_alike_whatever_the_users_style(
     make_results: Make, tmp_path: Path
 ) -> None:
     results = make_results({"sgd": {}, "sam": {"sweep": ("rho", (0.1, 0.2))}})
-    paths = plots.build(results, tmp_path)
+    paths = plots.build(Study(results), tmp_path)
     names = ["cost", "curves", "gap", "paired", "sweep"]
     forms = ("csv", "pdf", "png")
     assert sorted(path.name for path in paths) == [f"{name}.{form}" for name in names for form in forms]
@@ -67,14 +67,14 @@ def test_every_figure_is_written_as_png_and_pdf_alike_whatever_the_users_style(
     assert first[tmp_path / "figures" / "cost.png"].startswith(b"\x89PNG")
     assert b"CreationDate" not in first[tmp_path / "figures" / "cost.pdf"]
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9}):  # as a user's matplotlibrc might
-        assert first == {path: path.read_bytes() for path in plots.build(results, tmp_path)}
+        assert first == {path: path.read_bytes() for path in plots.build(Study(results), tmp_path)}
         assert matplotlib.rcParams["font.size"] == 20
 
 
 def test_nothing_finished_is_an_error(make_results: Make, tmp_path: Path) -> None:
     results = make_results(change=lambda records: records.assign(status="missing"))
     with pytest.raises(BenchError, match="digits_noise: no finished run"):
-        plots.build(results, tmp_path)
+        plots.build(Study(results), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +122,7 @@ def test_many_labels_stay_distinct() -> None:
 
 def test_one_seed_and_missing_labels_are_drawn_as_far_as_they_go(make_results: Make, tmp_path: Path) -> None:
     lost = {("adam", "", 0): "failed", ("sam", "rho=0.5", 0): "diverged"}
-    assert len(plots.build(make_results(seeds=(0,), status=lost), tmp_path)) == 5 * 3
+    assert len(plots.build(Study(make_results(seeds=(0,), status=lost)), tmp_path)) == 5 * 3
 
 
 def test_names_in_the_cost_figure_do_not_overlap(make_results: Make) -> None:
@@ -183,7 +183,7 @@ def test_legends_stay_within_the_figure(make_results: Make, length: int) -> None
 @pytest.mark.skipif(matplotlib.__version_info__[:2] != (3, 11), reason="other versions draw otherwise")
 def test_the_committed_figures_are_those_of_the_committed_records(tmp_path: Path) -> None:
     folder = ROOT / "results" / "digits_noise"
-    for path in plots.build(records.read(folder), tmp_path):
+    for path in plots.build(Study(records.read(folder)), tmp_path):
         if path.suffix == ".png":
             drawn, committed = imread(path), imread(folder / "figures" / path.name)
             assert drawn.shape == committed.shape, path.name
@@ -196,7 +196,7 @@ def test_the_committed_figures_are_those_of_the_committed_records(tmp_path: Path
 def test_training_figures_have_a_row_of_panels_for_each_condition(make_results: Make) -> None:
     results = make_results(FEW, vary=NOISE)
     found = figures(results, "curves", "gap")
-    best = {(row.condition, row.label): row for row in all_rows(results) if row.chosen}
+    best = {(row.condition, row.label): row for row in Study(results).rows if row.chosen}
     for name, columns in (("curves", 3), ("gap", 2)):
         assert [line[0].get_ylabel() for line in grid(found[name], columns)] == results.meta["conditions"]
         assert all(len(ax.lines) == 3 for ax in found[name].axes)
@@ -258,7 +258,7 @@ def test_sweeps_have_a_figure_for_each_hyperparameter(make_results: Make) -> Non
         axes = found[name].axes
         assert [ax.get_xlabel() for ax in axes] == [""] * 6 + [key] * 2
         assert len(axes[0].get_xticks()) == count
-    rows = [row for row in all_rows(results) if row.condition == "label_noise=0.4" and row.label == "sam"]
+    rows = [row for row in Study(results).rows if row.condition == "label_noise=0.4" and row.label == "sam"]
     line = next(line for line in found["sweep-2"].axes[2].lines if len(xs(line)) == 3)
     assert ys(line) == pytest.approx([100 * row.test_metric.mean for row in rows])
 
@@ -272,7 +272,7 @@ def test_cost_has_a_panel_for_each_condition(make_results: Make) -> None:
     figure = figures(results, "cost")["cost"]
     assert [ax.get_title() for ax in figure.axes] == results.meta["conditions"]
     colour = label_styles(list(FEW))["adam"]["color"]
-    rows = [row for row in all_rows(results) if row.label == "adam"]
+    rows = [row for row in Study(results).rows if row.label == "adam"]
     for ax, row in zip(figure.axes, rows, strict=True):
         (point,) = markers(ax, colour)
         assert (xs(point)[0], ys(point)[0]) == pytest.approx((row.train_seconds.mean, 100 * row.test_metric.mean))
@@ -299,7 +299,7 @@ def test_conditions_are_drawn_against_the_varied_number(make_results: Make) -> N
     ]
     assert [test.get_ylabel(), difference.get_ylabel()] == ["test accuracy (%)", "difference to sgd (points)"]
     styles = label_styles(list(FEW))
-    rows = [row for row in all_rows(results) if row.chosen and row.label == "sam"]
+    rows = [row for row in Study(results).rows if row.chosen and row.label == "sam"]
     points = markers(test, styles["sam"]["color"])
     assert [xs(point)[0] for point in points] == [0.2, 0.4, 0.6, 0.8]
     assert [ys(point)[0] for point in points] == pytest.approx([100 * row.test_metric.mean for row in rows])
@@ -390,8 +390,8 @@ def test_figures_of_conditions_are_the_same_twice_and_say_what_is_unverified(
     make_results: Make, tmp_path: Path
 ) -> None:
     results = make_results(FEW, vary={"task.augment": ["basic", "cutout"]}, change=unverified)
-    first = {path: path.read_bytes() for path in plots.build(results, tmp_path)}
-    assert first == {path: path.read_bytes() for path in plots.build(results, tmp_path)}
+    first = {path: path.read_bytes() for path in plots.build(Study(results), tmp_path)}
+    assert first == {path: path.read_bytes() for path in plots.build(Study(results), tmp_path)}
     for one in (results, make_results(FEW, change=unverified)):
         for figure in figures(one).values():
             assert "the checksums of the data files are not their publisher's" in " ".join(

@@ -12,7 +12,8 @@ import pytest
 
 from bench.analysis import plots, report, tables
 from bench.analysis.plots import rendering
-from bench.analysis.plots.view import Drawing
+from bench.analysis.plots.context import Drawing
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store.records import Results
 
@@ -23,7 +24,7 @@ def test_two_processes_draw_the_bytes_that_one_draws(make_results: Make) -> None
     results, names = make_results(seeds=(0, 1)), ["paired", "sweep", "cost"]
 
     def draw(family: str) -> dict[str, Drawing]:
-        return plots.draw(results, only=[family])
+        return plots.draw(Study(results), only=[family])
 
     one, two = (rendering.render_all(draw, names, ("png", "pdf", "svg"), processes) for processes in (1, 2))
     assert list(one) == list(two) == names
@@ -57,7 +58,7 @@ def test_beside_other_threads_nothing_is_forked(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_figure_is_laid_out_once_for_all_forms(make_results: Make) -> None:
-    (drawing,) = plots.draw(make_results(seeds=(0, 1)), only=["paired"]).values()
+    (drawing,) = plots.draw(Study(make_results(seeds=(0, 1))), only=["paired"]).values()
     places = [ax.get_position().bounds for ax in drawing.figure.axes]
     for form in ("png", "pdf", "svg"):
         rendering.as_bytes(drawing.figure, form)
@@ -67,7 +68,7 @@ def test_a_figure_is_laid_out_once_for_all_forms(make_results: Make) -> None:
 def test_every_family_has_a_name(make_results: Make, tmp_path: Path) -> None:
     """A figure whose family were not in the list would never be written."""
     results = make_results(vary={"label_noise": [0.2, 0.4]})
-    written = {path.stem for path in plots.build(results, tmp_path)}
-    assert written == set(plots.draw(results))
-    page = report.page(results, tables.build(results), plots.rendered(results, forms=("svg",)))
+    written = {path.stem for path in plots.build(Study(results), tmp_path)}
+    assert written == set(plots.draw(Study(results)))
+    page = report.page(Study(results), tables.build(Study(results)), plots.rendered(Study(results), forms=("svg",)))
     assert page.count("data:image/svg+xml") == len(written)

@@ -18,7 +18,7 @@ import pytest
 from bench.analysis import report, tables
 from bench.analysis.headline import headline
 from bench.analysis.report.runs import DIGITS, POINTS, data
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
 from bench.cli import cli
 from bench.store.records import Results
 
@@ -53,7 +53,7 @@ class Parsed(HTMLParser):
 
 
 def page(results: Results) -> str:
-    return report.page(results, tables.build(results), {})
+    return report.page(Study(results), tables.build(Study(results)), {})
 
 
 def embedded(html: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def test_the_first_line_is_the_answer_and_the_forest_is_below_it(make_results: M
     html = page(results)
     body = html[html.index("<main") :]
     assert body.index("<h1") < body.index('class="forest"') < body.index('class="answer"')
-    assert f">{headline(results).split(' ')[0]}" in body[: body.index("</h1>")]
+    assert f">{headline(Study(results)).split(' ')[0]}" in body[: body.index("</h1>")]
     assert "<dt>Measured</dt>" not in html
     dated = make_results(FEW, change=lambda records: records.assign(finished_at="2026-03-01T10:00:00+00:00"))
     assert "<dt>Measured</dt><dd>2026-03-01</dd>" in page(dated)
@@ -180,7 +180,7 @@ def test_the_data_are_the_records(make_results: Make) -> None:
                 assert one == str(other).lower()
             else:
                 assert one == (pytest.approx(other, rel=1e-5) if isinstance(other, float) else other), name
-    chosen = {(row.label, row.config) for row in all_rows(results) if row.chosen and row.config}
+    chosen = {(row.label, row.config) for row in Study(results).rows if row.chosen and row.config}
     marked = column({"columns": {"chosen": read["chosen"]}, "count": read["count"]}, "chosen")
     expected = [key in chosen for key in records[["optimizer", "config"]].itertuples(index=False, name=None)]
     assert [mark == "chosen" for mark in marked] == expected
@@ -195,7 +195,7 @@ def test_the_data_are_the_records(make_results: Make) -> None:
 def test_curves_are_as_measured_but_for_their_thickness(make_results: Make) -> None:
     long = {"sgd": {"epochs": 100}, "sam": {"test": 0.937, "epochs": 7}}
     results = make_results(long, status={("sam", "", 2): "failed"})
-    curves = data(results)["curves"]
+    curves = data(Study(results))["curves"]
     assert curves["series"] == ["train", "val", "test"]
     span = curves["high"] - curves["low"]
     lengths = set()
@@ -220,7 +220,7 @@ def test_what_is_not_measured_in_a_curve_is_left_out(make_results: Make) -> None
     results = make_results({"sgd": {}}, seeds=(0,))
     results.curves.loc[2, "test_acc"] = np.nan
     results.curves["val_acc"] = np.nan
-    curves = data(results)["curves"]
+    curves = data(Study(results))["curves"]
     assert curves["series"] == ["train", "test"]
     assert curves["drawn"][1][0][4:6] == "~~"
     assert "~" not in curves["drawn"][0][0]
@@ -273,7 +273,7 @@ def test_the_environment_is_told_with_or_without_a_commit(make_results: Make, co
 
 def test_nothing_finished_gives_a_page_all_the_same(make_results: Make, tmp_path: Path) -> None:
     results = make_results(FEW, change=lambda frame: frame.assign(status="failed", error="OSError: no space"))
-    paths = report.build(results, tables.build(results), tmp_path)
+    paths = report.build(Study(results), tables.build(Study(results)), tmp_path)
     assert not (tmp_path / "figures").exists()
     text = " ".join(Parsed(paths[-1].read_text()).text.split())
     assert "No run has finished: there is no answer yet." in text

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from bench.analysis import plots, report, tables
+from bench.analysis.study import Study
 from bench.store import records
 from bench.store.records import Results
 
@@ -113,13 +114,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of that result set."""
     results = records.read(ROOT / "results" / "digits_noise")
     path = tmp_path_factory.mktemp("digits") / "report.html"
-    path.write_text(report.page(results, tables.build(results), plots.rendered(results, forms=("svg",))))
+    path.write_text(
+        report.page(Study(results), tables.build(Study(results)), plots.rendered(Study(results), forms=("svg",)))
+    )
     return path
 
 
 def of(results: Results, folder: Path) -> Path:
     path = folder / "report.html"
-    path.write_text(report.page(results, tables.build(results), {}))
+    path.write_text(report.page(Study(results), tables.build(Study(results)), {}))
     return path
 
 
@@ -438,7 +441,7 @@ def test_ten_thousand_runs_open(page: Page, make_results: Make, tmp_path: Path) 
     )
     many = dataclasses.replace(some, records=runs, curves=curves, meta={**some.meta, "seeds": list(range(2500))})
     path = tmp_path / "report.html"
-    path.write_text(report.page(many, tables.build(many), {}))
+    path.write_text(report.page(Study(many), tables.build(Study(many)), {}))
     page.open(path)
     assert page.found() == "10,000 of 10,000 runs"
     assert len(page.all("#list tbody tr")) == 25, "a page of them only"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis import tables
+from bench.analysis.study import Study
 from bench.store import records
 from bench.store.records import Results
 from tests.launch.slurm.cluster import Cluster
@@ -96,10 +97,10 @@ def same_tables(ours: Results, local: Results) -> str:
     """Whether the tables say what those of the local run do, of the same runs; what things cost is another matter."""
     runs = set(ours.records.run_id)
     of_local = (frame[frame.run_id.isin(runs)].reset_index(drop=True) for frame in (local.records, local.curves))
-    theirs = {table.name: table for table in tables.build(Results(ours.meta, *of_local))}
+    theirs = {table.name: table for table in tables.build(Study(Results(ours.meta, *of_local)))}
     equal: list[str] = []
     differing: list[str] = []
-    for table in tables.build(ours):
+    for table in tables.build(Study(ours)):
         if table.name not in OF_TIME:
             same = (table.columns, table.rows) == (theirs[table.name].columns, theirs[table.name].rows)
             (equal if same else differing).append(table.name)

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import bounds
-from bench.analysis.cells import signed_bounds
-from bench.analysis.provenance import provenance
-from bench.analysis.render import EMPTY, Table
+from bench.analysis.format import signed_bounds
+from bench.analysis.render.table import EMPTY, Table
 from bench.analysis.stats import Interval, paired_test
-from bench.analysis.summary import Row, all_rows
-from bench.analysis.words import Words
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
 from bench.core.errors import BenchError
+from bench.store.columns import COLUMNS
 from bench.store.conditions import keyed, names, value_text, varied
 from bench.store.selection import reported
 
@@ -29,17 +29,8 @@ ABOUT = ("title", "task", "model", "baseline", "seeds", "protocol", "vary", "swe
 """What experiment.json says that must be the same for two result sets to be of the same experiment."""
 
 ENVIRONMENT = ("device", "threads", "torch", "python", "commit")
-NO_SETTINGS = {
-    *("experiment", "task", "model", "condition", "optimizer", "config", "seed", "status", "error", "run_id"),
-    *("setup_seconds", "train_seconds", "train_cpu_seconds", "eval_seconds", "passes", "examples", "tokens"),
-    *("peak_memory_mb", "phase"),
-    *("dirty", "data_fingerprint", "data_verified", "environments", "sequences", "truncated", "max_tokens", "resumes"),
-    *("skipped_steps", "initial_weights_sha256", "weights_sha256", "selected_epoch", "not_finite", *ENVIRONMENT),
-    *("finished_at", "device_type"),
-}
-"""Columns of records that are no settings; those of metrics are told by their names."""
-
 MEASURED = ("train", "val", "test", "gap", "selected")
+"""First words of the columns of metrics; all other columns that `bench.store.columns` does not know are settings."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,13 @@ class Comparison:
     same: bool
 
 
-def compare(a: Results, b: Results) -> Comparison:
+def compare(a: Study, b: Study) -> Comparison:
     """Compare two result sets of the same metric.
 
     Raises:
         BenchError: they are of different metrics, or have no optimizer in common.
     """
-    key, other = (results.meta["metric"]["key"] for results in (a, b))
+    key, other = (study.meta["metric"]["key"] for study in (a, b))
     if key != other:
         raise BenchError(f"A measures {a.meta['metric']['name']}, B {b.meta['metric']['name']}: nothing to compare")
     labels = [label for label in a.meta["labels"] if label in b.meta["labels"]]
@@ -76,8 +67,8 @@ def compare(a: Results, b: Results) -> Comparison:
 # ---- the same runs, bit by bit -------------------------------------------------------------------------------
 
 
-def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
-    frames = [keyed(results.records).drop_duplicates(["optimizer", "run_id"]) for results in (a, b)]
+def _runs(a: Study, b: Study, key: str) -> tuple[Table, bool]:
+    frames = [keyed(study.results.records).drop_duplicates(["optimizer", "run_id"]) for study in (a, b)]
     exact = ["status", "weights_sha256", f"test_{key}", "test_loss", f"val_{key}", "val_loss", "train_loss"]
     columns = [name for name in exact if all(name in frame for frame in frames)]
     ours_too, theirs_too = (frame[["optimizer", "run_id", *columns]] for frame in frames)
@@ -88,7 +79,7 @@ def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
         equal &= (left == right) | (left.isna() & right.isna())
     finished = both["status_x"].isin(FINISHED) & both["status_y"].isin(FINISHED)
     labels = list(dict.fromkeys([*a.meta["labels"], *b.meta["labels"]]))
-    lines = []
+    lines: list[list[Any]] = []
     for label in labels:
         here = both["optimizer"] == label
         planned = [int((frame["optimizer"] == label).sum()) for frame in frames]
@@ -118,13 +109,13 @@ def _runs(a: Results, b: Results, key: str) -> tuple[Table, bool]:
 # ---- differences by label ------------------------------------------------------------------------------------
 
 
-def _differences(a: Results, b: Results, labels: list[str]) -> Table:
+def _differences(a: Study, b: Study, labels: list[str]) -> Table:
     """Return B minus A, label by label: each side's chosen configuration, paired by seed."""
-    words = Words(a.meta, provenance(a))
+    captions = a.captions
     key = a.meta["metric"]["key"]
     rows, numbers = [], []
     for ours, theirs in _pairs(a, b, labels):
-        mine, yours = (_by_seed(results, row) for results, row in ((a, ours), (b, theirs)))
+        mine, yours = (_by_seed(study, row) for study, row in ((a, ours), (b, theirs)))
         together = pd.merge(mine, yours, left_index=True, right_index=True, suffixes=("_a", "_b"))
         limits = bounds.of_difference(a.meta["metric"])
         metric = paired_test(together[f"test_{key}_b"], together[f"test_{key}_a"], bounds=limits)
@@ -134,9 +125,9 @@ def _differences(a: Results, b: Results, labels: list[str]) -> Table:
             [
                 *point,
                 ours.name if ours.name == theirs.name else f"{ours.name} → {theirs.name}",
-                words.mean(ours.test_metric),
-                words.mean(theirs.test_metric),
-                _signed(metric.difference.scaled(words.scale), f".{words.digits}f"),
+                captions.mean(ours.test_metric),
+                captions.mean(theirs.test_metric),
+                _signed(metric.difference.scaled(captions.scale), f".{captions.digits}f"),
                 _signed(seconds.difference, ".2f"),
                 str(len(together)),
             ]
@@ -147,17 +138,21 @@ def _differences(a: Results, b: Results, labels: list[str]) -> Table:
                 "optimizer": ours.label,
                 "config_a": ours.config,
                 "config_b": theirs.config,
-                **_bounds(f"difference [{words.unit}]" if words.unit else "difference", metric.difference, words.scale),
+                **_bounds(
+                    f"difference [{captions.unit}]" if captions.unit else "difference",
+                    metric.difference,
+                    captions.scale,
+                ),
                 "p_paired_t": metric.p_t,
                 "p_sign_flip": metric.p_sign_flip,
                 **_bounds("seconds", seconds.difference, 1.0),
                 "pairs": len(together),
             }
         )
-    metric_name = f"test {words.metric}{words.brackets}"
-    head = [f"{metric_name} of A", f"{metric_name} of B", f"B − A{words.points}", "time, B − A (s)", "pairs"]
+    metric_name = f"test {captions.metric}{captions.brackets}"
+    head = [f"{metric_name} of A", f"{metric_name} of B", f"B − A{captions.points}", "time, B − A (s)", "pairs"]
     caption = [
-        f"Each side's chosen configuration (A → B where they differ); {words.measured()}",
+        f"Each side's chosen configuration (A → B where they differ); {captions.measured()}",
         "B − A: mean over the seeds that both finished, paired by seed, with its 95% t interval.",
     ]
     keys = names(varied(a.meta))
@@ -166,25 +161,25 @@ def _differences(a: Results, b: Results, labels: list[str]) -> Table:
     return Table(a.meta["name"], "differences", title, caption, [*keys, "optimizer", *head], rows, [], frame, len(keys))
 
 
-def _pairs(a: Results, b: Results, labels: list[str]) -> Iterator[tuple[Row, Row]]:
+def _pairs(a: Study, b: Study, labels: list[str]) -> Iterator[tuple[Row, Row]]:
     """Yield the chosen rows that both results have, by condition and label."""
-    theirs = {(row.condition, row.label): row for row in all_rows(b) if row.chosen}
-    for row in all_rows(a):
-        if row.chosen and row.label in labels and (row.condition, row.label) in theirs:
+    theirs = {(row.condition, row.label): row for row in b.chosen}
+    for row in a.chosen:
+        if row.label in labels and (row.condition, row.label) in theirs:
             yield row, theirs[row.condition, row.label]
 
 
-def _by_seed(results: Results, row: Row) -> pd.DataFrame:
-    frame = keyed(reported(results.records))
+def _by_seed(study: Study, row: Row) -> pd.DataFrame:
+    frame = keyed(reported(study.results.records))
     here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label) & (frame["config"] == row.config)
-    columns = [f"test_{results.meta['metric']['key']}", "train_seconds"]
+    columns = [f"test_{study.meta['metric']['key']}", "train_seconds"]
     return frame[here & (frame["status"] == "done")].set_index("seed")[columns].astype(float).dropna()
 
 
 # ---- what was set, and where ---------------------------------------------------------------------------------
 
 
-def _settings(a: Results, b: Results, labels: list[str]) -> Table | None:
+def _settings(a: Study, b: Study, labels: list[str]) -> Table | None:
     """Return the differences of the experiment, the hyperparameters and the environment; None if there are none."""
     lines = [
         *_unequal("experiment", {name: a.meta.get(name) for name in ABOUT}, {name: b.meta.get(name) for name in ABOUT}),
@@ -192,8 +187,8 @@ def _settings(a: Results, b: Results, labels: list[str]) -> Table | None:
         *_unequal("optimizers", _presence(a, b), _presence(b, a)),
     ]
     for label in labels:
-        lines += _unequal(label, _hyperparameters(a, label), _hyperparameters(b, label))
-    lines += _unequal("environment", _environment(a), _environment(b))
+        lines += _unequal(label, _hyperparameters(a.results, label), _hyperparameters(b.results, label))
+    lines += _unequal("environment", _environment(a.results), _environment(b.results))
     if not lines:
         return None
     caption = ["Settings and circumstances that are not the same in both; several values of one side stand in a row."]
@@ -203,7 +198,7 @@ def _settings(a: Results, b: Results, labels: list[str]) -> Table | None:
     return Table(a.meta["name"], "settings", title, caption, head, lines, [], frame)
 
 
-def _presence(a: Results, b: Results) -> dict[str, str]:
+def _presence(a: Study, b: Study) -> dict[str, str]:
     return {label: "there" if label in a.meta["labels"] else EMPTY for label in [*a.meta["labels"], *b.meta["labels"]]}
 
 
@@ -213,7 +208,7 @@ def _hyperparameters(results: Results, label: str) -> dict[str, Any]:
     columns = [
         name
         for name in frame.columns
-        if name not in NO_SETTINGS and name.partition("_")[0] not in MEASURED and not frame[name].isna().all()
+        if name not in COLUMNS and name.partition("_")[0] not in MEASURED and not frame[name].isna().all()
     ]
     return {name: _distinct(frame[name]) for name in columns}
 
@@ -238,13 +233,13 @@ def _unequal(of: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Ite
 # ---- words ---------------------------------------------------------------------------------------------------
 
 
-def _titles(a: Results, b: Results) -> str:
+def _titles(a: Study, b: Study) -> str:
     ours, theirs = a.meta["name"], b.meta["name"]
     return ours if ours == theirs else f"{ours} (A) and {theirs} (B)"
 
 
-def _where(results: Results) -> str:
-    source = provenance(results)
+def _where(study: Study) -> str:
+    source = study.source
     devices = "; ".join(source.devices) or "no finished run"
     return f"{devices}, torch {', '.join(source.torch)}, commit {', '.join(source.commits) or 'unknown'}."
 

@@ -3,114 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, RootModel
 
 from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.meta import Meta
 from bench.core.schema import Checker
 from bench.store.contract import LARGEST
 
 
-class _Known(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+class _Written(Meta):
+    """experiment.json as it is on disk: with the sha256 of every table beside it."""
 
-
-class _Metric(_Known):
-    key: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    name: str
-    unit: str
-    scale: float = Field(gt=0)
-    higher_is_better: bool
-    definition: str
-
-
-class _Suite(_Known):
-    name: str
-    tasks: int
-
-
-class _Task(_Known):
-    title: str
-    loss: str
-    reported: dict[str, str]
-    suite: _Suite | None = None
-
-
-class _Tune(_Known):
-    seeds: list[int]
-    search: str
-    budget: str
-    trials: dict[str, int]
-    spaces: dict[str, dict[str, Any]]
-    passes: dict[str, int] = {}
-
-
-class _Final(_Known):
-    seeds: list[int]
-    refit: bool
-
-
-class _Superseded(_Known):
-    condition: str
-    label: str
-    config: str
-    finished: int
-
-
-class _Phases(_Known):
-    tune: _Tune
-    final: _Final
-    untuned: list[str]
-    superseded: list[_Superseded] = []
-
-
-class _Data(_Known):
-    validation: float = Field(gt=0, lt=1)
-    train_size: int | None = None
-    train_share: float | None = None
-    label_noise: float = 0.0
-
-
-class _Compiling(_Known):
-    compile: bool
-    why: str
-
-
-class _Part(_Known):
-    from_: str = Field(alias="from", min_length=1)
-    runs: int = Field(ge=1)
-    run_ids_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    devices: list[str]
-
-
-class _Meta(_Known):
-    name: str = Field(min_length=1)
-    of: str = Field(default="", min_length=1)
-    title: str
-    baseline: str
-    task: str
-    model: str
-    labels: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    sweeps: dict[str, list[str]]
-    vary: dict[str, list[Any]] = {}
-    conditions: list[str] = []
-    protocol: int = Field(ge=1)
-    data: _Data
-    metric: _Metric
-    tasks: dict[str, _Task] = {}
-    notes: list[str] = []
-    compiling: _Compiling | None = None
-    phases: _Phases | None = None
-    parts: list[_Part] = []
-    before_shards: list[str] = []
     sha256: dict[str, str]
 
 
-def read_meta(path: Path, content: bytes) -> dict[str, Any]:
+class _Document(RootModel[_Written]):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def read_meta(path: Path, content: bytes) -> _Written:
     """Return what experiment.json says.
 
     Raises:
@@ -124,16 +40,21 @@ def read_meta(path: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise BenchError(f"{path} is damaged (holds {shown(meta)}); {remedy}")
     checker = Checker(str(path))
-    if checker.check(_Meta, ("", meta)) is not None:
+    if checker.check(_Document, ("", meta)) is not None:
         for problem in _contradictions(meta):
             checker.problem(*problem)
     if checker.problems:
         raise checker.verdict()
-    return meta
+    return cast(_Written, meta)
 
 
 def _contradictions(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     labels = meta["labels"]
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", meta["metric"]["key"]):
+        yield "metric.key", f"is no name of a column: {shown(meta['metric']['key'])}"
+    for place, part in enumerate(meta.get("parts") or ()):
+        if not re.fullmatch("[0-9a-f]{64}", part["run_ids_sha256"]):
+            yield f"parts.{place}.run_ids_sha256", f"is no sha256: {shown(part['run_ids_sha256'])}"
     for key in ("labels", "seeds", "conditions"):
         if len(set(meta.get(key) or ())) < len(meta.get(key) or ()):
             yield key, "has one of them twice"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.analysis.render import DAGGER, EMPTY, SECTION
+from bench.analysis.render.table import DAGGER, EMPTY, SECTION
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
 

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import bounds, footnotes, load
-from bench.analysis.cells import named, seconds
+from bench.analysis import bounds, load, numbers
 from bench.analysis.contrasts import finished, wrappers
+from bench.analysis.format import named, seconds
 from bench.analysis.provenance import timed
-from bench.analysis.render import EMPTY, Table
+from bench.analysis.render.table import EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
+from bench.analysis.study import Study
 from bench.analysis.summary import Row
-from bench.analysis.words import Words
+from bench.analysis.tables import footnotes
+from bench.analysis.tables.column import Column, build
 from bench.core.errors import counted
-from bench.store.conditions import KEY, conditions, keyed, merged, names, value_text
+from bench.store.conditions import KEY, conditions, keyed, merged
 
 if TYPE_CHECKING:
     from bench.store.records import Results
@@ -34,7 +36,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Spent:
+class AtBudget:
     """The result of one optimizer within a budget.
 
     Attributes:
@@ -61,7 +63,7 @@ class Spent:
     difference: Interval = field(default_factory=lambda: mean_interval([]))
 
 
-def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
+def at_budgets(study: Study) -> list[AtBudget]:
     """Return every chosen row within every budget: condition by condition, epochs, then passes, then time.
 
     Equal epochs: the rows with as many as the baseline. Equal passes and equal time: for each seed what the dearest of
@@ -72,39 +74,39 @@ def spent(results: Results, best: Sequence[Row]) -> list[Spent]:
     Differences at equal epochs are to the baseline; at equal passes and time to that entry of the baseline's optimizer
     which uses most of the budget (the one with twice the epochs, usually). Neither looks at any score.
     """
-    points = _points(results, best)
-    found: list[Spent] = []
-    for condition in conditions(results.meta):
-        rows = [row for row in best if row.condition == condition]
+    points, results = _points(study), study.results
+    reached: list[AtBudget] = []
+    for condition in conditions(study.meta):
+        rows = [row for row in study.chosen if row.condition == condition]
         here = {row.label: points[condition, row.label] for row in rows}
-        found += _at_equal_epochs(results, rows, here)
+        reached += _at_equal_epochs(results, rows, here)
         for equal, column in COSTS.items():
-            found += _within(results, rows, here, equal, column)
-    return found
+            reached += _within(results, rows, here, equal, column)
+    return reached
 
 
-def _points(results: Results, best: Sequence[Row]) -> dict[tuple[str, str], pd.DataFrame]:
+def _points(study: Study) -> dict[tuple[str, str], pd.DataFrame]:
     """Return every evaluation of the chosen configurations' finished runs, the last one as it stands in the records.
 
     Columns: seed, epoch, passes, train_seconds, value (the test metric) and last.
     """
-    metric = f"test_{results.meta['metric']['key']}"
+    results, metric = study.results, f"test_{study.meta['metric']['key']}"
     columns = ["run_id", "epoch", "passes", "train_seconds", "value"]
-    runs = timed(finished(results), results).rename(columns={metric: "value", "epochs": "epoch"})
-    curves = timed(keyed(results.curves), results).rename(columns={metric: "value"})
+    runs = timed(finished(results), study.clock).rename(columns={metric: "value", "epochs": "epoch"})
+    curves = timed(keyed(results.curves), study.clock).rename(columns={metric: "value"})
     before = curves[columns].merge(runs[["run_id", "epoch"]], on="run_id", suffixes=("", "_last"))
     before = before[before["epoch"] < before["epoch_last"]].assign(last=False)
     every = pd.concat([before[[*columns, "last"]], runs[columns].assign(last=True)], ignore_index=True)
     every = every.merge(runs[["run_id", "seed", "condition", "optimizer", "config"]], on="run_id").dropna(
         subset="value"
     )
-    wanted = {(row.condition, row.label): row.config for row in best}
+    wanted = {(row.condition, row.label): row.config for row in study.chosen}
     every = every.sort_values(["seed", "epoch"], kind="stable")
     places: Any = every.groupby(KEY, sort=False).indices
     return {key: every.iloc[places.get((*key, config), [])] for key, config in wanted.items()}
 
 
-def _at_equal_epochs(results: Results, rows: Sequence[Row], points: dict[str, pd.DataFrame]) -> Iterator[Spent]:
+def _at_equal_epochs(results: Results, rows: Sequence[Row], points: dict[str, pd.DataFrame]) -> Iterator[AtBudget]:
     baseline, metric = results.meta["baseline"], results.meta["metric"]
     epochs = next(row.epochs for row in rows if row.label == baseline)
     reached = []
@@ -112,13 +114,13 @@ def _at_equal_epochs(results: Results, rows: Sequence[Row], points: dict[str, pd
         if row.epochs == epochs:
             last = points[row.label][points[row.label]["last"]]
             values = last.set_index("seed")["value"]
-            reached.append(Spent(row, EPOCHS, epochs, 1.0, epochs, values, 0, 0))
+            reached.append(AtBudget(row, EPOCHS, epochs, 1.0, epochs, values, 0, 0))
     return _compared(reached, baseline, bounds.of_difference(metric))
 
 
 def _within(
     results: Results, rows: Sequence[Row], points: dict[str, pd.DataFrame], equal: str, column: str
-) -> Iterator[Spent]:
+) -> Iterator[AtBudget]:
     budget = _budget(_spenders(results, rows), points, column)
     reached = []
     for row in rows:
@@ -129,7 +131,7 @@ def _within(
         used = float((inside[column] / budget).mean())
         cut, epoch = int((~inside["last"].astype(bool)).sum()), float(inside["epoch"].mean())
         amount = float(budget.mean())
-        reached.append(Spent(row, equal, amount, used, epoch, inside["value"], cut, runs - len(inside)))
+        reached.append(AtBudget(row, equal, amount, used, epoch, inside["value"], cut, runs - len(inside)))
     labels = _kin(results)
     kin = [one for one in reached if one.row.label in labels]
     reference = max(kin, key=lambda one: -1.0 if np.isnan(one.used) else one.used)
@@ -158,7 +160,7 @@ def _kin(results: Results) -> list[str]:
     return [label for label in results.meta["labels"] if tuple(about.loc[label]) == mine]
 
 
-def _compared(reached: Sequence[Spent], reference: str, limits: bounds.Bounds) -> Iterator[Spent]:
+def _compared(reached: Sequence[AtBudget], reference: str, limits: bounds.Bounds) -> Iterator[AtBudget]:
     theirs = next(one.values for one in reached if one.row.label == reference)
     for one in reached:
         if one.row.label == reference:
@@ -170,57 +172,84 @@ def _compared(reached: Sequence[Spent], reference: str, limits: bounds.Bounds) -
 # ---- the table -----------------------------------------------------------------------------------------------
 
 
-def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """Return the table "budgets".
-
-    Args:
-        best: the chosen row of every condition and label.
-        rows: all of them.
-    """
-    found = spent(results, best)
-    columns = [*names(words.varied), "equal", "optimizer", "epochs", "budget used"]
-    columns += [f"test {words.metric}{words.brackets}", f"difference{words.points}", "n"]
-    text = [
-        [
-            *map(value_text, one.row.varied.values()),
-            _budget_text(one),
-            named(one.row),
-            f"{one.epoch:.4g} of {one.row.epochs:g}{CUT}" if one.cut else f"{one.row.epochs:g}",
-            EMPTY if np.isnan(one.used) else f"{100 * one.used:.0f}%",
-            words.mean(mean_interval(one.values).within(*words.bounds)),
-            words.signed(one.difference),
-            str(len(one.values)),
-        ]
-        for one in found
+def table(study: Study) -> Table:
+    """Return the table "budgets"."""
+    captions, reached = study.captions, at_budgets(study)
+    columns = [
+        Column("equal", _budget_text, lambda one: {"equal": one.equal, "budget": one.budget}),
+        Column("optimizer", lambda one: named(one.row), lambda one: {"optimizer": one.row.label}),
+        Column(
+            "epochs",
+            lambda one: f"{one.epoch:.4g} of {one.row.epochs:g}{CUT}" if one.cut else f"{one.row.epochs:g}",
+            lambda one: {
+                "config": one.row.config,
+                "epochs": one.row.epochs,
+                "measured_after_epoch": one.epoch,
+            },
+        ),
+        Column(
+            "budget used",
+            lambda one: EMPTY if np.isnan(one.used) else f"{100 * one.used:.0f}%",
+            lambda one: {"used": one.used, "cut": one.cut, "without": one.without, "n": len(one.values)},
+        ),
+        Column[AtBudget](
+            f"test {captions.metric}{captions.brackets}",
+            lambda one: captions.mean(_metric(study, one)),
+            lambda one: numbers.bounds("test", _metric(study, one).scaled(captions.scale), captions.unit),
+        ),
+        Column[AtBudget](
+            f"difference{captions.points}",
+            lambda one: captions.signed(one.difference),
+            lambda one: {
+                "reference": one.reference,
+                **numbers.bounds("difference", one.difference.scaled(captions.scale), captions.unit),
+            },
+        ),
+        Column[AtBudget]("n", lambda one: str(len(one.values))),
     ]
     caption = [
-        f"Test {words.metric}{words.brackets} that each optimizer reaches within three budgets{words.within()}; "
-        f"{words.better} is better. Mean over seeds ± half-width of the 95% Student-t interval.",
+        f"Test {captions.metric}{captions.brackets} that each optimizer reaches within three budgets"
+        f"{captions.within()}; {captions.better} is better. Mean over seeds ± half-width of the 95% Student-t "
+        "interval.",
         "Equal epochs: after the last epoch, of the rows with the baseline's number of epochs. Equal passes and equal "
         "time (of training): for each seed as much as the dearest "
-        f"{'optimizer that wraps another' if wrappers(results) else 'optimizer'} used on it; a run that needs more is "
-        "measured at its last evaluation within the budget. Nothing is interpolated.",
+        f"{'optimizer that wraps another' if wrappers(study.results) else 'optimizer'} used on it; a run that needs "
+        "more is measured at its last evaluation within the budget. Nothing is interpolated.",
         "Difference: paired by seed, with its 95% t interval.",
     ]
-    notes = [*footnotes.choices(best, rows), *_notes(found, conditions(results.meta)), *footnotes.mixed(words.source)]
-    notes += load.notes(best, results, words.source)
-    title = f"{words.meta['title']}: three budgets"
-    numbers = _numbers(words, found)
-    keys = len(words.varied) + 1
-    name = words.meta["name"]
-    return Table(name, "budgets", title, [*caption, *words.closing()], columns, text, notes, numbers, keys)
+    notes = [
+        *footnotes.choices(study),
+        *_notes(reached, conditions(study.meta)),
+        *footnotes.mixed(study.source),
+        *load.notes(study),
+    ]
+    return build(
+        study,
+        "budgets",
+        "three budgets",
+        columns,
+        reached,
+        caption=caption,
+        notes=notes,
+        row=lambda one: one.row,
+        keys=1,
+    )
 
 
-def _budget_text(one: Spent) -> str:
+def _metric(study: Study, one: AtBudget) -> Interval:
+    return mean_interval(one.values).within(*study.captions.bounds)
+
+
+def _budget_text(one: AtBudget) -> str:
     if np.isnan(one.budget):
         return one.equal
     amounts = {EPOCHS: f"{one.budget:g}", PASSES: f"{one.budget:,.0f}", TIME: seconds(one.budget)}
     return f"{one.equal} ({amounts[one.equal]})"
 
 
-def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
+def _notes(reached: Sequence[AtBudget], among: Sequence[str]) -> Iterator[str]:
     references: dict[tuple[str, str], dict[str, None]] = {}
-    for one in found:
+    for one in reached:
         if one.reference:
             references.setdefault((one.row.condition, one.reference), {})[one.equal] = None
     told = [
@@ -228,7 +257,7 @@ def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
         for (condition, label), kinds in references.items()
     ]
     yield from (f"{note}." for note in merged(told, among))
-    if any(one.cut for one in found):
+    if any(one.cut for one in reached):
         yield (
             f"{CUT} measured before its schedule had ended, with the learning rate not yet down: a schedule made for "
             "this budget might do better."
@@ -239,34 +268,7 @@ def _notes(found: Sequence[Spent], among: Sequence[str]) -> Iterator[str]:
             f"{one.row.label} at equal {one.equal}",
             f": {counted(one.without, 'run')} had no evaluation within it.",
         )
-        for one in found
+        for one in reached
         if one.without
     ]
     yield from merged(lost, among)
-
-
-def _numbers(words: Words, found: Sequence[Spent]) -> pd.DataFrame:
-    unit = f" [{words.unit}]" if words.unit else ""
-    data: list[dict[str, Any]] = []
-    for one in found:
-        metric = mean_interval(one.values).within(*words.bounds).scaled(words.scale)
-        difference = one.difference.scaled(words.scale)
-        data.append(
-            {
-                **({"condition": one.row.condition, **one.row.varied} if one.row.varied else {}),
-                "equal": one.equal,
-                "budget": one.budget,
-                "optimizer": one.row.label,
-                "config": one.row.config,
-                "epochs": one.row.epochs,
-                "measured_after_epoch": one.epoch,
-                "used": one.used,
-                "cut": one.cut,
-                "without": one.without,
-                "n": metric.n,
-                **{f"test_{part}{unit}": getattr(metric, part) for part in ("mean", "low", "high")},
-                "reference": one.reference,
-                **{f"difference_{part}{unit}": getattr(difference, part) for part in ("mean", "low", "high")},
-            }
-        )
-    return pd.DataFrame(data)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis import footnotes, load
-from bench.analysis.cells import named, seconds
-from bench.analysis.provenance import clock
-from bench.analysis.render import EMPTY, Table
-from bench.analysis.summary import Row, tried_rows
-from bench.analysis.words import Words
+from bench.analysis import load
+from bench.analysis.captions import Captions
+from bench.analysis.format import named, seconds
+from bench.analysis.render.table import EMPTY, Table
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
+from bench.analysis.tables import footnotes
+from bench.analysis.tables.column import Column, build
 from bench.store import selection as choice
-from bench.store.conditions import conditions, keyed, names, value_text
+from bench.store.conditions import conditions, keyed
 
 if TYPE_CHECKING:
     from bench.store.records import Results
@@ -27,7 +29,7 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
-class Reached:
+class TimeToTarget:
     """The cost of one optimizer to a target.
 
     Attributes:
@@ -49,25 +51,23 @@ class Reached:
         return int(np.isfinite(self.passes).sum())
 
 
-def costs_to_target(results: Results, best: Sequence[Row], target: float | None = None) -> list[Reached]:
+def costs_to_target(study: Study, target: float | None = None) -> list[TimeToTarget]:
     """Return the cost of every chosen configuration until an evaluation first gives a test metric at the target.
 
     Args:
-        best: the chosen row of every condition and label.
         target: a score as stored; default, for each condition: the baseline's mean validation metric after its last
             epoch, which no test number takes part in. Conditions without one are left out.
 
     A run that diverged, failed or never got there is a miss. Runs that have not ended are not counted.
     """
-    metric = results.meta["metric"]
-    found = []
+    results, metric = study.results, study.meta["metric"]
+    costs = []
     # After a phase of tuning it is that of the runs that chose: what is refitted has no validation numbers.
-    tried = [*(row for row in best if row.chosen), *(row for row in tried_rows(results) if row.chosen)]
+    tried = [*study.chosen, *(row for row in study.tried if row.chosen)]
     held_out = {row.condition: row.val_metric.mean for row in tried if row.label == results.meta["baseline"]}
-    elsewhere = clock(results).elsewhere
     runs, curves = _ended(results), _curves(results, f"test_{metric['key']}")
     for condition in conditions(results.meta):
-        rows = [row for row in best if row.condition == condition]
+        rows = [row for row in study.chosen if row.condition == condition]
         goal = held_out.get(condition, np.nan) if target is None else target
         if np.isnan(goal):
             continue
@@ -77,9 +77,9 @@ def costs_to_target(results: Results, best: Sequence[Row], target: float | None 
             ids = runs.get((condition, row.label, row.config), [])
             needed = first.reindex(ids).fillna(math.inf)
             passes = sorted(needed["passes"].astype(float))
-            time = sorted(needed.loc[~needed.index.isin(elsewhere), "train_seconds"].astype(float))
-            found.append(Reached(row, float(goal), passes, time))
-    return found
+            time = sorted(needed.loc[~needed.index.isin(study.clock.elsewhere), "train_seconds"].astype(float))
+            costs.append(TimeToTarget(row, float(goal), passes, time))
+    return costs
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
@@ -114,54 +114,88 @@ def _curves(results: Results, metric: str) -> pd.DataFrame:
 # ---- the table -----------------------------------------------------------------------------------------------
 
 
-def table(
-    words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row], target: float | None = None
-) -> Table:
+def table(study: Study, target: float | None = None) -> Table:
     """Return the table "target", without rows if there is no target; see `costs_to_target` for `target`."""
-    found = costs_to_target(results, best, target)
-    columns = [*names(words.varied), "optimizer", f"target{words.brackets}", "reached"]
-    columns += ["passes, median", "quartiles", "time, median", "quartiles"]
-    text = [[*map(value_text, one.row.varied.values()), *_cells(words, one)] for one in found]
+    captions, costs = study.captions, costs_to_target(study, target)
     origin = (
-        f"the mean validation {words.metric} of {words.baseline} after its last epoch{words.within()}; no test number "
-        "took part in it"
+        f"the mean validation {captions.metric} of {captions.baseline} after its last epoch{captions.within()}; no "
+        "test number took part in it"
         if target is None
         else "as it was asked for"
     )
     caption = [
-        f"Gradient passes and seconds of training until the test {words.metric} is first as good as the target at an "
-        f"evaluation. Target: {origin}.",
+        f"Gradient passes and seconds of training until the test {captions.metric} is first as good as the target at "
+        f"an evaluation. Target: {origin}.",
         "Reached: by how many runs of those that ended. A run that missed it, diverged or failed counts as infinite "
         f"(“{NEVER}”): medians and quartiles are runs' own numbers, over all of them; there is no mean over those that "
         "arrived. Nothing is interpolated: a target reached between two evaluations counts at the second.",
     ]
-    notes = [*footnotes.choices(best, rows), *_steps(results, found), *footnotes.mixed(words.source)]
-    notes += load.notes(best, results, words.source)
-    title = f"{words.meta['title']}: cost to a target"
-    numbers, keys = _numbers(words, found), len(words.varied)
-    name = words.meta["name"]
-    return Table(name, "target", title, [*caption, *words.closing()], columns, text, notes, numbers, keys)
+    notes = [
+        *footnotes.choices(study),
+        *_steps(study.results, costs),
+        *footnotes.mixed(study.source),
+        *load.notes(study),
+    ]
+    return build(
+        study,
+        "target",
+        "cost to a target",
+        _columns(captions),
+        costs,
+        caption=caption,
+        notes=notes,
+        row=lambda one: one.row,
+    )
 
 
-def _cells(words: Words, one: Reached) -> Iterator[str]:
-    yield named(one.row)
-    yield f"{one.target * words.scale:.{words.digits}f}"
-    yield f"{one.hits}/{one.runs}"
-    for values, form in ((one.passes, _passes), (one.train_seconds, seconds)):
-        low, median, high = quartiles(values)
-        yield _shown(median, form)
-        yield _shown(low, form) if low == high or math.isnan(low) else f"{_shown(low, form)} to {_shown(high, form)}"
+def _columns(captions: Captions) -> list[Column[TimeToTarget]]:
+    unit = f" [{captions.unit}]" if captions.unit else ""
+    columns: list[Column[TimeToTarget]] = [
+        Column(
+            "optimizer", lambda one: named(one.row), lambda one: {"optimizer": one.row.label, "config": one.row.config}
+        ),
+        Column(
+            f"target{captions.brackets}",
+            lambda one: f"{one.target * captions.scale:.{captions.digits}f}",
+            lambda one: {f"target{unit}": one.target * captions.scale},
+        ),
+        Column("reached", lambda one: f"{one.hits}/{one.runs}", lambda one: {"reached": one.hits, "runs": one.runs}),
+    ]
+    columns += _of_cost("passes", "passes", lambda one: one.passes, _passes)
+    return columns + _of_cost("time", "seconds", lambda one: one.train_seconds, seconds)
+
+
+def _of_cost(
+    head: str, name: str, values: Callable[[TimeToTarget], Sequence[float]], form: Callable[[float], str]
+) -> list[Column[TimeToTarget]]:
+    """Return the columns of one kind of cost: its median and its quartiles."""
+    parts = tuple(f"{name}_{part}" for part in ("lower_quartile", "median", "upper_quartile"))
+
+    def between(one: TimeToTarget) -> str:
+        low, _, high = quartiles(values(one))
+        if low == high or math.isnan(low):
+            return _shown(low, form)
+        return f"{_shown(low, form)} to {_shown(high, form)}"
+
+    return [
+        Column(
+            f"{head}, median",
+            lambda one: _shown(quartiles(values(one))[1], form),
+            lambda one: dict(zip(parts, quartiles(values(one)), strict=True)),
+        ),
+        Column("quartiles", between),
+    ]
 
 
 def _passes(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _shown(value: float, form: Any) -> str:
+def _shown(value: float, form: Callable[[float], str]) -> str:
     return EMPTY if math.isnan(value) else NEVER if math.isinf(value) else form(value)
 
 
-def _steps(results: Results, found: Sequence[Reached]) -> Iterator[str]:
+def _steps(results: Results, costs: Sequence[TimeToTarget]) -> Iterator[str]:
     """Yield how coarse the evaluations are, in epochs."""
     gaps = results.curves.sort_values("epoch").groupby("run_id")["epoch"].diff().dropna()
     if gaps.empty:
@@ -169,31 +203,8 @@ def _steps(results: Results, found: Sequence[Reached]) -> Iterator[str]:
         return
     by_label = gaps.groupby(results.curves["optimizer"]).max()
     shown: dict[float, list[str]] = {}
-    for label in dict.fromkeys(one.row.label for one in found):
+    for label in dict.fromkeys(one.row.label for one in costs):
         if label in by_label:
             shown.setdefault(float(by_label[label]), []).append(label)
     every = "; ".join(f"{step:g}: {', '.join(labels)}" for step, labels in sorted(shown.items()))
     yield f"Epochs between two evaluations, at most: {every}."
-
-
-def _numbers(words: Words, found: Sequence[Reached]) -> pd.DataFrame:
-    unit = f" [{words.unit}]" if words.unit else ""
-    data: list[dict[str, Any]] = []
-    for one in found:
-        costs = {"passes": quartiles(one.passes), "seconds": quartiles(one.train_seconds)}
-        data.append(
-            {
-                **({"condition": one.row.condition, **one.row.varied} if one.row.varied else {}),
-                "optimizer": one.row.label,
-                "config": one.row.config,
-                f"target{unit}": one.target * words.scale,
-                "reached": one.hits,
-                "runs": one.runs,
-                **{
-                    f"{cost}_{part}": value
-                    for cost, values in costs.items()
-                    for part, value in zip(("lower_quartile", "median", "upper_quartile"), values, strict=True)
-                },
-            }
-        )
-    return pd.DataFrame(data)

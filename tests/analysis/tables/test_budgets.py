@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from bench.analysis import tables
-from bench.analysis.budgets import Spent, spent
-from bench.analysis.summary import all_rows
+from bench.analysis.study import Study
+from bench.analysis.tables.budgets import AtBudget, at_budgets
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -22,9 +22,8 @@ LABELS: dict[str, Any] = {
 }  # 6 epochs of 11 steps: 66, 132 and 132 passes
 
 
-def within(results: Results, equal: str) -> dict[str, Spent]:
-    best = [row for row in all_rows(results) if row.chosen]
-    return {one.row.label: one for one in spent(results, best) if one.equal == equal}
+def within(results: Results, equal: str) -> dict[str, AtBudget]:
+    return {one.row.label: one for one in at_budgets(Study(results)) if one.equal == equal}
 
 
 def with_times(results: Results, **seconds_a_pass: float) -> Results:
@@ -69,7 +68,7 @@ def test_who_needs_more_time_is_measured_at_the_last_evaluation_before(make_resu
     assert (long.epoch, long.cut, found["sam"].cut) == (9, 5, 0)
     assert long.used == pytest.approx(1.2375 / 1.32)
     assert long.values.tolist() == curve(results, "sgd-2x", 9), "an evaluation, not a line between two"
-    table = next(table for table in tables.build(results) if table.name == "budgets")
+    table = next(table for table in tables.build(Study(results)) if table.name == "budgets")
     (cells,) = (row for row in table.rows if row[0].startswith("time") and row[1] == "sgd-2x")
     assert cells[2:4] == ["9 of 12‡", "94%"]
     assert any(note.startswith("‡ measured before its schedule had ended") for note in table.footnotes)
@@ -84,7 +83,7 @@ def test_a_budget_too_small_for_any_evaluation_is_told(make_results: Make) -> No
     results = with_times(make_results(LABELS), sgd=0.01, sgd_2x=1.0, sam=0.01)
     found = within(results, "time")["sgd-2x"]
     assert (len(found.values), found.without) == (0, 5)
-    table = next(table for table in tables.build(results) if table.name == "budgets")
+    table = next(table for table in tables.build(Study(results)) if table.name == "budgets")
     assert "sgd-2x at equal time: 5 runs had no evaluation within it." in table.footnotes
 
 
@@ -124,7 +123,7 @@ def test_seeds_that_are_lost_are_not_paired(make_results: Make) -> None:
 
 def test_the_table_has_a_block_a_budget_and_condition(make_results: Make) -> None:
     results = make_results(LABELS, vary={"label_noise": [0.2, 0.4]})
-    table = next(table for table in tables.build(results) if table.name == "budgets")
+    table = next(table for table in tables.build(Study(results)) if table.name == "budgets")
     assert [name.split(" (")[0] for name, _ in table.blocks()] == [
         f"label noise={noise}, equal={equal}" for noise in ("0.2", "0.4") for equal in ("epochs", "passes", "time")
     ]
@@ -135,5 +134,5 @@ def test_the_table_has_a_block_a_budget_and_condition(make_results: Make) -> Non
 
 
 def test_one_optimizer_has_no_budgets(make_results: Make) -> None:
-    names = [table.name for table in tables.build(make_results({"sgd": {}}))]
+    names = [table.name for table in tables.build(Study(make_results({"sgd": {}})))]
     assert not {"budgets", "statistics"} & set(names)

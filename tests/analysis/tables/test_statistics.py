@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from bench.analysis import tables
-from bench.analysis.render import Table
-from bench.analysis.statistics import sizes_of_test_sets
+from bench.analysis.render.table import Table
 from bench.analysis.stats import examples
+from bench.analysis.study import Study
+from bench.analysis.tables.statistics import sizes_of_test_sets
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -22,7 +23,7 @@ GAIN = np.array([1, 2, 3, 4, 5]) / 100
 
 
 def found(results: Results, name: str = "statistics") -> Table:
-    return next(table for table in tables.build(results) if table.name == name)
+    return next(table for table in tables.build(Study(results)) if table.name == name)
 
 
 def scores(records: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,9 @@ import pytest
 from scipy import stats
 
 from bench.analysis import plots, render, tables
-from bench.analysis.render import Table
+from bench.analysis.render.table import Table
 from bench.analysis.sharpness import CAVEAT, around, measured
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store import records
 from bench.store.records import Results
@@ -62,7 +63,7 @@ def results(make_results: Make) -> Results:
 
 
 def sharpness(results: Results) -> Table:
-    (table,) = (table for table in tables.build(results) if table.name == "sharpness")
+    (table,) = (table for table in tables.build(Study(results)) if table.name == "sharpness")
     return table
 
 
@@ -96,15 +97,15 @@ def test_the_caveat_and_every_definition_stand_under_it(results: Results) -> Non
 
 def test_without_measures_there_is_no_table_and_no_figure(make_results: Make) -> None:
     plain = make_results()
-    assert "sharpness" not in [table.name for table in tables.build(plain)]
-    assert not {"sharpness", "planes"} & plots.draw(plain).keys()
+    assert "sharpness" not in [table.name for table in tables.build(Study(plain))]
+    assert not {"sharpness", "planes"} & plots.draw(Study(plain)).keys()
 
 
 def test_a_run_that_has_other_weights_since_is_left_out(results: Results) -> None:
     results.records.loc[results.records["optimizer"] == "sgd", "weights_sha256"] = "cd"
     assert "sgd" not in set(measured(results)["optimizer"])
     assert "sgd" not in [row[0] for row in sharpness(results).rows]
-    assert "sgd" not in set(around(results, "line")["optimizer"])
+    assert "sgd" not in set(around(Study(results), "line")["optimizer"])
 
 
 def test_weights_that_are_not_the_recorded_ones_are_told(results: Results) -> None:
@@ -133,7 +134,7 @@ def test_every_format_is_the_same_twice(results: Results, form: str) -> None:
 
 
 def test_figures_draw_the_same_levels_and_axes_for_all(results: Results) -> None:
-    drawn = plots.draw(results)
+    drawn = plots.draw(Study(results))
     line, plane = drawn["sharpness"], drawn["planes"]
     assert set(line.data["optimizer"]) == set(results.meta["labels"])
     at = line.data[(line.data["optimizer"] == "sgd") & (line.data["alpha"] == 1)].iloc[0]
@@ -148,7 +149,7 @@ def test_figures_draw_the_same_levels_and_axes_for_all(results: Results) -> None
 
 
 def test_conditions_have_panels_and_planes_of_their_own(make_results: Make) -> None:
-    drawn = plots.draw(with_measures(make_results(vary={"label_noise": [0.2, 0.4]})))
+    drawn = plots.draw(Study(with_measures(make_results(vary={"label_noise": [0.2, 0.4]}))))
     assert len(drawn["sharpness"].figure.axes) == 2
     assert {"planes", "planes-2"} <= drawn.keys()
 

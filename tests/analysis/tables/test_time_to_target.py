@@ -9,25 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.analysis import tables, target
-from bench.analysis.provenance import provenance
-from bench.analysis.render import Table
-from bench.analysis.summary import all_rows
-from bench.analysis.target import Reached, costs_to_target, quartiles
-from bench.analysis.words import Words
+from bench.analysis import tables
+from bench.analysis.render.table import Table
+from bench.analysis.study import Study
+from bench.analysis.tables import time_to_target
+from bench.analysis.tables.time_to_target import TimeToTarget, costs_to_target, quartiles
 from bench.store.records import Results
 
 Make = Callable[..., Results]
 LABELS: dict[str, Any] = {"sgd": {}, "sam": {}}
 
 
-def reach(results: Results, goal: float | None = None) -> dict[str, Reached]:
-    best = [row for row in all_rows(results) if row.chosen]
-    return {one.row.label: one for one in costs_to_target(results, best, goal)}
+def reach(results: Results, goal: float | None = None) -> dict[str, TimeToTarget]:
+    return {one.row.label: one for one in costs_to_target(Study(results), goal)}
 
 
 def found(results: Results) -> Table:
-    return next(table for table in tables.build(results) if table.name == "target")
+    return next(table for table in tables.build(Study(results)) if table.name == "target")
 
 
 def climbing(results: Results, label: str, *epochs: int | None) -> Results:
@@ -82,10 +80,8 @@ def test_the_target_is_the_baselines_validation_and_no_test_number(make_results:
 
 def test_without_validation_there_is_no_table_unless_a_target_is_named(make_results: Make) -> None:
     results = make_results(LABELS, change=lambda records: records.assign(val_acc=np.nan))
-    assert "target" not in [table.name for table in tables.build(results)]
-    rows = all_rows(results)
-    best = [row for row in rows if row.chosen]
-    named = target.table(Words(results.meta, provenance(results)), results, best, rows, 0.9)
+    assert "target" not in [table.name for table in tables.build(Study(results))]
+    named = time_to_target.table(Study(results), 0.9)
     assert "Target: as it was asked for." in " ".join(named.caption)
     assert {cells[1] for cells in named.rows} == {"90.00"}
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from bench.analysis import bounds, cells, tuning
+from bench.analysis import bounds
+from bench.analysis.format import plain, signed_bounds
 from bench.analysis.provenance import Provenance, title
-from bench.analysis.render import EMPTY
+from bench.analysis.render.table import EMPTY
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
+from bench.core.meta import Meta, MetricMeta, SuiteMeta
 from bench.store.conditions import names, value_text, varied
 from bench.store.selection import phased
 
@@ -17,10 +18,10 @@ NATS = "cross-entropy (nats)"
 NAMED = ("task", "model")  # named wherever the data are, so that conditions need not
 
 
-class Words:
+class Captions:
     """How this experiment's numbers are put into words: units, decimals and what the captions repeat."""
 
-    def __init__(self, meta: Mapping[str, Any], source: Provenance) -> None:
+    def __init__(self, meta: Meta, source: Provenance) -> None:
         self.meta, self.source = meta, source
         self.metric, self.baseline = meta["metric"]["name"], meta["baseline"]
         self.scale, self.unit = float(meta["metric"]["scale"]), meta["metric"]["unit"]
@@ -33,12 +34,12 @@ class Words:
         self.better = "higher" if meta["metric"]["higher_is_better"] else "lower"
         self.varied = varied(meta)
         self.true_labels = ", true labels" if relabelled(meta) else ""
-        self.tasks: Mapping[str, Any] = meta.get("tasks") or {}
+        self.tasks = meta.get("tasks") or {}
         self.notes = list(dict.fromkeys(meta.get("notes") or []))
 
     def mean(self, interval: Interval) -> str:
         """Return the metric as mean ± half-width, or the mean alone if there is no interval."""
-        return cells.plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
+        return plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
 
     def difference(self, row: Row) -> str:
         """Return the paired difference of the metric with its bounds, e.g. "+0.82 [+0.31, +1.33]"."""
@@ -60,7 +61,7 @@ class Words:
 
     def signed_bounds(self, difference: Interval) -> str:
         """Return the bounds of a difference, e.g. "[+0.31, +1.33]"."""
-        return cells.signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
+        return signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
 
     def _signed(self, value: float) -> str:
         return f"{value * self.scale:+z.{self.digits}f}"
@@ -95,16 +96,16 @@ class Words:
     def reported(self, task: str) -> dict[str, str]:
         """Return the scores of a task that are shown: columns of records with their names."""
         of_metric = {f"test_{self.meta['metric']['key']}": self.metric}
-        return self.tasks.get(task, {}).get("reported") or of_metric
+        return (self.tasks[task]["reported"] if task in self.tasks else {}) or of_metric
 
     def score_of(self, task: str, column: str) -> str:
         """Return the name of a task's score: "MRPC, F1", or "CIFAR-10" if the metric is the task's only score."""
         score, only = self.reported(task)[column], len(self.reported(task)) == 1
         return title(self.meta, task) if only and score == self.metric else f"{title(self.meta, task)}, {score}"
 
-    def suite(self, tasks: Iterable[str]) -> dict[str, Any] | None:
+    def suite(self, tasks: Iterable[str]) -> SuiteMeta | None:
         """Return the benchmark that all of these tasks belong to, or None if there is no such benchmark."""
-        first, *others = (self.tasks.get(task, {}).get("suite") for task in tasks)
+        first, *others = (self.tasks[task].get("suite") if task in self.tasks else None for task in tasks)
         return first if all(other == first for other in others) else None
 
     def losses(self) -> dict[str, str]:
@@ -129,7 +130,7 @@ class Words:
             # Before protocol 2 validation was one and the same for all seeds.
             if self.meta["protocol"] > 1 and len(phased(self.meta)["tune"]["seeds"]) > 1:
                 held_out = f"{held_out[:-1]} anew for each seed)"
-            return tuning.sentence(self.meta, self.metric, held_out, each)
+            return _tuned(self.meta, self.metric, held_out, each)
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
 
     def origin(self) -> str:
@@ -167,7 +168,7 @@ class Words:
     def _data(self) -> Iterator[str]:
         """Yield the changes made to the data under all conditions alike."""
         settings = self.meta["data"]
-        size, share, noise = (settings.get(key) for key in ("train_size", "train_share", "label_noise"))
+        size, share, noise = settings.get("train_size"), settings.get("train_share"), settings.get("label_noise")
         if size and "train_size" not in self.varied:
             yield f"{size:,} training examples"
         if share and share < 1 and "train_share" not in self.varied:
@@ -188,13 +189,33 @@ class Words:
         return f"Conditions: {every}{' and '.join(axes)}." if axes else ""
 
 
-def gap_of(metric: Mapping[str, Any]) -> str:
+def _tuned(meta: Meta, metric: str, held_out: str, each: str) -> str:
+    """Return the sentence of a caption about the choice.
+
+    Args:
+        held_out: the held-out share of the training data, in brackets.
+        each: ", for each condition by itself" or "".
+    """
+    phases = phased(meta)
+    tune, final = phases["tune"], phases["final"]
+    counts = sorted(set(tune["trials"].values()))
+    trials = f"{counts[0]} trials" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} trials"
+    budget = f"{trials} for every optimizer" if tune["budget"] == "trials" else f"{trials}, of equal passes in all"
+    refit = ", trained on training and validation data together" if final["refit"] else ""
+    return (
+        f"Hyperparameters were chosen{each} by mean validation {metric} {held_out} over {len(tune['seeds'])} "
+        f"{'seeds' if len(tune['seeds']) > 1 else 'seed'} ({tune['search']} search, {budget}), never by the test set; "
+        f"the numbers are of what was chosen, on fresh seeds{refit}."
+    )
+
+
+def gap_of(metric: MetricMeta) -> str:
     """Return the generalization gap of a metric as a difference, in which positive is worse on the test set."""
     sides = ("train", "test") if metric["higher_is_better"] else ("test", "train")
     return f"{' − '.join(sides)} {metric['name']}"
 
 
-def relabelled(meta: Mapping[str, Any]) -> bool:
+def relabelled(meta: Meta) -> bool:
     """Return whether any training labels were replaced, so that true ones have to be told from others."""
     return any([meta["data"].get("label_noise"), *varied(meta).get("label_noise", [])])
 

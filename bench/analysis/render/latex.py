@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bench.analysis.render import Table
+from bench.analysis.render.table import Table
 
 WIDTH, HEIGHT = 345.0, 550.0  # points of the text on a page of the class article, the narrowest there is
 WIDEST = 1.25  # times that width: so far a table is made smaller, beyond it is turned

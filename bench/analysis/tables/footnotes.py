@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from bench.analysis.provenance import Provenance
-from bench.analysis.render import DAGGER, SECTION
+from bench.analysis.render.table import DAGGER, SECTION
 from bench.analysis.stats import FEWEST, smallest_sign_flip_p
+from bench.analysis.study import Study
 from bench.analysis.summary import Row
 from bench.core.errors import counted
 from bench.store.conditions import first_few, merged, under
@@ -20,12 +21,12 @@ Budgets = Mapping[str, Mapping[float, list[str]]]
 FEW_SEEDS = 5  # up to here the sign-flip test cannot reach 0.05, so it has to be said
 
 
-def choices(best: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+def choices(study: Study) -> Iterator[str]:
     """Yield the notes on the chosen rows, and on missing runs of rows that are not shown."""
-    yield from gone(best)
-    yield from gone_elsewhere(rows)
-    yield from edges(best)
-    yield from degenerate(best)
+    yield from gone(study.chosen)
+    yield from gone_elsewhere(study.rows)
+    yield from edges(study.chosen)
+    yield from degenerate(study.chosen)
 
 
 def gone(rows: Sequence[Row]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,13 @@ from matplotlib.lines import Line2D
 
 from bench.analysis import bounds
 from bench.analysis.bounds import Bounds
+from bench.analysis.captions import gap_of
 from bench.analysis.plots.looks import Style, label_styles
 from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, fold, panel_width, text_width
-from bench.analysis.provenance import Provenance, provenance
-from bench.analysis.summary import Row, all_rows, tried_rows
-from bench.analysis.words import gap_of
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
+from bench.core.meta import Meta
 from bench.store.conditions import conditions, varied
-
-if TYPE_CHECKING:
-    from bench.store.records import Results
 
 T = TypeVar("T")
 ROWS = 6  # of panels on a page, one a condition
@@ -47,29 +45,36 @@ class Drawing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class FigureContext:
     """An experiment as the figures see it.
 
     Attributes:
-        rows: every configuration under every condition.
-        tried: the same over the runs that it was chosen by, which are others where tuning is a phase of its own.
+        study: the experiment.
         best: the chosen one of each label and condition, those of them with a score.
         conditions: the conditions with any, in order.
         several: whether anything is varied, so that panels have to name their condition.
         styles: the look of each label.
-        source: where the numbers come from.
         width: of a figure, in inches.
     """
 
-    meta: Mapping[str, Any]
-    rows: list[Row]
-    tried: list[Row]
+    study: Study
     best: list[Row]
     conditions: list[str]
     several: bool
     styles: Mapping[str, Style]
-    source: Provenance
     width: float = WIDTH
+
+    @property
+    def meta(self) -> Meta:
+        return self.study.meta
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.study.rows
+
+    @property
+    def tried(self) -> list[Row]:
+        return self.study.tried
 
     @property
     def narrow(self) -> bool:
@@ -154,7 +159,7 @@ class View:
     def figure(self, heading: str = "") -> Figure:
         """Return an empty figure, with what must be said of the data above all panels."""
         figure = Figure(figsize=(self.width, self.width), layout="constrained")
-        said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.source.caution, heading) if text]
+        said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.study.source.caution, heading) if text]
         if said:
             figure.suptitle("\n".join(said), fontsize=CAUTION_SIZE, fontstyle="italic")
         return figure
@@ -211,19 +216,16 @@ class View:
         return [*own, Line2D([], [], label="the other optimizers", **{**PALE, **look})]
 
 
-def view_of(results: Results, width: str = "page") -> View:
-    """Return everything that figures need of the results, except the curves; `width` is a key of WIDTHS."""
-    meta, rows = results.meta, all_rows(results)
-    best = [row for row in rows if row.chosen and row.scored]
-    return View(
-        meta=meta,
-        rows=rows,
-        tried=tried_rows(results),
+def context_of(study: Study, width: str = "page") -> FigureContext:
+    """Return everything that figures need of a study, except the curves; `width` is a key of WIDTHS."""
+    meta = study.meta
+    best = [row for row in study.chosen if row.scored]
+    return FigureContext(
+        study=study,
         best=best,
         conditions=[name for name in conditions(meta) if any(row.condition == name for row in best)],
         several=bool(varied(meta)),
         styles=label_styles(meta["labels"]),
-        source=provenance(results),
         width=WIDTHS[width],
     )
 

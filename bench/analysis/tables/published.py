@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.cells import plain
-from bench.analysis.provenance import provenance
-from bench.analysis.render import DAGGER, EMPTY, Table
+from bench.analysis.captions import enumerated
+from bench.analysis.format import plain
+from bench.analysis.render.table import DAGGER, EMPTY, Table
 from bench.analysis.stats import FEWEST, Interval
-from bench.analysis.summary import Row, all_rows, tried_rows
-from bench.analysis.words import Words, enumerated
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
 from bench.core.errors import BadValue, counted, nearest
 from bench.store.conditions import KEY, keyed, value_text
 
@@ -73,15 +73,16 @@ def check_style(name: str) -> None:
         raise BadValue(f"--style {name}", [f"no such style; {nearest(name, styles())}"])
 
 
-def cells(results: Results, style: str) -> list[Cell]:
+def cells(study: Study, style: str) -> list[Cell]:
     """Return every number published under a style, with our row of the same data, model, setting and length.
 
     Ours is a chosen configuration, trained on all of the training data that is not held out. Where theirs is the better
     of a schedule and one of twice the length, so is ours, by validation. Raises BadValue for an unknown style.
     """
     check_style(style)
-    best = [row for row in all_rows(results) if row.chosen and row.done]
-    held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *tried_rows(results)] if row.chosen}
+    results = study.results
+    best = [row for row in study.chosen if row.done]
+    held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *study.tried] if row.chosen}
     settings = _settings(results)
     lines: list[Any] = published()[published()["style"] == style].to_dict("records")
     found = []
@@ -161,13 +162,12 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
 # ---- the table -----------------------------------------------------------------------------------------------
 
 
-def table(results: Results, style: str) -> Table:
+def table(study: Study, style: str) -> Table:
     """Return the published table with our results: a row per data set, model and setting, three columns per optimizer.
 
     Raises BadValue for an unknown style.
     """
-    found = cells(results, style)
-    words = Words(results.meta, provenance(results))
+    found, captions = cells(study, style), study.captions
     optimizers = list(dict.fromkeys(cell.published["optimizer"] for cell in found))
     places = [name for name in PLACE[1:] if any(_text(cell.published[name]) for cell in found)]
     rows: dict[tuple[str, ...], dict[str, Cell]] = {}
@@ -182,9 +182,11 @@ def table(results: Results, style: str) -> Table:
     columns = ["data", *places]
     columns += [name for optimizer in optimizers for name in (f"{optimizer}, here", "published", "verdict")]
     first = found[0].published
-    title = f"{first['source']}, {first['table']}, beside {words.meta['title']}"
-    caption = [*_caption(found), *words.closing()]
-    return Table(words.meta["name"], style, title, caption, columns, text, list(_notes(found)), _numbers(found), keys=1)
+    title = f"{first['source']}, {first['table']}, beside {captions.meta['title']}"
+    caption = [*_caption(found), *captions.closing()]
+    return Table(
+        captions.meta["name"], style, title, caption, columns, text, list(_notes(found)), _numbers(found), keys=1
+    )
 
 
 def _three(cell: Cell | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from bench.analysis import render, tables
-from bench.analysis.render import Table
+from bench.analysis.render.table import Table
+from bench.analysis.render.terminal import show
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -32,7 +34,7 @@ T2 = 4.302652729749464  # the 97.5% quantile of t with two degrees of freedom
 
 
 def table(results: Results, name: str = "tasks") -> Table:
-    return next(found for found in tables.build(results) if found.name == name)
+    return next(found for found in tables.build(Study(results)) if found.name == name)
 
 
 def caption(found: Table) -> str:
@@ -148,7 +150,8 @@ def test_tasks_of_no_suite_or_of_two_have_no_average(make_glue: Make, make_resul
     assert list(old.numbers)[-3:] == ["mean [%]", "low [%]", "high [%]"]
     results = make_glue(TWO)
     of_two = {"glue/rte": {**results.meta["tasks"]["glue/rte"], "suite": {"name": "SuperGLUE", "tasks": 8}}}
-    mixed = table(Results({**results.meta, "tasks": {**results.meta["tasks"], **of_two}}, *results_frames(results)))
+    meta = {**results.meta, "tasks": {**results.meta["tasks"], **of_two}}
+    mixed = table(Results(cast(Any, meta), *results_frames(results)))
     assert [row[0] for row in mixed.rows] == ["MRPC, accuracy", "MRPC, F1", "RTE, accuracy"]
 
 
@@ -157,9 +160,9 @@ def results_frames(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_the_table_is_there_for_several_tasks_only_and_comes_first(make_glue: Make, make_results: Make) -> None:
-    assert [found.name for found in tables.build(make_glue(TWO))][:4] == ["tasks", "results", "losses", "cost"]
-    assert "tasks" not in [found.name for found in tables.build(make_glue(TWO[:1]))]
-    assert "tasks" not in [found.name for found in tables.build(make_results(vary={"label_noise": [0.2, 0.4]}))]
+    assert [found.name for found in tables.build(Study(make_glue(TWO)))][:4] == ["tasks", "results", "losses", "cost"]
+    assert "tasks" not in [found.name for found in tables.build(Study(make_glue(TWO[:1])))]
+    assert "tasks" not in [found.name for found in tables.build(Study(make_results(vary={"label_noise": [0.2, 0.4]})))]
 
 
 # ---- what is missing -----------------------------------------------------------------------------------------
@@ -273,7 +276,7 @@ def test_notes_on_one_block_name_it(make_glue: Make) -> None:
 
 def printed(found: list[Table], width: int) -> list[str]:
     file = io.StringIO()
-    render.show(found, Console(width=width, file=file, color_system=None))
+    show(found, Console(width=width, file=file, color_system=None))
     return file.getvalue().splitlines()
 
 
@@ -288,12 +291,12 @@ FOUR_LABELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_eight_tasks_and_four_labels_fit_the_terminal(make_glue: Make, width: int) -> None:
     results = make_glue(labels=FOUR_LABELS, status=lost("glue/rte", "sgd", 0) | lost("glue/mnli", "sam", 1))
-    for found in tables.build(results):
+    for found in tables.build(Study(results)):
         lines = printed([found], width)
         assert max(map(len, lines)) <= width
         for row in found.rows * (found.name != "statistics"):  # whose columns go on below
             assert any(all(cell in line for cell in row[-4:]) for line in lines), "side by side, not in panels"
-    lines = printed(tables.build(results), width)
+    lines = printed(tables.build(Study(results)), width)
     titles = [line for line in lines if line.startswith(results.meta["title"])]
     assert titles[-1].endswith(": by task")
 
@@ -329,5 +332,5 @@ def test_records_read_from_a_file_give_the_same_table(make_glue: Make) -> None:
     results = make_glue(TWO, FOUR_LABELS, vary=SHARES, status=lost("glue/rte", "sgd", 0))
     records = pd.read_csv(io.StringIO(results.records.to_csv(index=False)))
     again = Results(results.meta, records, results.curves)
-    for one, other in zip(tables.build(results), tables.build(again), strict=True):
+    for one, other in zip(tables.build(Study(results)), tables.build(Study(again)), strict=True):
         assert render.render(one, "md") == render.render(other, "md")

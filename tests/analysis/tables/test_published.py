@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench.analysis import paper, render
-from bench.analysis.paper import Cell, cells, published, styles, table
+from bench.analysis import render
+from bench.analysis.study import Study
+from bench.analysis.tables.published import Cell, cells, check_style, published, styles, table
 from bench.cli import cli
 from bench.config.file import load
 from bench.core import registry
 from bench.core.errors import BadValue
 from bench.store import records
+from bench.store.columns import CIRCUMSTANCES, COSTS, metric_columns
 from bench.store.records import Results
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Make = Callable[..., Results]
 PLAN: dict[str, Any] = {
     "sgd": {"epochs": 200},
@@ -49,11 +51,11 @@ def table1(request: pytest.FixtureRequest) -> Callable[..., Results]:
             row |= {"task": run.spec.task.name, "model": run.spec.model.name, "seed": run.spec.seed}
             row |= {"run_id": run.spec.run_id, "status": "done", "passes": settings["epochs"], "train_seconds": 1.0}
             rows.append({**row, **settings, "test_acc": value, "val_acc": value, "val_loss": 1 - value})
-        columns = [*records.metric_columns("acc"), *records.COSTS, *records.CIRCUMSTANCES]
+        columns = [*metric_columns("acc"), *COSTS, *CIRCUMSTANCES]
         frame = pd.DataFrame(rows)
         frame = frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
         curves = frame.iloc[:0].assign(epoch=[], batch_loss=[])
-        return Results({**experiment.meta(), **meta}, change(frame), curves)
+        return Results(cast(Any, {**experiment.meta(), **meta}), change(frame), curves)
 
     return make
 
@@ -67,7 +69,7 @@ WIDE: dict[str, Any] = {"model": "WRN-28-10", "epochs": 200}
 
 
 def test_each_number_meets_the_run_of_its_setting(table1: Make) -> None:
-    found = cells(table1(), "foret-table1")
+    found = cells(Study(table1()), "foret-table1")
     for dataset, task in (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100")):
         for setting in ("basic", "cutout", "autoaugment"):
             cell = of(found, dataset=dataset, setting=setting, optimizer="SAM", **WIDE)
@@ -79,7 +81,7 @@ def test_each_number_meets_the_run_of_its_setting(table1: Make) -> None:
 
 
 def test_what_was_not_run_is_said(table1: Make) -> None:
-    found = cells(table1(), "foret-table1")
+    found = cells(Study(table1()), "foret-table1")
     missing = [cell for cell in found if cell.verdict == "not run"]
     assert len(missing) == len(found) - 12
     assert {cell.published["model"] for cell in missing} == set(published()["model"][:60])
@@ -88,21 +90,21 @@ def test_what_was_not_run_is_said(table1: Make) -> None:
 
 def test_theirs_is_the_better_of_two_lengths_and_so_is_ours_by_validation(table1: Make) -> None:
     place = {"dataset": "CIFAR-10", "setting": "basic", "optimizer": "SGD", **WIDE}
-    cell = of(cells(table1(), "foret-table1"), **place)
+    cell = of(cells(Study(table1()), "foret-table1"), **place)
     assert cell.row is not None
     assert (cell.row.label, cell.verdict) == ("sgd-2x", "reproduced")
 
     def worse_on_validation(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(val_acc=frame["val_acc"] - 0.5 * (frame["optimizer"] == "sgd-2x"))
 
-    cell = of(cells(table1(worse_on_validation), "foret-table1"), **place)
+    cell = of(cells(Study(table1(worse_on_validation)), "foret-table1"), **place)
     assert cell.row is not None
     assert (cell.row.label, cell.verdict) == ("sgd", "differs"), "the test set has no say"
     assert cell.ours.mean == pytest.approx(5.0)
 
 
 def test_errors_turn_the_interval_round(table1: Make) -> None:
-    ours = of(cells(table1(), "foret-table1"), dataset="CIFAR-10", setting="basic", optimizer="SGD", **WIDE).ours
+    ours = of(cells(Study(table1()), "foret-table1"), dataset="CIFAR-10", setting="basic", optimizer="SGD", **WIDE).ours
     half = 2.776445 * SPREAD.std(ddof=1) / np.sqrt(5) * 100
     assert (ours.low, ours.high) == pytest.approx((3.5 - half, 3.5 + half))
 
@@ -118,7 +120,7 @@ def test_other_settings_are_not_compared(table1: Make, column: str, value: Any) 
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(**{column: value})
 
-    assert {cell.verdict for cell in cells(table1(change), "foret-table1")} == {"not run"}
+    assert {cell.verdict for cell in cells(Study(table1(change)), "foret-table1")} == {"not run"}
 
 
 def test_verdicts_at_the_edge(table1: Make) -> None:
@@ -129,19 +131,19 @@ def test_verdicts_at_the_edge(table1: Make) -> None:
 
     place = {"dataset": "CIFAR-10", "setting": "basic", "optimizer": "SAM", **WIDE}  # 2.7 ± 0.1
     for by, verdict in ((half + 0.00099, "reproduced"), (half + 0.00101, "differs")):
-        assert of(cells(table1(off(by)), "foret-table1"), **place).verdict == verdict
+        assert of(cells(Study(table1(off(by))), "foret-table1"), **place).verdict == verdict
 
 
 def test_one_seed_and_another_quantity_get_no_verdict(table1: Make) -> None:
-    one = cells(table1(lambda frame: frame[frame["seed"] == 0].reset_index(drop=True)), "foret-table1")
+    one = cells(Study(table1(lambda frame: frame[frame["seed"] == 0].reset_index(drop=True))), "foret-table1")
     assert of(one, dataset="CIFAR-10", setting="basic", optimizer="SAM", **WIDE).verdict == "fewer than 4 runs"
 
     def kwon(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(model="resnet32", label_noise=0.2, **{"task.augment": "basic"})
 
-    found = cells(table1(kwon), "kwon-label-noise")
+    found = cells(Study(table1(kwon)), "kwon-label-noise")
     assert of(found, setting="label noise 20%", optimizer="SAM").verdict == "other quantity"
-    assert any("was not seen" in note for note in table(table1(kwon), "kwon-label-noise").footnotes)
+    assert any("was not seen" in note for note in table(Study(table1(kwon)), "kwon-label-noise").footnotes)
 
 
 def test_differences_are_compared_as_differences(make_glue: Make) -> None:
@@ -153,13 +155,13 @@ def test_differences_are_compared_as_differences(make_glue: Make) -> None:
         return frame
 
     results = make_glue(("glue/rte",), {"adamw": {}, "sam": {}}, change=change)
-    cell = of(cells(results, "kaddour-glue"), dataset="RTE")
+    cell = of(cells(Study(results), "kaddour-glue"), dataset="RTE")
     assert cell.ours.mean == pytest.approx(0.7)
     assert cell.verdict == "reproduced"
 
 
 def test_the_table_in_all_formats(table1: Make) -> None:
-    found = table(table1(), "foret-table1")
+    found = table(Study(table1()), "foret-table1")
     assert [name for name, _ in found.blocks()] == ["data=CIFAR-10", "data=CIFAR-100"]
     assert found.columns[1:4] == ["model", "setting", "epochs"]
     (cells_,) = (row for row in found.rows if row[:4] == ["CIFAR-10", "WRN-28-10", "basic", "200"])
@@ -174,7 +176,7 @@ def test_the_table_in_all_formats(table1: Make) -> None:
 
 @pytest.mark.parametrize("style", styles())
 def test_every_style_is_a_table(make_results: Make, style: str) -> None:
-    found = table(make_results({"sgd": {}, "sam": {}}), style)
+    found = table(Study(make_results({"sgd": {}, "sam": {}})), style)
     assert {cell for row in found.rows for cell in row if cell == "not run"}
     assert sum(row.count("not run") for row in found.rows) == len(found.numbers)
 
@@ -195,7 +197,7 @@ def test_our_names_exist_and_every_number_has_its_source() -> None:
 
 def test_unknown_styles_name_the_nearest() -> None:
     with pytest.raises(BadValue, match='did you mean "foret-table1"'):
-        paper.check_style("foret-tabel1")
+        check_style("foret-tabel1")
     done = CliRunner().invoke(cli, ["table", "no such experiment", "--style", "foret-tabel1"])
     assert isinstance(done.exception, BadValue), "told before anything is read"
 

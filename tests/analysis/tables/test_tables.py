@@ -16,8 +16,10 @@ import pytest
 from rich.console import Console
 
 from bench.analysis import render, tables
-from bench.analysis.latex import TEX
-from bench.analysis.render import Table
+from bench.analysis.render.latex import TEX
+from bench.analysis.render.table import Table
+from bench.analysis.render.terminal import show
+from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
@@ -33,7 +35,7 @@ LOST = {
 
 
 def table(results: Results, name: str) -> Table:
-    return next(table for table in tables.build(results) if table.name == name)
+    return next(table for table in tables.build(Study(results)) if table.name == name)
 
 
 def row(found: Table, label: str) -> list[str]:
@@ -75,7 +77,7 @@ def test_losses_have_intervals(make_results: Make) -> None:
 def test_sweep_table_marks_one_choice_a_label_and_goes_without_a_sweep(make_results: Make) -> None:
     found = table(make_results(), "sweep")
     assert [cells[0].split()[0] for cells in found.rows if cells[-1] == "chosen"] == ["sam", "asam"]
-    names = [found.name for found in tables.build(make_results({"sgd": {}, "adam": {}}))]
+    names = [found.name for found in tables.build(Study(make_results({"sgd": {}, "adam": {}})))]
     assert names == ["results", "losses", "cost", "budgets", "statistics", "target"]
 
 
@@ -95,7 +97,7 @@ def test_nothing_finished_is_still_a_table(make_results: Make) -> None:
     found = table(results, "results")
     assert [cells[1:] for cells in found.rows] == [["–", "–", "–", "–", "0/5"]] * len(LABELS)
     assert "No run has finished." in " ".join(found.caption)
-    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(results)] == [6, 6, 6, 9]
+    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(Study(results))] == [6, 6, 6, 9]
 
 
 def test_one_seed_has_no_interval_no_test_and_says_so(make_results: Make) -> None:
@@ -148,7 +150,7 @@ def test_captions_carry_definition_choice_and_origin(make_results: Make) -> None
 
 
 def test_formats_give_the_same_numbers(make_results: Make) -> None:
-    for found in tables.build(make_results(status=LOST)):
+    for found in tables.build(Study(make_results(status=LOST))):
         markdown = re.sub(r"[|\s†:-]+", " ", render.render(found, "md").split("\n\n")[1])
         latex = render.render(found, "tex").replace("$-$", "-").replace("< ", "$<$")
         latex = re.sub(r"(?<!\$)\\pm", r"$\\pm$", latex)
@@ -173,7 +175,7 @@ def test_csv_is_unrounded(make_results: Make) -> None:
 
 def test_latex_is_balanced_and_escaped(make_results: Make) -> None:
     results = make_results(title="50% & more: a_b #1 {x} $y$ ~z^2 \\o <1>", status=LOST)
-    for found in tables.build(results):
+    for found in tables.build(Study(results)):
         text = render.render(found, "tex")
         for environment in re.findall(r"\\begin\{(\w+)\}", text):
             assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 1
@@ -201,9 +203,9 @@ def test_markdown_escapes_the_column_mark(make_results: Make) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_is_wide_enough(make_results: Make, width: int) -> None:
-    for found in tables.build(make_results(status=LOST)):
+    for found in tables.build(Study(make_results(status=LOST))):
         console = Console(width=width, file=io.StringIO(), color_system=None)
-        render.show([found], console)
+        show([found], console)
         assert isinstance(console.file, io.StringIO)
         lines = console.file.getvalue().splitlines()
         assert max(map(len, lines)) <= width
@@ -221,11 +223,11 @@ def test_unknown_formats_are_refused(make_results: Make) -> None:
 
 
 def test_written_twice_gives_the_same_bytes(make_results: Make, tmp_path: Path) -> None:
-    first = {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
+    first = {path: path.read_bytes() for path in render.write(tables.build(Study(make_results())), tmp_path)}
     assert sorted(path.name for path in first if path.parent == tmp_path / "tables") == [
         f"{name}.{form}" for name in NAMES for form in ("csv", "md", "tex")
     ]
-    assert first == {path: path.read_bytes() for path in render.write(tables.build(make_results()), tmp_path)}
+    assert first == {path: path.read_bytes() for path in render.write(tables.build(Study(make_results())), tmp_path)}
 
 
 def test_analysis_leaves_torch_and_pyplot_unimported() -> None:
@@ -263,7 +265,7 @@ def test_latex_compiles_and_fits_the_page(make_results: Make, make_glue: Make, t
     wide = make_glue(labels={**labels, "asam": {}}, seeds=(0, 1, 2))
     for name, results in {"small": small, "several": several, "wide": wide}.items():
         (tmp_path / name).mkdir()
-        said = compile_tables(tables.build(results), tmp_path / name)
+        said = compile_tables(tables.build(Study(results)), tmp_path / name)
         too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \((\S+)pt", said)]
         assert max(too_wide, default=0) < 5, name
         assert "Float too large" not in said, name
@@ -284,7 +286,7 @@ def test_long_tables_break_and_wide_ones_are_turned(make_results: Make, make_glu
 
 def test_the_first_line_names_the_packages_that_are_used(make_results: Make) -> None:
     uses = {"adjustbox": "adjustbox", "rotating": "sidewaystable", "longtable": "longtable", "pdflscape": "landscape"}
-    for found in tables.build(make_results()):
+    for found in tables.build(Study(make_results())):
         first, *others = render.render(found, "tex").splitlines()
         used = {name for name, environment in uses.items() if any(f"{{{environment}}}" in line for line in others)}
         assert set(first.partition("{")[2].rstrip("}").split(",")) == {"booktabs", "siunitx"} | used

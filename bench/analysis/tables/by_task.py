@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from bench.analysis import bounds, footnotes
-from bench.analysis.render import DAGGER, EMPTY, Table
+from bench.analysis import bounds
+from bench.analysis.render.table import DAGGER, EMPTY, Table
 from bench.analysis.stats import Interval, mean_interval
+from bench.analysis.study import Study
 from bench.analysis.summary import Row
-from bench.analysis.words import Words
+from bench.analysis.tables import footnotes
 from bench.store import selection as choice
 from bench.store.conditions import KEY, keyed, merged, names, value_text
-
-if TYPE_CHECKING:
-    from bench.store.records import Results
 
 INTERVAL = "95% interval"
 Scores = dict[tuple[str, str], pd.DataFrame]
@@ -66,21 +64,21 @@ class Line:
 class ByTask:
     """What the table shows, worked out of the chosen rows and the runs behind them."""
 
-    def __init__(self, words: Words, results: Results, best: Sequence[Row]) -> None:
-        self.words, self.meta = words, results.meta
-        self.labels: list[str] = results.meta["labels"]
-        self.tasks: list[str] = words.varied["task"]
-        self.axes = [column for column in words.varied if column != "task"]
-        self.blocks = list(_blocks(best, self.axes))
-        self.suite = words.suite(self.tasks)
-        self.scores = _scores(words, results, best)
+    def __init__(self, study: Study) -> None:
+        self.captions, self.meta = study.captions, study.meta
+        self.labels: list[str] = study.meta["labels"]
+        self.tasks: list[str] = self.captions.varied["task"]
+        self.axes = [column for column in self.captions.varied if column != "task"]
+        self.blocks = list(_blocks(study.chosen, self.axes))
+        self.suite = self.captions.suite(self.tasks)
+        self.scores = _scores(study)
         self.means = {key: runs.mean(axis=1, skipna=False).dropna() for key, runs in self.scores.items()}
 
     def lines(self) -> Iterator[Line]:
         """Yield every line in order: per block its tasks, then the average and its difference to the baseline's."""
         for block in self.blocks:
             for task in self.tasks:
-                for column in self.words.reported(task):
+                for column in self.captions.reported(task):
                     yield self._measured(block, task, column)
             if self.suite:
                 yield self._average(block)
@@ -97,7 +95,7 @@ class ByTask:
         if ran < all_tasks:
             yield (
                 f"The {self.average} is over {ran} of {self.suite['name']}'s {all_tasks} tasks: "
-                f"{self.words.titles(self.tasks)}. It cannot be compared with an average over other tasks."
+                f"{self.captions.titles(self.tasks)}. It cannot be compared with an average over other tasks."
             )
         yield from merged(self._without(), among)
         yield from merged(self._fewer_seeds(), among)
@@ -114,7 +112,7 @@ class ByTask:
         cells = {label: self._interval(self.scores[row.condition, label][column]) for label, row in rows.items()}
         return Line(
             block,
-            self.words.score_of(task, column),
+            self.captions.score_of(task, column),
             task,
             column,
             cells,
@@ -131,7 +129,7 @@ class ByTask:
 
     def _difference(self, block: Block) -> Line:
         """Return the difference to the baseline, seed by seed, over the tasks that both have."""
-        baseline = self.words.baseline
+        baseline = self.captions.baseline
         theirs = self._ran(block, baseline)
         both = {label: [task for task in self._ran(block, label) if task in theirs] for label in self.labels}
         cells = {
@@ -181,7 +179,7 @@ class ByTask:
                 for column, values in self.scores[row.condition, label].items():
                     known = int(values.notna().sum())
                     if known < row.done:
-                        score = self.words.score_of(task, str(column))
+                        score = self.captions.score_of(task, str(column))
                         yield block.name, f"{DAGGER} {score} of {label}", f": in {known} of {row.done} finished runs."
 
     def _without(self) -> Iterator[tuple[str, str, str]]:
@@ -198,8 +196,8 @@ class ByTask:
                     lacking.setdefault(missing, []).append(label)
             for missing, labels in lacking.items():
                 said = (
-                    f": without {self.words.titles(missing)}, and not to be compared with averages over other tasks; "
-                    "differences are over the tasks that both have."
+                    f": without {self.captions.titles(missing)}, and not to be compared with averages over other "
+                    "tasks; differences are over the tasks that both have."
                 )
                 yield block.name, f"{DAGGER} {self.average} of {', '.join(labels)}", said
 
@@ -212,18 +210,18 @@ class ByTask:
                     yield block.name, f"{DAGGER} {self.average} of {label}", f": {seeds} finished all of its tasks."
 
 
-def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """Return the table "tasks" of an experiment that varies the task.
-
-    Args:
-        best: the chosen row of every condition and label.
-        rows: all of them.
-    """
-    found = ByTask(words, results, best)
+def table(study: Study) -> Table:
+    """Return the table "tasks" of an experiment that varies the task."""
+    found = ByTask(study)
     lines = list(found.lines())
     text = [[*map(value_text, line.block.axes.values()), *cells] for line in lines for cells in _cells(line, found)]
-    caption = [*_caption(found), *words.closing()]
-    notes = [*footnotes.choices(best, rows), *found.notes(), *footnotes.budget(best, "column"), *words.cut()]
+    caption = [*_caption(found), *study.captions.closing()]
+    notes = [
+        *footnotes.choices(study),
+        *found.notes(),
+        *footnotes.budget(study.chosen, "column"),
+        *study.captions.cut(),
+    ]
     columns = [*names(found.axes), "task", *found.labels]
     title = f"{found.meta['title']}: by task"
     numbers = _numbers(lines, found)
@@ -231,11 +229,11 @@ def table(words: Words, results: Results, best: Sequence[Row], rows: Sequence[Ro
 
 
 def _caption(found: ByTask) -> Iterator[str]:
-    words = found.words
-    metric = words.meta["metric"]
+    captions = found.captions
+    metric = captions.meta["metric"]
     yield (
-        f"Test scores{words.times} after the last epoch; {words.better} is better. Mean over seeds ± half-width of the "
-        f"95% Student-t interval. {words.metric.capitalize()}: {metric['definition']}."
+        f"Test scores{captions.times} after the last epoch; {captions.better} is better. Mean over seeds ± "
+        f"half-width of the 95% Student-t interval. {captions.metric.capitalize()}: {metric['definition']}."
     )
     if not found.suite:
         return
@@ -244,27 +242,27 @@ def _caption(found: ByTask) -> Iterator[str]:
         "their scores."
     )
     if len(found.labels) > 1:
-        yield f"Below: its difference to that of {words.baseline}, paired by seed, with its 95% t interval."
+        yield f"Below: its difference to that of {captions.baseline}, paired by seed, with its 95% t interval."
 
 
 def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
     """Yield a line as one row of text, or a line of differences as two rows, since one would be too wide for a page."""
-    words, shown = found.words, [line.cells.get(label) for label in found.labels]
+    captions, shown = found.captions, [line.cells.get(label) for label in found.labels]
     marks = [DAGGER * (label in line.incomplete) for label in found.labels]
     if not line.signed:
-        yield [line.shown, *(words.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
+        yield [line.shown, *(captions.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
         return
-    means = [EMPTY if cell is None else words.signed_mean(cell) for cell in shown]
+    means = [EMPTY if cell is None else captions.signed_mean(cell) for cell in shown]
     yield [line.shown, *map(str.__add__, means, marks)]
-    yield [INTERVAL, *(EMPTY if cell is None else words.signed_bounds(cell) for cell in shown)]
+    yield [INTERVAL, *(EMPTY if cell is None else captions.signed_bounds(cell) for cell in shown)]
 
 
 def _numbers(lines: Sequence[Line], found: ByTask) -> pd.DataFrame:
-    unit = f" [{found.words.unit}]" if found.words.unit else ""
+    unit = f" [{found.captions.unit}]" if found.captions.unit else ""
     data: list[dict[str, Any]] = []
     for line in lines:
         for label, interval in line.cells.items():
-            row, shown = line.block.rows.get((line.task, label)), interval.scaled(found.words.scale)
+            row, shown = line.block.rows.get((line.task, label)), interval.scaled(found.captions.scale)
             data.append(
                 {
                     **line.block.axes,
@@ -289,14 +287,14 @@ def _blocks(best: Sequence[Row], axes: Sequence[str]) -> Iterable[Block]:
     return blocks.values()
 
 
-def _scores(words: Words, results: Results, best: Sequence[Row]) -> Scores:
-    records = keyed(choice.reported(results.records))
+def _scores(study: Study) -> Scores:
+    records = keyed(choice.reported(study.results.records))
     done = records[records["status"] == "done"]
     groups = {key: runs.set_index("seed") for key, runs in done.groupby(KEY, sort=False)}
     none = done.iloc[:0].set_index("seed")
-    found = {}
-    for row in best:
+    scores = {}
+    for row in study.chosen:
         runs = groups.get((row.condition, row.label, row.config), none)
-        columns = list(words.reported(row.varied["task"]))
-        found[row.condition, row.label] = runs.reindex(columns=columns).astype(float)
-    return found
+        columns = list(study.captions.reported(row.varied["task"]))
+        scores[row.condition, row.label] = runs.reindex(columns=columns).astype(float)
+    return scores

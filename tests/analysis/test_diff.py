@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from bench.analysis import render
-from bench.analysis.compare import Comparison, compare
-from bench.analysis.render import Table
+from bench.analysis.diff import Comparison, compare
+from bench.analysis.render.table import Table
+from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store.records import Results
 
@@ -26,7 +27,7 @@ def results(make_results: Make) -> Results:
 
 
 def altered(results: Results, **meta: Any) -> Results:
-    return Results({**results.meta, **meta}, results.records.copy(), results.curves)
+    return Results(cast(Any, {**results.meta, **meta}), results.records.copy(), results.curves)
 
 
 def table(found: Comparison, name: str) -> Table:
@@ -39,7 +40,7 @@ def cells(found: Comparison, name: str) -> dict[str, list[str]]:
 
 
 def test_a_result_set_is_the_same_as_itself_and_has_no_other_settings(results: Results) -> None:
-    found = compare(results, results)
+    found = compare(Study(results), Study(results))
     assert found.same
     assert [table.name for table in found.tables] == ["runs", "differences"]
     assert cells(found, "runs")["all"] == ["55"] * 5
@@ -50,7 +51,7 @@ def test_other_machines_and_times_do_not_count_as_long_as_bits_are_equal(results
     other = altered(results)
     other.records["train_seconds"] *= 3
     other.records["device"] = "Another"
-    found = compare(results, other)
+    found = compare(Study(results), Study(other))
     assert found.same
     assert table(found, "settings").rows == [["environment", "device", "AMD EPYC", "Another"]]
 
@@ -62,7 +63,7 @@ def test_one_other_bit_is_counted(results: Results, column: str) -> None:
     changed = other.records[column].tolist()
     changed[7] = value or changed[7] + 1e-12
     other.records[column] = changed
-    found = compare(results, other)
+    found = compare(Study(results), Study(other))
     assert not found.same
     label = str(results.records.loc[7, "optimizer"])
     assert cells(found, "runs")[label][-2:] == ["5", "4"]
@@ -71,7 +72,7 @@ def test_one_other_bit_is_counted(results: Results, column: str) -> None:
 
 def test_runs_that_only_one_side_has_are_counted(make_results: Make, results: Results) -> None:
     fewer = make_results(seeds=(0, 1, 2))
-    found = compare(results, fewer)
+    found = compare(Study(results), Study(fewer))
     assert not found.same
     assert cells(found, "runs")["sam"] == ["20", "12", "12", "12", "12"]
     assert ["experiment", "seeds", "[0, 1, 2, 3, 4]", "[0, 1, 2]"] in table(found, "settings").rows
@@ -84,7 +85,7 @@ def test_differences_are_paired_by_seed_with_a_t_interval(results: Results) -> N
     moved = np.array([0.01, 0.02, 0.015, 0.012, 0.018])
     other.records.loc[sgd, "test_acc"] += moved
     other.records.loc[sgd, "train_seconds"] *= 2
-    row = table(compare(results, other), "differences").numbers.iloc[0]
+    row = table(compare(Study(results), Study(other)), "differences").numbers.iloc[0]
     low, high = stats.t.interval(0.95, 4, moved.mean(), stats.sem(moved))
     assert row["difference_mean [%]"] == pytest.approx(1.5)
     assert (row["difference_low [%]"], row["difference_high [%]"]) == pytest.approx((100 * low, 100 * high))
@@ -95,18 +96,18 @@ def test_differences_are_paired_by_seed_with_a_t_interval(results: Results) -> N
 
 def test_another_choice_is_named(results: Results) -> None:
     other = altered(results)
-    chosen = cells(compare(results, results), "differences")
+    chosen = cells(compare(Study(results), Study(results)), "differences")
     before = next(name for name in chosen if name.startswith("sam"))
     best = (other.records["optimizer"] == "sam") & (other.records["rho"] == 0.5)
     other.records.loc[best, "val_acc"] = 0.99
-    assert f"{before} → sam (rho=0.5)" in cells(compare(results, other), "differences")
+    assert f"{before} → sam (rho=0.5)" in cells(compare(Study(results), Study(other)), "differences")
 
 
 def test_other_hyperparameters_and_data_are_listed(results: Results) -> None:
     other = altered(results, data={**results.meta["data"], "label_noise": 0.4}, labels=["sgd", "sam", "asam"])
     other = replace(other, records=other.records[other.records["optimizer"].isin(other.meta["labels"])].copy())
     other.records["momentum"] = np.where(other.records["optimizer"] == "sam", 0.8, other.records["momentum"])
-    rows = table(compare(results, other), "settings").rows
+    rows = table(compare(Study(results), Study(other)), "settings").rows
     assert ["data", "label_noise", "0.2", "0.4"] in rows
     assert ["sam", "momentum", "0.9", "0.8"] in rows
     assert ["optimizers", "adam", "there", "–"] in rows
@@ -116,35 +117,35 @@ def test_other_hyperparameters_and_data_are_listed(results: Results) -> None:
 def test_a_setting_that_an_older_version_did_not_know_is_no_difference(results: Results) -> None:
     older = altered(results, data={key: value for key, value in results.meta["data"].items() if key != "train_size"})
     del older.meta["vary"]
-    assert compare(older, results).same
-    assert [one.name for one in compare(older, results).tables] == ["runs", "differences"]
+    assert compare(Study(older), Study(results)).same
+    assert [one.name for one in compare(Study(older), Study(results)).tables] == ["runs", "differences"]
 
 
 def test_conditions_are_compared_each_for_itself(make_results: Make) -> None:
     results = make_results(vary={"label_noise": [0.2, 0.4]})
-    found = table(compare(results, results), "differences")
+    found = table(compare(Study(results), Study(results)), "differences")
     assert found.columns[:2] == ["label noise", "optimizer"]
     assert [row[0] for row in found.rows] == ["0.2"] * 5 + ["0.4"] * 5
 
 
 def test_unfinished_runs_do_not_stop_it(make_results: Make, results: Results) -> None:
     status = {("sgd", "", seed): "missing" for seed in range(5)}
-    found = compare(results, make_results(status=status))
+    found = compare(Study(results), Study(make_results(status=status)))
     assert not found.same
     assert cells(found, "differences")["sgd"][1:] == ["–", "–", "–", "0"]
 
 
 def test_nothing_in_common_is_an_error(make_results: Make, make_glue: Make, results: Results) -> None:
     with pytest.raises(BenchError, match="A measures accuracy, B score"):
-        compare(results, make_glue())
+        compare(Study(results), Study(make_glue()))
     with pytest.raises(BenchError, match=r"no optimizer is in both: A has sgd, .* B has lion"):
-        compare(results, make_results({"lion": {}}, baseline="lion"))
+        compare(Study(results), Study(make_results({"lion": {}}, baseline="lion")))
 
 
 @pytest.mark.parametrize("form", ["md", "csv"])
 def test_it_is_rendered_and_the_same_bytes_come_twice(results: Results, form: str) -> None:
     other = replace(results, records=results.records.assign(torch="2.0"))
-    texts = [[render.render(one, form) for one in compare(results, other).tables] for _ in range(2)]
+    texts = [[render.render(one, form) for one in compare(Study(results), Study(other)).tables] for _ in range(2)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 3
     assert pd.notna(texts[0][0])

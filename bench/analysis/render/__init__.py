@@ -1,0 +1,60 @@
+"""Tables as Markdown, LaTeX and CSV; for the terminal see `terminal.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from bench.analysis.render.latex import latex
+from bench.analysis.render.table import Table
+from bench.store.run_folder import write_atomic
+
+FORMATS = ("md", "tex", "csv")
+
+
+def render(table: Table, form: str) -> str:
+    """Return the table as text: "md" (GitHub), "tex" (line 1 names its packages) or "csv" (unrounded, one header line).
+
+    Raises ValueError for any other `form`. The same table gives the same bytes.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"unknown table format {form!r}, expected one of {', '.join(FORMATS)}")
+    if form == "tex":
+        return latex(table, table.stacked()[table.keys :])
+    return {"md": _markdown, "csv": _csv}[form](table)
+
+
+def write(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write every table as <folder>/tables/<name>.{md,tex,csv}, atomically; gives the paths written."""
+    paths = []
+    for table in tables:
+        for form in FORMATS:
+            path = folder / "tables" / f"{table.name}.{form}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, render(table, form))
+            paths.append(path)
+    return paths
+
+
+def _markdown(table: Table) -> str:
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in _named_once(table)]
+    align = ["left"] * (table.keys + 1) + ["right"] * (len(table.columns) - table.keys - 1)
+    grid = tabulate(cells, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
+    notes = "".join(f"- {note}\n" for note in table.footnotes)
+    below = [*table.answer, " ".join(table.caption), notes.rstrip("\n")]
+    return "\n\n".join([f"**{table.title}**", grid, *filter(None, below)]) + "\n"
+
+
+def _csv(table: Table) -> str:
+    return table.numbers.to_csv(index=False, lineterminator="\n")
+
+
+def _named_once(table: Table) -> Iterator[list[str]]:
+    """Yield the rows, with the condition named only in the first row of its block."""
+    before: list[str] = []
+    for row in table.rows:
+        condition = row[: table.keys]
+        yield row if condition != before else [""] * table.keys + row[table.keys :]
+        before = condition

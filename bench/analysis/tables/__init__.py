@@ -1,0 +1,37 @@
+"""The tables of an experiment: by task, results, losses, cost, budgets, statistics and every configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bench.analysis.answer import answer
+from bench.analysis.render.table import Table
+from bench.analysis.study import Study
+from bench.analysis.tables import budgets, by_task, main, sharpness, statistics, time_to_target, tuning
+from bench.store.selection import phased
+
+
+def build(study: Study) -> list[Table]:
+    """Return the tables of an experiment, in this order.
+
+    "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
+    "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep" (if anything is swept) and
+    "sharpness" (if it was measured).
+
+    Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
+    """
+    tables = [by_task.table(study)] if len(study.captions.varied.get("task", [])) > 1 else []
+    tables += [replace(main.results(study), answer=answer(study)), main.losses(study), main.cost(study)]
+    if study.contrasts and any(row.done for row in study.chosen):
+        tables += [budgets.table(study), statistics.table(study)]
+        tables += [one for one in [time_to_target.table(study)] if one.rows]
+    if phased(study.meta):
+        tables.append(tuning.table(study))
+    if study.meta["sweeps"]:
+        tables.append(main.sweep(study))
+    return tables + sharpness.tables(study)
+
+
+def to_target(study: Study, shown: float) -> Table:
+    """Return the table "target" for a user's own score, in the unit that tables show."""
+    return time_to_target.table(study, shown / study.captions.scale)
