@@ -15,8 +15,11 @@ from bench.optim.base.tensors import gradients
 from bench.optim.base.types import Momentum, NonNegative, Variant
 
 
+@register_optimizer("friendly-sam", wraps_base=True, passes=one_more_where_perturbed)
 class FriendlySAM(Perturbing, Remembering):
-    """Ascend along what is special about this batch's gradient: without its average over past batches.
+    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
+
+    That is along what is special about this batch's gradient:
 
         m_t = lmbda * m_{t-1} + (1 - lmbda) * g          g = grad L(w), m_0 = 0
         d   = g - sigma * m_t
@@ -45,9 +48,9 @@ class FriendlySAM(Perturbing, Remembering):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        sigma: float = 1.0,
-        lmbda: float = 0.9,
+        rho: NonNegative = 0.05,
+        sigma: NonNegative = 1.0,
+        lmbda: Momentum = 0.9,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -86,22 +89,3 @@ class FriendlySAM(Perturbing, Remembering):
         if self.variant == "authors":
             return [torch.where(m.isnan(), g, average) for m, g, average in zip(old, noted, averages, strict=True)]
         return averages
-
-
-@register_optimizer("friendly-sam", wraps_base=True, passes=one_more_where_perturbed)
-def friendly_sam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    sigma: NonNegative = 1.0,
-    lmbda: Momentum = 0.9,
-    variant: Variant = "paper",
-    **options: Unpack[AscentOptions],
-) -> FriendlySAM:
-    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
-
-    variant: "authors" begins the average with the first gradient, and takes it away before this one is in it. Options
-    as in sam.
-    """
-    return FriendlySAM(base, rho=rho, sigma=sigma, lmbda=lmbda, variant=variant, model=model, **options)

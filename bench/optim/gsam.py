@@ -16,8 +16,11 @@ from bench.optim.base.tensors import TINY, gradients
 from bench.optim.base.types import NonNegative
 
 
+@register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)
 class GSAM(Perturbing):
-    """SAM that also descends the gap between the perturbed loss and the loss.
+    """Surrogate-gap guided SAM: g' minus alpha times the part of g orthogonal to it; two passes (Zhuang et al. 2022).
+
+    SAM that also descends the gap between the perturbed loss and the loss:
 
         g  = grad L(w),  g' = grad L(w + e)              as SAM
         g_ = g - (g . g' / ||g'||^2) g'                  the part of g that is orthogonal to g'
@@ -40,8 +43,8 @@ class GSAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        alpha: float = 0.1,
+        rho: NonNegative = 0.05,
+        alpha: NonNegative = 0.1,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -63,19 +66,3 @@ class GSAM(Perturbing):
         if moved:
             torch._foreach_mul_(moved, 1 + self.alpha * along)
             torch._foreach_add_(moved, at_w, alpha=-self.alpha)
-
-
-@register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)
-def gsam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    alpha: NonNegative = 0.1,
-    **options: Unpack[AscentOptions],
-) -> GSAM:
-    """Surrogate-gap guided SAM: g' minus alpha times the part of g orthogonal to it; two passes (Zhuang et al. 2022).
-
-    The paper has rho go down with lr: rho_schedule = "lr". Other options as in sam.
-    """
-    return GSAM(base, rho=rho, alpha=alpha, model=model, **options)

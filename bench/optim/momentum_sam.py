@@ -22,8 +22,11 @@ BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""
 
 
+@register_optimizer("momentum-sam", wraps_base=True)
 class MomentumSAM(Perturbing):
-    """SAM at the price of its base: the perturbation follows the momentum that the base has anyway.
+    """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
+
+    SAM at the price of its base, which has that momentum anyway:
 
         e  = -rho * v / (||v|| + 1e-12)                  v: the base's momentum before this step
         w  <- base.step(w, grad L(w + e))                which also moves v
@@ -55,7 +58,7 @@ class MomentumSAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.3,
+        rho: NonNegative = 0.3,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -128,20 +131,3 @@ class MomentumSAM(Perturbing):
 def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     """Return whether weights are decayed beside the gradient: torch's say so in their groups, AdamW by its name."""
     return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))
-
-
-@register_optimizer("momentum-sam", wraps_base=True)
-def momentum_sam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.3,
-    variant: Variant = "paper",
-    **options: Unpack[PerturbationOptions],
-) -> MomentumSAM:
-    """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
-
-    rho: 0.3 to 3 in the paper; variant: "authors" has the moved weights decay. Options as in sam, without m and
-    ascent_decay.
-    """
-    return MomentumSAM(base, rho=rho, variant=variant, model=model, **options)

@@ -18,8 +18,9 @@ from bench.optim.base.tensors import as_real
 from bench.optim.base.types import AtLeastOne, NonNegative
 
 
+@register_optimizer("random-direction", wraps_base=True)
 class RandomDirection(Perturbing):
-    """Descend along the gradient found at a random point at distance rho.
+    """Control: the gradient at a random point at distance rho; one pass per step (noise as in Wen et al. 2018).
 
         e  = rho * z / ||z||,  z ~ N(0, 1)               one norm over all parameters
         w  <- base.step(w, grad L(w + e))
@@ -42,10 +43,10 @@ class RandomDirection(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
+        rho: NonNegative = 0.05,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
-        m: int | None = None,
+        m: AtLeastOne | None = None,
         total_steps: int | None = None,
         norm_group: ProcessGroup | None = None,
         **options: Unpack[PerturbationOptions],
@@ -80,19 +81,3 @@ class RandomDirection(Perturbing):
 
         with self.moved(groups, e), self.last_pass():
             return closure(), None
-
-
-@register_optimizer("random-direction", wraps_base=True)
-def random_direction(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    m: AtLeastOne | None = None,
-    **options: Unpack[PerturbationOptions],
-) -> RandomDirection:
-    """Control: the gradient at a random point at distance rho; one pass per step (noise as in Wen et al. 2018).
-
-    m: examples that share one direction. Options as in sam, without ascent_decay.
-    """
-    return RandomDirection(base, rho=rho, model=model, m=m, **options)
