@@ -76,7 +76,7 @@ from pathlib import Path
 from bench.training import checkpoint
 from bench.store.run_folder import RunFolder, StorageError
 folder = RunFolder(Path({str(tmp_path)!r}))
-state = dict.fromkeys(checkpoint.KEYS)
+state = dict.fromkeys(checkpoint.StateDict.__annotations__)
 checkpoint.save(folder, state | {{"run_id": "old"}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
