@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bench.core.process_group import ALONE, Group
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.seeding import continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.optim.base.schedule import scheduler
-from bench.store.run_folder import KEEP_WEIGHTS, RunFolder
+from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
 from bench.training import checkpoint
 from bench.training.environment import PeakMemory, describe
@@ -69,7 +69,7 @@ def train(
     folder: RunFolder,
     device: torch.device,
     report: Report = lambda done, epochs, measured: None,
-    checkpoint_minutes: float = 5.0,
+    options: RunOptions = DEFAULTS,
     stop: Callable[[], bool] = lambda: False,
     group: Group = ALONE,
     say: Callable[[str], None] = warnings.warn,
@@ -80,8 +80,8 @@ def train(
         folder: where the run lives; claimed by the caller.
         device: where data and model live.
         report: called after every epoch.
-        checkpoint_minutes: time between two checkpoints, which are written between two steps; an epoch that ends has
-            one after a tenth of it.
+        options: how often checkpoints are written (between two steps, and at the end of an epoch after a tenth of that
+            time), and whether the final weights are kept.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
         group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the
             first evaluates and writes; whoever is asked to stop stops all of them, after the same step.
@@ -110,7 +110,7 @@ def train(
     if device.type == "cuda" or spec.train.compile:
         run.warm_up()
     state.clocks.setup_seconds += time.perf_counter() - started
-    timer = CheckpointTimer(checkpoint_minutes, stop, group, device)
+    timer = CheckpointTimer(options.checkpoint_minutes, stop, group, device)
 
     # ---- epochs ----------------------------------------------------------------------------------------------
     epochs = spec.train.epochs
@@ -136,7 +136,10 @@ def train(
                 own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
                 measured = group.from_first(own)
                 if last:  # the weights that were measured are the ones that the run ends with
-                    final_sha256 = _end(run.model, folder, spec.run_id, keep=group.is_first)
+                    final_sha256 = weights_sha256(run.model)
+                    if options.keep_weights and group.is_first:
+                        about = {"run_id": spec.run_id, "sha256": final_sha256}
+                        checkpoint.keep_weights(folder.weights, run.model, about)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
             state.curve.append({**_point(state), "batch_loss": batch_loss, **measured})
@@ -281,18 +284,6 @@ def _texts(data: Data) -> dict[str, int]:
 def weights_sha256(model: nn.Module) -> str:
     """Return a fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
     return _sha256(model.state_dict())
-
-
-def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
-    """Return the fingerprint of the weights that are there, and write them where somebody has asked for them.
-
-    Args:
-        keep: whether this process is the one that writes.
-    """
-    sha256 = weights_sha256(model)
-    if keep and os.environ.get(KEEP_WEIGHTS):
-        checkpoint.keep_weights(folder.weights, model, {"run_id": run_id, "sha256": sha256})
-    return sha256
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.core.registry import load_builtins, models, optimizers, tasks
+from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.splits import Split
@@ -320,11 +321,11 @@ def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         saved.append((state["place"]["epoch"], state["place"]["step"]))
 
     monkeypatch.setattr(checkpoint, "save", note)
-    do(make_spec(epochs=2), tmp_path / "often", checkpoint_minutes=0)
+    do(make_spec(epochs=2), tmp_path / "often", options=RunOptions(checkpoint_minutes=0))
     inside = [[(epoch, step) for step in range(1, STEPS)] for epoch in range(2)]
     assert saved == [*inside[0], (1, 0), *inside[1]]  # after the last epoch there is a result instead
     saved.clear()
-    do(make_spec(epochs=2), tmp_path / "never", checkpoint_minutes=60)
+    do(make_spec(epochs=2), tmp_path / "never", options=RunOptions(checkpoint_minutes=60))
     assert saved == []
 
 
@@ -338,7 +339,7 @@ def test_an_epoch_that_ends_has_a_checkpoint_where_the_last_is_not_quite_new(
         monotonic=lambda: 60 * next(minutes), perf_counter=time.perf_counter, process_time=time.process_time
     )
     monkeypatch.setattr("bench.train.time", clock)
-    do(make_spec(epochs=4), tmp_path, checkpoint_minutes=5)
+    do(make_spec(epochs=4), tmp_path, options=RunOptions(checkpoint_minutes=5))
     assert saved == [(2, 0)]
 
 

@@ -1,7 +1,7 @@
 """Published data sets on disk: where they are, whether they are the real ones, and getting them.
 
-There is one data folder: the environment variable BENCH_DATA, else `sam-bench` in the user's cache. No file is taken
-for what its name says: what is read has been compared with the checksum of what the publisher gives out.
+There is one data folder (`bench.core.data_folder`). No file is taken for what its name says: what is read has been
+compared with the checksum of what the publisher gives out.
 """
 
 from __future__ import annotations
@@ -21,30 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bench.core.data_folder import ANOTHER_FOLDER
+from bench.core.data_folder import data_folder as data_folder
 from bench.core.errors import BenchError, NotPrepared
 from bench.data.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
 
 T = TypeVar("T")
 Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
 
-ANOTHER_FOLDER = "another data folder with --data-dir DIR or the environment variable BENCH_DATA"
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-
-
-def data_folder() -> Path:
-    """Return BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; the folder need not exist yet.
-
-    Raises:
-        BenchError: it is something other than a folder, or there is no home folder.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = Path(os.environ.get("BENCH_DATA") or Path(cache, "sam-bench")).expanduser().absolute()
-    except RuntimeError as error:
-        raise BenchError(f"no home folder for the data ({error}); name {ANOTHER_FOLDER}") from error
-    if folder.exists() and not folder.is_dir():
-        raise BenchError(f"{folder} is to hold the data, but is not a folder; name {ANOTHER_FOLDER}")
-    return folder
 
 
 @dataclass(frozen=True)

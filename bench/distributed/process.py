@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from bench.core.errors import BenchError
 from bench.core.process_group import Group
+from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
 from bench.distributed.messages import Teller
@@ -108,7 +109,7 @@ def take_part(
     path: Path,
     device: torch.device,
     tell: Tell,
-    checkpoint_minutes: float,
+    options: RunOptions,
     stop: Callable[[], bool],
     claim: bool,
 ) -> None:
@@ -134,7 +135,7 @@ def take_part(
         with _first_only(group, folder, claim):
             try:
                 if group.from_first(folder.result() is None):
-                    train(spec, folder, device, report, checkpoint_minutes, stop, group, say)
+                    train(spec, folder, device, report, options, stop, group, say)
                 kind = "done"
             except Stopped:
                 kind = "stopped"
@@ -186,7 +187,7 @@ def be_one(
     *,
     device: str | None,
     threads: int | None,
-    checkpoint_minutes: float,
+    options: RunOptions,
     watched: bool,
 ) -> int:
     """Take part in a run as the one that the environment makes of this process.
@@ -219,7 +220,7 @@ def be_one(
         if on.type == "cuda":
             torch.cuda.set_device(on)
         torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
-        take_part(spec, path, on, tell, checkpoint_minutes, stop, claim=not watched)
+        take_part(spec, path, on, tell, options, stop, claim=not watched)
     except Exception as error:
         kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
         text = str(error) if isinstance(error, BenchError) else traceback.format_exc()

@@ -16,7 +16,7 @@ from rich.console import Console
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PlannedRun
 from bench.evidence.measures.measure import Settings, measure, prepared
-from bench.evidence.repeat import Recorded, repeat, weights_kept
+from bench.evidence.repeat import Recorded, repeat
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256
@@ -110,8 +110,7 @@ def _final_weights(
         if gone:
             said = f"{len(gone)} of {counted(len(runs), 'run')} left no weights (--keep-weights): they are repeated"
             console.print(said, highlight=False)
-            with weights_kept():
-                outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, console=console)
+            outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, keep_weights=True, console=console)
             if outcome.interrupted:
                 raise KeyboardInterrupt
             if outcome.failed:

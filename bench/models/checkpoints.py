@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.core.data_folder import data_folder
 from bench.core.errors import BenchError, NotPrepared
-from bench.data.datasets import data_folder
 from bench.data.tokens import TOKENIZER_FILES, VOCABULARIES, first_line
 
 CONFIG = "config.json"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bench.core.data_folder import data_folder
 from bench.core.errors import BenchError, NotPrepared
-from bench.data.datasets import data_folder
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

@@ -40,10 +40,6 @@ FINISHED: tuple[Status, ...] = ("done", "diverged")
 TAIL = 16_384
 """Bytes at the end of a curve in which its last line is looked for."""
 
-KEEP_WEIGHTS = "BENCH_KEEP_WEIGHTS"
-"""Set in the environment, where workers and their processes find it: runs leave their final weights in their folders.
-It is no part of a run, since no number hangs on it."""
-
 
 def reason_in(error: str) -> str:
     """Return the line of error.txt that gives the reason: the last of a traceback, the first of our own message."""

@@ -255,7 +255,7 @@ def test_a_long_tmpdir_leaves_room_for_the_path_of_a_socket(tmp_path: Path, monk
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
-    _Pool([], Store(tmp_path), Display({}, {}, terminal.console()), False, 5.0)
+    _Pool([], Store(tmp_path), Display({}, {}, terminal.console()))
     with multiprocessing.connection.Listener(family="AF_UNIX") as listener:
         assert len(str(listener.address)) < 108
     assert tempfile.gettempdir() == str(long)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
+from bench.core import data_folder
 from bench.core.registry import optimizers, undeclared
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import PlannedRun
 from bench.launch import speeds
 from bench.launch.estimate import Speed, configuration, samples
@@ -48,8 +50,7 @@ def run_local(
     display: Display,
     *,
     shares: Sequence[Slot],
-    fail_fast: bool = False,
-    checkpoint_minutes: float = 5.0,
+    options: RunOptions = DEFAULTS,
     only_estimate: bool = False,
     grace_seconds: float = GRACE_SECONDS,
     meanwhile: Callable[[str | None], None] = lambda run_id: None,
@@ -59,8 +60,7 @@ def run_local(
     Args:
         runs: what is to do, in the order of doing.
         shares: the machine in the shares that runs get, from `slots`.
-        fail_fast: end the launch at the first failure.
-        checkpoint_minutes: time between two checkpoints of a run.
+        options: whether the first failure ends the launch, and what each run is told.
         only_estimate: measure and say how long they would take, build each configuration and take one step of it, and
             do none of them; configurations that fail are the failed runs of the outcome.
         grace_seconds: how long workers may take to save, once asked to stop.
@@ -74,7 +74,7 @@ def run_local(
             interrupts.check()
             meanwhile(run_id)
 
-        pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes, between)
+        pool = _Pool(runs, store, display, options, between)
         try:
             pool.start(shares[: len(runs)])
             pool.measure()
@@ -108,16 +108,14 @@ class _Pool:
         runs: Sequence[PlannedRun],
         store: Store,
         display: Display,
-        fail_fast: bool = False,
-        checkpoint_minutes: float = 5.0,
+        options: RunOptions = DEFAULTS,
         meanwhile: Callable[[str | None], None] = lambda run_id: None,
     ) -> None:
         self.queue = deque(runs)
         self.meanwhile = meanwhile
         self.store = store
         self.display = display
-        self.fail_fast = fail_fast
-        self.checkpoint_minutes = checkpoint_minutes
+        self.options = options
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
@@ -138,7 +136,9 @@ class _Pool:
 
     def _hire(self, slot: Slot) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = self.context.Process(target=work, args=(theirs, slot, dict(os.environ)), daemon=True)
+        process = self.context.Process(
+            target=work, args=(theirs, slot, {**os.environ, **data_folder.variables()}), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
@@ -210,7 +210,7 @@ class _Pool:
                 return
 
     def _ended_early(self) -> bool:
-        if self.outcome.disk is None and not (self.fail_fast and self.outcome.failed):
+        if self.outcome.disk is None and not (self.options.fail_fast and self.outcome.failed):
             return False
         waiting = bool(self.queue) or any(self.lonely.values())
         self.outcome.interrupted = waiting or any(worker.run for worker in self.workers)
@@ -240,7 +240,7 @@ class _Pool:
         worker.run, worker.alone = run, alone
         spec, folder = run.spec.model_dump_json(), self.store.run(run.spec.run_id).path
         self.display.started(run)
-        job = Rehearse(spec, alone) if self.rehearsing else Job(spec, folder, self.checkpoint_minutes, alone)
+        job = Rehearse(spec, alone) if self.rehearsing else Job(spec, folder, self.options, alone)
         try:
             worker.connection.send(job)
         except OSError:  # it died while it had nothing to do

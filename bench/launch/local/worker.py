@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from bench.core.errors import BenchError, NotPrepared
+from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed.launcher import run_distributed
 from bench.launch.estimate import measure, rehearse
@@ -35,7 +36,7 @@ class Job:
 
     spec_json: str
     folder: Path
-    checkpoint_minutes: float
+    options: RunOptions
     alone: bool = False
 
 
@@ -176,10 +177,10 @@ def _run(
     spec = RunSpec.model_validate_json(job.spec_json)
     devices = slot.devices(spec.train.processes)
     if spec.train.processes == 1:
-        return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop, say=say)
+        return train(spec, folder, devices[0], report, job.options, stop, say=say)
     if slot.device != "cpu":
         torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
-    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop, slot.team, say)
+    return run_distributed(spec, folder, devices, report, job.options, stop, slot.team, say)
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:

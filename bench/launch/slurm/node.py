@@ -68,8 +68,7 @@ def do(submission: Submission, task: int) -> Outcome:
                 store,
                 display,
                 shares=_shares(settings, {run.spec.train.processes for run in runs}, team),
-                fail_fast=settings.fail_fast,
-                checkpoint_minutes=settings.checkpoint_minutes,
+                options=settings.options,
                 grace_seconds=max(GRACE_SECONDS, settings.grace_seconds),
             )
             total.finished += outcome.finished
@@ -122,7 +121,8 @@ def _shares(settings: Settings, processes: set[int], team: Team | None) -> list[
     """
     here = {count // settings.nodes for count in processes}
     on_cores = None if settings.gpus else max(1, settings.cpus // max(here))
-    shares = slots(1 if team else settings.jobs or on_cores, settings.jobs_per_gpu, processes=here)
+    options = settings.options
+    shares = slots(1 if team else options.jobs or on_cores, options.jobs_per_gpu or 1, processes=here)
     shares = [replace(share, team=team) for share in shares]
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if seen <= settings.cpus:

@@ -18,7 +18,6 @@ from bench.core.errors import counted
 from bench.distributed.launcher import Call, start
 from bench.distributed.messages import Teller
 from bench.launch.slurm import submission as submissions
-from bench.store.run_folder import read_json
 
 LOOK_SECONDS = 0.5
 """Between two looks at the calls."""
@@ -29,7 +28,7 @@ def main() -> int:
     calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""
-    while not (call := Call(**read_json(calls, missing={}))).over:
+    while not (call := Call.read(calls)).over:
         if call.number != answered:
             answered = call.number
             try:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from bench.config.file import load
 from bench.core.errors import BadValue
+from bench.core.run_options import RunOptions
 from bench.launch.estimate import Speed
 from bench.launch.local import pool as local
 from bench.launch.local.slots import Slot, slots
@@ -227,7 +228,7 @@ def test_a_worker_killed_while_idle_is_replaced(
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml", ["train.epochs=1"]), Store(tmp_path / "results"))
     display = Display(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
-    pool = local._Pool(plan.to_do, plan.store, display, fail_fast=False, checkpoint_minutes=0.5)
+    pool = local._Pool(plan.to_do, plan.store, display, RunOptions(checkpoint_minutes=0.5))
     pool.start(slots(1))
     pool.workers[0].process.kill()
     pool.workers[0].process.join()
@@ -252,9 +253,7 @@ def test_bf16_on_a_cpu_without_matrix_units_is_warned_of(
     monkeypatch.setattr("bench.launch.local.slots.has_bf16_units", lambda: units)
     plan = make_plan(load(site.path / "touchy.toml", [f"train.precision={precision}"]), Store(site.results))
     console = Console(file=io.StringIO(), width=200)
-    pool = local._Pool(
-        plan.to_do, plan.store, Display(plan.passes, plan.experiment.meta()["metric"], console), False, 1.0
-    )
+    pool = local._Pool(plan.to_do, plan.store, Display(plan.passes, plan.experiment.meta()["metric"], console))
     monkeypatch.setattr(pool, "_ask_all", lambda question: [])
     pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
     pool.measure()
@@ -277,7 +276,7 @@ def test_a_second_launch_of_the_same_work_measures_nothing_and_tells_the_time_al
     for launch in (1, 2):
         console = Console(file=io.StringIO(), width=200)
         display = Display(plan.passes, plan.experiment.meta()["metric"], console)
-        pool = local._Pool(plan.to_do, plan.store, display, False, 1.0)
+        pool = local._Pool(plan.to_do, plan.store, display)
         monkeypatch.setattr(pool, "_ask_all", ask)
         pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
         pool.measure()
@@ -387,7 +386,7 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 (folder.path / "lock").write_text('{"host": "node7", "boot": "another"}')
                 time.sleep(0.5)
 
-    job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, 5.0)
+    job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
     event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]

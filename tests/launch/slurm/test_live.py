@@ -366,7 +366,7 @@ def test_max_jobs_holds_over_arrays_and_submissions(
 
 
 def test_a_job_that_died_before_python_started_names_its_log(tmp_path: Path) -> None:
-    settings = Settings(None, 1, 0, 1, 60, 120, 5.0, False, None)
+    settings = Settings(0, 1, 60, 120)
     one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings)
     assert JobStatus(one, 0, "FAILED").words() == "job 1_0 never started: failed"
     one.log(0).write_text("line\nslurm_script: line 20: python: command not found\n\n")

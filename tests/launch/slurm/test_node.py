@@ -15,6 +15,7 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError
+from bench.core.run_options import RunOptions
 from bench.distributed.launcher import Call, Rank, Team
 from bench.distributed.messages import Listener
 from bench.launch.local.slots import Slot
@@ -31,8 +32,9 @@ Machine = Callable[[int, int], None]
 
 
 def settings(**given: Any) -> Settings:
-    usual = {"jobs": None, "jobs_per_gpu": 1, "gpus": 0, "cpus": 1, "time": 60, "grace_seconds": 120}
-    return Settings(**({**usual, "checkpoint_minutes": 5.0, "fail_fast": False, "data": None} | given))
+    usual = {"gpus": 0, "cpus": 1, "time": 60, "grace_seconds": 120}
+    options = {name: given.pop(name) for name in ("jobs", "jobs_per_gpu", "data") if name in given}
+    return Settings(**{**usual, **given}, options=RunOptions(**options))
 
 
 def shares(processes: set[int] | None = None, team: Team | None = None, **given: Any) -> list[tuple[str, int]]:
