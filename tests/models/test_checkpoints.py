@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from bench.core import registry
 from bench.core.errors import BenchError
-from bench.models import checkpoints
+from bench.models.pretrained import Checkpoint
 
 from .encoder_files import Sentences, weights, write
 from .helpers import build
@@ -38,10 +38,10 @@ def test_a_checkpoint_is_found_in_the_data_folder_then_as_a_folder_then_where_th
     monkeypatch.chdir(tmp_path)
     places = [in_hub_cache(NAME), write(tmp_path / NAME, "electra"), write(data / "weights" / NAME, "electra")]
     for place in reversed(places):
-        assert checkpoints.locate(NAME) == place
+        assert Checkpoint(NAME).locate() == place
         registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
         (place / "model.safetensors").unlink()
-    assert checkpoints.locate(NAME, weights=False) == places[2]
+    assert Checkpoint(NAME, weights=False).locate() == places[2]
 
 
 def test_folders_are_named_in_full_or_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +49,9 @@ def test_folders_are_named_in_full_or_from_home(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     place = write(tmp_path / "a" / "b" / "bert", "bert")
     for name in (str(place), "~/a/b/bert", "./a/b/bert", "a/b/bert"):
-        assert checkpoints.locate(name).samefile(place)
+        assert Checkpoint(name).locate().samefile(place)
     monkeypatch.chdir(place.parent)
-    assert checkpoints.find("bert") is None, "a name without a slash is one of the hub"
+    assert Checkpoint("bert").find() is None, "a name without a slash is one of the hub"
 
 
 def test_the_tokenizer_is_the_checkpoints(data: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: P
             registry.models["encoder"].prepare({"checkpoint": str(unhad), "from_scratch": False})
     assert hub == []
     with pytest.raises(BenchError, match=r'checkpoint = "~nobody-of-that-name/x": .*; write the folder out'):
-        checkpoints.locate("~nobody-of-that-name/x")
+        Checkpoint("~nobody-of-that-name/x").locate()
 
 
 def test_a_pickle_is_refused(bert: Path, data: Path) -> None:

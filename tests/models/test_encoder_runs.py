@@ -18,6 +18,7 @@ from bench.core.registry import load_builtins, tasks
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.evidence.measures.measure import Settings, measure, prepared
 from bench.launch import run as launch
+from bench.models.pretrained import Checkpoint
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.tasks.base import prepare
@@ -256,9 +257,7 @@ def test_cuda_graphs_are_not_for_batches_of_many_widths(data: Path) -> None:
 def test_a_missing_checkpoint_stops_the_launch(
     data: Path, tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "bench.models.checkpoints.fetch", lambda name, **options: (_ for _ in ()).throw(BenchError(name))
-    )
+    monkeypatch.setattr(Checkpoint, "fetch", lambda self: (_ for _ in ()).throw(BenchError(self.name)))
     path = write_experiment({**TINY, "model": {"name": "encoder", "checkpoint": "nobody/nothing"}})
     with pytest.raises(BenchError, match="nobody/nothing"):
         launch.run(str(path), out=tmp_path / "results")
