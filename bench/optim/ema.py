@@ -21,7 +21,7 @@ class EMA(Averaging):
         base: a constructed torch optimizer.
         decay: 1 / (1 - decay) is about how many steps it averages over.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm, norm_group: as of `bench.optim.base.wrapper.Method`.
+        clip_norm, norm_group: as of `bench.optim.base.wrapper.OptimizerWrapper`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.closures import check_backward
 from bench.optim.base.drawing import drawn
 from bench.optim.base.options import AscentOptions, share_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.side_effects import clear_caches
 from bench.optim.base.tensors import gradients
 from bench.optim.base.types import NonNegative, Share, Variant
@@ -27,7 +27,7 @@ def _passes(params: dict[str, Any]) -> float:
 
 
 @register_optimizer("esam", wraps_base=True, passes=_passes)
-class ESAM(Perturbing):
+class ESAM(PerturbedOptimizer):
     """Efficient SAM: moves part of the weights, descends on part of the batch; 4/3 + gamma passes (Du et al. 2022).
 
     The part of the weights is random; the part of the batch is the examples whose loss the move raises most:
@@ -47,7 +47,7 @@ class ESAM(Perturbing):
             rise by *more* than the one at rank gamma |B|: one fewer than here, or more fewer where examples tie; where
             none does, those that tie with it. Which these are has to be fetched from the device. After 20 steps of a
             small convolutional net the two are .58 of the way gone apart at beta 1, gamma .5, and .34 at beta .6.
-        others: as of `bench.optim.base.perturbation.Perturbing`.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
     Raises:
         ValueError: there is a norm_group; beta, gamma or an option is impossible.

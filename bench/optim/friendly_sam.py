@@ -9,14 +9,14 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
-from bench.optim.base.state import Remembering
+from bench.optim.base.perturbation import PerturbedOptimizer
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import gradients
 from bench.optim.base.types import Momentum, NonNegative, Variant
 
 
 @register_optimizer("friendly-sam", wraps_base=True, passes=one_more_where_perturbed)
-class FriendlySAM(Perturbing, Remembering):
+class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
     """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
 
     That is along what is special about this batch's gradient:
@@ -33,7 +33,7 @@ class FriendlySAM(Perturbing, Remembering):
             all from the beginning of the average; and .25 apart at sigma .5 for the other cause. At sigma 1 the two
             directions are the same but for that beginning, whose weight is lmbda^t: at lmbda .995 they differ for more
             than 200 steps.
-        others: as of `bench.optim.base.perturbation.Perturbing`.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
     Traps: m_t has this batch in it before it is taken away, with weight 1 - lmbda: of a gradient that never changes it
     comes to be that gradient, and what is left to ascend along is rounding. m_0 is 0 and is not corrected, as in the

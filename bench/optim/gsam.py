@@ -11,13 +11,13 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.tensors import TINY, gradients
 from bench.optim.base.types import NonNegative
 
 
 @register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)
-class GSAM(Perturbing):
+class GSAM(PerturbedOptimizer):
     """Surrogate-gap guided SAM: g' minus alpha times the part of g orthogonal to it; two passes (Zhuang et al. 2022).
 
     SAM that also descends the gap between the perturbed loss and the loss:
@@ -31,7 +31,7 @@ class GSAM(Perturbing):
 
     Args:
         alpha: weight of g_; 0 is SAM. The paper tries 0.01 to 0.4.
-        others: as of `bench.optim.base.perturbation.Perturbing`. The paper has rho go down as lr does, from
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`. The paper has rho go down as lr does, from
             rho_max to rho_min: rho=rho_max, rho_schedule="lr", rho_end=rho_min, and lr_min where lr does not end at 0.
 
     Traps: one scalar product over all parameters, not one per tensor. g has to be kept through the second pass: one

@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 from bench.core.registry import register_optimizer
 from bench.optim.base.closures import Closure
 from bench.optim.base.options import Ascent, share_perturbed
-from bench.optim.base.perturbation import Perturbing
-from bench.optim.base.state import Remembering
+from bench.optim.base.perturbation import PerturbedOptimizer
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import TINY, gradients
 from bench.optim.base.types import AtLeastOne, NonNegative
 
@@ -24,7 +24,7 @@ def _passes(params: dict[str, Any]) -> float:
 
 
 @register_optimizer("looksam", wraps_base=True, passes=_passes)
-class LookSAM(Perturbing, Remembering):
+class LookSAM(PerturbedOptimizer, StatefulWrapper):
     """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes per step (Liu et al. 2022).
 
         every k-th step:  g' = grad L(w + e),  g_v = g' - (g' . g / ||g||^2) g,  w <- base.step(w, g')
@@ -35,7 +35,7 @@ class LookSAM(Perturbing, Remembering):
     Args:
         k: period; 1 is SAM. The paper's 5 costs 1.2 passes per step.
         alpha: weight of what is reused. The paper takes 0.5 to 1.0.
-        others: as of `bench.optim.base.perturbation.Perturbing`, without perturb_every, which k is.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without perturb_every, which k is.
 
     Traps: norms and the scalar product are over all parameters. What is remembered is g_v, in the state_dict as
     "looksam_reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.sparse import whole
 from bench.optim.base.tensors import as_real, gradients
 from bench.optim.base.types import NonNegative
@@ -20,7 +20,7 @@ AdaptiveOn = Literal["all", "weight"]
 
 
 @register_optimizer("sam", wraps_base=True, passes=one_more_where_perturbed, without=("adaptive", "eta", "adaptive_on"))
-class SAM(Perturbing):
+class SAM(PerturbedOptimizer):
     """Sharpness-aware minimization over a base optimizer: two passes per step (Foret et al. 2021).
 
     Descends along the gradient found at the worst point within rho of the weights:

@@ -25,7 +25,7 @@ class SWA(Averaging):
         begin: share of training after which averaging begins; until then the weights themselves are evaluated.
         total_steps: steps of the whole training; `bench run` knows it.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm, norm_group: as of `bench.optim.base.wrapper.Method`.
+        clip_norm, norm_group: as of `bench.optim.base.wrapper.OptimizerWrapper`.
 
     Raises:
         ValueError: begin is no share; or, at the first step, total_steps is not known.

@@ -18,7 +18,7 @@ from bench.core.registry import optimizers, undeclared
 from bench.core.spec import OptimizerChoice
 from bench.optim.base.averaging import to_training
 from bench.optim.base.closures import Closure
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import chosen_optimizer
 
 STEPS = 12
@@ -56,7 +56,7 @@ def _count(choice: OptimizerChoice) -> float:
     inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
     optimizer = chosen_optimizer(choice, list(model.parameters()), model)
     to_training(optimizer)
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = STEPS
     work = 0.0
 

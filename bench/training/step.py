@@ -32,7 +32,7 @@ from bench.optim.base.averaging import evaluation_weights, to_training
 from bench.optim.base.closures import Closure
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Encode, Task, prepare
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
@@ -193,7 +193,7 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tu
     to_training(optimizer)
     batch_size = min(spec.train.batch_size, len(data.train))
     steps = steps_per_epoch(len(data.train), spec.train.batch_size)
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = spec.train.epochs * steps
         optimizer.seed = derive(spec.seed, "direction")
     part_size, together = share_out(optimizer, batch_size, group)
@@ -252,10 +252,8 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -
     if share % m:
         raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
     if group.size > 1:
-        if not isinstance(optimizer, Method):
-            raise BenchError(
-                f"{type(optimizer).__name__} has m, but is no bench.optim.base.wrapper.Method: one process only"
-            )
+        if not isinstance(optimizer, OptimizerWrapper):
+            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.OptimizerWrapper: one process only")
         optimizer.group = group
     return m, False
 
@@ -295,7 +293,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = chosen_optimizer(spec.optimizer, parameter_groups(model, spec.train.weight_decay_on), model)
     if spec.train.clip_norm is not None:
         try:
-            optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
+            optimizer = optimizer if isinstance(optimizer, OptimizerWrapper) else OptimizerWrapper(optimizer)
         except ValueError as error:  # LBFGS, whose step needs its closure
             raise BenchError(f"train.clip_norm: {error}") from error
         optimizer.clip_norm = spec.train.clip_norm

@@ -464,7 +464,7 @@ assert not {"torch", "numpy", "pandas", "pydantic"} & sys.modules.keys()
 assert set(bench.__all__) <= set(dir(bench))
 for name in bench.__all__:
     assert callable(getattr(bench, name)), name
-assert issubclass(bench.SAM, bench.Method)
+assert issubclass(bench.SAM, bench.OptimizerWrapper)
 from bench.launch.run import run
 assert bench.run is run
 try:

@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 PLUGIN = """
 import torch
 from bench import register_model, register_optimizer
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
-class Twice(Method):
+class Twice(OptimizerWrapper):
     \"\"\"A method of two passes that does not say so.\"\"\"
     def gradient(self, closure):
         closure()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from bench.core.process_group import Group
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -56,7 +56,7 @@ METHODS: dict[str, Make] = {
     "random-direction": partial(RandomDirection, rho=0.5),
     "ema": partial(EMA, decay=0.8),
     "swa": partial(SWA, begin=0.5),
-    "base": Method,
+    "base": OptimizerWrapper,
 }
 VARIANTS: dict[str, Make] = {
     "asam on weights": partial(SAM, rho=0.5, adaptive=True, adaptive_on="weight"),

@@ -16,7 +16,7 @@ from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.evidence.measures.measure import Settings, measure, prepared
 from bench.optim.base.averaging import evaluation_weights
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.gsam import GSAM
 from bench.optim.sam import SAM
 from bench.store.run_folder import Store
@@ -71,7 +71,7 @@ BASES: dict[str, Callable[[Any], Optimizer]] = {
 }
 METHODS: dict[str, Callable[..., Optimizer]] = {
     "bare": lambda base, model: base,
-    "clipped": lambda base, model: Method(base, clip_norm=1.0),
+    "clipped": lambda base, model: OptimizerWrapper(base, clip_norm=1.0),
     "sam": lambda base, model: SAM(base, rho=0.1, model=model),
     "gsam": lambda base, model: GSAM(base, rho=0.1, model=model),
 }

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bench.core.spec import Choice
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 from bench.training.step import build_optimizer
 
@@ -300,7 +300,7 @@ SGD_AT_1 = Choice(name="sgd", params={"lr": 1.0, "momentum": 0.0})
 def test_build_optimizer_puts_clip_norm_on_methods_and_on_plain_optimizers(method: Choice, base: Choice | None) -> None:
     model, loss = problem(torch.float64)
     optimizer = build_optimizer(spec(method, base, clip_norm=1e-3), model)
-    assert isinstance(optimizer, Method)
+    assert isinstance(optimizer, OptimizerWrapper)
     optimizer.step(watch := Watch(optimizer, loss))
     update, g = flat(watch.weights[0]) - flat(model.parameters()), flat(watch.gradients[-1])
     torch.testing.assert_close(update, 1e-3 * g / (g.norm() + 1e-6), rtol=1e-9, atol=1e-12)

@@ -30,7 +30,7 @@ from bench.data import autoaugment
 from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.models.encoders import Encoder
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Task
 from bench.tasks.images import ImageTask
 from bench.training.evaluate import outputs
@@ -173,7 +173,7 @@ def make_run(recipe: Recipe) -> Run:
     optimizer = build_optimizer(
         optimizer_spec(Choice(name=recipe.entry.name, params=params), base, train.clip_norm), model
     )
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps, optimizer.seed = 8, 0
     part_size, together = share_out(optimizer, BATCH, ALONE)
     return Run(

@@ -15,7 +15,7 @@ from bench.core.process_group import Group
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.batching import Batch
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.train import weights_sha256
 from bench.training import precision as numerics
 from bench.training.step import Run, set_up, share_out
@@ -95,8 +95,8 @@ def test_a_method_that_can_do_nothing_with_its_base_or_its_model_is_told_in_one_
 def test_a_method_knows_how_long_the_training_is_and_draws_from_the_runs_seed() -> None:
     spec = method_spec("random-direction", {"rho": 0.5, "perturb_from": 0.5})
     one, other = (set_up(s, CPU) for s in (spec, spec.model_copy(update={"seed": 1})))
-    assert isinstance(one.optimizer, Method)
-    assert isinstance(other.optimizer, Method)
+    assert isinstance(one.optimizer, OptimizerWrapper)
+    assert isinstance(other.optimizer, OptimizerWrapper)
     assert one.optimizer.total_steps == 2 * one.steps == 28
     assert one.optimizer.seed != other.optimizer.seed
 

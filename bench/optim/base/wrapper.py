@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from bench.core.deprecated import renamed
 from bench.core.process_group import ALONE
 from bench.optim.base.closures import (
     Closure,
@@ -18,6 +19,7 @@ from bench.optim.base.closures import (
     check_accelerate,
     check_backward,
     check_base,
+    detached,
     mean_loss,
     no_sync_refused,
 )
@@ -31,7 +33,7 @@ from bench.optim.base.tensors import found_inf, gradients
 Loss = TypeVar("Loss")
 
 
-class Method(Delegating):
+class OptimizerWrapper(Delegating):
     """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
@@ -252,7 +254,7 @@ class Method(Delegating):
         self._tell_of(norm)
         self._earlier.put_back()
         self._has_gradient = True
-        returned: Loss = _detached(loss)
+        returned: Loss = detached(loss)
         return returned
 
     def _tell_of(self, norm: Tensor | None) -> None:
@@ -330,7 +332,7 @@ class Method(Delegating):
             self._earlier = Earlier(self._parameters() if number else [])
             earlier_outside = Earlier(self._outside() if number else [])
             loss, norm = self._evaluated(closure)
-            losses.append(_detached(loss))
+            losses.append(detached(loss))
             norms += [] if norm is None else [norm]
             if len(closures) == 1:
                 return loss, norms
@@ -392,5 +394,5 @@ class Method(Delegating):
         return [p for p in self._parameters() if p.grad is not None]
 
 
-def _detached(returned: Any) -> Any:
-    return returned.detach() if isinstance(returned, Tensor) else returned
+if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there
+    __getattr__ = renamed(__name__, {"Method": "OptimizerWrapper"})

@@ -1,0 +1,35 @@
+"""Old names of public things, which users may have in files of their own: they work for one release, with a warning."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__` that answers to old names.
+
+    Args:
+        module: the module's own name, `__name__`.
+        names: the new names by the old ones.
+    """
+
+    def getattribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn(f"{module}.{name}", f"{module}.{names[name]}", stacklevel=3)
+        return getattr(sys.modules[module], names[name])
+
+    return getattribute
+
+
+def warn(old: str, new: str, stacklevel: int = 2) -> None:
+    """Warn that a name has changed.
+
+    Args:
+        stacklevel: as for `warnings.warn`, seen from the caller.
+    """
+    text = f"{old} is now called {new}; the old name will be gone after this release"
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel + 1)
