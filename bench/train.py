@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.core.process_group import ALONE, Group
+from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.seeding import continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
@@ -71,7 +71,7 @@ def train(
     report: Report = lambda done, epochs, measured: None,
     options: RunOptions = DEFAULTS,
     stop: Callable[[], bool] = lambda: False,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
     say: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it.
@@ -192,7 +192,7 @@ class CheckpointTimer:
         stopping: the run was asked to stop, when it was last looked.
     """
 
-    def __init__(self, minutes: float, stop: Callable[[], bool], group: Group, device: torch.device) -> None:
+    def __init__(self, minutes: float, stop: Callable[[], bool], group: ProcessGroup, device: torch.device) -> None:
         self.seconds = 60 * minutes
         self.stop = stop
         self.group = group

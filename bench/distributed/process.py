@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
@@ -79,7 +79,7 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the group that torch's environment variables describe; leave the group on a clean exit."""
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
@@ -91,7 +91,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         device_id=device if device.type == "cuda" else None,
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield Group(dist.get_rank(), dist.get_world_size(), control)
+    yield ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
     dist.destroy_process_group()  # never after an error: the others might not come
 
 
@@ -144,7 +144,7 @@ def take_part(
 
 
 @contextmanager
-def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
+def _first_only(group: ProcessGroup, folder: RunFolder, claim: bool) -> Iterator[None]:
     """Hold the folder in the first process; no other process begins before it does."""
     if not group.is_first:
         group.from_first(None)

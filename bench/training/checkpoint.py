@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
@@ -106,7 +106,7 @@ def check(folder: RunFolder) -> None:
 def resume(
     folder: RunFolder,
     device: torch.device,
-    group: Group,
+    group: ProcessGroup,
     restore: Callable[[StateDict], None],
     say: Callable[[str], None],
 ) -> bool:

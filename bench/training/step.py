@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import ALONE, Group
+from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import OptimizerChoice, RunSpec
@@ -64,7 +64,7 @@ class Run:
     steps: int
     part_size: int
     warm_up_passes: int
-    group: Group = ALONE
+    group: ProcessGroup = ALONE
     together: bool = True
     keeps_code: bool = False
     work: float = 0.0
@@ -168,7 +168,9 @@ def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
     return task, prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
 
 
-def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tuple[Task, Data] | None = None) -> Run:
+def set_up(
+    spec: RunSpec, device: torch.device, group: ProcessGroup = ALONE, loaded: tuple[Task, Data] | None = None
+) -> Run:
     """Return a run with its data, model and optimizer, the model's weights drawn from the seed's stream.
 
     Args:
@@ -230,7 +232,7 @@ def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, devic
     return str((spec.task, spec.model, spec.files_sha256, spec.plugins, *settings, part_size, device, method))
 
 
-def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -> tuple[int, bool]:
+def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessGroup) -> tuple[int, bool]:
     """Examples a closure is over, and whether closures average over all processes (see `Run`).
 
     Raises:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.registry import optimizers
 from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
 from bench.data.splits import Split
@@ -142,14 +142,14 @@ def test_a_small_training_set_that_cannot_be_shared_is_told() -> None:
     model = torch.nn.Linear(2, 2)
     sgd = torch.optim.SGD(model.parameters())
     with pytest.raises(BenchError, match=r"train\.processes = 2 does not divide the batch of 899"):
-        share_out(sgd, 899, Group(0, 2))
+        share_out(sgd, 899, ProcessGroup(0, 2))
     with pytest.raises(BenchError, match=r"m = 75 does not divide what each of 4 .* \(225\)|m = 450 does not"):
-        share_out(SAM(sgd, m=450), 900, Group(0, 4))
+        share_out(SAM(sgd, m=450), 900, ProcessGroup(0, 4))
     sgd.m = 10  # type: ignore[attr-defined]
     with pytest.raises(BenchError, match="SGD has m, but is no"):
-        share_out(sgd, 100, Group(0, 2))
-    assert share_out(SAM(sgd, m=50), 100, Group(0, 2)) == (50, False)
-    assert share_out(SAM(sgd), 100, Group(0, 2)) == (50, True)
+        share_out(sgd, 100, ProcessGroup(0, 2))
+    assert share_out(SAM(sgd, m=50), 100, ProcessGroup(0, 2)) == (50, False)
+    assert share_out(SAM(sgd), 100, ProcessGroup(0, 2)) == (50, True)
 
 
 @pytest.mark.parametrize("m", [None, 25])
@@ -158,7 +158,7 @@ def test_each_process_has_its_slice_of_the_batch_that_one_process_has(m: int | N
     model = Choice(name="mlp", params={"width": 8})
     seen: dict[tuple[int, int], list[torch.Tensor]] = {}
     for rank, size in ((0, 1), (0, 2), (1, 2)):
-        run = set_up(spec_with(model, m=m, processes=size), CPU, Group(rank, size))
+        run = set_up(spec_with(model, m=m, processes=size), CPU, ProcessGroup(rank, size))
         augment = np.random.RandomState(3)
         parts: list[torch.Tensor] = []
         run._closure = lambda inputs, targets, parts=parts: parts.append(inputs)  # type: ignore[method-assign, misc]
@@ -177,7 +177,7 @@ def test_texts_of_all_processes_are_as_wide_as_the_longest_of_the_whole_batch() 
     split = Split(torch.zeros(900, 64, dtype=torch.long), torch.zeros(900, dtype=torch.long), lengths=lengths)
     widths, tokens = [], []
     for rank in range(2):
-        run = set_up(spec_with(Choice(name="mlp", params={"width": 8})), CPU, Group(rank, 2))
+        run = set_up(spec_with(Choice(name="mlp", params={"width": 8})), CPU, ProcessGroup(rank, 2))
         run.data = replace(run.data, train=split)
         run.task.training_batch = lambda inputs, targets, random: (inputs, targets)  # type: ignore[method-assign]
         run._closure = lambda inputs, targets: inputs.shape  # type: ignore[method-assign, assignment, return-value]

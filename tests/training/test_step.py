@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.registry import load_builtins, optimizers
 from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
 from bench.data.batching import Batch
@@ -103,9 +103,9 @@ def test_a_method_knows_how_long_the_training_is_and_draws_from_the_runs_seed() 
 
 def test_a_method_that_chooses_examples_needs_an_m_over_several_processes() -> None:
     optimizer = set_up(method_spec("esam", {}), CPU).optimizer
-    assert share_out(optimizer, 64, Group()) == (64, True)
+    assert share_out(optimizer, 64, ProcessGroup()) == (64, True)
     with pytest.raises(BenchError, match=r"ESAM chooses .* over 2 processes .* give it an m that divides 32"):
-        share_out(optimizer, 64, Group(rank=0, size=2))
+        share_out(optimizer, 64, ProcessGroup(rank=0, size=2))
 
 
 def test_passes_over_part_of_a_batch_count_as_that_part() -> None:
