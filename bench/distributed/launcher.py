@@ -31,8 +31,8 @@ from bench.core.errors import BenchError
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
-from bench.distributed.messages import Listener
-from bench.distributed.process import be_one, place_of
+from bench.distributed.messages import MessageServer
+from bench.distributed.process import place_of, run_rank
 from bench.distributed.rendezvous import LOOPBACK
 from bench.store.run_folder import RunFolder, StorageError, read_json, to_json, write_atomic
 from bench.train import Report, Stopped, StopSign
@@ -155,7 +155,7 @@ def run_distributed(
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
         raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
-    news = Listener(spec.train.processes, nodes, team.address if team else LOOPBACK)
+    news = MessageServer(spec.train.processes, nodes, team.address if team else LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
         call = Call(
             number=uuid.uuid4().hex,
@@ -225,7 +225,7 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
 
 
 def _listen(
-    news: Listener,
+    news: MessageServer,
     ranks: Sequence[Rank],
     report: Report,
     stop: Callable[[], bool],
@@ -269,7 +269,7 @@ def _standstill(places: dict[int, str], processes: int) -> str:
     return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
 
 
-def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
+def _cause(news: MessageServer, ranks: Sequence[Rank]) -> Exception:
     """Return the cause of the run's failure: a process that was killed, else the first reported error."""
     deadline, last = time.monotonic() + SETTLE_SECONDS, time.monotonic() + AWAY_SECONDS
     while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
@@ -293,7 +293,7 @@ def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     return ProcessFailed(f"in process {first['rank']} of {news.processes}:\n{first['text'].rstrip()}")
 
 
-def _away_and_silent(news: Listener, ranks: Sequence[Rank]) -> set[int]:
+def _away_and_silent(news: MessageServer, ranks: Sequence[Rank]) -> set[int]:
     """Return the processes on other nodes that have reported no error and have not been reported dead."""
     away = set(range(news.processes)) - {rank.number for rank in ranks} if news.nodes > 1 else set()
     return away - {message["rank"] for message in news.messages if _is_bad(message)}
@@ -327,7 +327,7 @@ def main(arguments: list[str]) -> int:
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    return be_one(
+    return run_rank(
         spec,
         options.folder,
         place,

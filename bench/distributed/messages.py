@@ -1,8 +1,8 @@
 """Messages between the processes of one run and their starter, in torch's store of keys and values.
 
-The starter has the store (`Listener`); every process is a client of it (`Teller`), on this machine or on another. A
-process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the store can
-write to it: what counts is only what is sealed with the secret of the run.
+The starter has the store (`MessageServer`); every process is a client of it (`MessageClient`), on this machine or on
+another. A process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the
+store can write to it: what counts is only what is sealed with the secret of the run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE = timedelta(minutes=1)
 _STOP = "bench/stop"
 
 
-class Listener:
+class MessageServer:
     """The starter's end.
 
     Args:
@@ -80,7 +80,7 @@ class Listener:
         return opened(self.secret, key, self._store.get(key)) if self._store.check([key]) else None
 
 
-class Teller:
+class MessageClient:
     """A process's end.
 
     Args:

@@ -23,7 +23,7 @@ from bench.core.process_group import ProcessGroup
 from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
-from bench.distributed.messages import Teller
+from bench.distributed.messages import MessageClient
 from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 from bench.training.precision import allow_deterministic_kernels
@@ -34,7 +34,7 @@ PATIENCE = timedelta(days=1)
 Tell = Callable[[dict[str, Any]], None]
 
 
-class Onlooker(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """A run's folder for processes that are not the first: to read, and nothing is ever written."""
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def take_part(
+def run_process(
     spec: RunSpec,
     path: Path,
     device: torch.device,
@@ -122,7 +122,7 @@ def take_part(
     Raises: see `train`; and `Claimed`.
     """
     with joined(device) as group:
-        folder = RunFolder(path) if group.is_first else Onlooker(path)
+        folder = RunFolder(path) if group.is_first else ReadOnlyRunFolder(path)
 
         def report(done: int, epochs: int, measured: dict[str, float]) -> None:
             if group.is_first:
@@ -180,7 +180,7 @@ class _Stop(StopSign):
         return self.is_up
 
 
-def be_one(
+def run_rank(
     spec: RunSpec,
     path: Path,
     place: Mapping[str, str],
@@ -208,27 +208,27 @@ def be_one(
     signal.signal(signal.SIGTERM, stop.put_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
     signal.signal(signal.SIGINT, (lambda number, frame: None) if watched else stop.put_up)
-    teller = None
+    client = None
     if watched:
         secret = os.environ[rendezvous.SECRET]
-        teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"], secret)
-    tell = teller.tell if teller else _print
-    if teller:
-        teller.follow(stop.put_up, lambda: stop.looks)
+        client = MessageClient(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"], secret)
+    tell = client.tell if client else _print
+    if client:
+        client.follow(stop.put_up, lambda: stop.looks)
     try:
         on = torch.device(device or _device(int(place["LOCAL_RANK"])))
         if on.type == "cuda":
             torch.cuda.set_device(on)
         torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
-        take_part(spec, path, on, tell, options, stop, claim=not watched)
+        run_process(spec, path, on, tell, options, stop, claim=not watched)
     except Exception as error:
         kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
         text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
         tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.time()})
         sys.stdout.flush()
         os._exit(1)  # and not the long way: the others may wait for us in what that would wait for
-    if teller:
-        teller.end()
+    if client:
+        client.end()
     return 0
 
 
