@@ -119,7 +119,7 @@ def run_process(
         tell: takes the first process's news: epochs, and the end.
         claim: whether the run must still be claimed, as it is where no worker has done so.
 
-    Raises: see `train`; and `Claimed`.
+    Raises: see `train`; and `RunLocked`.
     """
     with joined(device) as group:
         folder = RunFolder(path) if group.is_first else ReadOnlyRunFolder(path)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun, RunSpec
 from bench.store.collecting import Held, is_finished
-from bench.store.run_folder import FINISHED, Claimed, RunFolder, Status, Store, read_json, storage_error
+from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store, read_json, storage_error
 
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
@@ -129,7 +129,7 @@ def remove(folder: RunFolder) -> bool:
         with folder.claim():
             folder.path.rename(away)
         shutil.rmtree(away)
-    except Claimed:
+    except RunLocked:
         return False
     except OSError as error:
         raise storage_error(folder.path, error) from error

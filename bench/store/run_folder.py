@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.errors import BenchError, clipped, shown
-from bench.store import locks as claims
+from bench.store import locks
 from bench.store.files import StorageError as StorageError
 from bench.store.files import atomic_path as atomic_path
 from bench.store.files import locked as locked
@@ -32,8 +32,8 @@ from bench.store.files import read_json as read_json
 from bench.store.files import storage_error as storage_error
 from bench.store.files import to_json as to_json
 from bench.store.files import write_atomic as write_atomic
-from bench.store.locks import Claim
-from bench.store.locks import Claimed as Claimed
+from bench.store.locks import RunLock
+from bench.store.locks import RunLocked as RunLocked
 
 Status = Literal["done", "diverged", "failed", "running", "partial", "missing"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
@@ -209,7 +209,7 @@ class RunFolder:
 
     def holder(self) -> dict[str, Any] | None:
         """Return who works on the run (host, pid, device, slurm_job, started in seconds since 1970), or None."""
-        return claims.holder(self.path / "lock")
+        return locks.holder(self.path / "lock")
 
     def last_point(self) -> dict[str, Any]:
         """Return the newest evaluated epoch, read from the end of the curve; {} before the first evaluation."""
@@ -226,20 +226,20 @@ class RunFolder:
     # ---- writing ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def claim(self, device: str | None = None) -> Iterator[Claim]:
+    def claim(self, device: str | None = None) -> Iterator[RunLock]:
         """Claim the run, so that no other process works on it; the system releases the claim if this process dies.
 
         Args:
             device: where the work is done, for those who look.
 
         Raises:
-            Claimed: another process holds it, on this machine or on another.
+            RunLocked: another process holds it, on this machine or on another.
             StorageError: the folder cannot be written.
         """
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                claim = stack.enter_context(claims.held(self.path / "lock", device))
+                claim = stack.enter_context(locks.held(self.path / "lock", device))
             except OSError as error:
                 raise storage_error(self.path, error) from error
             for left_over in self.path.glob(".*.tmp"):  # of a process that was killed while writing

@@ -26,7 +26,7 @@ from bench.launch.local.slots import Slot, slow_precision
 from bench.launch.local.worker import Event, Job, Measure, Rehearse, work
 from bench.launch.outcome import Outcome
 from bench.launch.progress import Display
-from bench.store.run_folder import Claimed, Store, reason_in
+from bench.store.run_folder import RunLocked, Store, reason_in
 from bench.training.passes import passes_per_step
 from bench.training.precision import allow_deterministic_kernels
 
@@ -355,7 +355,7 @@ class _Pool:
         try:
             with folder.claim():
                 folder.write_error(text + "\n")
-        except Claimed:  # taken over by another launch meanwhile
+        except RunLocked:  # taken over by another launch meanwhile
             self.outcome.elsewhere += 1
             self.display.dropped(run)
             return

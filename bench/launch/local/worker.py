@@ -22,7 +22,7 @@ from bench.distributed.launcher import run_distributed
 from bench.launch.estimate import measure, rehearse
 from bench.launch.local.memory import out_of_memory
 from bench.launch.local.slots import Slot
-from bench.store.run_folder import Claimed, RunFolder, StorageError
+from bench.store.run_folder import RunFolder, RunLocked, StorageError
 from bench.train import Report, Stopped, StopSign, train
 
 
@@ -159,7 +159,7 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Ev
                 raise
             except Exception as error:
                 return _failure(error, folder, job.alone)
-    except Claimed:
+    except RunLocked:
         return Event("claimed")
     except StorageError as error:
         return Event("disk", content=str(error))

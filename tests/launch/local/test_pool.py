@@ -30,8 +30,7 @@ from bench.launch.local.slots import Slot, slots
 from bench.launch.local.worker import Event, Job, _do
 from bench.launch.plan import make_plan
 from bench.launch.progress import Display
-from bench.store import locks as claims
-from bench.store import records
+from bench.store import locks, records
 from bench.store.run_folder import Store
 from bench.train import StopSign
 from tests.launch.local.site import RUNS, Site, alive, workers_of
@@ -371,7 +370,7 @@ def test_two_launches_at_once_do_no_run_twice(site: Site, undisturbed: dict[str,
 def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
     registries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "BEAT", 0.01)
+    monkeypatch.setattr(locks, "BEAT", 0.01)
     monkeypatch.chdir(Site(tmp_path).path)
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml"), Store(tmp_path / "results"))
