@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
@@ -41,27 +41,27 @@ TIMES = {
 }
 
 
-def optimizer_choice(name: str = "sgd", base: str | None = None, **params: Any) -> OptimizerChoice:
+def optimizer_choice(name: str = "sgd", base: str | None = None, **params: Any) -> OptimizerSpec:
     plain = base or name
     params = {"lr": 0.05} | params
     own = optimizers[name].schema.model_fields
-    chosen = Choice(
+    chosen = ComponentSpec(
         name=plain,
         params=optimizers[plain]
         .schema.model_validate({key: value for key, value in params.items() if base is None or key not in own})
         .model_dump(),
     )
     if base is None:
-        return OptimizerChoice(name=chosen.name, params=chosen.params)
+        return OptimizerSpec(name=chosen.name, params=chosen.params)
     method = optimizers[name].schema.model_validate({key: value for key, value in params.items() if key in own})
-    return OptimizerChoice(name=name, params=method.model_dump(), base=chosen)
+    return OptimizerSpec(name=name, params=method.model_dump(), base=chosen)
 
 
-def make_spec(optimizer: OptimizerChoice | None = None, seed: int = 0, noise: float = 0.0, **train: Any) -> RunSpec:
+def make_spec(optimizer: OptimizerSpec | None = None, seed: int = 0, noise: float = 0.0, **train: Any) -> RunSpec:
     """A run of a fraction of a second: an MLP with dropout on shifted digits."""
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.2}),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.2}),
         optimizer=optimizer or optimizer_choice(),
         data=DataSettings(validation=0.25, label_noise=noise),
         train=TrainSettings(**({"epochs": 3, "batch_size": 100} | train)),
@@ -293,7 +293,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, name: str, base: 
 
 def test_batch_norm_models_resume_with_the_same_bits(tmp_path: Path) -> None:
     spec = make_spec(optimizer_choice("sam", "sgd")).model_copy(
-        update={"model": Choice(name="resnet8", params={"width": 2})}
+        update={"model": ComponentSpec(name="resnet8", params={"width": 2})}
     )
     straight = do(spec, tmp_path / "straight")
     with pytest.raises(Stopped):

@@ -289,7 +289,7 @@ def _on_slurm(
 
 def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     """Watch runs to their end."""
-    from bench.launch.progress import Display
+    from bench.launch.progress import ProgressDisplay
     from bench.launch.run import Collector
     from bench.launch.slurm.watch import Followed, follow
 
@@ -297,7 +297,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     followed = Followed()
     if runs:
         passes = {run.spec.run_id: plan.passes[run.spec.run_id] for run in runs}
-        with Display(passes, plan.experiment.metric, console) as display:
+        with ProgressDisplay(passes, plan.experiment.metric, console) as display:
             followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(

@@ -16,10 +16,10 @@ from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettin
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import (
-    Choice,
+    ComponentSpec,
     DataSettings,
     Experiment,
-    OptimizerChoice,
+    OptimizerSpec,
     Phases,
     PlannedRun,
     PluginFile,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 100_000
 """Runs that an experiment may have: planned in minutes and GB, where ten times as many would end in neither."""
 
-Condition = tuple[dict[str, Any], Choice, Choice, DataSettings]
+Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
 """What is varied, by column name, and the task, the model and the data settings that it makes."""
 
 
@@ -283,7 +283,7 @@ class Resolver(OptimizerResolver):
                 raise self.verdict()
         return metrics[first]
 
-    def reads(self, task: Choice, model: Choice) -> None:
+    def reads(self, task: ComponentSpec, model: ComponentSpec) -> None:
         """Check that models that read text get texts, and that other models do not."""
         has_text = getattr(tasks[task.name].factory, "text", False)
         if has_text == (models[model.name].tokenizer is not None):
@@ -294,7 +294,7 @@ class Resolver(OptimizerResolver):
 
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
-    ) -> Choice | None:
+    ) -> ComponentSpec | None:
         """Return a task or a model, given as a name or a table of a name and settings, as this condition changes it."""
         if not isinstance(value, str | dict):
             self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
@@ -318,7 +318,7 @@ class Resolver(OptimizerResolver):
         except (BenchError, OSError) as error:  # OSError: a name longer than any file's
             self.problem(f"{where}.path", clipped(str(error)) if isinstance(error, OSError) else str(error))
             return None
-        return Choice(name=name, params=params)
+        return ComponentSpec(name=name, params=params)
 
 
 def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
@@ -381,7 +381,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _entries(optimizer: OptimizerChoice) -> list[Entry]:
+def _entries(optimizer: OptimizerSpec) -> list[Entry]:
     names = [optimizer.name] + ([optimizer.base.name] if optimizer.base else [])
     return [optimizers[name] for name in names]
 

@@ -16,7 +16,7 @@ from bench.config.search_space import Range, Search
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, optimizers
 from bench.core.schema import Checker
-from bench.core.spec import Choice, OptimizerChoice, TrainSettings
+from bench.core.spec import ComponentSpec, OptimizerSpec, TrainSettings
 from bench.training.passes import passes_per_step
 
 RESERVED = ("use", "base", "sweep", "train", "tune")
@@ -26,7 +26,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 RANGE_KEYS = ("low", "high", "log")
 
-Configuration = tuple[dict[str, Any], OptimizerChoice, TrainSettings]
+Configuration = tuple[dict[str, Any], OptimizerSpec, TrainSettings]
 """The swept values by column name, and what they make of the optimizer and of its training."""
 
 
@@ -251,11 +251,11 @@ class OptimizerResolver(Checker):
 
     def optimizer(
         self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str, context: Mapping[str, Any]
-    ) -> OptimizerChoice | None:
+    ) -> OptimizerSpec | None:
         """Hand each hyperparameter to the method that knows it, the rest to the base."""
         if base is None:
             params = self.check(entry.schema, (where, values), context=context)
-            return OptimizerChoice(name=entry.name, params=params.model_dump()) if params else None
+            return OptimizerSpec(name=entry.name, params=params.model_dump()) if params else None
         own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
         if shared := own_names & base_names:
             raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
@@ -271,10 +271,10 @@ class OptimizerResolver(Checker):
         rest = self.check(base.schema, (where, {key: values[key] for key in values.keys() & base_names}))
         if unknown or own is None or rest is None:
             return None
-        return OptimizerChoice(
+        return OptimizerSpec(
             name=entry.name,
             params=own.model_dump(),
-            base=Choice(name=base.name, params=rest.model_dump()),
+            base=ComponentSpec(name=base.name, params=rest.model_dump()),
         )
 
     # ---- the same budget for everyone ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.1
 PLACE_SECONDS = 1.0
 """Between two looks at where a process is."""
 
-PATIENCE = timedelta(minutes=1)
+CONNECT_TIMEOUT = timedelta(minutes=1)
 """How long a process tries to reach its starter, whose store is there before it starts anything."""
 
 _STOP = "bench/stop"
@@ -90,7 +90,7 @@ class MessageClient:
     """
 
     def __init__(self, host: str, port: int, sender: str, secret: str) -> None:
-        self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
         self._sender = sender
         self._secret = secret
         self._told = 0

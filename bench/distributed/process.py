@@ -28,7 +28,7 @@ from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 from bench.training.precision import allow_deterministic_kernels
 
-PATIENCE = timedelta(days=1)
+PEER_TIMEOUT = timedelta(days=1)
 """How long one process waits for another, which may be evaluating; one that has died is noticed sooner."""
 
 Tell = Callable[[dict[str, Any]], None]
@@ -84,13 +84,13 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=rendezvous.meeting(os.environ, PATIENCE),
+        store=rendezvous.meeting(os.environ, PEER_TIMEOUT),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=PATIENCE,
+        timeout=PEER_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
     yield ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
     dist.destroy_process_group()  # never after an error: the others might not come
 

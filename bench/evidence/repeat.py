@@ -23,7 +23,7 @@ from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.prepare import fetch
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.store import records
 from bench.store.conditions import keyed
 from bench.store.records import Results
@@ -174,7 +174,7 @@ def repeat(
         record = of.record(run.spec.run_id)
         groups[(_on_processor(record["device"]), _threads(record["threads"]), run.spec.train.processes)].append(run)
     passes = {run.spec.run_id: int(of.record(run.spec.run_id)["passes"]) for run in runs}
-    with Display(passes, of.experiment.metric, console or terminal.console(stderr=True)) as display:
+    with ProgressDisplay(passes, of.experiment.metric, console or terminal.console(stderr=True)) as display:
         for (on_processor, threads, processes), group in groups.items():
             if on_processor:
                 shares = _cores(jobs, threads * processes)

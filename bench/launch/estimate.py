@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
+from bench.core.spec import OptimizerSpec, PlannedRun, RunSpec
 from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.tasks.base import Data, Task, sampled
@@ -131,7 +131,7 @@ def in_one_process(spec: RunSpec, device: torch.device) -> RunSpec:
 def _data_of(spec: RunSpec) -> str:
     """Return a spec as JSON of which only the data matter: equal for all that can have the same in memory."""
     plain = spec.train.model_copy(update={"processes": 1})
-    return spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd"), "train": plain}).model_dump_json()
+    return spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd"), "train": plain}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data, fetch
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.shard import Shard, parse
 from bench.launch.slurm import job_status
 from bench.store import collecting, records
@@ -161,7 +161,7 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
             fetch(planned.experiment)
             check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
-            with Display(passes, planned.experiment.metric, console) as display:
+            with ProgressDisplay(passes, planned.experiment.metric, console) as display:
                 outcome += run_local(
                     planned.to_do,
                     planned.store,
@@ -183,7 +183,7 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
     fetch(planned.experiment)
     check_data(planned)
     runs = [*planned.to_do, *planned.to_be_chosen]
-    with Display(planned.passes, planned.experiment.metric, console) as display:
+    with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
         decision = compiling.decide(runs, planned.passes, planned.store, display, shares)
         display.say(f'train.compile = "auto": {decision["why"]}')
     return _remade(planned, compiling.with_decision(planned.asked, decision))
@@ -267,7 +267,7 @@ def estimate(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console)
     runs = [*planned.to_do, *planned.to_be_chosen]
     if not runs:
         return Outcome()
-    with Display(planned.passes, planned.experiment.metric, console) as display:
+    with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
         return run_local(runs, planned.store, display, shares=shares, only_estimate=True)
 
 

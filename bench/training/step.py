@@ -23,7 +23,7 @@ from bench.core.errors import BenchError
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
-from bench.core.spec import OptimizerChoice, RunSpec
+from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
@@ -302,7 +302,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def chosen_optimizer(choice: OptimizerChoice, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
+def chosen_optimizer(choice: OptimizerSpec, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
     """Return an optimizer over parameters, as torch takes them; a method around its base, where it has one."""
     if choice.base is None:
         return _optimizer(choice.name, parameters, **choice.params)

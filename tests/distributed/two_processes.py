@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, optimizers, register_model
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.distributed.process import joined
 from bench.optim.base import weight_swap as moving
 from bench.optim.sam import SAM
@@ -89,16 +89,16 @@ def register() -> None:
 def spec_of(case: dict[str, Any], processes: int) -> RunSpec:
     base_name = case.get("base", "sgd")
     lr = {"sgd": 0.1, "adamw": 0.01}[base_name]
-    base = Choice(name=base_name, params=optimizers[base_name].schema.model_validate({"lr": lr}).model_dump())
-    choice = OptimizerChoice(name=base.name, params=base.params)
+    base = ComponentSpec(name=base_name, params=optimizers[base_name].schema.model_validate({"lr": lr}).model_dump())
+    choice = OptimizerSpec(name=base.name, params=base.params)
     if name := case["method"]:
         known = optimizers[name].schema.model_fields
         given = {key: value for key, value in ({"rho": 0.3} | case).items() if key in known}
         params = optimizers[name].schema.model_validate(given).model_dump()
-        choice = OptimizerChoice(name=name, params=params, base=base)
+        choice = OptimizerSpec(name=name, params=params, base=base)
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name=case.get("model", "double_cnn")),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name=case.get("model", "double_cnn")),
         optimizer=choice,
         data=DataSettings(validation=0.25),
         train=TrainSettings(epochs=1, batch_size=BATCH, clip_norm=case.get("clip_norm"), processes=processes),

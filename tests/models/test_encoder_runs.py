@@ -15,7 +15,7 @@ import torch
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.evidence.measures.measure import Settings, measure, prepared
 from bench.launch import run as launch
 from bench.models.pretrained import Checkpoint
@@ -80,14 +80,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_spec(task: str = "rte", method: dict[str, Any] | None = None, **train: Any) -> RunSpec:
-    base = Choice(name="adamw", params={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01})
-    optimizer = OptimizerChoice(name="adamw", params=base.params)
+    base = ComponentSpec(
+        name="adamw", params={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    )
+    optimizer = OptimizerSpec(name="adamw", params=base.params)
     if method is not None:
-        optimizer = OptimizerChoice(name="sam", params={"m": None, **method}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"m": None, **method}, base=base)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "schedule": "linear", "warmup_ratio": 0.1, **train}
     return RunSpec(
-        task=Choice(name=f"glue/{task}", params={"max_length": 48, "allow_unverified_data": True}),
-        model=Choice(name="encoder", params={"checkpoint": "tiny", "from_scratch": False}),
+        task=ComponentSpec(name=f"glue/{task}", params={"max_length": 48, "allow_unverified_data": True}),
+        model=ComponentSpec(name="encoder", params={"checkpoint": "tiny", "from_scratch": False}),
         optimizer=optimizer,
         data=DataSettings(validation=0.2),
         train=TrainSettings(**settings),
@@ -285,7 +287,7 @@ def test_an_architecture_that_cannot_be_trained_stops_the_launch(
 def test_a_run_tells_the_texts_of_a_pair_apart_by_segments_that_must_be_asked_for(data: Path, tmp_path: Path) -> None:
     write_architecture(data / "weights" / "albert", "albert")
     spec = make_spec().model_copy(
-        update={"model": Choice(name="encoder", params={"checkpoint": "albert", "from_scratch": False})}
+        update={"model": ComponentSpec(name="encoder", params={"checkpoint": "albert", "from_scratch": False})}
     )
     assert set(set_up(spec, CPU).data.train.inputs[:, 1].flatten().tolist()) == {0, 1}
 

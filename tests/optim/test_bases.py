@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
 from bench.core.errors import BenchError
-from bench.core.spec import Choice
+from bench.core.spec import ComponentSpec
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -142,7 +142,7 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
     model, _ = problem()
     monkeypatch.setattr("bench.training.step.chosen_optimizer", lambda choice, weights, model: LBFGS(weights))
     with pytest.raises(BenchError, match=r"train\.clip_norm: OptimizerWrapper cannot wrap LBFGS"):
-        build_optimizer(spec(Choice(name="sgd"), clip_norm=1.0), model)
+        build_optimizer(spec(ComponentSpec(name="sgd"), clip_norm=1.0), model)
 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.core.registry import Entry, load_builtins, optimizers
-from bench.core.spec import Choice
+from bench.core.spec import ComponentSpec
 from bench.optim.base.averaging import Averaging
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.schedule import scheduler
@@ -49,8 +49,8 @@ class Recipe:
         return f"{self.entry.name}-{self.base.name}" if self.base else self.entry.name
 
     def build(self, model: nn.Module) -> Optimizer:
-        base = Choice(name=self.base.name, params=settings(self.base)) if self.base else None
-        optimizer = build_optimizer(spec(Choice(name=self.entry.name, params=settings(self.entry)), base), model)
+        base = ComponentSpec(name=self.base.name, params=settings(self.base)) if self.base else None
+        optimizer = build_optimizer(spec(ComponentSpec(name=self.entry.name, params=settings(self.entry)), base), model)
         if isinstance(optimizer, OptimizerWrapper):
             optimizer.total_steps = 8  # of a training that the tests see the most of
         return optimizer

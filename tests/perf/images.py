@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.core.registry import models, optimizers, register_task
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.tasks.images import ImageTask
 from bench.train import synchronize
@@ -44,13 +44,13 @@ class PerfImages(ImageTask):
 
 def make_spec(model: str, augment: str = "basic", rho: float | None = None, **train: Any) -> RunSpec:
     sgd = optimizers["sgd"].schema.model_validate({"lr": 1e-3, "nesterov": True}).model_dump()
-    base = Choice(name="sgd", params=sgd)
-    optimizer = OptimizerChoice(name="sgd", params=sgd)
+    base = ComponentSpec(name="sgd", params=sgd)
+    optimizer = OptimizerSpec(name="sgd", params=sgd)
     if rho is not None:
-        optimizer = OptimizerChoice(name="sam", params={"rho": rho, "m": None}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"rho": rho, "m": None}, base=base)
     return RunSpec(
-        task=Choice(name="perf_images", params={"augment": augment, "mixup": 0.0}),
-        model=Choice(name=model, params=models[model].schema().model_dump()),
+        task=ComponentSpec(name="perf_images", params={"augment": augment, "mixup": 0.0}),
+        model=ComponentSpec(name=model, params=models[model].schema().model_dump()),
         optimizer=optimizer,
         data=DataSettings(validation=0.1),
         train=TrainSettings(epochs=1, **train),

@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from bench.core.registry import models as networks
 from bench.core.registry import optimizers, register_task
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
@@ -111,9 +111,9 @@ def make_spec(checkpoint: str) -> RunSpec:
     params = {"checkpoint": checkpoint, "from_scratch": True}
     adamw = optimizers["adamw"].schema().model_dump()
     return RunSpec(
-        task=Choice(name="perf_texts"),
-        model=Choice(name="encoder", params=networks["encoder"].schema.model_validate(params).model_dump()),
-        optimizer=OptimizerChoice(name="adamw", params=adamw),
+        task=ComponentSpec(name="perf_texts"),
+        model=ComponentSpec(name="encoder", params=networks["encoder"].schema.model_validate(params).model_dump()),
+        optimizer=OptimizerSpec(name="adamw", params=adamw),
         data=DataSettings(validation=0.1),
         train=TrainSettings(epochs=1, batch_size=32),
         seed=0,

@@ -12,7 +12,7 @@ import torch
 from bench.config import file as experiment
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.launch.estimate import Speed, measure
 from bench.store.run_folder import Store
@@ -26,9 +26,9 @@ DIGITS = tasks["digits"].factory()
 
 def make_spec(**settings: Any) -> RunSpec:
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "none"}),
-        model=Choice(name="mlp", params={"width": 8, "depth": 1, "dropout": 0.0}),
-        optimizer=OptimizerChoice(name="sgd", params={"lr": 0.1}),
+        task=ComponentSpec(name="digits", params={"augment": "none"}),
+        model=ComponentSpec(name="mlp", params={"width": 8, "depth": 1, "dropout": 0.0}),
+        optimizer=OptimizerSpec(name="sgd", params={"lr": 0.1}),
         data=DataSettings(label_noise=0.2),
         train=TrainSettings(**({"epochs": 3, "batch_size": 200} | settings)),
         seed=0,

@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.core.process_group import ALONE
 from bench.core.registry import Entry, load_builtins, optimizers
-from bench.core.spec import Choice, TrainSettings
+from bench.core.spec import ComponentSpec, TrainSettings
 from bench.data import autoaugment
 from bench.data.batching import Batch
 from bench.data.splits import Split
@@ -169,9 +169,9 @@ def make_run(recipe: Recipe) -> Run:
     params = recipe.entry.schema(**{key: value for key, value in given.items() if key in fields}).model_dump()
     base = None
     if recipe.entry.wraps_base:
-        base = Choice(name="sgd", params=optimizers["sgd"].schema(lr=0.1, momentum=0.9).model_dump())
+        base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema(lr=0.1, momentum=0.9).model_dump())
     optimizer = build_optimizer(
-        optimizer_spec(Choice(name=recipe.entry.name, params=params), base, train.clip_norm), model
+        optimizer_spec(ComponentSpec(name=recipe.entry.name, params=params), base, train.clip_norm), model
     )
     if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps, optimizer.seed = 8, 0

@@ -13,7 +13,7 @@ from torch import nn
 from bench.core.errors import BenchError
 from bench.core.process_group import ProcessGroup
 from bench.core.registry import load_builtins, optimizers
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.batching import Batch
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.train import weights_sha256
@@ -25,14 +25,14 @@ CPU = torch.device("cpu")
 
 
 def make_spec(model: str = "resnet8", method: dict[str, Any] | None = None, **train: Any) -> RunSpec:
-    base = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
-    optimizer = OptimizerChoice(name="sgd", params=base.params)
+    base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
+    optimizer = OptimizerSpec(name="sgd", params=base.params)
     if method is not None:
         params = optimizers["sam"].schema.model_validate(method).model_dump()
-        optimizer = OptimizerChoice(name="sam", params=params, base=base)
+        optimizer = OptimizerSpec(name="sam", params=params, base=base)
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name=model, params={"width": 4} if model == "resnet8" else {"width": 8, "dropout": 0.5}),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name=model, params={"width": 4} if model == "resnet8" else {"width": 8, "dropout": 0.5}),
         optimizer=optimizer,
         data=DataSettings(validation=0.25),
         train=TrainSettings(**({"epochs": 1, "batch_size": 64} | train)),
@@ -74,9 +74,9 @@ def test_m_that_does_not_divide_a_small_training_set_is_told() -> None:
 
 
 def method_spec(name: str, params: dict[str, Any], model: str = "mlp", **base: Any) -> RunSpec:
-    sgd = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05, **base}).model_dump())
+    sgd = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05, **base}).model_dump())
     settings = optimizers[name].schema.model_validate(params).model_dump()
-    choice = OptimizerChoice(name=name, params=settings, base=sgd)
+    choice = OptimizerSpec(name=name, params=settings, base=sgd)
     return make_spec(model, epochs=2).model_copy(update={"optimizer": choice})
 
 
@@ -228,7 +228,7 @@ def test_cublas_is_told_once_and_the_users_own_choice_stays(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("data_folder")
 def test_images_in_colour_and_the_weights_that_meet_them_are_channels_last() -> None:
-    task = Choice(name="cifar10", params={"augment": "basic", "mixup": 0.0, "allow_unverified_data": True})
+    task = ComponentSpec(name="cifar10", params={"augment": "basic", "mixup": 0.0, "allow_unverified_data": True})
     spec = make_spec().model_copy(update={"task": task, "train": TrainSettings(epochs=1, batch_size=8)})
     run = set_up(spec, CPU)
     split = run.data.train
@@ -248,7 +248,7 @@ def test_decay_on_matrices_leaves_biases_and_norms_alone() -> None:
     """Without a gradient a step of SGD is its weight decay: w - lr * decay * w, where there is any."""
     spec = make_spec(weight_decay_on="matrices")
     params = {**spec.optimizer.params, "weight_decay": 0.1, "lr": 0.5, "momentum": 0.0}
-    spec = spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd", params=params)})
+    spec = spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd", params=params)})
     run = set_up(spec, CPU)
     for parameter in run.model.parameters():
         nn.init.ones_(parameter)

@@ -25,7 +25,7 @@ from bench.launch.local.signals import Interrupts
 from bench.launch.local.slots import Slot, slow_precision
 from bench.launch.local.worker import Event, Job, Measure, Rehearse, work
 from bench.launch.outcome import Outcome
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.store.run_folder import RunLocked, Store, reason_in
 from bench.training.passes import passes_per_step
 from bench.training.precision import allow_deterministic_kernels
@@ -47,7 +47,7 @@ class _Worker:
 def run_local(
     runs: Sequence[PlannedRun],
     store: Store,
-    display: Display,
+    display: ProgressDisplay,
     *,
     shares: Sequence[Slot],
     options: RunOptions = DEFAULTS,
@@ -91,7 +91,7 @@ def run_local(
 
 
 def speeds_here(
-    runs: Sequence[PlannedRun], store: Store, display: Display, shares: Sequence[Slot]
+    runs: Sequence[PlannedRun], store: Store, display: ProgressDisplay, shares: Sequence[Slot]
 ) -> tuple[dict[str, Speed], str]:
     """Return what every kind of these runs costs on this machine, and why the last one that is missing is."""
     pool = _Pool(runs, store, display)
@@ -107,7 +107,7 @@ class _Pool:
         self,
         runs: Sequence[PlannedRun],
         store: Store,
-        display: Display,
+        display: ProgressDisplay,
         options: RunOptions = DEFAULTS,
         meanwhile: Callable[[str | None], None] = lambda run_id: None,
     ) -> None:

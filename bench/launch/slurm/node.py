@@ -20,14 +20,14 @@ from bench.launch.local.pool import GRACE_SECONDS, run_local
 from bench.launch.local.server import start_fork_server
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import queue
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import STOPPED
 from bench.launch.slurm.submission import Settings, Submission
 from bench.store.run_folder import FINISHED, Store
 
-PATIENCE = 180.0
+TAKEOVER_SECONDS = 180.0
 """Seconds for which a run that another process seems to have is waited for: a killed one may seem alive for a while."""
 
 
@@ -59,8 +59,10 @@ def do(submission: Submission, task: int) -> Outcome:
     store = Store(submission.results)
     content, settings = submission.runs(), submission.settings
     total = Outcome()
-    deadline = time.monotonic() + PATIENCE
-    with Display(_passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)) as display:
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    with ProgressDisplay(
+        _passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)
+    ) as display:
         team = _team(submission, task)
         while runs := _to_do(store, submission.tasks[task], content):
             outcome = run_local(

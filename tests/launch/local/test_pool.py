@@ -29,7 +29,7 @@ from bench.launch.local import pool as local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.local.worker import Event, Job, _do
 from bench.launch.plan import make_plan
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.store import locks, records
 from bench.store.run_folder import Store
 from bench.train import StopSign
@@ -226,7 +226,7 @@ def test_a_worker_killed_while_idle_is_replaced(
     monkeypatch.chdir(Site(tmp_path).path)
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml", ["train.epochs=1"]), Store(tmp_path / "results"))
-    display = Display(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
+    display = ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
     pool = local._Pool(plan.to_do, plan.store, display, RunOptions(checkpoint_minutes=0.5))
     pool.start(slots(1))
     pool.workers[0].process.kill()
@@ -252,7 +252,7 @@ def test_bf16_on_a_cpu_without_matrix_units_is_warned_of(
     monkeypatch.setattr("bench.launch.local.slots.has_bf16_units", lambda: units)
     plan = make_plan(load(site.path / "touchy.toml", [f"train.precision={precision}"]), Store(site.results))
     console = Console(file=io.StringIO(), width=200)
-    pool = local._Pool(plan.to_do, plan.store, Display(plan.passes, plan.experiment.meta()["metric"], console))
+    pool = local._Pool(plan.to_do, plan.store, ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], console))
     monkeypatch.setattr(pool, "_ask_all", lambda question: [])
     pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
     pool.measure()
@@ -274,7 +274,7 @@ def test_a_second_launch_of_the_same_work_measures_nothing_and_tells_the_time_al
 
     for launch in (1, 2):
         console = Console(file=io.StringIO(), width=200)
-        display = Display(plan.passes, plan.experiment.meta()["metric"], console)
+        display = ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], console)
         pool = local._Pool(plan.to_do, plan.store, display)
         monkeypatch.setattr(pool, "_ask_all", ask)
         pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
