@@ -25,7 +25,7 @@ from bench.data.splits import Split
 from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, Store
-from bench.tasks.base import ACCURACY, Data, Task, prepare
+from bench.tasks.base import ACCURACY, Data, Task, prepare_data
 from bench.train import Stopped, train, weights_sha256
 from bench.training import checkpoint
 from bench.training.evaluate import BATCH, evaluate
@@ -101,7 +101,7 @@ def test_the_loop_equals_one_written_by_hand_bit_for_bit(tmp_path: Path) -> None
     result = do(spec, tmp_path)
 
     task = tasks["digits"].factory(augment="shift")
-    data = prepare(task, spec.data, 3)
+    data = prepare_data(task, spec.data, 3)
     torch.manual_seed(derive(3, "init"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
@@ -241,7 +241,7 @@ def test_means_weigh_examples_and_noisy_labels_stand_apart(monkeypatch: pytest.M
 
 def test_evaluation_leaves_training_mode_and_statistics_alone() -> None:
     task = tasks["digits"].factory()
-    data = prepare(task, DataSettings(validation=0.25), 0)
+    data = prepare_data(task, DataSettings(validation=0.25), 0)
     model = models["resnet8"].factory(task, width=4).train()
     before = weights_sha256(model)
     measured = evaluate(model, task, data, torch.autocast("cpu", enabled=False))

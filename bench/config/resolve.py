@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from bench.config import search_space as search
-from bench.config import titles
+from bench.config import search_space, titles
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
@@ -113,7 +112,7 @@ class Resolver(OptimizerResolver):
         seeds = phased.final_seeds if phased else self.seeds(document.seeds, "seeds") if "seeds" in self.raw else ()
         vary = self.vary(document)
         self.size(document, vary, seeds, phased.tune if phased else None)
-        conditions = [self.condition(document, point) for point in search.grid(vary)]
+        conditions = [self.condition(document, point) for point in search_space.grid(vary)]
         self.check(TrainSettings, ("train", document.train))
         if not document.optimizers:
             self.problem("optimizers", "at least one optimizer is needed")
@@ -206,7 +205,7 @@ class Resolver(OptimizerResolver):
         conditions = math.prod(map(len, vary.values()))
         sweeps = [table.get("sweep") for table in document.optimizers.values() if isinstance(table, dict)]
         drawn = tune.trials if tune and tune.search != "grid" else math.inf
-        configurations = sum(int(min(search.grid_size(sweep), drawn)) for sweep in sweeps)
+        configurations = sum(int(min(search_space.grid_size(sweep), drawn)) for sweep in sweeps)
         if conditions * max(1, len(seeds)) * configurations > MOST_RUNS:
             self.problem(
                 "runs",

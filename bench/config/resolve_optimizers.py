@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, Field
 
-from bench.config import relative
-from bench.config import search_space as search
+from bench.config import relative, search_space
 from bench.config.search_space import Range, Search
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, optimizers
@@ -126,11 +125,11 @@ class OptimizerResolver(Checker):
             self.problem(f"{where}.sweep.{ranges[0]}", f"a range needs {need}; or give a list of values")
         elif axes and tune and tune.search != "grid":
             try:
-                return search.draw(axes, tune.trials, tune.search)
+                return search_space.draw(axes, tune.trials, tune.search)
             except ValueError as error:
                 self.problem(f"{where}.sweep", str(error))
         else:
-            return search.grid(axes)
+            return search_space.grid(axes)
         return []
 
     def configuration(

@@ -111,7 +111,7 @@ class Entry:
     def _where(self) -> str:
         return f" in {self.plugin.path}" if self.plugin else ""
 
-    def prepare(self, params: dict[str, Any]) -> None:
+    def fetch_weights(self, params: dict[str, Any]) -> None:
         """Ensure that the weights a model starts from are on this machine; see `fetch`."""
         self.fetch(*([self.member] if self.member else []), params)
 

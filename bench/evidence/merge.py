@@ -16,8 +16,7 @@ import pandas as pd
 from bench.core.errors import BadValue
 from bench.evidence.merge_meta import disagreements, merged_meta
 from bench.evidence.verify import verdict
-from bench.store import contract
-from bench.store import selection as choice
+from bench.store import contract, selection
 from bench.store.collecting import COUNTS
 from bench.store.conditions import KEY, conditions, keyed
 from bench.store.records import PLACE, Results
@@ -240,11 +239,11 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
 
 def _without_superseded(records: pd.DataFrame, meta: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return the records without final runs of what all runs of tuning do not choose, and how many those are."""
-    phases = choice.phased(meta)
+    phases = selection.phased(meta)
     if not phases:
         return records, []
     tune = records[(records["phase"] == "tune")]
-    chosen = choice.candidates(tune, meta["metric"])["chosen"] if len(tune) else pd.Series(dtype=bool)
+    chosen = selection.candidates(tune, meta["metric"])["chosen"] if len(tune) else pd.Series(dtype=bool)
     best = set(chosen.index[chosen]) if len(chosen) else set()
     places = {key[:2] for key in best}
     keys = list(zip(*(records[column] for column in KEY), strict=True))
@@ -266,7 +265,7 @@ def _whole(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
     new = []
     for _, group in records.groupby([*KEY, "phase"], sort=False):
         phase = group["phase"].iloc[0]
-        seeds = phases["tune"]["seeds"] if (phases := choice.phased(meta)) and phase == "tune" else meta["seeds"]
+        seeds = phases["tune"]["seeds"] if (phases := selection.phased(meta)) and phase == "tune" else meta["seeds"]
         first = group.iloc[0]
         for seed in seeds:
             key = (first["condition"], phase, first["optimizer"], first["config"], seed)
@@ -295,7 +294,7 @@ def _planned_nowhere(
 
 def _in_order(records: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows in the order that `bench run` gives them."""
-    untuned = choice.phased(meta).get("untuned", [])
+    untuned = selection.phased(meta).get("untuned", [])
     later = (records["phase"] == "final") & ~records["optimizer"].isin(untuned)
     first = records["part"].map(lambda part: part if part >= 0 else 10**6)
     order = records.assign(

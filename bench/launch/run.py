@@ -15,8 +15,7 @@ from bench.core.data_folder import data_folder_given
 from bench.core.errors import BenchError, counted
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import Experiment
-from bench.launch import compiling
-from bench.launch import tuning as phases
+from bench.launch import compiling, tuning
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
@@ -156,7 +155,7 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
     following: Plan | None = planned
     while following is not None:
         planned = following
-        phases.write_down(planned.choices, planned.experiment, planned.store)
+        tuning.write_down(planned.choices, planned.experiment, planned.store)
         if planned.to_do:
             fetch(planned.experiment)
             check_data(planned)

@@ -75,14 +75,14 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     Raises:
         BenchError: a result, the records or the file of earlier choices are damaged.
     """
-    from bench.store import selection as choice
+    from bench.store import selection
 
     history = _history(store.folder / FILE)
     held = collecting.held(store) if held is None else held
     runs = experiment.tuning
     if not (store.present() or held.rows):
         return Choices(history=history)
-    frame = choice.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
+    frame = selection.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
     for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):

@@ -24,8 +24,7 @@ from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import OptimizerSpec, RunSpec
-from bench.data import batching
-from bench.data import tokens as text
+from bench.data import batching, tokens
 from bench.data.batching import Batch
 from bench.data.datasets import user_files_sha256
 from bench.optim.base.averaging import evaluation_weights, to_training
@@ -33,7 +32,7 @@ from bench.optim.base.closures import Closure
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import OptimizerWrapper
-from bench.tasks.base import Data, Encode, Task, prepare
+from bench.tasks.base import Data, Encode, Task, prepare_data
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
@@ -165,7 +164,7 @@ class Run:
 def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
     """Return the task of a run and its data, prepared and on its device."""
     task = load_task(spec)
-    return task, prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
+    return task, prepare_data(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
 
 
 def set_up(
@@ -283,7 +282,7 @@ def encoder(spec: RunSpec, task: Task) -> Encode | None:
     if not task.text or tokenizer is None:
         return None
     folder = tokenizer(spec.model.params)
-    return lambda texts: text.encode(texts, folder, task.max_length)
+    return lambda texts: tokens.encode(texts, folder, task.max_length)
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from bench.launch import run as launch
 from bench.models.pretrained import Checkpoint
 from bench.store import records
 from bench.store.run_folder import Store
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.train import Stopped, train
 from bench.training.evaluate import outputs
 from bench.training.step import set_up
@@ -217,8 +217,8 @@ def test_evaluation_in_order_of_length_gives_outputs_in_the_order_of_the_split(d
 
 def test_wrong_labels_and_shares_of_the_training_set_are_as_for_images(data: Path) -> None:
     task = tasks["glue/rte"].build(allow_unverified_data=True)
-    whole = prepare(task, DataSettings(validation=0.2), seed=0)
-    part = prepare(task, DataSettings(validation=0.2, train_share=0.25, label_noise=0.5), seed=0)
+    whole = prepare_data(task, DataSettings(validation=0.2), seed=0)
+    part = prepare_data(task, DataSettings(validation=0.2, train_share=0.25, label_noise=0.5), seed=0)
     assert len(whole.train) == 48
     assert len(part.train) == 12
     assert part.train.inputs.first == whole.train.inputs.first[:12]

@@ -34,7 +34,7 @@ from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
 from bench.store import collecting, records
 from bench.store.run_folder import Store, to_json
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.train import synchronize, train
 from bench.training import environment
 
@@ -121,7 +121,7 @@ def loop() -> None:
 
         def by_hand() -> float:
             task = tasks["digits"].factory()
-            data = prepare(task, spec.data, 0).to(DEVICE).train
+            data = prepare_data(task, spec.data, 0).to(DEVICE).train
             torch.manual_seed(derive(0, "init"))
             model = SmallResNet(8, 16, 1, 10).to(DEVICE)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)

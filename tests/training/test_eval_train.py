@@ -16,7 +16,7 @@ from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec,
 from bench.data.splits import Split
 from bench.launch.estimate import Speed, measure
 from bench.store.run_folder import Store
-from bench.tasks.base import prepare, replace_labels, sampled
+from bench.tasks.base import prepare_data, replace_labels, sampled
 from bench.train import train
 
 load_builtins()
@@ -50,7 +50,7 @@ def labelled(classes: list[int], *, noisy: bool = True) -> Split:
 
 
 def test_each_class_has_its_share_and_so_have_replaced_labels() -> None:
-    train_set = replace_labels(prepare(DIGITS, DataSettings(), 0).train, DIGITS, 0.2, 0)
+    train_set = replace_labels(prepare_data(DIGITS, DataSettings(), 0).train, DIGITS, 0.2, 0)
     some = sampled(train_set, 400)
     assert len(some) == 400
     assert some.noisy is not None
@@ -119,7 +119,7 @@ def test_an_estimate_counts_all_of_the_training_set_once() -> None:
     assert Speed(1.0, 2.0, 10.0, more=5.0).run(make_spec(epochs=3), 4) == 1 + 4 * 2 + 3 * 10 + 5
     some, whole = (measure(make_spec(eval_train=size), CPU, seconds=0.0) for size in (108, "all"))
     assert whole.more == 0
-    sizes = [len(split) for split in prepare(DIGITS, DataSettings(), 0).splits().values()]
+    sizes = [len(split) for split in prepare_data(DIGITS, DataSettings(), 0).splits().values()]
     assert some.more / some.an_evaluation == pytest.approx((sizes[0] - 108) / (108 + sum(sizes[1:])))
 
 

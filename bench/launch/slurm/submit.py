@@ -19,8 +19,7 @@ from submitit.core.utils import DelayedSubmission
 from bench.core.errors import BenchError
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import PlannedRun
-from bench.launch import compiling
-from bench.launch import tuning as phases
+from bench.launch import compiling, tuning
 from bench.launch.plan import Plan
 from bench.launch.prepare import fetch
 from bench.launch.slurm import job_status, queue
@@ -81,7 +80,7 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
     store = plan.store
     store.check_writable()
     _check_folder(store.folder)
-    phases.write_down(plan.choices, plan.experiment, store)
+    tuning.write_down(plan.choices, plan.experiment, store)
     with submissions.submitting(store):
         statuses = job_status.look(store)
         of_runs = job_status.by_run(statuses)
