@@ -32,7 +32,7 @@ from bench.training import checkpoint
 from bench.training.environment import PeakMemory, describe
 from bench.training.evaluate import evaluate
 from bench.training.state import Clocks, Progress, TrainingState
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
@@ -248,7 +248,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write_start(spec: RunSpec, run: Run, folder: RunFolder, device: torch.device) -> None:
+def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: torch.device) -> None:
     """Record what the run starts from, which has to be the same in all of its processes."""
     data = run.data
     origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
@@ -259,7 +259,7 @@ def _write_start(spec: RunSpec, run: Run, folder: RunFolder, device: torch.devic
     folder.write_start(spec.model_dump_json(indent=1) + "\n", environment)
 
 
-def _schedule(spec: RunSpec, run: Run) -> LambdaLR:
+def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
     total = spec.train.epochs * run.steps
     warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)
     return scheduler(run.optimizer, total, warmup, spec.train.schedule)

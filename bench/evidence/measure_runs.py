@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PlannedRun
-from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.evidence.repeat import Recorded, repeat
 from bench.store import records
 from bench.store.run_folder import Store
@@ -37,7 +37,7 @@ class Weights:
 def measure_runs(
     of: Recorded,
     runs: Sequence[PlannedRun],
-    settings: Settings,
+    settings: MeasureSettings,
     *,
     device: torch.device,
     jobs: int | None = None,
@@ -76,7 +76,7 @@ def measure_runs(
     return len(missing)
 
 
-def _kept(of: Recorded, settings: Settings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _kept(of: Recorded, settings: MeasureSettings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the existing measurements that are still valid: of the recorded weights, with these settings."""
     measures, directions = of.results.measures, of.results.directions
     if measures is None or directions is None or again:
@@ -127,7 +127,7 @@ def _measure(
     of: Recorded,
     run: PlannedRun,
     weights: Weights,
-    settings: Settings,
+    settings: MeasureSettings,
     device: torch.device,
     with_plane: bool,
     other_weights: bool,

@@ -22,7 +22,7 @@ from bench.launch.compiling import as_decided
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
-from bench.launch.prepare import fetch
+from bench.launch.prepare import fetch_files
 from bench.launch.progress import ProgressDisplay
 from bench.store import records
 from bench.store.conditions import keyed
@@ -167,7 +167,7 @@ def repeat(
     Raises:
         BenchError: data or weights cannot be obtained.
     """
-    fetch(replace(of.experiment, runs=tuple(runs)))
+    fetch_files(replace(of.experiment, runs=tuple(runs)))
     total, options = Outcome(), RunOptions(keep_weights=keep_weights)
     groups: dict[tuple[bool, int, int], list[PlannedRun]] = defaultdict(list)
     for run in runs:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.launch.plan import Plan
 
 
-def fetch(experiment: Experiment) -> None:
+def fetch_files(experiment: Experiment) -> None:
     """Fetch and check data and pretrained weights, each once, have texts tokenised, and try the models on them.
 
     A model is tried once in each precision on single texts, and once on pairs.

@@ -20,7 +20,7 @@ from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
-from bench.launch.prepare import check_data, fetch
+from bench.launch.prepare import check_data, fetch_files
 from bench.launch.progress import ProgressDisplay
 from bench.launch.shard import Shard, parse
 from bench.launch.slurm import job_status
@@ -157,7 +157,7 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
         planned = following
         tuning.write_down(planned.choices, planned.experiment, planned.store)
         if planned.to_do:
-            fetch(planned.experiment)
+            fetch_files(planned.experiment)
             check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
             with ProgressDisplay(passes, planned.experiment.metric, console) as display:
@@ -179,7 +179,7 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
     """Return a plan of which it is known whether its runs are compiled; what is measured for that is said."""
     if not compiling.is_open(planned.asked):
         return planned
-    fetch(planned.experiment)
+    fetch_files(planned.experiment)
     check_data(planned)
     runs = [*planned.to_do, *planned.to_be_chosen]
     with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
@@ -276,7 +276,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
     Raises:
         BenchError: something is missing and cannot be had, or is not what it should be.
     """
-    fetch(experiments.load(experiments.find(name), overrides))
+    fetch_files(experiments.load(experiments.find(name), overrides))
 
 
 def _without_queued(planned: Plan, console: Console) -> Plan:

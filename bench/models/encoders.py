@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         return logits_BK
 
 
-def fetch(params: dict[str, Any]) -> None:
+def fetch_encoder(params: dict[str, Any]) -> None:
     Checkpoint(params["checkpoint"], weights=not params["from_scratch"]).fetch()
 
 
@@ -90,7 +90,7 @@ def tokenizer(params: dict[str, Any]) -> Path:
     return Checkpoint(params["checkpoint"], weights=not params["from_scratch"]).locate()  # the folder the net is from
 
 
-@register_model("encoder", fetch=fetch, tokenizer=tokenizer)
+@register_model("encoder", fetch=fetch_encoder, tokenizer=tokenizer)
 def encoder(
     task: Task,
     *,

@@ -118,12 +118,12 @@ def members() -> Collection[str]:
     return frozenset(timm.list_models() + timm.list_models(pretrained=True))
 
 
-def fetch(name: str, params: dict[str, Any]) -> None:
+def fetch_timm(name: str, params: dict[str, Any]) -> None:
     if params["pretrained"]:
         TimmWeights(name).fetch()
 
 
-@register_model("timm/", fetch=fetch, members=members)
+@register_model("timm/", fetch=fetch_timm, members=members)
 def timm_model(
     task: Task, name: str, *, pretrained: bool = False, image_size: Annotated[int, Field(ge=1)] | None = None
 ) -> nn.Module:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bench.core.seeding import StreamState
 from bench.training.checkpoint import StateDict
-from bench.training.step import Run
+from bench.training.step import TrainingRun
 
 
 @dataclass
@@ -64,7 +64,7 @@ class TrainingState:
     """
 
     run_id: str
-    run: Run
+    run: TrainingRun
     schedule: LambdaLR
     device: torch.device
     progress: Progress = field(default_factory=Progress)

@@ -37,7 +37,7 @@ from bench.training.precision import compilation_errors_told, compiled, set_prec
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """All that the steps of one run need, on its device.
 
     Attributes:
@@ -169,7 +169,7 @@ def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
 
 def set_up(
     spec: RunSpec, device: torch.device, group: ProcessGroup = ALONE, loaded: tuple[Task, Data] | None = None
-) -> Run:
+) -> TrainingRun:
     """Return a run with its data, model and optimizer, the model's weights drawn from the seed's stream.
 
     Args:
@@ -200,7 +200,7 @@ def set_up(
     part_size, together = share_out(optimizer, batch_size, group)
     dynamic = data.train.lengths is not None
     code = None if dynamic else _code(spec, optimizer, part_size, device)
-    return Run(
+    return TrainingRun(
         task=task,
         data=data,
         model=model,

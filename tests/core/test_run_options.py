@@ -15,7 +15,7 @@ from bench.core import data_folder
 from bench.core.errors import BadValue
 from bench.core.run_options import RunOptions, from_json
 from bench.distributed.launcher import Call
-from bench.launch.slurm.submission import Settings
+from bench.launch.slurm.submission import JobSettings
 from bench.store.files import to_json
 
 ALL = RunOptions(3, 2, (0, 2), True, 0.5, True, "/data")
@@ -47,15 +47,15 @@ def test_processes_on_other_nodes_read_the_options_of_their_call(tmp_path: Path)
 
 
 def test_a_job_reads_the_options_of_its_submission() -> None:
-    settings = Settings(1, 4, 60, 120, options=ALL, max_jobs=3)
-    assert Settings.from_json(json.loads(to_json(asdict(settings)))) == settings
+    settings = JobSettings(1, 4, 60, 120, options=ALL, max_jobs=3)
+    assert JobSettings.from_json(json.loads(to_json(asdict(settings)))) == settings
 
 
 def test_submissions_of_earlier_versions_are_read() -> None:
     old = {"jobs": 2, "jobs_per_gpu": 1, "gpus": 1, "cpus": 4, "time": 60, "grace_seconds": 120}
     old |= {"checkpoint_minutes": 0.5, "fail_fast": True, "data": "/data", "nodes": 1, "keep_weights": True}
     options = RunOptions(2, 1, None, True, 0.5, True, "/data")
-    assert Settings.from_json(old) == Settings(1, 4, 60, 120, options)
+    assert JobSettings.from_json(old) == JobSettings(1, 4, 60, 120, options)
 
 
 # ---- the data folder -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bench.evidence.measure_runs import measure_runs
-from bench.evidence.measures.measure import Settings
+from bench.evidence.measures.measure import MeasureSettings
 from bench.evidence.repeat import recorded
 from bench.launch import run as launch
 from bench.store import records
@@ -124,7 +124,7 @@ def test_other_settings_are_measured_anew_and_double_precision_is_close(place: P
     for precision in ("fp32", "fp64"):
         of = recorded(str(place / "tiny.toml"), out)
         runs = of.select([of.results.records["run_id"][0]])
-        settings = Settings(examples=64, eigenvalues=2, m=32, plane_points=3, precision=precision)
+        settings = MeasureSettings(examples=64, eigenvalues=2, m=32, plane_points=3, precision=precision)
         done = measure_runs(of, runs, settings, device=torch.device("cpu"), console=Console(quiet=True))
         assert done == 1
         measures = records.read(out / "tiny").measures

@@ -16,7 +16,7 @@ from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
-from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.launch import run as launch
 from bench.models.pretrained import Checkpoint
 from bench.store import records
@@ -344,7 +344,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_on_a_gpu(
 @pytest.mark.parametrize("task", ["rte", "stsb"])
 def test_an_encoder_is_measured_attention_and_all(data: Path, task: str) -> None:
     spec = make_spec(task)
-    settings = Settings(examples=24, eigenvalues=1, m=8, line_points=3, plane_points=3)
+    settings = MeasureSettings(examples=24, eigenvalues=1, m=8, line_points=3, plane_points=3)
     row, points = measure(prepared(spec, CPU), spec, settings, with_plane=True)
     again, points_again = measure(prepared(spec, CPU), spec, settings, with_plane=True)
     assert math.isfinite(row["eigenvalue_1"])

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
-from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.optim.base.averaging import evaluation_weights
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.gsam import GSAM
@@ -181,7 +181,7 @@ def _kept_weights_are_the_measured_ones(spec: RunSpec, root: Path, result: dict[
     ready = prepared(spec, CPU)
     load_weights(Store(root).run(spec.run_id).weights, ready.model)
     assert weights_sha256(ready.model) == result["weights_sha256"]
-    settings = Settings(examples=10_000, eigenvalues=1, line_points=3)
+    settings = MeasureSettings(examples=10_000, eigenvalues=1, line_points=3)
     row, _ = measure(ready, spec, settings, with_plane=False)
     assert row["loss"] == pytest.approx(result["metrics"]["train_loss"], rel=1e-4)
 

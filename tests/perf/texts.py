@@ -29,7 +29,7 @@ from bench.data.splits import Split
 from bench.data.tokens import Texts
 from bench.tasks.base import Task
 from bench.train import synchronize
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 EXAMPLES, WORDS, STEPS = 2_000, 1_000, 6
 
@@ -80,7 +80,7 @@ def on(device: torch.device, compare: Callable[[str, str, dict[str, Callable[[],
                 os.environ["BENCH_DATA"] = before
 
 
-def steps_of(run: Run, batches: list[Batch]) -> Callable[[], float]:
+def steps_of(run: TrainingRun, batches: list[Batch]) -> Callable[[], float]:
     """Seconds a step over a sample of an epoch's batches, the same share of it for every way of making them."""
     run.model.train()
     device = run.data.train.targets.device

@@ -14,7 +14,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
-from bench.launch.estimate import Speed, measure
+from bench.launch.estimate import Speed
 from bench.store.run_folder import Store
 from bench.tasks.base import prepare_data, replace_labels, sampled
 from bench.train import train
@@ -117,7 +117,7 @@ def test_a_small_training_set_gives_the_records_and_the_run_id_of_before(tmp_pat
 
 def test_an_estimate_counts_all_of_the_training_set_once() -> None:
     assert Speed(1.0, 2.0, 10.0, more=5.0).run(make_spec(epochs=3), 4) == 1 + 4 * 2 + 3 * 10 + 5
-    some, whole = (measure(make_spec(eval_train=size), CPU, seconds=0.0) for size in (108, "all"))
+    some, whole = (measure_speed(make_spec(eval_train=size), CPU, seconds=0.0) for size in (108, "all"))
     assert whole.more == 0
     sizes = [len(split) for split in prepare_data(DIGITS, DataSettings(), 0).splits().values()]
     assert some.more / some.an_evaluation == pytest.approx((sizes[0] - 108) / (108 + sum(sizes[1:])))

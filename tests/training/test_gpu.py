@@ -15,7 +15,7 @@ from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec,
 from bench.data.batching import Batch
 from bench.store.run_folder import Store
 from bench.train import Stopped, train
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 load_builtins()
 GPU = torch.device("cuda")
@@ -48,7 +48,7 @@ def do(spec: RunSpec, root: Path, **options: Any) -> dict[str, Any]:
         return train(spec, folder, GPU, **options)
 
 
-def losses(run: Run, steps: int = 5) -> list[float]:
+def losses(run: TrainingRun, steps: int = 5) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
     batch = Batch(torch.arange(run.batch_size, device=GPU))

@@ -18,7 +18,7 @@ from bench.data.batching import Batch
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.train import weights_sha256
 from bench.training import precision as numerics
-from bench.training.step import Run, set_up, share_out
+from bench.training.step import TrainingRun, set_up, share_out
 
 load_builtins()
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def make_spec(model: str = "resnet8", method: dict[str, Any] | None = None, **tr
     )
 
 
-def losses(run: Run, steps: int = 6) -> list[float]:
+def losses(run: TrainingRun, steps: int = 6) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
     batches = torch.split(torch.arange(64 * steps), 64)

@@ -23,7 +23,7 @@ from bench.launch.estimate import Speed, configuration, samples
 from bench.launch.local.server import start_fork_server
 from bench.launch.local.signals import Interrupts
 from bench.launch.local.slots import Slot, slow_precision
-from bench.launch.local.worker import Event, Job, Measure, Rehearse, work
+from bench.launch.local.worker import Event, MeasureSpeed, Rehearse, RunJob, work
 from bench.launch.outcome import Outcome
 from bench.launch.progress import ProgressDisplay
 from bench.store.run_folder import RunLocked, Store, reason_in
@@ -166,7 +166,7 @@ class _Pool:
         for name, spec in kinds.items():
             if name in known:
                 continue
-            events = self._ask_all(Measure(spec.model_dump_json()))
+            events = self._ask_all(MeasureSpeed(spec.model_dump_json()))
             found = [event.content for event in events if event.kind == "speed"]
             if not found:
                 reason = events[0].content if events else "the worker died; was memory short?"
@@ -177,7 +177,7 @@ class _Pool:
         speeds.remember({keys[name]: speed for name, speed in measured.items()})
         return known | measured, reason
 
-    def _ask_all(self, question: Measure) -> list[Event]:
+    def _ask_all(self, question: MeasureSpeed) -> list[Event]:
         """Return the answers of all workers; one that dies over the question gives none, and is replaced."""
         for worker in self.workers:
             worker.connection.send(question)
@@ -240,7 +240,7 @@ class _Pool:
         worker.run, worker.alone = run, alone
         spec, folder = run.spec.model_dump_json(), self.store.run(run.spec.run_id).path
         self.display.started(run)
-        job = Rehearse(spec, alone) if self.rehearsing else Job(spec, folder, self.options, alone)
+        job = Rehearse(spec, alone) if self.rehearsing else RunJob(spec, folder, self.options, alone)
         try:
             worker.connection.send(job)
         except OSError:  # it died while it had nothing to do

@@ -21,7 +21,7 @@ from bench.core import data_folder
 from bench.core.errors import BenchError
 from bench.launch.slurm import queue
 from bench.launch.slurm import submission as submissions
-from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
+from bench.launch.slurm.submission import JobSettings, Note, Submission, code_sha256
 from bench.store.run_folder import to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Job:
             return None
         return DelayedSubmission(type(self)(self.folder, self.task, self.code, self.idle))
 
-    def _is_at_its_limit(self, settings: Settings) -> bool:
+    def _is_at_its_limit(self, settings: JobSettings) -> bool:
         """Tell whether the job reached its time limit, rather than being preempted.
 
         Preemption may come at any time and says nothing about the runs. SLURM's signal comes up to a minute early.

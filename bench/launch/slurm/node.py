@@ -24,7 +24,7 @@ from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import queue
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import STOPPED
-from bench.launch.slurm.submission import Settings, Submission
+from bench.launch.slurm.submission import JobSettings, Submission
 from bench.store.run_folder import FINISHED, Store
 
 TAKEOVER_SECONDS = 180.0
@@ -116,7 +116,7 @@ def _team(submission: Submission, task: int) -> Team | None:
     return Team(nodes, address, submissions.calls(submission.folder, task))
 
 
-def _shares(settings: Settings, processes: set[int], team: Team | None) -> list[Slot]:
+def _shares(settings: JobSettings, processes: set[int], team: Team | None) -> list[Slot]:
     """Return the job's resources in shares.
 
     A job that is not confined to its cores takes no more than that many cores.

@@ -29,7 +29,7 @@ ENDS = ("result.json", "error.txt")
 
 
 @dataclass(frozen=True)
-class Settings:
+class JobSettings:
     """The settings that a job needs besides its runs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Settings:
     max_jobs: int | None = None
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Settings:
+    def from_json(cls, content: Mapping[str, Any]) -> JobSettings:
         """Return the settings in a submission.json; submissions of earlier versions have no table of options."""
         given = dict(content)
         of_runs = given.pop("options", {name: value for name, value in given.items() if name != "gpus"})
@@ -77,7 +77,7 @@ class Submission:
     code: str
     tasks: list[list[str]]
     job_ids: list[str]
-    settings: Settings
+    settings: JobSettings
     cluster: str = ""
     user: str = ""
 
@@ -166,7 +166,7 @@ def read(folder: Path) -> Submission:
     """
     content = read_json(folder / "submission.json")
     del content["logs"]
-    content["settings"] = Settings.from_json(content["settings"])
+    content["settings"] = JobSettings.from_json(content["settings"])
     return Submission(folder=folder.resolve(), **content)
 
 

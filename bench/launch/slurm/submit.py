@@ -21,14 +21,14 @@ from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import PlannedRun
 from bench.launch import compiling, tuning
 from bench.launch.plan import Plan
-from bench.launch.prepare import fetch
+from bench.launch.prepare import fetch_files
 from bench.launch.slurm import job_status, queue
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import Job
 from bench.launch.slurm.job_status import JobStatus
 from bench.launch.slurm.profile import Profile
 from bench.launch.slurm.queue import Cluster
-from bench.launch.slurm.submission import Settings, Submission, code_sha256, failed_at
+from bench.launch.slurm.submission import JobSettings, Submission, code_sha256, failed_at
 from bench.store.run_folder import to_json, write_atomic
 
 TIME_OUTS = 1000
@@ -91,7 +91,7 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
         hidden = [status for run, status in of_runs.items() if status.hidden and run in left]
         if not runs:
             return Submitted([], set(), queued, hidden)
-        fetch(plan.experiment)
+        fetch_files(plan.experiment)
         jobs: list[str] = []
         cluster = queue.cluster()
         at_once, after = _room(profile.max_jobs, statuses)
@@ -182,7 +182,7 @@ def _prepare(
 ) -> Submission:
     """Write all that the jobs of an array read, before the first of them can start."""
     name = _name(plan.experiment.name, number)
-    settings = Settings(
+    settings = JobSettings(
         gpus=profile.gpus,
         cpus=profile.cpus,
         time=profile.time,

@@ -27,7 +27,7 @@ from bench.core.run_options import RunOptions
 from bench.launch.estimate import Speed
 from bench.launch.local import pool as local
 from bench.launch.local.slots import Slot, slots
-from bench.launch.local.worker import Event, Job, _do
+from bench.launch.local.worker import Event, RunJob, _do
 from bench.launch.plan import make_plan
 from bench.launch.progress import ProgressDisplay
 from bench.store import locks, records
@@ -385,7 +385,7 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 (folder.path / "lock").write_text('{"host": "node7", "boot": "another"}')
                 time.sleep(0.5)
 
-    job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
+    job = RunJob(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
     event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]

@@ -25,16 +25,16 @@ from bench.launch.slurm import job, node, queue
 from bench.launch.slurm import node_helper as helper
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import STOPPED, Job
-from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
+from bench.launch.slurm.submission import JobSettings, Note, Submission, code_sha256
 from bench.store.run_folder import Store
 
 Machine = Callable[[int, int], None]
 
 
-def settings(**given: Any) -> Settings:
+def settings(**given: Any) -> JobSettings:
     usual = {"gpus": 0, "cpus": 1, "time": 60, "grace_seconds": 120}
     options = {name: given.pop(name) for name in ("jobs", "jobs_per_gpu", "data") if name in given}
-    return Settings(**{**usual, **given}, options=RunOptions(**options))
+    return JobSettings(**{**usual, **given}, options=RunOptions(**options))
 
 
 def shares(processes: set[int] | None = None, team: Team | None = None, **given: Any) -> list[tuple[str, int]]:
