@@ -131,30 +131,30 @@ class Resolver(OptimizerResolver):
             labels = self.budgeted(tune, labels)
         if self.problems:
             raise self.verdict()
-        found = [condition for condition in conditions if condition]  # all of them, since there are no problems
-        about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
+        valid = [condition for condition in conditions if condition]  # all of them, since there are no problems
+        about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in valid}
         metric = self.metric(about)
         self.columns(labels, metric, about)
-        notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
+        notes = [about[task.name].note for _, task, _, _ in valid] + [models[m.name].note for _, _, m, _ in valid]
         phases = _phases(phased, labels) if phased else None
         return Experiment(
             name=name,
             title=titles.filled(
                 document.title,
-                (about[task.name].title or task.name for _, task, _, _ in found),
-                (models[model.name].title or model.name for _, _, model, _ in found),
-                (data.label_noise for *_, data in found),
+                (about[task.name].title or task.name for _, task, _, _ in valid),
+                (models[model.name].title or model.name for _, _, model, _ in valid),
+                (data.label_noise for *_, data in valid),
             )
             or name,
             baseline=document.baseline,
             seeds=seeds,
             labels=tuple(labels),
-            sweeps={label: list(found.space) for label, found in labels.items() if found.space},
-            vary={key: list(dict.fromkeys(condition[key] for condition, *_ in found)) for key in found[0][0]},
+            sweeps={label: list(one.space) for label, one in labels.items() if one.space},
+            vary={key: list(dict.fromkeys(condition[key] for condition, *_ in valid)) for key in valid[0][0]},
             metric=metric,
             tasks={name: _about(task) for name, task in about.items()},
             notes=tuple(dict.fromkeys(note for note in notes if note)),
-            runs=tuple(_runs(found, labels, seeds, phases)),
+            runs=tuple(_runs(valid, labels, seeds, phases)),
             phases=phases,
         )
 
@@ -260,8 +260,8 @@ class Resolver(OptimizerResolver):
         """
         settings = {*TrainSettings.model_fields, *DataSettings.model_fields}
         measured = {*metric_columns(metric["key"]), *(name for task in about.values() for name in task.reported)}
-        for label, found in labels.items():
-            _, optimizer, _ = found.configurations[0]
+        for label, entry in labels.items():
+            _, optimizer, _ = entry.configurations[0]
             for one in filter(None, (optimizer, optimizer.base)):
                 for name in sorted(one.params.keys() & (TAKEN | settings | measured)):
                     self.problem(
@@ -321,12 +321,12 @@ class Resolver(OptimizerResolver):
 
 
 def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
-    tuned = {label: found for label, found in labels.items() if found.tuned}
+    tuned = {label: one for label, one in labels.items() if one.tuned}
     return Phases(
         tune_seeds=phased.tune_seeds,
         final_seeds=phased.final_seeds,
-        trials={label: len(found.configurations) for label, found in tuned.items()},
-        spaces={label: found.space for label, found in tuned.items()},
+        trials={label: len(one.configurations) for label, one in tuned.items()},
+        spaces={label: one.space for label, one in tuned.items()},
         search=phased.tune.search,
         budget=phased.tune.budget,
         refit=phased.final.refit,
@@ -339,8 +339,8 @@ def _runs(
     """Yield every run that is known before anything is chosen: condition, label, configuration, seed."""
     for condition, task, model, data in conditions:
         files = user_files_sha256(tasks[task.name].factory, task.params)
-        for label, found in labels.items():
-            for config, optimizer, train in found.configurations:
+        for label, one in labels.items():
+            for config, optimizer, train in one.configurations:
                 plugins = _plugin_files(tasks[task.name], models[model.name], *_entries(optimizer))
                 spec = RunSpec(
                     task=task,
@@ -355,7 +355,7 @@ def _runs(
                 run = PlannedRun(label, config, spec, condition)
                 if phases is None:
                     yield from run.with_seeds(seeds)
-                elif found.tuned:
+                elif one.tuned:
                     yield from run.with_seeds(phases.tune_seeds, "tune", "tune")
                 else:
                     yield from phases.final_runs(run)

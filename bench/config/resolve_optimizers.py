@@ -280,16 +280,16 @@ class OptimizerResolver(Checker):
 
     def budgeted(self, tune: TuneSettings, labels: Mapping[str, Label]) -> dict[str, Label]:
         """Return the labels with as many configurations as the budget allows; a grid of another size is a problem."""
-        tuned = {label: found for label, found in labels.items() if found.tuned}
+        tuned = {label: entry for label, entry in labels.items() if entry.tuned}
         if not tuned:
             self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
             return dict(labels)
         allowed = dict.fromkeys(tuned, tune.trials)
         if tune.budget == "passes":
-            costs = {label: self.cost(label, found) for label, found in tuned.items()}
+            costs = {label: self.cost(label, entry) for label, entry in tuned.items()}
             least = min(costs.values())
             allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
-        sizes = {label: len(found.configurations) for label, found in tuned.items()}
+        sizes = {label: len(entry.configurations) for label, entry in tuned.items()}
         if tune.search == "grid" and sizes != allowed:
             each = ", ".join(
                 f"{label} {size}" + (f" ({allowed[label]} allowed)" if size != allowed[label] else "")
@@ -302,13 +302,13 @@ class OptimizerResolver(Checker):
                 'their lists, or search = "sobol"',
             )
         return {
-            label: replace(found, configurations=found.configurations[: allowed[label]]) if found.tuned else found
-            for label, found in labels.items()
+            label: replace(entry, configurations=entry.configurations[: allowed[label]]) if entry.tuned else entry
+            for label, entry in labels.items()
         }
 
-    def cost(self, label: str, found: Label) -> float:
+    def cost(self, label: str, entry: Label) -> float:
         """Return the passes over the training set per run of a label; what changes them cannot be searched."""
-        costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in found.configurations}
+        costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in entry.configurations}
         if len(costs) > 1:
             self.problem(
                 f"optimizers.{label}.sweep",

@@ -126,10 +126,10 @@ class Dataset:
 
     def _unofficial(self) -> list[str]:
         """Return one line for each file that is not the official one."""
-        found = [(path, content_md5(path)) for path in self.paths()]
+        digests = [(path, content_md5(path)) for path in self.paths()]
         return [
             f"{path.name}: md5 is {md5}, that of the official file {official}"
-            for (path, md5), official in zip(found, self.files.values(), strict=True)
+            for (path, md5), official in zip(digests, self.files.values(), strict=True)
             if md5 != official
         ]
 

@@ -142,11 +142,11 @@ class MessageClient:
 
 def _stack(thread: int) -> tuple[tuple[int, int], ...]:
     """Return where a thread is, down to the instruction of every function that it is in."""
-    frame, found = sys._current_frames().get(thread), []
+    frame, frames = sys._current_frames().get(thread), []
     while frame is not None:
-        found.append((id(frame.f_code), frame.f_lasti))
+        frames.append((id(frame.f_code), frame.f_lasti))
         frame = frame.f_back
-    return tuple(found)
+    return tuple(frames)
 
 
 def _in_words(thread: int) -> str:

@@ -104,8 +104,8 @@ def _final_weights(
     The weights are those kept by `bench run --keep-weights`, else those of a repetition.
     """
     store = Store(of.folder)
-    found = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
-    gone = [run for run in runs if not found[run.spec.run_id].path.exists()]
+    weights = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
+    gone = [run for run in runs if not weights[run.spec.run_id].path.exists()]
     with tempfile.TemporaryDirectory(prefix="bench-measure-") as scratch:
         if gone:
             said = f"{len(gone)} of {counted(len(runs), 'run')} left no weights (--keep-weights): they are repeated"
@@ -119,8 +119,8 @@ def _final_weights(
             if outcome.disk:
                 raise BenchError(outcome.disk)
         for run in gone:
-            found[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
-        yield found
+            weights[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
+        yield weights
 
 
 def _measure(

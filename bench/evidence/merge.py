@@ -119,14 +119,14 @@ def _phase(frame: pd.DataFrame) -> pd.Series[Any]:
 
 def _columns(of_parts: Iterator[list[str]]) -> list[str]:
     """Return all columns, each after the one that it follows in the first part that has it."""
-    found: list[str] = []
+    names: list[str] = []
     for columns in of_parts:
         before = -1
         for name in columns:
-            if name not in found:
-                found.insert(before + 1, name)
-            before = found.index(name)
-    return found
+            if name not in names:
+                names.insert(before + 1, name)
+            before = names.index(name)
+    return names
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
@@ -183,12 +183,12 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
             both = then.rows.index.intersection(list(left))
             left -= set(both)
             for run_id in _not_identical(then, now, both):
-                found = verdict(run_id, then, now)
-                if found.word == "differs":
+                verdict_here = verdict(run_id, then, now)
+                if verdict_here.word == "differs":
                     row = then.record(run_id)
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
                     faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs: {first} has it, {name} too")
-                    faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in found.faults]
+                    faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in verdict_here.faults]
     yield from faults[: 2 * SHOWN]
     if len(faults) > 2 * SHOWN:
         yield f"and {len(faults) - 2 * SHOWN} lines more"

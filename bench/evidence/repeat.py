@@ -61,13 +61,13 @@ class Recorded:
     def chosen(self) -> list[str]:
         """Return the ids of the finished runs that tables report: those of each optimizer's choice, each once."""
         frame = keyed(reported(self.results.records))
-        found: dict[str, None] = {}
+        chosen: dict[str, None] = {}
         for row in all_rows(self.results):
             if row.chosen:
                 here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label)
                 here &= (frame["config"] == row.config) & (frame["status"] == "done")
-                found |= dict.fromkeys(frame.loc[here, "run_id"])
-        return list(found)
+                chosen |= dict.fromkeys(frame.loc[here, "run_id"])
+        return list(chosen)
 
     def done(self) -> list[str]:
         """Return the ids of the runs that ended with weights."""

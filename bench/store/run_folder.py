@@ -157,10 +157,10 @@ class RunFolder:
             BenchError: environment.json is damaged.
         """
         path = self.path / "environment.json"
-        found: list[dict[str, Any]] = read_json(path, missing=[], kind=list)
-        if not all(isinstance(one, dict) and all(map(_plain, one.values())) for one in found):
-            raise BenchError(f"{path} is damaged (holds {shown(found)}); delete it")
-        return found
+        environments: list[dict[str, Any]] = read_json(path, missing=[], kind=list)
+        if not all(isinstance(one, dict) and all(map(_plain, one.values())) for one in environments):
+            raise BenchError(f"{path} is damaged (holds {shown(environments)}); delete it")
+        return environments
 
     def curve(self) -> list[dict[str, Any]]:
         """Return the evaluated epochs so far; a line cut short by a killed process does not count."""

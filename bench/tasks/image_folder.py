@@ -125,11 +125,11 @@ def _items(root: Path, names: list[str]) -> list[Item]:
         raise BenchError(
             f"{root} has {len(names)} folders of images; a folder for each of at least two classes is needed"
         )
-    found = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
-    for name, items in zip(names, found, strict=True):
+    of_classes = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
+    for name, items in zip(names, of_classes, strict=True):
         if not items:
             raise BenchError(f"{root / name} has no images in it ({', '.join(ENDINGS)})")
-    return [item for items in found for item in items]
+    return [item for items in of_classes for item in items]
 
 
 @functools.lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
-from bench.launch.estimate import Speed
+from bench.launch.estimate import Speed, measure_speed
 from bench.store.run_folder import Store
 from bench.tasks.base import prepare_data, replace_labels, sampled
 from bench.train import train

@@ -74,9 +74,9 @@ def measure(
 
     count = min(settings.eigenvalues, sum(p.numel() for p in surface.parameters) - 1)
     with _timed(row, "hessian_seconds", device):
-        found = largest_eigenvalues(surface, count, spec.seed)
-    row |= {f"eigenvalue_{place}": value for place, value in enumerate(found.values, start=1)}
-    row["hessian_products"] = float(found.products)
+        largest = largest_eigenvalues(surface, count, spec.seed)
+    row |= {f"eigenvalue_{place}": value for place, value in enumerate(largest.values, start=1)}
+    row["hessian_products"] = float(largest.products)
 
     with _timed(row, "m_sharpness_seconds", device):
         row["m_sharpness"], batches = m_sharpness(surface, settings.rho, settings.m)

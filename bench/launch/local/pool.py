@@ -150,11 +150,11 @@ class _Pool:
         """
         if words := slow_precision([run.spec for run in self.queue], [worker.slot for worker in self.workers]):
             self.display.say(words)
-        found, reason = self.speeds()
+        measured, reason = self.speeds()
         if reason:
             self.display.say(f"No estimate of the time: {reason}")
         else:
-            self.display.estimated(list(self.queue), found, len(self.workers))
+            self.display.estimated(list(self.queue), measured, len(self.workers))
 
     def speeds(self) -> tuple[dict[str, Speed], str]:
         """Return what every kind of run in the queue costs, and why the last one that is missing is."""
@@ -167,13 +167,13 @@ class _Pool:
             if name in known:
                 continue
             events = self._ask_all(MeasureSpeed(spec.model_dump_json()))
-            found = [event.content for event in events if event.kind == "speed"]
-            if not found:
+            answers = [event.content for event in events if event.kind == "speed"]
+            if not answers:
                 reason = events[0].content if events else "the worker died; was memory short?"
                 continue
-            if len(found) == len(self.workers):
+            if len(answers) == len(self.workers):
                 self.tried.add(configuration(spec))
-            measured[name] = max(found, key=lambda speed: speed.a_pass)
+            measured[name] = max(answers, key=lambda speed: speed.a_pass)
         speeds.remember({keys[name]: speed for name, speed in measured.items()})
         return known | measured, reason
 

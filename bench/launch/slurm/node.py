@@ -111,8 +111,8 @@ def _team(submission: Submission, task: int) -> Team | None:
     if (nodes := submission.settings.nodes) == 1:
         return None
     name = os.environ["SLURMD_NODENAME"]
-    found = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
-    address = os.environ.get("MASTER_ADDR") or (found[1] if found else name)
+    match = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
+    address = os.environ.get("MASTER_ADDR") or (match[1] if match else name)
     return Team(nodes, address, submissions.calls(submission.folder, task))
 
 

@@ -184,14 +184,14 @@ class PerturbedOptimizer(OptimizerWrapper):
 
     def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[PerturbedGroup]:
         """Return what is perturbed, group by group; by default among the parameters with a gradient."""
-        found = []
+        groups = []
         for group in self.param_groups:
             here = group["params"] if self.perturbed is None else [p for p in group["params"] if p in self.perturbed]
             here = [p for p in here if (p.grad is not None if has is None else has(p))]
             if here:
                 sign = -1 if group.get("maximize") else 1
-                found.append(PerturbedGroup(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
-        return found
+                groups.append(PerturbedGroup(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
+        return groups
 
     @contextmanager
     def at_the_worst_point(self) -> Iterator[Tensor]:
@@ -316,17 +316,17 @@ def normalisation_parameters(model: nn.Module | None, name: str, *, required: bo
     Raises:
         ValueError: there is no model, or the required parameters are missing.
     """
-    found: set[nn.Parameter] = set()
+    parameters: set[nn.Parameter] = set()
     for module in [] if model is None else model.modules():
         if type(module).__name__.rstrip("123d").endswith("Norm"):
-            found |= set(module.parameters(recurse=False))
-    if model is None or (required and not found):
+            parameters |= set(module.parameters(recurse=False))
+    if model is None or (required and not parameters):
         raise ValueError(
             f'{name}: perturb_only="norm" needs '
             + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")
             + ("" if model is None else f", which {type(model).__name__} has none of")
         )
-    return found
+    return parameters
 
 
 if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there

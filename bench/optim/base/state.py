@@ -45,11 +45,11 @@ class StatefulWrapper(OptimizerWrapper):
         """Return what stands for the memory of a parameter of which there is none yet: zeros."""
         return torch.zeros_like(as_real(parameter))
 
-    def note(self, parameters: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    def note(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Keep what this part of the step has to say of some parameters; the tensors are ours from now on."""
         if self._parts == 0:
             self._noted = {}
-        for parameter, tensor in zip(parameters, found, strict=True):
+        for parameter, tensor in zip(parameters, tensors, strict=True):
             noted = self._noted.get(parameter)
             self._noted[parameter] = tensor if noted is None else noted.add_(tensor)
 

@@ -263,12 +263,12 @@ class OptimizerWrapper(Delegating):
         For whoever looks at gradients before `step` does: a GradScaler of this process's own.
         """
         parameters = self.parameters_with_gradient()
-        found = gradients(parameters)
+        here = gradients(parameters)
         if self.reductions.group is not None:
-            bad = self.reductions.anywhere(found_inf(found if norm is None else [*found, norm]))
+            bad = self.reductions.anywhere(found_inf(here if norm is None else [*here, norm]))
             norm = torch.where(bad > 0, torch.inf, 0.0)
         if norm is not None and parameters:
-            found[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
+            here[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
 
     def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
         """Return what `gradient` makes of the closure, which can read in `first_pass` which evaluation it is."""
