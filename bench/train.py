@@ -96,19 +96,20 @@ def train(
         Stopped: `stop` said so.
     """
     # ---- set-up: data, model and optimizer, each from its own random stream ----------------------------------
-    started, memory = time.perf_counter(), PeakMemory(device)
+    started, memory = time.perf_counter(), PeakMemory(device)  # before data and model, which are part of the peak
     run = set_up(spec, device, group)
     some = sampled(run.data.train, spec.train.eval_train)
     _write_start(spec, run, folder, device)
     state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
+    # By rank: with one stream for all, the parts of a batch would have the same dropout masks.
     torch.manual_seed(derive(spec.seed, "dropout", group.rank))
 
     # ---- resume ----------------------------------------------------------------------------------------------
     if checkpoint.resume(folder, device, group, state.load_state_dict, say):
         state.clocks.resumes += 1
-    folder.write_curve(state.curve)
+    folder.write_curve(state.curve)  # without the points after the checkpoint, which are measured again
     if device.type == "cuda" or spec.train.compile:
-        run.warm_up()
+        run.warm_up()  # on the clock of the set-up: the first steps are as fast as the others
     state.clocks.setup_seconds += time.perf_counter() - started
     timer = CheckpointTimer(options.checkpoint_minutes, stop, group, device)
 
@@ -136,10 +137,7 @@ def train(
                 own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
                 measured = group.from_first(own)
                 if last:  # the weights that were measured are the ones that the run ends with
-                    final_sha256 = weights_sha256(run.model)
-                    if options.keep_weights and group.is_first:
-                        about = {"run_id": spec.run_id, "sha256": final_sha256}
-                        checkpoint.keep_weights(folder.weights, run.model, about)
+                    final_sha256 = _end(run.model, folder, spec.run_id, keep=options.keep_weights and group.is_first)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
             state.curve.append({**_point(state), "batch_loss": batch_loss, **measured})
@@ -150,6 +148,7 @@ def train(
             save(state, folder, timer)
 
     # ---- the result ------------------------------------------------------------------------------------------
+    # Only the first process has been evaluated: its numbers are the run's as long as all have the same weights.
     group.check_alike("weights", lambda: _sha256(dict(run.model.named_parameters())))
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": final_sha256}
     return _finish(folder, state, done, metrics=_final_metrics(run.task, state.curve))
@@ -167,7 +166,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     run, clocks, progress = state.run, state.clocks, state.progress
     batches = run.batches(progress.epoch)
     augment = continued(numpy_stream(run.seed, "augment", progress.epoch), progress.augment)
-    loss_sum = torch.tensor(progress.loss_sum, device=state.device)
+    loss_sum = torch.tensor(progress.loss_sum, device=state.device)  # to add floats would wait for every step
     step = progress.step
     run.model.train()
     with timed(clocks, "train_seconds", state.device):
@@ -206,6 +205,7 @@ class CheckpointTimer:
         if not epoch_over and next(self._asked) % self._talks_every:
             return False
         late = time.monotonic() - self._last >= self.seconds * (EPOCH_SHARE if epoch_over else 1.0)
+        # The largest counts: a stop that any of them is asked for, before a checkpoint due by the first one's clock.
         word = self.group.largest(2 if self.stop() else int(late and self.group.is_first))
         self.stopping = word == 2
         return word > 0
@@ -222,6 +222,7 @@ def save(state: TrainingState, folder: RunFolder, timer: CheckpointTimer) -> Non
         Stopped: the run was asked to stop; its checkpoint is written.
     """
     group, optimizer = state.run.group, state.run.optimizer
+    # Only the first one's state is in the file, and all of them will go on from it.
     group.check_alike("states of the optimizers", lambda: _sha256(_tensors(optimizer)))
     content = state.state_dict()
     if group.is_first:
@@ -284,6 +285,18 @@ def _texts(data: Data) -> dict[str, int]:
 def weights_sha256(model: nn.Module) -> str:
     """Return a fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
     return _sha256(model.state_dict())
+
+
+def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
+    """Return the fingerprint of the weights that are there.
+
+    Args:
+        keep: write the weights to the run's folder, too.
+    """
+    sha256 = weights_sha256(model)
+    if keep:
+        checkpoint.keep_weights(folder.weights, model, {"run_id": run_id, "sha256": sha256})
+    return sha256
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -91,6 +91,7 @@ class Entry:
             BenchError: it does not take these arguments, or returns None.
         """
         args = (*args, *([self.member] if self.member else []))
+        # Names of the factory's own: those in experiment files stand beside the settings of a base.
         params = {argument: params.pop(name) for argument, name in self.rename.items() if name in params} | params
         if self._is_wrapper_class and len(args) == 2 and "model" in inspect.signature(self.factory).parameters:
             # A class's second argument is for its users to pick: `SAM(base, 0.05)`.

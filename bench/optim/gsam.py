@@ -63,6 +63,6 @@ class GSAM(PerturbedOptimizer):
         moved = gradients(parameters)
         dot = partial(self.reductions.dot, parameters)
         along = dot(at_w, moved) / (dot(moved, moved) + TINY)
-        if moved:
+        if moved:  # g' - alpha (g - along g'), without a tensor for what is in the brackets
             torch._foreach_mul_(moved, 1 + self.alpha * along)
             torch._foreach_add_(moved, at_w, alpha=-self.alpha)

@@ -100,7 +100,7 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "optimizer": self.run.optimizer.state_dict(),
         }
-        _check_keys(state, like)
+        _check_keys(state, like)  # before anything is loaded: an older checkpoint may be tried after this one
         self.run.model.load_state_dict(state["model"])
         self.run.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

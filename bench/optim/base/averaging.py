@@ -33,7 +33,7 @@ class Averaging(StatefulWrapper):
         """Return the weight of the newest weights in the average; None before averaging has begun."""
 
     def after_update(self, skip: Tensor) -> None:
-        weight = self.weight()
+        weight = self.weight()  # before the step is counted: it is that of the steps done until now
         super().after_update(skip)
         if weight is None:
             return
@@ -123,7 +123,7 @@ def _other_weights(
         yield
         return
     weights = [as_real(p) for p in weights]
-    spare = [p.detach().clone() for p in weights]
+    spare = [p.detach().clone() for p in weights]  # a way back by arithmetic would round
     rewind = rewinder(weights)
     with torch.no_grad(), kept_buffers(model):
         try:

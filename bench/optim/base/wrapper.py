@@ -198,6 +198,7 @@ class OptimizerWrapper(Delegating):
         if self.clip_norm is not None:
             norm = self.reductions.norm(self.parameters_with_gradient(), final)
             if final:
+                # 1e-6 and no comparison on the host, as torch.nn.utils.clip_grad_norm_.
                 torch._foreach_mul_(final, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
             final = [norm]
         skip = self.reductions.anywhere(found_inf([*final, *norms_on_the_way]))
