@@ -45,26 +45,41 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
 
 
 STOPPED = "Stopped. The same command goes on from here."
-SLURM_FLAGS = {
-    "profile": "--profile",
-    "wait": "--wait",
-    "partition": "--partition",
-    "account": "--account",
-    "qos": "--qos",
-    "constraint": "--constraint",
-    "time": "--time",
-    "nodes": "--nodes",
-    "mem_gb": "--mem-gb",
-    "gpus_per_job": "--gpus-per-job",
-    "cpus": "--cpus-per-job",
-    "runs_per_job": "--runs-per-job",
-    "max_jobs": "--max-jobs",
-    "max_array_size": "--max-array-size",
-    "grace_seconds": "--grace-seconds",
-    "setup": "--setup",
-    "sbatch": "--sbatch",
+_NUMBER = {"type": cli_options.COUNT, "metavar": "N"}
+SLURM: dict[str, dict[str, Any]] = {
+    "profile": {
+        "type": click.Path(path_type=Path, dir_okay=False),
+        "help": "TOML file with [slurm]. [default: ~/.config/sam-bench/slurm.toml]",
+    },
+    "wait": {"is_flag": True, "help": "Follow the jobs to their end and collect the results."},
+    "partition": {"help": "SLURM's partition.", "metavar": "NAME"},
+    "account": {"help": "SLURM's account.", "metavar": "NAME"},
+    "qos": {"help": "SLURM's quality of service.", "metavar": "NAME"},
+    "constraint": {"help": "Features that nodes must have.", "metavar": "TEXT"},
+    "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS or D-HH:MM:SS."},
+    "nodes": {**_NUMBER, "help": "Nodes per job, where train.processes > 1. [default: 1]"},
+    "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
+    "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
+    "cpus_per_job": {**_NUMBER, "help": "Cores per job and node."},
+    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as it does at once]"},
+    "max_jobs": {**_NUMBER, "help": "Jobs at once."},
+    "max_array_size": {**_NUMBER, "help": "Jobs per array. [default: the site's limit]"},
+    "grace_seconds": {
+        "type": click.IntRange(min=10, max=2**31 - 1),
+        "metavar": "N",
+        "help": "Seconds before the time limit at which runs save.",
+    },
+    "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
+    "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
 }
-"""What only a launch on SLURM understands, by the name of the argument."""
+"""The options that only a launch on SLURM understands. But for the first two they are settings of a `Profile`."""
+
+IN_PROFILE = {"gpus_per_job": "gpus", "cpus_per_job": "cpus"}
+"""What a profile calls them, where that is another name."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 HEADINGS = {
@@ -73,41 +88,14 @@ HEADINGS = {
         *("--on", "--jobs", "--jobs-per-gpu", "--gpus", "--out", "--data-dir", "--checkpoint-minutes", "--fail-fast"),
         *("--keep-weights", "--help"),
     ),
-    "With --on slurm": tuple(SLURM_FLAGS.values()),
+    "With --on slurm": tuple(map(_flag, SLURM)),
 }
 """How `bench run --help` lists the options."""
 
 
 def _slurm_options(command: Any) -> Any:
-    number = {"type": cli_options.COUNT, "metavar": "N"}
-    settings: dict[str, dict[str, Any]] = {
-        "profile": {
-            "type": click.Path(path_type=Path, dir_okay=False),
-            "help": "TOML file with [slurm]. [default: ~/.config/sam-bench/slurm.toml]",
-        },
-        "wait": {"is_flag": True, "help": "Follow the jobs to their end and collect the results."},
-        "partition": {"help": "SLURM's partition.", "metavar": "NAME"},
-        "account": {"help": "SLURM's account.", "metavar": "NAME"},
-        "qos": {"help": "SLURM's quality of service.", "metavar": "NAME"},
-        "constraint": {"help": "Features that nodes must have.", "metavar": "TEXT"},
-        "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS or D-HH:MM:SS."},
-        "nodes": {**number, "help": "Nodes per job, where train.processes > 1. [default: 1]"},
-        "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
-        "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
-        "cpus": {**number, "help": "Cores per job and node."},
-        "runs_per_job": {**number, "help": "Runs per job. [default: as many as it does at once]"},
-        "max_jobs": {**number, "help": "Jobs at once."},
-        "max_array_size": {**number, "help": "Jobs per array. [default: the site's limit]"},
-        "grace_seconds": {
-            "type": click.IntRange(min=10, max=2**31 - 1),
-            "metavar": "N",
-            "help": "Seconds before the time limit at which runs save.",
-        },
-        "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
-        "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
-    }
-    for name, flag in reversed(SLURM_FLAGS.items()):
-        command = click.option(flag, name, **settings[name])(command)
+    for name, settings in reversed(SLURM.items()):
+        command = click.option(_flag(name), name, **settings)(command)
     return command
 
 
@@ -151,7 +139,7 @@ def run(
 
     path = find(experiment)  # a wrong name is told before torch is imported
     profile = _profile(slurm, options) if on == "slurm" else None
-    if profile is None and (given := [flag for name, flag in SLURM_FLAGS.items() if slurm[name]]):
+    if profile is None and (given := [_flag(name) for name in SLURM if slurm[name]]):
         raise BadValue(" ".join(given), ["only with --on slurm"])
     # It imports torch while this process does. Where results are, perhaps nothing is left for it to do.
     if profile is None and not (out / path.stem).exists():
@@ -226,8 +214,8 @@ def _profile(slurm: dict[str, Any], options: RunOptions) -> Profile:
 
     if options.gpus is not None:
         raise BadValue("--gpus", ["which GPUs a job gets is SLURM's to say; --gpus-per-job N says how many"])
-    flags = {name: value for name, value in slurm.items() if name not in ("profile", "wait", "gpus_per_job")}
-    flags |= {"gpus": slurm["gpus_per_job"], "jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
+    flags = {IN_PROFILE.get(name, name): value for name, value in slurm.items() if name not in ("profile", "wait")}
+    flags |= {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
     flags |= {"setup": list(slurm["setup"]) or None, "sbatch": profile.assignments(slurm["sbatch"])}
     return profile.load(slurm["profile"], flags)
 
