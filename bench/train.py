@@ -235,7 +235,7 @@ def save(state: TrainingState, folder: RunFolder, timer: CheckpointTimer) -> Non
 @contextmanager
 def timed(clocks: Clocks, name: str, device: torch.device) -> Iterator[None]:
     """Add the seconds inside to a clock, the device's work included."""
-    synchronize(device)
+    synchronize(device)  # what the device has still to do from before is on another clock
     started, cpu = time.perf_counter(), time.process_time()
     yield
     synchronize(device)
@@ -310,6 +310,7 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
+        # As bytes: numpy has no bf16.
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

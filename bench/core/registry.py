@@ -155,6 +155,7 @@ class Entry:
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
 
+# No protected names: a hyperparameter may well begin with "model_".
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
 
 
@@ -302,12 +303,13 @@ def load_plugin(path: Path) -> Plugin:
     if path in _loaded:
         return _loaded[path]
     load_builtins()
+    # With a hash of the path: two files of one name in two folders are two modules.
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BenchError(f"plug-in {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: dataclasses look their module up there
     _loading = path
     try:
         with _undone_on_error():

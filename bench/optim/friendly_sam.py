@@ -74,6 +74,7 @@ class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
         if self.variant == "authors":
             torch._foreach_add_(direction, [m.nan_to_num(0.0) for m in average], alpha=-self.sigma)
         else:
+            # g - sigma * m_t, with m_t written out, so that it needs no memory before the step is known to count.
             torch._foreach_mul_(direction, 1 - self.sigma * (1 - self.lmbda))
             torch._foreach_add_(direction, average, alpha=-self.sigma * self.lmbda)
         return super().ascent(weights)

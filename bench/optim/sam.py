@@ -129,9 +129,9 @@ class SAM(PerturbedOptimizer):
             return super().ascent(weights)
         direction, scale = gradients(scaled), torch._foreach_abs([as_real(w) for w in scaled])
         torch._foreach_add_(scale, self.eta)
-        torch._foreach_mul_(direction, scale)
+        torch._foreach_mul_(direction, scale)  # T g, which the norm is of,
         norm = self.reductions.norm(weights, gradients(weights))
-        torch._foreach_mul_(direction, scale)
+        torch._foreach_mul_(direction, scale)  # and T^2 g, which the way follows
         return norm
 
 

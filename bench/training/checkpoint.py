@@ -50,12 +50,12 @@ def save(folder: RunFolder, state: StateDict) -> None:
             with open(temporary, "wb") as file:
                 torch.save({"format": FORMAT, **state}, file)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename: a crash must not leave the name without the content
         except RuntimeError as error:  # torch hides the system's error when a write falls short
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-        if folder.checkpoint.exists():
+        if folder.checkpoint.exists():  # it moves aside before the new one takes its name, as this context ends
             os.replace(folder.checkpoint, folder.checkpoint_before)
 
 

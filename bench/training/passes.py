@@ -42,6 +42,7 @@ def _counted(factory: Callable[..., Any], base: Callable[..., Any] | None, choic
     Args:
         factory, base: tell optimizers of the same name in different plug-ins apart.
     """
+    # No devices: by default each GPU's generator would be kept, which makes a CUDA context while a launch is planned.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -63,6 +64,7 @@ def _count(choice: OptimizerSpec) -> float:
     def losses(examples: Tensor | None = None) -> Tensor:
         nonlocal work
         x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+        # A forward pass alone is about a third of one with its backward pass.
         work += len(x) / len(inputs) * (1 if torch.is_grad_enabled() else 1 / 3)
         return nn.functional.cross_entropy(model(x), y, reduction="none")
 

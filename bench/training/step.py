@@ -185,10 +185,11 @@ def set_up(
         raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
-    torch.manual_seed(derive(spec.seed, "init"))
+    torch.manual_seed(derive(spec.seed, "init"))  # right before the model: what draws in between changes its weights
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
     if not isinstance(model, nn.Module):
         raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
+    # Drawn on the host, so that a seed gives the same weights on every device.
     model = model.to(device).to(memory_format=task.memory_format)
     optimizer = build_optimizer(spec, model)
     to_training(optimizer)
