@@ -19,17 +19,13 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     def getattribute(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn(f"{module}.{name}", f"{module}.{names[name]}", stacklevel=3)
+        warn(f"{module}.{name}", f"{module}.{names[name]}")
         return getattr(sys.modules[module], names[name])
 
     return getattribute
 
 
-def warn(old: str, new: str, stacklevel: int = 2) -> None:
-    """Warn that a name has changed.
-
-    Args:
-        stacklevel: as for `warnings.warn`, seen from the caller.
-    """
+def warn(old: str, new: str) -> None:
+    """Warn whoever has asked for an old name; to be called by a module's `__getattr__` itself."""
     text = f"{old} is now called {new}; the old name will be gone after this release"
-    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel + 1)
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

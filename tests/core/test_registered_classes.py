@@ -40,7 +40,7 @@ class LateSAM(SAM):
         total_steps=None,
         **options: Unpack[AscentOptions],
     ):
-        super().__init__(base, rho, model=model, perturb_from=begin, **options)
+        super().__init__(base, rho, model=model, **{**options, "perturb_from": begin})
         self.secret = secret
 """
 

@@ -160,7 +160,7 @@ def test_a_run_is_repeated_with_the_recorded_number_of_threads(
     machine(8, 0)
     seen: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    def run_local(runs: Any, store: Any, display: Any, *, shares: Any) -> Outcome:
+    def run_local(runs: Any, store: Any, display: Any, *, shares: Any, options: Any) -> Outcome:
         seen.append((len(runs), len(shares), shares[0].threads, shares[-1].cores))
         return Outcome()
 
