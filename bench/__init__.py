@@ -4,7 +4,7 @@ The public names, each imported when it is first used:
 
     SAM                                     the optimizer, for your own training loop
     run(experiment, ...)                    an experiment file's runs, from Python; the `bench` command does the same
-    Task, Split, Metric, Method             what to subclass and use in a plug-in
+    Task, Split, Metric, OptimizerWrapper   what to subclass and use in a plug-in
     ImageFolder, CsvTable                   tasks of your own files, to subclass as well
     register_task, register_model, register_optimizer
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.core.registry import register_task as register_task
     from bench.data.splits import Split as Split
     from bench.launch.run import run as run
-    from bench.optim.base.wrapper import Method as Method
+    from bench.optim.base.wrapper import OptimizerWrapper as OptimizerWrapper
     from bench.optim.sam import SAM as SAM
     from bench.tasks.base import Metric as Metric
     from bench.tasks.base import Task as Task
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "SAM": "bench.optim.sam",
-    "Method": "bench.optim.base.wrapper",
+    "OptimizerWrapper": "bench.optim.base.wrapper",
     "Task": "bench.tasks.base",
     "Split": "bench.data.splits",
     "Metric": "bench.tasks.base",
@@ -42,7 +42,15 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
+_RENAMED = {"Method": "OptimizerWrapper"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from bench.core.deprecated import warn
+
+        warn(f"bench.{name}", f"bench.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'bench' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)

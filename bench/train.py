@@ -9,28 +9,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from bench.core.process_group import ALONE, Group
-from bench.core.seeding import StreamState, continued, derive, numpy_stream, state_of
+from bench.core.process_group import ALONE, ProcessGroup
+from bench.core.run_options import DEFAULTS, RunOptions
+from bench.core.seeding import continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.optim.base.schedule import scheduler
-from bench.store.run_folder import KEEP_WEIGHTS, RunFolder
+from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
 from bench.training import checkpoint
 from bench.training.environment import PeakMemory, describe
 from bench.training.evaluate import evaluate
-from bench.training.step import set_up
+from bench.training.state import Clocks, Progress, TrainingState
+from bench.training.step import TrainingRun, set_up
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Told after every epoch: epochs done, epochs in all, the newest measurements."""
@@ -62,53 +64,14 @@ class StopSign:
         self.is_up = True
 
 
-@dataclass
-class Clocks:
-    """What a run costs, summed over interruptions. Seconds are taken with the device synchronised."""
-
-    setup_seconds: float = 0.0
-    train_seconds: float = 0.0
-    train_cpu_seconds: float = 0.0
-    """CPU time of this process, all of its threads, in `train_seconds`: less than usual on a machine that is busy."""
-    eval_seconds: float = 0.0
-    passes: int = 0
-    """Forward-backward passes over a batch."""
-    examples: int = 0
-    """Training examples that took part in a step."""
-    tokens: int = 0
-    """Tokens of these, without padding, where they are texts."""
-    skipped_steps: int = 0
-    """Steps left out because a gradient was not finite."""
-    peak_memory_mb: float = 0.0
-    resumes: int = 0
-
-
-@dataclass
-class Place:
-    """Where in its epochs a run is, and what it has of the epoch so far.
-
-    Attributes:
-        step: steps of this epoch that are done.
-        lr: at the beginning of the epoch.
-        loss_sum: of its steps.
-        augment: the state of its stream of augmentation; None at its beginning.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    lr: float = 0.0
-    loss_sum: float = 0.0
-    augment: StreamState | None = None
-
-
 def train(
     spec: RunSpec,
     folder: RunFolder,
     device: torch.device,
     report: Report = lambda done, epochs, measured: None,
-    checkpoint_minutes: float = 5.0,
+    options: RunOptions = DEFAULTS,
     stop: Callable[[], bool] = lambda: False,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
     say: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Do one run, or what is left of it.
@@ -117,8 +80,8 @@ def train(
         folder: where the run lives; claimed by the caller.
         device: where data and model live.
         report: called after every epoch.
-        checkpoint_minutes: time between two checkpoints, which are written between two steps; an epoch that ends has
-            one after a tenth of it.
+        options: how often checkpoints are written (between two steps, and at the end of an epoch after a tenth of that
+            time), and whether the final weights are kept.
         stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
         group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the
             first evaluates and writes; whoever is asked to stop stops all of them, after the same step.
@@ -133,142 +96,146 @@ def train(
         Stopped: `stop` said so.
     """
     # ---- set-up: data, model and optimizer, each from its own random stream ----------------------------------
-    started = time.perf_counter()
-    memory = PeakMemory(device)
+    started, memory = time.perf_counter(), PeakMemory(device)  # before data and model, which are part of the peak
     run = set_up(spec, device, group)
-    model, optimizer, data = run.model, run.optimizer, run.data
-    some = sampled(data.train, spec.train.eval_train)
-    origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
-    origin["initial_weights_sha256"] = weights_sha256(model)  # of a seed, or of a file of pretrained ones
-    group.check_alike("initial weights", lambda: origin["initial_weights_sha256"])
-    group.check_alike("data", lambda: data.fingerprint)
-    folder.write_start(spec.model_dump_json(indent=1) + "\n", {**describe(device), "processes": group.size, **origin})
-    epochs, steps = spec.train.epochs, run.steps
-    warmup = spec.train.warmup_epochs * steps or round(spec.train.warmup_ratio * epochs * steps)
-    schedule = scheduler(optimizer, epochs * steps, warmup, spec.train.schedule)
+    some = sampled(run.data.train, spec.train.eval_train)
+    _write_start(spec, run, folder, device)
+    state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
+    # By rank: with one stream for all, the parts of a batch would have the same dropout masks.
     torch.manual_seed(derive(spec.seed, "dropout", group.rank))
 
     # ---- resume ----------------------------------------------------------------------------------------------
-    clocks, curve, place = Clocks(), [], Place()
-
-    def restore(state: dict[str, Any]) -> None:
-        nonlocal clocks, curve, place
-        fresh = {"place": asdict(Place()), "clocks": asdict(Clocks()), "schedule": schedule.state_dict()}
-        checkpoint.check_keys(state, {**fresh, "optimizer": optimizer.state_dict()})
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        checkpoint.set_random_state(state["random"], device)
-        if not group.is_first:
-            checkpoint.set_own(state["others"][group.rank - 1], model, device)
-        clocks, curve, place = Clocks(**state["clocks"]), state["curve"], Place(**state["place"])
-        run.work = state["work"]
-
-    if checkpoint.resume(folder, device, group, restore, say):
-        clocks.resumes += 1
-    folder.write_curve(curve)
-    skipped_before = clocks.skipped_steps
+    if checkpoint.resume(folder, device, group, state.load_state_dict, say):
+        state.clocks.resumes += 1
+    folder.write_curve(state.curve)  # without the points after the checkpoint, which are measured again
     if device.type == "cuda" or spec.train.compile:
-        run.warm_up()
-    clocks.setup_seconds += time.perf_counter() - started
-    last_checkpoint, stopping, asked = time.monotonic(), False, itertools.count(1)
-
-    def is_due(*, epoch_over: bool = False) -> bool:
-        nonlocal stopping
-        if group.size > 1 and device.type == "cuda" and not epoch_over and next(asked) % ASK_EVERY:
-            return False
-        late = time.monotonic() - last_checkpoint >= 60 * checkpoint_minutes * (EPOCH_SHARE if epoch_over else 1.0)
-        word = group.largest(2 if stop() else int(late and group.is_first))
-        stopping = word == 2
-        return word > 0
-
-    def save(place: Place) -> None:
-        """Leave everything that the rest of the run hangs on; end the work here if that is asked."""
-        nonlocal last_checkpoint
-        group.check_alike("states of the optimizers", lambda: _sha256(_tensors(optimizer)))
-        _, *others = group.gathered(checkpoint.own(model, device))
-        state = {
-            "run_id": spec.run_id,
-            "place": asdict(place),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "random": checkpoint.random_state(device),
-            "others": others,
-            "clocks": asdict(clocks),
-            "work": run.work,
-            "curve": curve,
-        }
-        if group.is_first:
-            checkpoint.save(folder, state)
-        last_checkpoint = time.monotonic()
-        if stopping:
-            raise Stopped
+        run.warm_up()  # on the clock of the set-up: the first steps are as fast as the others
+    state.clocks.setup_seconds += time.perf_counter() - started
+    timer = CheckpointTimer(options.checkpoint_minutes, stop, group, device)
 
     # ---- epochs ----------------------------------------------------------------------------------------------
-    for epoch in range(place.epoch, epochs):
-        if place.step == 0:
-            place = Place(epoch, lr=optimizer.param_groups[0]["lr"])
-        loss_sum = torch.tensor(place.loss_sum, device=device)
-        batches, step = run.batches(epoch), place.step
-        augment = continued(numpy_stream(spec.seed, "augment", epoch), place.augment)
-        model.train()
-
-        while step < steps:
-            first = step
-            with timed(clocks, "train_seconds", device):
-                for batch in batches[first:]:
-                    loss_sum += run.step(batch, augment)
-                    schedule.step()
-                    step += 1
-                    if is_due():
-                        break
-            clocks.examples += (step - first) * run.batch_size
-            clocks.tokens += sum(batch.tokens for batch in batches[first:step])
-            clocks.passes = run.passes
-            clocks.skipped_steps = skipped_before + getattr(optimizer, "skipped_steps", 0)
-            clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
-            if step < steps:
-                save(Place(epoch, step, place.lr, loss_sum.item(), state_of(augment)))
+    epochs = spec.train.epochs
+    for epoch in range(state.progress.epoch, epochs):
+        last = epoch + 1 == epochs
+        if state.progress.step == 0:
+            state.progress = Progress(epoch, lr=run.optimizer.param_groups[0]["lr"])
+        while state.progress.step < run.steps:
+            take_steps(state, timer, memory)
+            if state.progress.step < run.steps:
+                save(state, folder, timer)
 
         # ---- a loss that is not a number ends the run, and is told -------------------------------------------
-        batch_loss = loss_sum.item() / steps
+        batch_loss = state.progress.loss_sum / run.steps
         if not math.isfinite(batch_loss):
-            return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
+            return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
 
         # ---- measure, in eval mode on un-augmented data ------------------------------------------------------
         measured: dict[str, float] = {}
-        if (epoch + 1) % spec.train.eval_every == 0 or epoch + 1 == epochs:
-            with timed(clocks, "eval_seconds", device), run.measured_weights():
-                last = epoch + 1 == epochs
-                seen = data.train if last else some
-                found = evaluate(model, run.task, data, run.autocast, seen) if group.is_first else {}
-                measured = group.from_first(found)
+        if last or (epoch + 1) % spec.train.eval_every == 0:
+            with timed(state.clocks, "eval_seconds", device), run.measured_weights():
+                seen = run.data.train if last else some
+                own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
+                measured = group.from_first(own)
                 if last:  # the weights that were measured are the ones that the run ends with
-                    final_sha256 = _end(model, folder, spec.run_id, keep=group.is_first)
+                    final_sha256 = _end(run.model, folder, spec.run_id, keep=options.keep_weights and group.is_first)
             if not math.isfinite(measured["train_loss"]):
-                return _finish(spec, folder, clocks, curve, {"status": "diverged", "epochs_done": epoch + 1})
-            point = {"epoch": epoch + 1, "passes": clocks.passes, "train_seconds": clocks.train_seconds, "lr": place.lr}
-            curve.append({**point, "batch_loss": batch_loss, **measured})
-            folder.append_curve(curve[-1])
+                return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
+            state.curve.append({**_point(state), "batch_loss": batch_loss, **measured})
+            folder.append_curve(state.curve[-1])
         report(epoch + 1, epochs, measured)
-        place = Place(epoch + 1)
-        if epoch + 1 < epochs and is_due(epoch_over=True):
-            save(place)
+        state.progress = Progress(epoch + 1)
+        if not last and timer.is_due(epoch_over=True):
+            save(state, folder, timer)
 
     # ---- the result ------------------------------------------------------------------------------------------
-    group.check_alike("weights", lambda: _sha256(dict(model.named_parameters())))
+    # Only the first process has been evaluated: its numbers are the run's as long as all have the same weights.
+    group.check_alike("weights", lambda: _sha256(dict(run.model.named_parameters())))
     done = {"status": "done", "epochs_done": epochs, "weights_sha256": final_sha256}
-    return _finish(spec, folder, clocks, curve, done, metrics=_final_metrics(run.task, curve))
+    return _finish(folder, state, done, metrics=_final_metrics(run.task, state.curve))
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------
 
 
+def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory) -> None:
+    """Take steps of an epoch until it is over or a checkpoint is due; `state` tells afterwards which.
+
+    What is on its way (the sum of losses, the stream of augmentation) comes from `state.progress` and goes back there,
+    to the bit, so that a run which goes on after a checkpoint and one that is resumed from it do the very same.
+    """
+    run, clocks, progress = state.run, state.clocks, state.progress
+    batches = run.batches(progress.epoch)
+    augment = continued(numpy_stream(run.seed, "augment", progress.epoch), progress.augment)
+    loss_sum = torch.tensor(progress.loss_sum, device=state.device)  # to add floats would wait for every step
+    step = progress.step
+    run.model.train()
+    with timed(clocks, "train_seconds", state.device):
+        for batch in batches[progress.step :]:
+            loss_sum += run.step(batch, augment)
+            state.schedule.step()
+            step += 1
+            if timer.is_due():
+                break
+    clocks.examples += (step - progress.step) * run.batch_size
+    clocks.tokens += sum(batch.tokens for batch in batches[progress.step : step])
+    clocks.passes = run.passes
+    clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)
+    clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
+    state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), state_of(augment))
+
+
+class CheckpointTimer:
+    """Whether a checkpoint is due: some minutes after the one before, or because the run is asked to stop.
+
+    Attributes:
+        stopping: the run was asked to stop, when it was last looked.
+    """
+
+    def __init__(self, minutes: float, stop: Callable[[], bool], group: ProcessGroup, device: torch.device) -> None:
+        self.seconds = 60 * minutes
+        self.stop = stop
+        self.group = group
+        self.stopping = False
+        self._talks_every = ASK_EVERY if group.size > 1 and device.type == "cuda" else 1
+        self._asked = itertools.count(1)
+        self._last = time.monotonic()
+
+    def is_due(self, *, epoch_over: bool = False) -> bool:
+        """Return the same in all processes, all of which have to ask after the same step."""
+        if not epoch_over and next(self._asked) % self._talks_every:
+            return False
+        late = time.monotonic() - self._last >= self.seconds * (EPOCH_SHARE if epoch_over else 1.0)
+        # The largest counts: a stop that any of them is asked for, before a checkpoint due by the first one's clock.
+        word = self.group.largest(2 if self.stop() else int(late and self.group.is_first))
+        self.stopping = word == 2
+        return word > 0
+
+    def restart(self) -> None:
+        """Count the minutes anew: a checkpoint was written."""
+        self._last = time.monotonic()
+
+
+def save(state: TrainingState, folder: RunFolder, timer: CheckpointTimer) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        Stopped: the run was asked to stop; its checkpoint is written.
+    """
+    group, optimizer = state.run.group, state.run.optimizer
+    # Only the first one's state is in the file, and all of them will go on from it.
+    group.check_alike("states of the optimizers", lambda: _sha256(_tensors(optimizer)))
+    content = state.state_dict()
+    if group.is_first:
+        checkpoint.save(folder, content)
+    timer.restart()
+    if timer.stopping:
+        raise Stopped
+
+
 @contextmanager
 def timed(clocks: Clocks, name: str, device: torch.device) -> Iterator[None]:
     """Add the seconds inside to a clock, the device's work included."""
-    synchronize(device)
+    synchronize(device)  # what the device has still to do from before is on another clock
     started, cpu = time.perf_counter(), time.process_time()
     yield
     synchronize(device)
@@ -280,6 +247,30 @@ def timed(clocks: Clocks, name: str, device: torch.device) -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: torch.device) -> None:
+    """Record what the run starts from, which has to be the same in all of its processes."""
+    data = run.data
+    origin = {"data_fingerprint": data.fingerprint, "data_verified": data.verified, **_texts(data)}
+    origin["initial_weights_sha256"] = weights_sha256(run.model)  # of a seed, or of a file of pretrained ones
+    run.group.check_alike("initial weights", lambda: origin["initial_weights_sha256"])
+    run.group.check_alike("data", lambda: data.fingerprint)
+    environment = {**describe(device), "processes": run.group.size, **origin}
+    folder.write_start(spec.model_dump_json(indent=1) + "\n", environment)
+
+
+def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
+    total = spec.train.epochs * run.steps
+    warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)
+    return scheduler(run.optimizer, total, warmup, spec.train.schedule)
+
+
+def _point(state: TrainingState) -> dict[str, float]:
+    """Return what a point of the curve says beside the measurements."""
+    clocks, progress = state.clocks, state.progress
+    passes, seconds = clocks.passes, clocks.train_seconds
+    return {"epoch": progress.epoch + 1, "passes": passes, "train_seconds": seconds, "lr": progress.lr}
 
 
 def _texts(data: Data) -> dict[str, int]:
@@ -297,13 +288,13 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
-    """Return the fingerprint of the weights that are there, and write them where somebody has asked for them.
+    """Return the fingerprint of the weights that are there.
 
     Args:
-        keep: whether this process is the one that writes.
+        keep: write the weights to the run's folder, too.
     """
     sha256 = weights_sha256(model)
-    if keep and os.environ.get(KEEP_WEIGHTS):
+    if keep:
         checkpoint.keep_weights(folder.weights, model, {"run_id": run_id, "sha256": sha256})
     return sha256
 
@@ -311,14 +302,15 @@ def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return what an optimizer remembers of each parameter, by the parameter's number."""
     state = optimizer.state_dict()["state"]
-    found = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    values = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
+        # As bytes: numpy has no bf16.
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -341,20 +333,15 @@ def _rankable(value: float) -> float:
 
 
 def _finish(
-    spec: RunSpec,
-    folder: RunFolder,
-    clocks: Clocks,
-    curve: list[dict[str, Any]],
-    outcome: dict[str, Any],
-    metrics: dict[str, float] | None = None,
+    folder: RunFolder, state: TrainingState, outcome: dict[str, Any], metrics: dict[str, float] | None = None
 ) -> dict[str, Any]:
     result = {
-        "run_id": spec.run_id,
+        "run_id": state.run_id,
         "protocol": PROTOCOL,
         **outcome,
-        **asdict(clocks),
+        **asdict(state.clocks),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "metrics": metrics or {},
     }
-    folder.write_result(result, curve)
+    folder.write_result(result, state.curve)
     return result

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.core.registry import load_builtins, models, optimizers, tasks
+from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.optim.base.schedule import scheduler
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, Store
-from bench.tasks.base import ACCURACY, Data, Task, prepare
+from bench.tasks.base import ACCURACY, Data, Task, prepare_data
 from bench.train import Stopped, train, weights_sha256
 from bench.training import checkpoint
 from bench.training.evaluate import BATCH, evaluate
@@ -40,27 +41,27 @@ TIMES = {
 }
 
 
-def optimizer_choice(name: str = "sgd", base: str | None = None, **params: Any) -> OptimizerChoice:
+def optimizer_choice(name: str = "sgd", base: str | None = None, **params: Any) -> OptimizerSpec:
     plain = base or name
     params = {"lr": 0.05} | params
     own = optimizers[name].schema.model_fields
-    chosen = Choice(
+    chosen = ComponentSpec(
         name=plain,
         params=optimizers[plain]
         .schema.model_validate({key: value for key, value in params.items() if base is None or key not in own})
         .model_dump(),
     )
     if base is None:
-        return OptimizerChoice(name=chosen.name, params=chosen.params)
+        return OptimizerSpec(name=chosen.name, params=chosen.params)
     method = optimizers[name].schema.model_validate({key: value for key, value in params.items() if key in own})
-    return OptimizerChoice(name=name, params=method.model_dump(), base=chosen)
+    return OptimizerSpec(name=name, params=method.model_dump(), base=chosen)
 
 
-def make_spec(optimizer: OptimizerChoice | None = None, seed: int = 0, noise: float = 0.0, **train: Any) -> RunSpec:
+def make_spec(optimizer: OptimizerSpec | None = None, seed: int = 0, noise: float = 0.0, **train: Any) -> RunSpec:
     """A run of a fraction of a second: an MLP with dropout on shifted digits."""
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.2}),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.2}),
         optimizer=optimizer or optimizer_choice(),
         data=DataSettings(validation=0.25, label_noise=noise),
         train=TrainSettings(**({"epochs": 3, "batch_size": 100} | train)),
@@ -100,7 +101,7 @@ def test_the_loop_equals_one_written_by_hand_bit_for_bit(tmp_path: Path) -> None
     result = do(spec, tmp_path)
 
     task = tasks["digits"].factory(augment="shift")
-    data = prepare(task, spec.data, 3)
+    data = prepare_data(task, spec.data, 3)
     torch.manual_seed(derive(3, "init"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
@@ -240,7 +241,7 @@ def test_means_weigh_examples_and_noisy_labels_stand_apart(monkeypatch: pytest.M
 
 def test_evaluation_leaves_training_mode_and_statistics_alone() -> None:
     task = tasks["digits"].factory()
-    data = prepare(task, DataSettings(validation=0.25), 0)
+    data = prepare_data(task, DataSettings(validation=0.25), 0)
     model = models["resnet8"].factory(task, width=4).train()
     before = weights_sha256(model)
     measured = evaluate(model, task, data, torch.autocast("cpu", enabled=False))
@@ -292,7 +293,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, name: str, base: 
 
 def test_batch_norm_models_resume_with_the_same_bits(tmp_path: Path) -> None:
     spec = make_spec(optimizer_choice("sam", "sgd")).model_copy(
-        update={"model": Choice(name="resnet8", params={"width": 2})}
+        update={"model": ComponentSpec(name="resnet8", params={"width": 2})}
     )
     straight = do(spec, tmp_path / "straight")
     with pytest.raises(Stopped):
@@ -320,11 +321,11 @@ def test_checkpoints_come_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         saved.append((state["place"]["epoch"], state["place"]["step"]))
 
     monkeypatch.setattr(checkpoint, "save", note)
-    do(make_spec(epochs=2), tmp_path / "often", checkpoint_minutes=0)
+    do(make_spec(epochs=2), tmp_path / "often", options=RunOptions(checkpoint_minutes=0))
     inside = [[(epoch, step) for step in range(1, STEPS)] for epoch in range(2)]
     assert saved == [*inside[0], (1, 0), *inside[1]]  # after the last epoch there is a result instead
     saved.clear()
-    do(make_spec(epochs=2), tmp_path / "never", checkpoint_minutes=60)
+    do(make_spec(epochs=2), tmp_path / "never", options=RunOptions(checkpoint_minutes=60))
     assert saved == []
 
 
@@ -338,7 +339,7 @@ def test_an_epoch_that_ends_has_a_checkpoint_where_the_last_is_not_quite_new(
         monotonic=lambda: 60 * next(minutes), perf_counter=time.perf_counter, process_time=time.process_time
     )
     monkeypatch.setattr("bench.train.time", clock)
-    do(make_spec(epochs=4), tmp_path, checkpoint_minutes=5)
+    do(make_spec(epochs=4), tmp_path, options=RunOptions(checkpoint_minutes=5))
     assert saved == [(2, 0)]
 
 

@@ -45,44 +45,44 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     resolved = as_decided(resolved, store.folder)
     resolved, _ = whole(resolved, store, held, held)
     ids = [run.spec.run_id for run in resolved.runs]
-    found = [*leftover.leftovers(resolved, store, ids), *leftover.strangers(resolved, store, ids, held)]
-    if not found:
+    leftovers = [*leftover.leftovers(resolved, store, ids), *leftover.strangers(resolved, store, ids, held)]
+    if not leftovers:
         print(f"{resolved.name}: every run in {store.folder / 'runs'} is part of the experiment")
         return
-    for one in found:
+    for one in leftovers:
         print(f"{one.run_id}  {one.status:<8}  {one.why}")
-    megabytes = sum(leftover.size(store.run(one.run_id)) for one in found) / 1e6
-    print(f"{resolved.name}: {counted(len(found), 'run')}, {megabytes:.1f} MB")
-    for line in leftover.told(found):
+    megabytes = sum(leftover.size(store.run(one.run_id)) for one in leftovers) / 1e6
+    print(f"{resolved.name}: {counted(len(leftovers), 'run')}, {megabytes:.1f} MB")
+    for line in leftover.told(leftovers):
         print(f"  {line}")
-    if shown := records.finished(store.folder) & {one.run_id for one in found}:
+    if shown := records.finished(store.folder) & {one.run_id for one in leftovers}:
         print(
             f"records.csv, tables and figures in {store.folder} are still of {len(shown)} of them; "
             f"`bench run {experiment}` makes them anew."
         )
-    if only_held := sum(one.only_held for one in found):
+    if only_held := sum(one.only_held for one in leftovers):
         print(f"{counted(only_held, 'run')} of them left no folder here: what the records say of them is all there is.")
     if not yes and not (sys.stdin.isatty() and click.confirm("Remove these runs?")):
         print("Nothing was removed; --yes removes them.")
         return
-    removed = {one.run_id for one in found if one.only_held or leftover.remove(store.run(one.run_id))}
+    removed = {one.run_id for one in leftovers if one.only_held or leftover.remove(store.run(one.run_id))}
     with store.collecting():
         records.forget(removed, store.folder)
     print(f"Removed {counted(len(removed), 'run')}.")
-    if len(removed) < len(found):
-        print(f"{counted(len(found) - len(removed), 'run')} stayed: being worked on by now.")
+    if len(removed) < len(leftovers):
+        print(f"{counted(len(leftovers) - len(removed), 'run')} stayed: being worked on by now.")
 
 
 def tell_leftovers(plan: Plan, console: Console) -> None:
     """Print how many finished runs a change has made missing, and why."""
     from bench.launch.leftover import leftovers, told
 
-    found = [one for one in leftovers(plan.experiment, plan.store, plan.ids) if one.is_finished]
-    if found:
-        where = f"{counted(len(found), 'finished run')} in {plan.store.folder / 'runs'}"
+    finished = [one for one in leftovers(plan.experiment, plan.store, plan.ids) if one.is_finished]
+    if finished:
+        where = f"{counted(len(finished), 'finished run')} in {plan.store.folder / 'runs'}"
         console.print(
-            f"No part of the experiment any more: {where}: {'; '.join(told(found))}. `bench clean` lists and removes "
-            "them.",
+            f"No part of the experiment any more: {where}: {'; '.join(told(finished))}. `bench clean` lists and "
+            "removes them.",
             style="yellow",
             highlight=False,
             markup=False,

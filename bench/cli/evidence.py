@@ -272,7 +272,7 @@ def measure(
     from bench.analysis.study import Study
     from bench.evidence import repeat
     from bench.evidence.measure_runs import measure_runs
-    from bench.evidence.measures.measure import Settings
+    from bench.evidence.measures.measure import MeasureSettings
     from bench.store import records
 
     of = repeat.recorded(experiment, out, overrides, results_name)
@@ -285,7 +285,7 @@ def measure(
         measure_runs(
             of,
             runs,
-            Settings(**settings),
+            MeasureSettings(**settings),
             device=chosen_device,
             jobs=jobs,
             again=again,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bench.core.errors import BenchError, nearest
-from bench.store.run_folder import KEEP_WEIGHTS
+from bench.core.data_folder import data_folder_given, named_data_folder
+from bench.core.errors import BadValue, BenchError, nearest
+from bench.core.run_options import DEFAULTS, RunOptions
 
 
 class Grouped(click.Command):
@@ -79,9 +80,8 @@ def which(command: Any) -> Any:
 
 
 def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
-    """Set the data folder in the environment, which tells workers everything that is no part of a run."""
-    if folder is not None:
-        os.environ["BENCH_DATA"] = str(folder.resolve())
+    """Use the data folder until the command is over."""
+    context.with_resource(data_folder_given(folder))
 
 
 data_dir = click.option(
@@ -94,18 +94,55 @@ data_dir = click.option(
 )
 
 
-def _set_keep_weights(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
-        os.environ[KEEP_WEIGHTS] = "1"
+def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and len(number) < 9 for number in numbers):
+        raise BadValue(f"--gpus {text}", ["must be whole numbers with commas between them: --gpus 0,1,3"])
+    gpus = tuple(int(number) for number in numbers)
+    if len(set(gpus)) < len(gpus):
+        raise BadValue(f"--gpus {text}", ["the same GPU twice; --jobs-per-gpu says how many runs share one"])
+    return gpus
 
 
-keep_weights = click.option(
-    "--keep-weights",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_keep_weights,
-    help="Keep final weights, for `bench measure`.",
-)
+RUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "jobs": {"type": AT_ONCE, "metavar": "N", "help": "Runs at once. [default: one per GPU, else per core]"},
+    "jobs_per_gpu": {"type": AT_ONCE, "metavar": "N", "help": "Runs at once per GPU. [default: 1]"},
+    "gpus": {
+        "callback": _gpu_numbers,
+        "metavar": "0,1,...",
+        "help": "GPUs of this machine to use. [default: all]",
+    },
+    "fail_fast": {"is_flag": True, "help": "Stop at the first run that fails."},
+    "checkpoint_minutes": {
+        "type": NOT_NEGATIVE,
+        "default": DEFAULTS.checkpoint_minutes,
+        "show_default": True,
+        "metavar": "N",
+        "help": "Minutes between checkpoints.",
+    },
+    "keep_weights": {
+        "is_flag": True,
+        "envvar": "BENCH_KEEP_WEIGHTS",
+        "help": "Keep final weights, for `bench measure`.",
+    },
+}
+"""The options of `RunOptions`, by the names of its fields; `data` is --data-dir, which other commands have as well."""
+
+
+def run_options(command: Any) -> Any:
+    """Give a command the options that make `RunOptions`, which it takes as `options`."""
+
+    @functools.wraps(command)
+    def with_options(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in RUN_OPTIONS}
+        return command(options=RunOptions(**given, data=named_data_folder()), **arguments)
+
+    decorated: Any = data_dir(with_options)
+    for name, settings in RUN_OPTIONS.items():
+        decorated = click.option(f"--{name.replace('_', '-')}", name, **settings)(decorated)
+    return decorated
 
 
 def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), results_name: str | None = None) -> Path:

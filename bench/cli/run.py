@@ -14,6 +14,7 @@ from bench.cli import options as cli_options
 from bench.cli import status as cli_status
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
+from bench.core.run_options import RunOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
     from bench.launch.shard import Shard
     from bench.launch.slurm.profile import Profile
     from bench.launch.slurm.watch import Followed, Lost
-
-
-def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() and len(number) < 9 for number in numbers):
-        raise BadValue(f"--gpus {text}", ["must be whole numbers with commas between them: --gpus 0,1,3"])
-    gpus = tuple(int(number) for number in numbers)
-    if len(set(gpus)) < len(gpus):
-        raise BadValue(f"--gpus {text}", ["the same GPU twice; --jobs-per-gpu says how many runs share one"])
-    return gpus
 
 
 def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> Shard | None:
@@ -56,26 +45,41 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
 
 
 STOPPED = "Stopped. The same command goes on from here."
-SLURM_FLAGS = {
-    "profile": "--profile",
-    "wait": "--wait",
-    "partition": "--partition",
-    "account": "--account",
-    "qos": "--qos",
-    "constraint": "--constraint",
-    "time": "--time",
-    "nodes": "--nodes",
-    "mem_gb": "--mem-gb",
-    "gpus_per_job": "--gpus-per-job",
-    "cpus": "--cpus-per-job",
-    "runs_per_job": "--runs-per-job",
-    "max_jobs": "--max-jobs",
-    "max_array_size": "--max-array-size",
-    "grace_seconds": "--grace-seconds",
-    "setup": "--setup",
-    "sbatch": "--sbatch",
+_NUMBER = {"type": cli_options.COUNT, "metavar": "N"}
+SLURM: dict[str, dict[str, Any]] = {
+    "profile": {
+        "type": click.Path(path_type=Path, dir_okay=False),
+        "help": "TOML file with [slurm]. [default: ~/.config/sam-bench/slurm.toml]",
+    },
+    "wait": {"is_flag": True, "help": "Follow the jobs to their end and collect the results."},
+    "partition": {"help": "SLURM's partition.", "metavar": "NAME"},
+    "account": {"help": "SLURM's account.", "metavar": "NAME"},
+    "qos": {"help": "SLURM's quality of service.", "metavar": "NAME"},
+    "constraint": {"help": "Features that nodes must have.", "metavar": "TEXT"},
+    "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS or D-HH:MM:SS."},
+    "nodes": {**_NUMBER, "help": "Nodes per job, where train.processes > 1. [default: 1]"},
+    "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
+    "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
+    "cpus_per_job": {**_NUMBER, "help": "Cores per job and node."},
+    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as it does at once]"},
+    "max_jobs": {**_NUMBER, "help": "Jobs at once."},
+    "max_array_size": {**_NUMBER, "help": "Jobs per array. [default: the site's limit]"},
+    "grace_seconds": {
+        "type": click.IntRange(min=10, max=2**31 - 1),
+        "metavar": "N",
+        "help": "Seconds before the time limit at which runs save.",
+    },
+    "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
+    "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
 }
-"""What only a launch on SLURM understands, by the name of the argument."""
+"""The options that only a launch on SLURM understands. But for the first two they are settings of a `Profile`."""
+
+IN_PROFILE = {"gpus_per_job": "gpus", "cpus_per_job": "cpus"}
+"""What a profile calls them, where that is another name."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 HEADINGS = {
@@ -84,41 +88,14 @@ HEADINGS = {
         *("--on", "--jobs", "--jobs-per-gpu", "--gpus", "--out", "--data-dir", "--checkpoint-minutes", "--fail-fast"),
         *("--keep-weights", "--help"),
     ),
-    "With --on slurm": tuple(SLURM_FLAGS.values()),
+    "With --on slurm": tuple(map(_flag, SLURM)),
 }
 """How `bench run --help` lists the options."""
 
 
 def _slurm_options(command: Any) -> Any:
-    number = {"type": cli_options.COUNT, "metavar": "N"}
-    settings: dict[str, dict[str, Any]] = {
-        "profile": {
-            "type": click.Path(path_type=Path, dir_okay=False),
-            "help": "TOML file with [slurm]. [default: ~/.config/sam-bench/slurm.toml]",
-        },
-        "wait": {"is_flag": True, "help": "Follow the jobs to their end and collect the results."},
-        "partition": {"help": "SLURM's partition.", "metavar": "NAME"},
-        "account": {"help": "SLURM's account.", "metavar": "NAME"},
-        "qos": {"help": "SLURM's quality of service.", "metavar": "NAME"},
-        "constraint": {"help": "Features that nodes must have.", "metavar": "TEXT"},
-        "time": {"callback": _time, "metavar": "LIMIT", "help": "Time limit: minutes, HH:MM:SS or D-HH:MM:SS."},
-        "nodes": {**number, "help": "Nodes per job, where train.processes > 1. [default: 1]"},
-        "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
-        "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
-        "cpus": {**number, "help": "Cores per job and node."},
-        "runs_per_job": {**number, "help": "Runs per job. [default: as many as it does at once]"},
-        "max_jobs": {**number, "help": "Jobs at once."},
-        "max_array_size": {**number, "help": "Jobs per array. [default: the site's limit]"},
-        "grace_seconds": {
-            "type": click.IntRange(min=10, max=2**31 - 1),
-            "metavar": "N",
-            "help": "Seconds before the time limit at which runs save.",
-        },
-        "setup": {"multiple": True, "metavar": "LINE", "help": "Shell line before Python starts. Repeatable."},
-        "sbatch": {"multiple": True, "metavar": "KEY=VALUE", "help": "Any parameter of sbatch. Repeatable."},
-    }
-    for name, flag in reversed(SLURM_FLAGS.items()):
-        command = click.option(flag, name, **settings[name])(command)
+    for name, settings in reversed(SLURM.items()):
+        command = click.option(_flag(name), name, **settings)(command)
     return command
 
 
@@ -132,27 +109,12 @@ def _slurm_options(command: Any) -> Any:
 @click.option(
     "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs are done."
 )
-@click.option(
-    "--jobs", type=cli_options.AT_ONCE, metavar="N", help="Runs at once. [default: one per GPU, else per core]"
-)
-@click.option("--jobs-per-gpu", type=cli_options.AT_ONCE, metavar="N", help="Runs at once per GPU. [default: 1]")
-@click.option("--gpus", callback=_gpu_numbers, metavar="0,1,...", help="GPUs of this machine to use. [default: all]")
 @cli_options.out
-@cli_options.data_dir
 @click.option("--dry-run", is_flag=True, help="List runs and costs, try a step of each kind, start none.")
-@click.option("--fail-fast", is_flag=True, help="Stop at the first run that fails.")
 @click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
 @click.option("--redo", is_flag=True, help="Repeat finished runs whose folders are not here.")
 @click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this share of the missing runs: 2/5.")
-@click.option(
-    "--checkpoint-minutes",
-    type=cli_options.NOT_NEGATIVE,
-    default=5.0,
-    show_default=True,
-    metavar="N",
-    help="Minutes between checkpoints.",
-)
-@cli_options.keep_weights
+@cli_options.run_options
 @_slurm_options
 def run(
     experiment: str,
@@ -161,16 +123,12 @@ def run(
     seeds: int | None,
     only: tuple[str, ...],
     on: str,
-    jobs: int | None,
-    jobs_per_gpu: int | None,
-    gpus: tuple[int, ...] | None,
     out: Path,
+    options: RunOptions,
     dry_run: bool,
-    fail_fast: bool,
     retry_failed: bool,
     redo: bool,
     shard: Shard | None,
-    checkpoint_minutes: float,
     **slurm: Any,
 ) -> None:
     """Do the missing runs of an experiment, collect them, print the tables.
@@ -180,8 +138,8 @@ def run(
     from bench.config.file import find
 
     path = find(experiment)  # a wrong name is told before torch is imported
-    profile = _profile(slurm, jobs, jobs_per_gpu, gpus) if on == "slurm" else None
-    if profile is None and (given := [flag for name, flag in SLURM_FLAGS.items() if slurm[name]]):
+    profile = _profile(slurm, options) if on == "slurm" else None
+    if profile is None and (given := [_flag(name) for name in SLURM if slurm[name]]):
         raise BadValue(" ".join(given), ["only with --on slurm"])
     # It imports torch while this process does. Where results are, perhaps nothing is left for it to do.
     if profile is None and not (out / path.stem).exists():
@@ -205,12 +163,11 @@ def run(
     cli_status.tell_plan(plan, console)
     cli_clean.tell_leftovers(plan, console)
     if profile is not None:
-        _on_slurm(plan, profile, slurm["wait"], dry_run, checkpoint_minutes, fail_fast, console)
+        _on_slurm(plan, profile, options, slurm["wait"], dry_run, console)
         return
-    machine: dict[str, Any] = {"jobs": jobs, "jobs_per_gpu": jobs_per_gpu or 1, "gpus": gpus}
     if dry_run:
         cli_status.print_runs(plan)
-        tried = launch.estimate(plan, **machine, console=console)
+        tried = launch.estimate(plan, options, console=console)
         if tried.interrupted:
             sys.exit(130)
         if tried.failed:
@@ -221,9 +178,7 @@ def run(
     # `_show` needs them at the end; here they are imported while the fork server still imports torch.
     from bench.analysis import render, report, tables  # noqa: F401
 
-    launched = launch.execute(
-        plan, **machine, fail_fast=fail_fast, checkpoint_minutes=checkpoint_minutes, console=console
-    )
+    launched = launch.execute(plan, options, console=console)
     _show(launched, console)
     outcome = launched.outcome
     if outcome.interrupted and not outcome.failed and not outcome.disk:
@@ -254,15 +209,13 @@ def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None
 # ---- on SLURM ------------------------------------------------------------------------------------------------
 
 
-def _profile(
-    slurm: dict[str, Any], jobs: int | None, jobs_per_gpu: int | None, gpus: tuple[int, ...] | None
-) -> Profile:
+def _profile(slurm: dict[str, Any], options: RunOptions) -> Profile:
     from bench.launch.slurm import profile
 
-    if gpus is not None:
+    if options.gpus is not None:
         raise BadValue("--gpus", ["which GPUs a job gets is SLURM's to say; --gpus-per-job N says how many"])
-    flags = {name: value for name, value in slurm.items() if name not in ("profile", "wait", "gpus_per_job")}
-    flags |= {"gpus": slurm["gpus_per_job"], "jobs": jobs, "jobs_per_gpu": jobs_per_gpu}
+    flags = {IN_PROFILE.get(name, name): value for name, value in slurm.items() if name not in ("profile", "wait")}
+    flags |= {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
     flags |= {"setup": list(slurm["setup"]) or None, "sbatch": profile.assignments(slurm["sbatch"])}
     return profile.load(slurm["profile"], flags)
 
@@ -270,10 +223,9 @@ def _profile(
 def _on_slurm(
     plan: Plan,
     profile: Profile,
+    options: RunOptions,
     wait: bool,
     dry_run: bool,
-    checkpoint_minutes: float,
-    fail_fast: bool,
     console: Console,
     lost: Sequence[Lost] = (),
 ) -> None:
@@ -290,7 +242,7 @@ def _on_slurm(
         for script in slurm.scripts(plan, profile):
             print(script)
         return
-    submitted = slurm.submit(plan, profile, checkpoint_minutes=checkpoint_minutes, fail_fast=fail_fast)
+    submitted = slurm.submit(plan, profile, options)
     if submitted.queued:
         console.print(f"In the queue already: {counted(len(submitted.queued), 'run')}", highlight=False)
     if submitted.hidden:
@@ -313,7 +265,7 @@ def _on_slurm(
     lost = [*lost, *followed.lost]
     if wait and (following := launch.next_phase(plan)):
         cli_status.tell_plan(following, console)
-        _on_slurm(following, profile, wait, dry_run, checkpoint_minutes, fail_fast, console, lost)
+        _on_slurm(following, profile, options, wait, dry_run, console, lost)
         return
     launched = launch.collect(plan, followed.outcome)
     _show(launched, console)
@@ -325,7 +277,7 @@ def _on_slurm(
 
 def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     """Watch runs to their end."""
-    from bench.launch.progress import Display
+    from bench.launch.progress import ProgressDisplay
     from bench.launch.run import Collector
     from bench.launch.slurm.watch import Followed, follow
 
@@ -333,7 +285,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     followed = Followed()
     if runs:
         passes = {run.spec.run_id: plan.passes[run.spec.run_id] for run in runs}
-        with Display(passes, plan.experiment.metric, console) as display:
+        with ProgressDisplay(passes, plan.experiment.metric, console) as display:
             followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(

@@ -130,16 +130,18 @@ def beside(name: str) -> Path | None:
     if name.endswith(".toml"):
         return Path(name) if Path(name).is_file() else None
     stem = Path(name).name
-    found = (folder / f"{known}.toml" for folder in experiment_folders() for known in (stem, stem.partition("+")[0]))
-    return next((path for path in found if path.is_file()), None)
+    candidates = (
+        folder / f"{known}.toml" for folder in experiment_folders() for known in (stem, stem.partition("+")[0])
+    )
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in table.items():
         inner = isinstance(value, dict) and value
-        found |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: _plain(value)}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: _plain(value)}
+    return flat
 
 
 def _plain(value: Any) -> Any:

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from bench.config import search_space as search
-from bench.config import titles
+from bench.config import search_space, titles
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.meta import MetricMeta, SuiteMeta, TaskMeta
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import (
-    Choice,
+    ComponentSpec,
     DataSettings,
     Experiment,
-    OptimizerChoice,
+    OptimizerSpec,
     Phases,
     PlannedRun,
     PluginFile,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 100_000
 """Runs that an experiment may have: planned in minutes and GB, where ten times as many would end in neither."""
 
-Condition = tuple[dict[str, Any], Choice, Choice, DataSettings]
+Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
 """What is varied, by column name, and the task, the model and the data settings that it makes."""
 
 
@@ -114,7 +113,7 @@ class Resolver(OptimizerResolver):
         seeds = phased.final_seeds if phased else self.seeds(document.seeds, "seeds") if "seeds" in self.raw else ()
         vary = self.vary(document)
         self.size(document, vary, seeds, phased.tune if phased else None)
-        conditions = [self.condition(document, point) for point in search.grid(vary)]
+        conditions = [self.condition(document, point) for point in search_space.grid(vary)]
         self.check(TrainSettings, ("train", document.train))
         if not document.optimizers:
             self.problem("optimizers", "at least one optimizer is needed")
@@ -133,30 +132,30 @@ class Resolver(OptimizerResolver):
             labels = self.budgeted(tune, labels)
         if self.problems:
             raise self.verdict()
-        found = [condition for condition in conditions if condition]  # all of them, since there are no problems
-        about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in found}
+        valid = [condition for condition in conditions if condition]  # all of them, since there are no problems
+        about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in valid}
         metric = self.metric(about)
         self.columns(labels, metric, about)
-        notes = [about[task.name].note for _, task, _, _ in found] + [models[m.name].note for _, _, m, _ in found]
+        notes = [about[task.name].note for _, task, _, _ in valid] + [models[m.name].note for _, _, m, _ in valid]
         phases = _phases(phased, labels) if phased else None
         return Experiment(
             name=name,
             title=titles.filled(
                 document.title,
-                (about[task.name].title or task.name for _, task, _, _ in found),
-                (models[model.name].title or model.name for _, _, model, _ in found),
-                (data.label_noise for *_, data in found),
+                (about[task.name].title or task.name for _, task, _, _ in valid),
+                (models[model.name].title or model.name for _, _, model, _ in valid),
+                (data.label_noise for *_, data in valid),
             )
             or name,
             baseline=document.baseline,
             seeds=seeds,
             labels=tuple(labels),
-            sweeps={label: list(found.space) for label, found in labels.items() if found.space},
-            vary={key: list(dict.fromkeys(condition[key] for condition, *_ in found)) for key in found[0][0]},
+            sweeps={label: list(one.space) for label, one in labels.items() if one.space},
+            vary={key: list(dict.fromkeys(condition[key] for condition, *_ in valid)) for key in valid[0][0]},
             metric=metric,
             tasks={name: _about(task) for name, task in about.items()},
             notes=tuple(dict.fromkeys(note for note in notes if note)),
-            runs=tuple(_runs(found, labels, seeds, phases)),
+            runs=tuple(_runs(valid, labels, seeds, phases)),
             phases=phases,
         )
 
@@ -207,7 +206,7 @@ class Resolver(OptimizerResolver):
         conditions = math.prod(map(len, vary.values()))
         sweeps = [table.get("sweep") for table in document.optimizers.values() if isinstance(table, dict)]
         drawn = tune.trials if tune and tune.search != "grid" else math.inf
-        configurations = sum(int(min(search.grid_size(sweep), drawn)) for sweep in sweeps)
+        configurations = sum(int(min(search_space.grid_size(sweep), drawn)) for sweep in sweeps)
         if conditions * max(1, len(seeds)) * configurations > MOST_RUNS:
             self.problem(
                 "runs",
@@ -262,8 +261,8 @@ class Resolver(OptimizerResolver):
         """
         settings = {*TrainSettings.model_fields, *DataSettings.model_fields}
         measured = {*metric_columns(metric["key"]), *(name for task in about.values() for name in task.reported)}
-        for label, found in labels.items():
-            _, optimizer, _ = found.configurations[0]
+        for label, entry in labels.items():
+            _, optimizer, _ = entry.configurations[0]
             for one in filter(None, (optimizer, optimizer.base)):
                 for name in sorted(one.params.keys() & (TAKEN | settings | measured)):
                     self.problem(
@@ -284,7 +283,7 @@ class Resolver(OptimizerResolver):
                 raise self.verdict()
         return cast(MetricMeta, metrics[first])
 
-    def reads(self, task: Choice, model: Choice) -> None:
+    def reads(self, task: ComponentSpec, model: ComponentSpec) -> None:
         """Check that models that read text get texts, and that other models do not."""
         has_text = getattr(tasks[task.name].factory, "text", False)
         if has_text == (models[model.name].tokenizer is not None):
@@ -295,7 +294,7 @@ class Resolver(OptimizerResolver):
 
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
-    ) -> Choice | None:
+    ) -> ComponentSpec | None:
         """Return a task or a model, given as a name or a table of a name and settings, as this condition changes it."""
         if not isinstance(value, str | dict):
             self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
@@ -319,16 +318,16 @@ class Resolver(OptimizerResolver):
         except (BenchError, OSError) as error:  # OSError: a name longer than any file's
             self.problem(f"{where}.path", clipped(str(error)) if isinstance(error, OSError) else str(error))
             return None
-        return Choice(name=name, params=params)
+        return ComponentSpec(name=name, params=params)
 
 
 def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
-    tuned = {label: found for label, found in labels.items() if found.tuned}
+    tuned = {label: one for label, one in labels.items() if one.tuned}
     return Phases(
         tune_seeds=phased.tune_seeds,
         final_seeds=phased.final_seeds,
-        trials={label: len(found.configurations) for label, found in tuned.items()},
-        spaces={label: found.space for label, found in tuned.items()},
+        trials={label: len(one.configurations) for label, one in tuned.items()},
+        spaces={label: one.space for label, one in tuned.items()},
         search=phased.tune.search,
         budget=phased.tune.budget,
         refit=phased.final.refit,
@@ -341,8 +340,8 @@ def _runs(
     """Yield every run that is known before anything is chosen: condition, label, configuration, seed."""
     for condition, task, model, data in conditions:
         files = user_files_sha256(tasks[task.name].factory, task.params)
-        for label, found in labels.items():
-            for config, optimizer, train in found.configurations:
+        for label, one in labels.items():
+            for config, optimizer, train in one.configurations:
                 plugins = _plugin_files(tasks[task.name], models[model.name], *_entries(optimizer))
                 spec = RunSpec(
                     task=task,
@@ -357,7 +356,7 @@ def _runs(
                 run = PlannedRun(label, config, spec, condition)
                 if phases is None:
                     yield from run.with_seeds(seeds)
-                elif found.tuned:
+                elif one.tuned:
                     yield from run.with_seeds(phases.tune_seeds, "tune", "tune")
                 else:
                     yield from phases.final_runs(run)
@@ -382,7 +381,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _entries(optimizer: OptimizerChoice) -> list[Entry]:
+def _entries(optimizer: OptimizerSpec) -> list[Entry]:
     names = [optimizer.name] + ([optimizer.base.name] if optimizer.base else [])
     return [optimizers[name] for name in names]
 

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import BaseModel, Field
 
-from bench.config import relative
-from bench.config import search_space as search
+from bench.config import relative, search_space
 from bench.config.search_space import Range, Search
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.registry import STRICT, Entry, optimizers
 from bench.core.schema import Checker
-from bench.core.spec import Choice, OptimizerChoice, TrainSettings
+from bench.core.spec import ComponentSpec, OptimizerSpec, TrainSettings
 from bench.training.passes import passes_per_step
 
 RESERVED = ("use", "base", "sweep", "train", "tune")
@@ -26,7 +25,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 RANGE_KEYS = ("low", "high", "log")
 
-Configuration = tuple[dict[str, Any], OptimizerChoice, TrainSettings]
+Configuration = tuple[dict[str, Any], OptimizerSpec, TrainSettings]
 """The swept values by column name, and what they make of the optimizer and of its training."""
 
 
@@ -126,11 +125,11 @@ class OptimizerResolver(Checker):
             self.problem(f"{where}.sweep.{ranges[0]}", f"a range needs {need}; or give a list of values")
         elif axes and tune and tune.search != "grid":
             try:
-                return search.draw(axes, tune.trials, tune.search)
+                return search_space.draw(axes, tune.trials, tune.search)
             except ValueError as error:
                 self.problem(f"{where}.sweep", str(error))
         else:
-            return search.grid(axes)
+            return search_space.grid(axes)
         return []
 
     def configuration(
@@ -251,11 +250,11 @@ class OptimizerResolver(Checker):
 
     def optimizer(
         self, entry: Entry, base: Entry | None, values: dict[str, Any], where: str, context: Mapping[str, Any]
-    ) -> OptimizerChoice | None:
+    ) -> OptimizerSpec | None:
         """Hand each hyperparameter to the method that knows it, the rest to the base."""
         if base is None:
             params = self.check(entry.schema, (where, values), context=context)
-            return OptimizerChoice(name=entry.name, params=params.model_dump()) if params else None
+            return OptimizerSpec(name=entry.name, params=params.model_dump()) if params else None
         own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
         if shared := own_names & base_names:
             raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
@@ -271,26 +270,26 @@ class OptimizerResolver(Checker):
         rest = self.check(base.schema, (where, {key: values[key] for key in values.keys() & base_names}))
         if unknown or own is None or rest is None:
             return None
-        return OptimizerChoice(
+        return OptimizerSpec(
             name=entry.name,
             params=own.model_dump(),
-            base=Choice(name=base.name, params=rest.model_dump()),
+            base=ComponentSpec(name=base.name, params=rest.model_dump()),
         )
 
     # ---- the same budget for everyone ------------------------------------------------------------------------
 
     def budgeted(self, tune: TuneSettings, labels: Mapping[str, Label]) -> dict[str, Label]:
         """Return the labels with as many configurations as the budget allows; a grid of another size is a problem."""
-        tuned = {label: found for label, found in labels.items() if found.tuned}
+        tuned = {label: entry for label, entry in labels.items() if entry.tuned}
         if not tuned:
             self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
             return dict(labels)
         allowed = dict.fromkeys(tuned, tune.trials)
         if tune.budget == "passes":
-            costs = {label: self.cost(label, found) for label, found in tuned.items()}
+            costs = {label: self.cost(label, entry) for label, entry in tuned.items()}
             least = min(costs.values())
             allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
-        sizes = {label: len(found.configurations) for label, found in tuned.items()}
+        sizes = {label: len(entry.configurations) for label, entry in tuned.items()}
         if tune.search == "grid" and sizes != allowed:
             each = ", ".join(
                 f"{label} {size}" + (f" ({allowed[label]} allowed)" if size != allowed[label] else "")
@@ -303,13 +302,13 @@ class OptimizerResolver(Checker):
                 'their lists, or search = "sobol"',
             )
         return {
-            label: replace(found, configurations=found.configurations[: allowed[label]]) if found.tuned else found
-            for label, found in labels.items()
+            label: replace(entry, configurations=entry.configurations[: allowed[label]]) if entry.tuned else entry
+            for label, entry in labels.items()
         }
 
-    def cost(self, label: str, found: Label) -> float:
+    def cost(self, label: str, entry: Label) -> float:
         """Return the passes over the training set per run of a label; what changes them cannot be searched."""
-        costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in found.configurations}
+        costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in entry.configurations}
         if len(costs) > 1:
             self.problem(
                 f"optimizers.{label}.sweep",

@@ -77,16 +77,16 @@ def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are not as many different ones.
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    points: dict[str, tuple[Any, ...]] = {}
     count = 1
-    while len(found) < trials:
+    while len(points) < trials:
         if count >= MOST_DRAWN:
-            raise ValueError(f"only {len(found)} different configurations were found, for {trials} trials")
+            raise ValueError(f"only {len(points)} different configurations were found, for {trials} trials")
         count *= 2
-        for point in _points(len(axes), count, search)[count // 2 if found else 0 :]:
+        for point in _points(len(axes), count, search)[count // 2 if points else 0 :]:
             values = tuple(_value(axis, share) for axis, share in zip(axes.values(), point.tolist(), strict=True))
-            found.setdefault(repr(values), values)
-    return [dict(zip(axes, values, strict=True)) for values in itertools.islice(found.values(), trials)]
+            points.setdefault(repr(values), values)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.islice(points.values(), trials)]
 
 
 def _points(dimensions: int, count: int, search: Search) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ BUCKET = 2**23
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """This process among those of its run; by itself a run of one process, for which all of this does nothing.
 
     Attributes:
@@ -133,7 +133,7 @@ class Group:
             raise BenchError(f"{what} of process {', '.join(others)} differ from those of process 0; they must not")
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
 def _packed(value: object) -> Tensor:

@@ -1,7 +1,8 @@
 """Registries of tasks, models and optimizers, and the plug-ins that add to them.
 
 A factory's keyword-only arguments *are* its hyperparameters: their names, types, bounds and defaults are
-read off the signature, so an experiment file is checked against the code that will use it.
+read off the signature, so an experiment file is checked against the code that will use it. Of a class around a base
+optimizer so are all arguments with a default, save those that the suite itself provides (`PROVIDED`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -34,6 +35,9 @@ def undeclared(params: dict[str, Any]) -> float:
     """Return 1, the passes per step of an optimizer registered without any; see `bench.training.passes`."""
     return 1
 
+
+PROVIDED = frozenset({"model", "clip_norm", "total_steps", "norm_group"})
+"""Arguments of a class around a base optimizer that are no hyperparameters: the suite sets these for every method."""
 
 _loading: Path | None = None  # the plug-in file being imported, so that what it registers is known as its own
 
@@ -59,6 +63,8 @@ class Entry:
         tokenizer: for models that read text, the folder of the tokenizer that these hyperparameters ask for.
         note: for models, a sentence that belongs under every table of their results.
         title: for models, what titles call it; "" for its name.
+        without: arguments that are no hyperparameters under this name.
+        rename: names that hyperparameters have in experiment files, by the names of the factory's arguments.
         plugin: the user's file it came from, None for what the package brings.
         members: for a family such as "timm/", whose names are many, lists them (without the prefix).
         member: which of the family this entry is.
@@ -72,6 +78,8 @@ class Entry:
     tokenizer: Tokenizer | None = None
     note: str = ""
     title: str = ""
+    without: Collection[str] = ()
+    rename: Mapping[str, str] = field(default_factory=dict, hash=False)
     plugin: Plugin | None = None
     members: Members | None = None
     member: str = ""
@@ -83,6 +91,11 @@ class Entry:
             BenchError: it does not take these arguments, or returns None.
         """
         args = (*args, *([self.member] if self.member else []))
+        # Names of the factory's own: those in experiment files stand beside the settings of a base.
+        params = {argument: params.pop(name) for argument, name in self.rename.items() if name in params} | params
+        if self._is_wrapper_class and len(args) == 2 and "model" in inspect.signature(self.factory).parameters:
+            # A class's second argument is for its users to pick: `SAM(base, 0.05)`.
+            args, params = args[:1], {"model": args[1], **params}
         try:
             inspect.signature(self.factory).bind(*args, **params)
         except TypeError as error:
@@ -99,7 +112,7 @@ class Entry:
     def _where(self) -> str:
         return f" in {self.plugin.path}" if self.plugin else ""
 
-    def prepare(self, params: dict[str, Any]) -> None:
+    def fetch_weights(self, params: dict[str, Any]) -> None:
         """Ensure that the weights a model starts from are on this machine; see `fetch`."""
         self.fetch(*([self.member] if self.member else []), params)
 
@@ -108,6 +121,17 @@ class Entry:
         members = self.members() if self.members else ()
         return [self.name + member for member in members] if 0 < len(members) <= MANY else [self.name]
 
+    @property
+    def _is_wrapper_class(self) -> bool:
+        return self.wraps_base and inspect.isclass(self.factory)
+
+    def _is_hyperparameter(self, argument: inspect.Parameter) -> bool:
+        if argument.name in self.without or (self._is_wrapper_class and argument.name in PROVIDED):
+            return False
+        if self._is_wrapper_class and argument.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            return argument.default is not inspect.Parameter.empty
+        return argument.kind is inspect.Parameter.KEYWORD_ONLY
+
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """Return the hyperparameters as a pydantic model: strict types, unknown keys refused."""
@@ -115,9 +139,10 @@ class Entry:
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
         for parameter in inspect.signature(self.factory).parameters.values():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if self._is_hyperparameter(parameter):
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[parameter.name] = (hints.get(parameter.name, Any), default)
+                name = self.rename.get(parameter.name, parameter.name)
+                fields[name] = (hints.get(parameter.name, Any), default)
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **options: Unpack[a TypedDict that many share]
                 for table in get_args(hints.get(parameter.name)):
                     shared = get_type_hints(table, include_extras=True)
@@ -130,6 +155,7 @@ class Entry:
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
 
+# No protected names: a hyperparameter may well begin with "model_".
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
 
 
@@ -151,13 +177,16 @@ class Registry:
         note: str = "",
         title: str = "",
         members: Members | None = None,
+        without: Collection[str] = (),
+        rename: Mapping[str, str] | None = None,
     ) -> Callable[[Factory], Factory]:
         """Return a decorator that adds a factory under `name`.
 
         Args:
             name: the name used in experiment files. A name that ends in "/" is a family: "timm/" answers to "timm/NAME"
                 for each NAME in `members`, and its factory takes that NAME as a last positional argument.
-            wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params).
+            wraps_base: optimizers only: the factory takes (base_optimizer, model) instead of (params). A class
+                with an argument `model` is given it by name.
             passes: optimizers only: forward-backward passes per step, the mean over many, given the hyperparameters;
                 default: as many as a few steps on a small network take.
             fetch: models only: given the hyperparameters (for a family, NAME and these), downloads the weights that
@@ -166,6 +195,9 @@ class Registry:
             note: models only: a sentence that belongs under every table of their results.
             title: models only: the model's name in titles of experiments; default: its name.
             members: families only: lists the names.
+            without: arguments of the factory that are no hyperparameters under this name.
+            rename: other names for hyperparameters in experiment files: {"decay": "ema_decay"} keeps a method's setting
+                apart from its base's.
 
         Raises:
             BenchError: the name is taken.
@@ -180,7 +212,18 @@ class Registry:
                     f"and by {factory.__module__}.{factory.__qualname__}; rename one of them"
                 )
             self._entries[name] = entry = Entry(
-                name, factory, wraps_base, passes, fetch, tokenizer, note, title, plugin, members
+                name=name,
+                factory=factory,
+                wraps_base=wraps_base,
+                passes=passes,
+                fetch=fetch,
+                tokenizer=tokenizer,
+                note=note,
+                title=title,
+                without=without,
+                rename=rename or {},
+                plugin=plugin,
+                members=members,
             )
             if plugin:
                 entry.schema  # noqa: B018 - a signature that cannot be read is told now, with its line
@@ -260,12 +303,13 @@ def load_plugin(path: Path) -> Plugin:
     if path in _loaded:
         return _loaded[path]
     load_builtins()
+    # With a hash of the path: two files of one name in two folders are two modules.
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BenchError(f"plug-in {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: dataclasses look their module up there
     _loading = path
     try:
         with _undone_on_error():

@@ -119,15 +119,15 @@ class TrainSettings(_Frozen):
         return value
 
 
-class Choice(_Frozen):
+class ComponentSpec(_Frozen):
     """A registered name with all its hyperparameters, defaults filled in."""
 
     name: str
     params: dict[str, Any] = {}
 
 
-class OptimizerChoice(Choice):
-    base: Choice | None = None
+class OptimizerSpec(ComponentSpec):
+    base: ComponentSpec | None = None
     """The optimizer that a method such as SAM is built around."""
 
 
@@ -147,9 +147,9 @@ class RunSpec(_Frozen):
         '3f0c9a51d2e4'
     """
 
-    task: Choice
-    model: Choice
-    optimizer: OptimizerChoice
+    task: ComponentSpec
+    model: ComponentSpec
+    optimizer: OptimizerSpec
     data: DataSettings
     train: TrainSettings
     seed: Annotated[int, Field(ge=0)]

@@ -52,6 +52,7 @@ def epoch(split: Split, random: np.random.RandomState, batch_size: int) -> list[
     if split.lengths is not None:
         lengths = split.lengths[order]
         pool = np.arange(len(order)) // (POOL * batch_size)
+        # lexsort goes by its last key first: pools stay in their order, and are sorted by length within.
         order = order[np.lexsort((lengths, pool))].reshape(count, -1)[random.permutation(count)].reshape(-1)
     return list(_batches(split, order, batch_size))
 

@@ -1,7 +1,7 @@
 """Published data sets on disk: where they are, whether they are the real ones, and getting them.
 
-There is one data folder: the environment variable BENCH_DATA, else `sam-bench` in the user's cache. No file is taken
-for what its name says: what is read has been compared with the checksum of what the publisher gives out.
+There is one data folder (`bench.core.data_folder`). No file is taken for what its name says: what is read has been
+compared with the checksum of what the publisher gives out.
 """
 
 from __future__ import annotations
@@ -21,30 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bench.core.data_folder import ANOTHER_FOLDER
+from bench.core.data_folder import data_folder as data_folder
 from bench.core.errors import BenchError, NotPrepared
-from bench.data.download import PATIENCE, Download, DownloadError, Patience, download, tell, writing
+from bench.data.download import RETRIES, Download, DownloadError, RetryPolicy, download, tell, writing
 
 T = TypeVar("T")
-Stamp = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
+FileSignature = tuple[Path, int, int]  # a file, its size and when it was last changed (ns)
 
-ANOTHER_FOLDER = "another data folder with --data-dir DIR or the environment variable BENCH_DATA"
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-
-
-def data_folder() -> Path:
-    """Return BENCH_DATA, else `sam-bench` in XDG_CACHE_HOME, else in ~/.cache; the folder need not exist yet.
-
-    Raises:
-        BenchError: it is something other than a folder, or there is no home folder.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = Path(os.environ.get("BENCH_DATA") or Path(cache, "sam-bench")).expanduser().absolute()
-    except RuntimeError as error:
-        raise BenchError(f"no home folder for the data ({error}); name {ANOTHER_FOLDER}") from error
-    if folder.exists() and not folder.is_dir():
-        raise BenchError(f"{folder} is to hold the data, but is not a folder; name {ANOTHER_FOLDER}")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -112,7 +97,7 @@ class Dataset:
         self.check(allow_unverified=allow_unverified)
         return remembered(read, self.paths())
 
-    def fetch(self, *, allow_unverified: bool = False, patience: Patience = PATIENCE) -> None:
+    def fetch(self, *, allow_unverified: bool = False, retries: RetryPolicy = RETRIES) -> None:
         """Ensure that the files are present, from an archive in the data folder or from the network, and correct.
 
         Of several processes that fetch at once one works and the others wait for it. A killed one leaves what it has
@@ -125,7 +110,7 @@ class Dataset:
             with locked(data_folder() / f".{self.task.replace('/', '-')}.lock"):
                 if not self.is_there():  # another process may have been at it
                     for wanted in self.downloads:
-                        self._obtain(wanted, allow_unverified, patience)
+                        self._obtain(wanted, allow_unverified, retries)
         self.check(allow_unverified=allow_unverified)
 
     @property
@@ -141,31 +126,31 @@ class Dataset:
 
     def _unofficial(self) -> list[str]:
         """Return one line for each file that is not the official one."""
-        found = [(path, content_md5(path)) for path in self.paths()]
+        digests = [(path, content_md5(path)) for path in self.paths()]
         return [
             f"{path.name}: md5 is {md5}, that of the official file {official}"
-            for (path, md5), official in zip(found, self.files.values(), strict=True)
+            for (path, md5), official in zip(digests, self.files.values(), strict=True)
             if md5 != official
         ]
 
-    def _obtain(self, wanted: Download, allow_unverified: bool, patience: Patience) -> None:
+    def _obtain(self, wanted: Download, allow_unverified: bool, retries: RetryPolicy) -> None:
         folder = data_folder() / self.folder
         if not self._is_archive:
             if not _on_disk(folder / wanted.name.removesuffix(".gz")).is_file():
-                self._download(wanted, folder, patience)
+                self._download(wanted, folder, retries)
             return
         if folder.exists():
             raise self.absent(self._remedy())
         archive = data_folder() / wanted.name
         if not archive.is_file():
-            self._download(wanted, archive.parent, patience)
+            self._download(wanted, archive.parent, retries)
         elif not allow_unverified and (md5 := _digest("md5", archive, open)) != wanted.md5:
             raise self.refused(archive, [f"md5 is {md5}, that of the official file {wanted.md5}"])
         extract(archive, folder)
 
-    def _download(self, wanted: Download, folder: Path, patience: Patience) -> None:
+    def _download(self, wanted: Download, folder: Path, retries: RetryPolicy) -> None:
         try:
-            download(wanted, folder, patience)
+            download(wanted, folder, retries)
         except DownloadError as error:
             raise self.absent(f"it could not be downloaded.\n{error}") from error
 
@@ -207,12 +192,12 @@ class Dataset:
 
 def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
     """Return `read(paths)`, cached until a file changes or something else is read."""
-    return cast(T, _read(read, tuple(map(stamp, paths))))
+    return cast(T, _read(read, tuple(map(signature, paths))))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(read: Callable[[list[Path]], Any], stamps: tuple[Stamp, ...]) -> Any:
-    return read([path for path, _, _ in stamps])
+def _read(read: Callable[[list[Path]], Any], signatures: tuple[FileSignature, ...]) -> Any:
+    return read([path for path, _, _ in signatures])
 
 
 def content(path: Path) -> bytes:
@@ -231,12 +216,12 @@ def content_md5(path: Path) -> str:
     Raises:
         BenchError: it cannot be read, or is damaged.
     """
-    return _content_digest("md5", stamp(path))
+    return _content_digest("md5", signature(path))
 
 
 def content_sha256(path: Path) -> str:
     """Return the sha256 of `content(path)`, cached as `content_md5` is."""
-    return _content_digest("sha256", stamp(path))
+    return _content_digest("sha256", signature(path))
 
 
 def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) -> str | None:
@@ -255,20 +240,20 @@ def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) ->
     if files is None:
         return None
     root = Path(params["path"])
-    return _files_digest(root, tuple(map(stamp, files(root))))
+    return _files_digest(root, tuple(map(signature, files(root))))
 
 
 @functools.lru_cache(maxsize=8)
-def _files_digest(root: Path, stamps: tuple[Stamp, ...]) -> str:
+def _files_digest(root: Path, signatures: tuple[FileSignature, ...]) -> str:
     digest = hashlib.sha256()
-    for path, _, _ in stamps:
+    for path, _, _ in signatures:
         digest.update(f"{path.relative_to(root).as_posix()}\n{_digest('sha256', path, open)}\n".encode())
     return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=256)
-def _content_digest(algorithm: str, stamp: Stamp) -> str:
-    return _digest(algorithm, stamp[0], _opener(stamp[0]))
+def _content_digest(algorithm: str, file: FileSignature) -> str:
+    return _digest(algorithm, file[0], _opener(file[0]))
 
 
 def _digest(algorithm: str, path: Path, opener: Callable[..., Any]) -> str:
@@ -280,7 +265,7 @@ def _opener(path: Path) -> Callable[..., Any]:
     return gzip.open if path.suffix == ".gz" else open
 
 
-def stamp(path: Path) -> Stamp:
+def signature(path: Path) -> FileSignature:
     """Return path, size and time of change, by which a changed file is recognised without reading the file."""
     with _reading(path):
         status = path.stat()

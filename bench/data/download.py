@@ -53,7 +53,7 @@ class Download:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to try.
 
     Attributes:
@@ -68,10 +68,10 @@ class Patience:
     unreachable: Sequence[float] = (2, 3, 5)
 
 
-PATIENCE = Patience()
+RETRIES = RetryPolicy()
 
 
-def download(wanted: Download, folder: Path, patience: Patience = PATIENCE) -> Path:
+def download(wanted: Download, folder: Path, retries: RetryPolicy = RETRIES) -> Path:
     """Put a file into `folder`, made if need be. It has its name only when it is whole and right.
 
     Until then it is `<name>.part`; what is in there, from whichever process, is not asked for again. The caller sees to
@@ -86,7 +86,7 @@ def download(wanted: Download, folder: Path, patience: Patience = PATIENCE) -> P
         folder.mkdir(parents=True, exist_ok=True)
     with _progress(wanted.name) as progress:
         for urls in (wanted.urls, wanted.urls[1:] + wanted.urls[:1]):  # the second time another server comes first
-            _complete(part, urls, patience, progress)
+            _complete(part, urls, retries, progress)
             with writing(part), open(part, "rb") as file:
                 md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             if md5 == wanted.md5:
@@ -100,20 +100,20 @@ def download(wanted: Download, folder: Path, patience: Patience = PATIENCE) -> P
     raise DownloadError(f"  {wrong}, twice\n" + "\n".join(f"  {url}" for url in wanted.urls))
 
 
-def _complete(part: Path, urls: Sequence[str], patience: Patience, progress: Progress) -> None:
+def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: Progress) -> None:
     """Try the servers in turn, and again, until one says that `part` is whole."""
     answers = dict.fromkeys(urls, "")
     left, have, idle, network = list(urls), _size(part), 0, False
     while True:
         for url in list(left):
             try:
-                return _transfer(url, part, patience.silence, progress)
+                return _transfer(url, part, retries.silence, progress)
             except (OSError, http.client.HTTPException) as error:
                 answers[url], kind = _reason(error), _kind(error)
             if kind == "final":
                 left.remove(url)
             network |= kind != "unreachable"
-        waits = patience.waits if network else patience.unreachable
+        waits = retries.waits if network else retries.unreachable
         if _size(part) > have:
             have, idle = _size(part), 0
         if not left or idle >= len(waits):

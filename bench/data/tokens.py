@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.data_folder import data_folder
 from bench.core.errors import BenchError
-from bench.data.datasets import data_folder
 from bench.store.run_folder import StorageError, write_atomic
 
 if TYPE_CHECKING:

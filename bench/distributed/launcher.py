@@ -26,14 +26,15 @@ from typing import IO, Any
 
 import torch
 
-from bench.core import allocator
+from bench.core import allocator, data_folder, run_options
 from bench.core.errors import BenchError
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
-from bench.distributed.messages import Listener
-from bench.distributed.process import be_one, place_of
+from bench.distributed.messages import MessageServer
+from bench.distributed.process import place_of, run_rank
 from bench.distributed.rendezvous import LOOPBACK
-from bench.store.run_folder import RunFolder, StorageError, to_json, write_atomic
+from bench.store.run_folder import RunFolder, StorageError, read_json, to_json, write_atomic
 from bench.train import Report, Stopped, StopSign
 
 SETTLE_SECONDS = 1.0
@@ -94,10 +95,16 @@ class Call:
     here: int = 0
     nodes: int = 0
     threads: int = 1
-    checkpoint_minutes: float = 5.0
+    options: RunOptions = DEFAULTS
     over: bool = False
     secret: str = ""
     rendezvous: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Call:
+        """Return the call in a file; an empty one where there is no file."""
+        content = read_json(path, missing={})
+        return cls(**{**content, "options": run_options.from_json(content.get("options", {}))})
 
 
 @dataclass
@@ -127,7 +134,7 @@ def run_distributed(
     folder: RunFolder,
     devices: Sequence[torch.device],
     report: Report = lambda done, epochs, measured: None,
-    checkpoint_minutes: float = 5.0,
+    options: RunOptions = DEFAULTS,
     stop: Callable[[], bool] = lambda: False,
     team: Team | None = None,
     say: Callable[[str], None] = warnings.warn,
@@ -148,7 +155,7 @@ def run_distributed(
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
         raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
-    news = Listener(spec.train.processes, nodes, team.address if team else LOOPBACK)
+    news = MessageServer(spec.train.processes, nodes, team.address if team else LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
         call = Call(
             number=uuid.uuid4().hex,
@@ -158,7 +165,7 @@ def run_distributed(
             here=len(devices),
             nodes=nodes,
             threads=max(1, torch.get_num_threads() // len(devices)),
-            checkpoint_minutes=checkpoint_minutes,
+            options=options,
             secret=news.secret,
             rendezvous=private if nodes == 1 else "",
         )
@@ -199,8 +206,9 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
         rendezvous.FOLDER: call.rendezvous,
     }
     command = [sys.executable, "-m", "bench.distributed", f"{call.folder}/spec.json", call.folder, "--watched"]
-    command += ["--device", device, "--checkpoint-minutes", str(call.checkpoint_minutes)]
-    command += ["--threads", str(call.threads)]
+    command += ["--device", device, "--threads", str(call.threads)]
+    command += ["--checkpoint-minutes", str(call.options.checkpoint_minutes)]
+    command += ["--keep-weights"] * call.options.keep_weights
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it can stop, which is not to die
     try:
@@ -209,7 +217,7 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,
-            env=os.environ | allocator.variables(os.environ) | place,
+            env=os.environ | allocator.variables(os.environ) | data_folder.variables() | place,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -217,7 +225,7 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
 
 
 def _listen(
-    news: Listener,
+    news: MessageServer,
     ranks: Sequence[Rank],
     report: Report,
     stop: Callable[[], bool],
@@ -261,7 +269,7 @@ def _standstill(places: dict[int, str], processes: int) -> str:
     return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
 
 
-def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
+def _cause(news: MessageServer, ranks: Sequence[Rank]) -> Exception:
     """Return the cause of the run's failure: a process that was killed, else the first reported error."""
     deadline, last = time.monotonic() + SETTLE_SECONDS, time.monotonic() + AWAY_SECONDS
     while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
@@ -285,7 +293,7 @@ def _cause(news: Listener, ranks: Sequence[Rank]) -> Exception:
     return ProcessFailed(f"in process {first['rank']} of {news.processes}:\n{first['text'].rstrip()}")
 
 
-def _away_and_silent(news: Listener, ranks: Sequence[Rank]) -> set[int]:
+def _away_and_silent(news: MessageServer, ranks: Sequence[Rank]) -> set[int]:
     """Return the processes on other nodes that have reported no error and have not been reported dead."""
     away = set(range(news.processes)) - {rank.number for rank in ranks} if news.nodes > 1 else set()
     return away - {message["rank"] for message in news.messages if _is_bad(message)}
@@ -302,7 +310,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description="One run over several processes.")
     parser.add_argument("spec", type=Path, help="the run's spec.json")
     parser.add_argument("folder", type=Path, help="the run's folder, named by its run_id")
-    parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
+    parser.add_argument("--checkpoint-minutes", type=float, default=DEFAULTS.checkpoint_minutes)
+    parser.add_argument("--keep-weights", action="store_true", help="leave the final weights in the folder")
     parser.add_argument("--device", help="default: a GPU for each process, if there are any")
     parser.add_argument("--threads", type=int, help="torch's threads; default: the cores, shared out")
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)  # we are one that `start` started
@@ -318,15 +327,19 @@ def main(arguments: list[str]) -> int:
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    return be_one(
+    return run_rank(
         spec,
         options.folder,
         place,
         device=options.device,
         threads=options.threads,
-        checkpoint_minutes=options.checkpoint_minutes,
+        options=_run_options(options),
         watched=options.watched,
     )
+
+
+def _run_options(given: argparse.Namespace) -> RunOptions:
+    return RunOptions(checkpoint_minutes=given.checkpoint_minutes, keep_weights=given.keep_weights)
 
 
 def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
@@ -344,6 +357,6 @@ def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
             folder,
             devices,
             lambda done, epochs, measured: print(f"epoch {done} of {epochs}: {measured}", flush=True),
-            options.checkpoint_minutes,
+            _run_options(options),
             lambda: stop_sign.is_up,
         )

@@ -1,8 +1,8 @@
 """Messages between the processes of one run and their starter, in torch's store of keys and values.
 
-The starter has the store (`Listener`); every process is a client of it (`Teller`), on this machine or on another. A
-process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the store can
-write to it: what counts is only what is sealed with the secret of the run.
+The starter has the store (`MessageServer`); every process is a client of it (`MessageClient`), on this machine or on
+another. A process whose starter has died, however it did, loses the connection and ends at once. Whoever reaches the
+store can write to it: what counts is only what is sealed with the secret of the run.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LOOK_SECONDS = 0.1
 PLACE_SECONDS = 1.0
 """Between two looks at where a process is."""
 
-PATIENCE = timedelta(minutes=1)
+CONNECT_TIMEOUT = timedelta(minutes=1)
 """How long a process tries to reach its starter, whose store is there before it starts anything."""
 
 _STOP = "bench/stop"
 
 
-class Listener:
+class MessageServer:
     """The starter's end.
 
     Args:
@@ -80,7 +80,7 @@ class Listener:
         return opened(self.secret, key, self._store.get(key)) if self._store.check([key]) else None
 
 
-class Teller:
+class MessageClient:
     """A process's end.
 
     Args:
@@ -90,7 +90,7 @@ class Teller:
     """
 
     def __init__(self, host: str, port: int, sender: str, secret: str) -> None:
-        self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
         self._sender = sender
         self._secret = secret
         self._told = 0
@@ -142,11 +142,11 @@ class Teller:
 
 def _stack(thread: int) -> tuple[tuple[int, int], ...]:
     """Return where a thread is, down to the instruction of every function that it is in."""
-    frame, found = sys._current_frames().get(thread), []
+    frame, frames = sys._current_frames().get(thread), []
     while frame is not None:
-        found.append((id(frame.f_code), frame.f_lasti))
+        frames.append((id(frame.f_code), frame.f_lasti))
         frame = frame.f_back
-    return tuple(found)
+    return tuple(frames)
 
 
 def _in_words(thread: int) -> str:

@@ -19,21 +19,22 @@ import torch
 import torch.distributed as dist
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
+from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
-from bench.distributed.messages import Teller
+from bench.distributed.messages import MessageClient
 from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 from bench.training.precision import allow_deterministic_kernels
 
-PATIENCE = timedelta(days=1)
+PEER_TIMEOUT = timedelta(days=1)
 """How long one process waits for another, which may be evaluating; one that has died is noticed sooner."""
 
 Tell = Callable[[dict[str, Any]], None]
 
 
-class Onlooker(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """A run's folder for processes that are not the first: to read, and nothing is ever written."""
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
@@ -78,19 +79,19 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the group that torch's environment variables describe; leave the group on a clean exit."""
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=rendezvous.meeting(os.environ, PATIENCE),
+        store=rendezvous.meeting(os.environ, PEER_TIMEOUT),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=PATIENCE,
+        timeout=PEER_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield Group(dist.get_rank(), dist.get_world_size(), control)
+    control = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
+    yield ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
     dist.destroy_process_group()  # never after an error: the others might not come
 
 
@@ -103,12 +104,12 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def take_part(
+def run_process(
     spec: RunSpec,
     path: Path,
     device: torch.device,
     tell: Tell,
-    checkpoint_minutes: float,
+    options: RunOptions,
     stop: Callable[[], bool],
     claim: bool,
 ) -> None:
@@ -118,10 +119,10 @@ def take_part(
         tell: takes the first process's news: epochs, and the end.
         claim: whether the run must still be claimed, as it is where no worker has done so.
 
-    Raises: see `train`; and `Claimed`.
+    Raises: see `train`; and `RunLocked`.
     """
     with joined(device) as group:
-        folder = RunFolder(path) if group.is_first else Onlooker(path)
+        folder = RunFolder(path) if group.is_first else ReadOnlyRunFolder(path)
 
         def report(done: int, epochs: int, measured: dict[str, float]) -> None:
             if group.is_first:
@@ -134,7 +135,7 @@ def take_part(
         with _first_only(group, folder, claim):
             try:
                 if group.from_first(folder.result() is None):
-                    train(spec, folder, device, report, checkpoint_minutes, stop, group, say)
+                    train(spec, folder, device, report, options, stop, group, say)
                 kind = "done"
             except Stopped:
                 kind = "stopped"
@@ -143,7 +144,7 @@ def take_part(
 
 
 @contextmanager
-def _first_only(group: Group, folder: RunFolder, claim: bool) -> Iterator[None]:
+def _first_only(group: ProcessGroup, folder: RunFolder, claim: bool) -> Iterator[None]:
     """Hold the folder in the first process; no other process begins before it does."""
     if not group.is_first:
         group.from_first(None)
@@ -179,14 +180,14 @@ class _Stop(StopSign):
         return self.is_up
 
 
-def be_one(
+def run_rank(
     spec: RunSpec,
     path: Path,
     place: Mapping[str, str],
     *,
     device: str | None,
     threads: int | None,
-    checkpoint_minutes: float,
+    options: RunOptions,
     watched: bool,
 ) -> int:
     """Take part in a run as the one that the environment makes of this process.
@@ -207,27 +208,27 @@ def be_one(
     signal.signal(signal.SIGTERM, stop.put_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
     signal.signal(signal.SIGINT, (lambda number, frame: None) if watched else stop.put_up)
-    teller = None
+    client = None
     if watched:
         secret = os.environ[rendezvous.SECRET]
-        teller = Teller(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"], secret)
-    tell = teller.tell if teller else _print
-    if teller:
-        teller.follow(stop.put_up, lambda: stop.looks)
+        client = MessageClient(place["MASTER_ADDR"], int(place["MASTER_PORT"]), place["RANK"], secret)
+    tell = client.tell if client else _print
+    if client:
+        client.follow(stop.put_up, lambda: stop.looks)
     try:
         on = torch.device(device or _device(int(place["LOCAL_RANK"])))
         if on.type == "cuda":
             torch.cuda.set_device(on)
         torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
-        take_part(spec, path, on, tell, checkpoint_minutes, stop, claim=not watched)
+        run_process(spec, path, on, tell, options, stop, claim=not watched)
     except Exception as error:
         kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
         text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
         tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.time()})
         sys.stdout.flush()
         os._exit(1)  # and not the long way: the others may wait for us in what that would wait for
-    if teller:
-        teller.end()
+    if client:
+        client.end()
     return 0
 
 

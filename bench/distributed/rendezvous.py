@@ -95,12 +95,12 @@ def address_of(host: str) -> str:
     with suppress(ValueError):
         return str(ipaddress.ip_address(host))
     try:
-        found = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise BenchError(f"the address of {host} cannot be found: {error}; set MASTER_ADDR to an address") from error
-    if host == "localhost" or not ipaddress.ip_address(found).is_loopback:
-        return found
-    return _source("192.0.2.1") or found  # an address that is nobody's: nothing is sent there
+    if host == "localhost" or not ipaddress.ip_address(address).is_loopback:
+        return address
+    return _source("192.0.2.1") or address  # an address that is nobody's: nothing is sent there
 
 
 def meeting(environment: Mapping[str, str], timeout: timedelta) -> Store:

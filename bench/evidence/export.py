@@ -115,12 +115,12 @@ def check(path: Path) -> Checked:
 def _plugins(path: Path) -> dict[str, bytes]:
     """Return an experiment file's plug-ins by their path relative to it; those outside its folder go under plugins/."""
     named = read_toml(path).get("plugins", [])
-    found = {}
+    files = {}
     for plugin in named:
         place = PurePosixPath(plugin)
         inside = not place.is_absolute() and ".." not in place.parts
-        found[str(place) if inside else f"plugins/{place.name}"] = (path.parent / plugin).read_bytes()
-    return found
+        files[str(place) if inside else f"plugins/{place.name}"] = (path.parent / plugin).read_bytes()
+    return files
 
 
 def _environment(results: Results) -> dict[str, object]:

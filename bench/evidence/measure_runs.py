@@ -15,8 +15,8 @@ from rich.console import Console
 
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PlannedRun
-from bench.evidence.measures.measure import Settings, measure, prepared
-from bench.evidence.repeat import Recorded, repeat, weights_kept
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
+from bench.evidence.repeat import Recorded, repeat
 from bench.store import records
 from bench.store.run_folder import Store
 from bench.train import weights_sha256
@@ -37,7 +37,7 @@ class Weights:
 def measure_runs(
     of: Recorded,
     runs: Sequence[PlannedRun],
-    settings: Settings,
+    settings: MeasureSettings,
     *,
     device: torch.device,
     jobs: int | None = None,
@@ -76,7 +76,7 @@ def measure_runs(
     return len(missing)
 
 
-def _kept(of: Recorded, settings: Settings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _kept(of: Recorded, settings: MeasureSettings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the existing measurements that are still valid: of the recorded weights, with these settings."""
     measures, directions = of.results.measures, of.results.directions
     if measures is None or directions is None or again:
@@ -104,14 +104,13 @@ def _final_weights(
     The weights are those kept by `bench run --keep-weights`, else those of a repetition.
     """
     store = Store(of.folder)
-    found = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
-    gone = [run for run in runs if not found[run.spec.run_id].path.exists()]
+    weights = {run.spec.run_id: Weights(store.run(run.spec.run_id).weights, "kept") for run in runs}
+    gone = [run for run in runs if not weights[run.spec.run_id].path.exists()]
     with tempfile.TemporaryDirectory(prefix="bench-measure-") as scratch:
         if gone:
             said = f"{len(gone)} of {counted(len(runs), 'run')} left no weights (--keep-weights): they are repeated"
             console.print(said, highlight=False)
-            with weights_kept():
-                outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, console=console)
+            outcome = repeat(of, gone, Store(Path(scratch)), jobs=jobs, keep_weights=True, console=console)
             if outcome.interrupted:
                 raise KeyboardInterrupt
             if outcome.failed:
@@ -120,15 +119,15 @@ def _final_weights(
             if outcome.disk:
                 raise BenchError(outcome.disk)
         for run in gone:
-            found[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
-        yield found
+            weights[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
+        yield weights
 
 
 def _measure(
     of: Recorded,
     run: PlannedRun,
     weights: Weights,
-    settings: Settings,
+    settings: MeasureSettings,
     device: torch.device,
     with_plane: bool,
     other_weights: bool,

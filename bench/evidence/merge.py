@@ -17,7 +17,7 @@ from bench.core.errors import BadValue
 from bench.core.meta import Meta, PartMeta, Superseded
 from bench.evidence.merge_meta import disagreements, merged_meta
 from bench.evidence.verify import reproduction
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.columns import COUNTS, PLACE, SECONDS, setting_columns
 from bench.store.conditions import KEY, conditions, keyed
 from bench.store.records import Results
@@ -120,14 +120,14 @@ def _phase(frame: pd.DataFrame) -> pd.Series[Any]:
 
 def _columns(of_parts: Iterator[list[str]]) -> list[str]:
     """Return all columns, each after the one that it follows in the first part that has it."""
-    found: list[str] = []
+    names: list[str] = []
     for columns in of_parts:
         before = -1
         for name in columns:
-            if name not in found:
-                found.insert(before + 1, name)
-            before = found.index(name)
-    return found
+            if name not in names:
+                names.insert(before + 1, name)
+            before = names.index(name)
+    return names
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
@@ -184,12 +184,12 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
             both = then.rows.index.intersection(list(left))
             left -= set(both)
             for run_id in _not_identical(then, now, both):
-                found = reproduction(run_id, then, now)
-                if found.word == "differs":
+                again = reproduction(run_id, then, now)
+                if again.word == "differs":
                     row = then.record(run_id)
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
                     faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs: {first} has it, {name} too")
-                    faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in found.faults]
+                    faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in again.faults]
     yield from faults[: 2 * SHOWN]
     if len(faults) > 2 * SHOWN:
         yield f"and {len(faults) - 2 * SHOWN} lines more"
@@ -240,11 +240,11 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
 
 def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame, list[Superseded]]:
     """Return the records without final runs of what all runs of tuning do not choose, and how many those are."""
-    phases = choice.phased(meta)
+    phases = selection.phased(meta)
     if not phases:
         return records, []
     tune = records[(records["phase"] == "tune")]
-    chosen = choice.candidates(tune, meta["metric"])["chosen"] if len(tune) else pd.Series(dtype=bool)
+    chosen = selection.candidates(tune, meta["metric"])["chosen"] if len(tune) else pd.Series(dtype=bool)
     best = set(chosen.index[chosen]) if len(chosen) else set()
     places = {key[:2] for key in best}
     keys = list(zip(*(records[column] for column in KEY), strict=True))
@@ -266,7 +266,7 @@ def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     new = []
     for _, group in records.groupby([*KEY, "phase"], sort=False):
         phase = group["phase"].iloc[0]
-        seeds = phases["tune"]["seeds"] if (phases := choice.phased(meta)) and phase == "tune" else meta["seeds"]
+        seeds = phases["tune"]["seeds"] if (phases := selection.phased(meta)) and phase == "tune" else meta["seeds"]
         first = group.iloc[0]
         for seed in seeds:
             key = (first["condition"], phase, first["optimizer"], first["config"], seed)
@@ -295,7 +295,7 @@ def _planned_nowhere(
 
 def _in_order(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """Return the rows in the order that `bench run` gives them."""
-    untuned = choice.phased(meta).get("untuned", [])
+    untuned = selection.phased(meta).get("untuned", [])
     later = (records["phase"] == "final") & ~records["optimizer"].isin(untuned)
     first = records["part"].map(lambda part: part if part >= 0 else 10**6)
     order = records.assign(

@@ -102,10 +102,10 @@ def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _joined(tables: Iterable[Table]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for table in tables:
-        found = {**table, **found} if not found else {**found, **{k: v for k, v in table.items() if k not in found}}
-    return found
+        merged = {**merged, **{key: value for key, value in table.items() if key not in merged}}
+    return merged
 
 
 def _flag(value: bool) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,18 @@ from rich.console import Console
 from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
+from bench.core.run_options import RunOptions
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun
 from bench.launch.compiling import as_decided
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
-from bench.launch.prepare import fetch
-from bench.launch.progress import Display
+from bench.launch.prepare import fetch_files
+from bench.launch.progress import ProgressDisplay
 from bench.store import records
 from bench.store.conditions import keyed
 from bench.store.records import Results
-from bench.store.run_folder import FINISHED, KEEP_WEIGHTS, Store
+from bench.store.run_folder import FINISHED, Store
 from bench.store.selection import chosen_runs
 from bench.training.environment import processor
 
@@ -134,20 +134,14 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     return Recorded(experiment, results, folder, {run_id: planned[run_id] for run_id in done})
 
 
-@contextmanager
-def weights_kept() -> Iterator[None]:
-    """Make runs that start inside this context keep their final weights."""
-    before = os.environ.get(KEEP_WEIGHTS)
-    os.environ[KEEP_WEIGHTS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[KEEP_WEIGHTS]
-
-
 def repeat(
-    of: Recorded, runs: Sequence[PlannedRun], store: Store, *, jobs: int | None = None, console: Console | None = None
+    of: Recorded,
+    runs: Sequence[PlannedRun],
+    store: Store,
+    *,
+    jobs: int | None = None,
+    keep_weights: bool = False,
+    console: Console | None = None,
 ) -> Outcome:
     """Do runs again, on this machine, each with as many threads as it was recorded with.
 
@@ -156,6 +150,7 @@ def repeat(
     Args:
         store: where to; it holds no runs yet.
         jobs: runs at once; default as many as there are GPUs, or cores for their threads.
+        keep_weights: leave their final weights in their folders.
         console: where progress is shown; default standard error.
 
     Returns:
@@ -164,20 +159,20 @@ def repeat(
     Raises:
         BenchError: data or weights cannot be obtained.
     """
-    fetch(replace(of.experiment, runs=tuple(runs)))
-    total = Outcome()
+    fetch_files(replace(of.experiment, runs=tuple(runs)))
+    total, options = Outcome(), RunOptions(keep_weights=keep_weights)
     groups: dict[tuple[bool, int, int], list[PlannedRun]] = defaultdict(list)
     for run in runs:
         record = of.record(run.spec.run_id)
         groups[(_on_processor(record["device"]), _threads(record["threads"]), run.spec.train.processes)].append(run)
     passes = {run.spec.run_id: int(of.record(run.spec.run_id)["passes"]) for run in runs}
-    with Display(passes, of.experiment.metric, console or terminal.console(stderr=True)) as display:
+    with ProgressDisplay(passes, of.experiment.metric, console or terminal.console(stderr=True)) as display:
         for (on_processor, threads, processes), group in groups.items():
             if on_processor:
                 shares = _cores(jobs, threads * processes)
             else:
                 shares = [replace(slot, threads=threads * processes) for slot in slots(jobs, processes=(processes,))]
-            outcome = run_local(group, store, display, shares=shares)
+            outcome = run_local(group, store, display, shares=shares, options=options)
             total.finished += outcome.finished
             total.failed += outcome.failed
             total.interrupted, total.disk = outcome.interrupted, outcome.disk

@@ -19,7 +19,7 @@ from bench.core.spec import Experiment, PlannedRun
 from bench.launch.estimate import duration, seconds_of
 from bench.launch.local.pool import speeds_here
 from bench.launch.local.slots import Slot
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.store.files import read_json, write_atomic
 from bench.store.run_folder import Store, to_json
 from bench.training.environment import processor
@@ -86,7 +86,11 @@ def refuse_open(experiment: Experiment, what: str) -> None:
 
 
 def decide(
-    runs: Sequence[PlannedRun], passes: Mapping[str, int], store: Store, display: Display, shares: Sequence[Slot]
+    runs: Sequence[PlannedRun],
+    passes: Mapping[str, int],
+    store: Store,
+    display: ProgressDisplay,
+    shares: Sequence[Slot],
 ) -> CompilingMeta:
     """Measure runs both ways; return whether they are compiled, and why, in words.
 

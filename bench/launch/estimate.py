@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.core.spec import OptimizerChoice, PlannedRun, RunSpec
+from bench.core.spec import OptimizerSpec, PlannedRun, RunSpec
 from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.tasks.base import Data, Task, sampled
@@ -20,7 +20,7 @@ from bench.train import synchronize
 from bench.training.evaluate import batch_size, evaluate, foldable, outputs
 from bench.training.folding import folded
 from bench.training.passes import passes_per_step
-from bench.training.step import Run, load, set_up
+from bench.training.step import TrainingRun, load, set_up
 
 FEW = 32
 """Examples of each split that a rehearsal evaluates."""
@@ -61,7 +61,7 @@ def kind(spec: RunSpec) -> str:
 def samples(runs: Iterable[PlannedRun]) -> dict[str, RunSpec]:
     """Return, for every kind of run, the run to measure: the one with the fewest passes per step."""
     cheapest = sorted(runs, key=lambda run: passes_per_step(run.spec.optimizer))
-    return {kind(run.spec): run.spec for run in reversed(cheapest)}
+    return {kind(run.spec): run.spec for run in reversed(cheapest)}  # the last of a kind stays: the cheapest
 
 
 def configuration(spec: RunSpec) -> str:
@@ -69,7 +69,7 @@ def configuration(spec: RunSpec) -> str:
     return spec.model_dump_json(exclude={"seed"})
 
 
-def measure(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
+def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
     """Take a few steps of a run, and leave nothing of it.
 
     Args:
@@ -131,7 +131,7 @@ def in_one_process(spec: RunSpec, device: torch.device) -> RunSpec:
 def _data_of(spec: RunSpec) -> str:
     """Return a spec as JSON of which only the data matter: equal for all that can have the same in memory."""
     plain = spec.train.model_copy(update={"processes": 1})
-    return spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd"), "train": plain}).model_dump_json()
+    return spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd"), "train": plain}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=1)
@@ -140,7 +140,7 @@ def _loaded(spec_json: str, device: torch.device) -> tuple[Task, Data]:
     return load(RunSpec.model_validate_json(spec_json), device)
 
 
-def evaluate_some(run: Run) -> None:
+def evaluate_some(run: TrainingRun) -> None:
     """Evaluate a few examples of every split, as the run will all of them."""
     data = run.data
     few = torch.arange(FEW, device=data.train.targets.device)
@@ -153,7 +153,7 @@ def evaluate_some(run: Run) -> None:
     evaluate(run.model, run.task, few_of_all, run.autocast)
 
 
-def _set_up(spec: RunSpec, device: torch.device) -> tuple[Run, float]:
+def _set_up(spec: RunSpec, device: torch.device) -> tuple[TrainingRun, float]:
     """Return a run that is ready for its first step, and the seconds that took."""
     started = time.perf_counter()
     run = set_up(spec, device)
@@ -162,7 +162,7 @@ def _set_up(spec: RunSpec, device: torch.device) -> tuple[Run, float]:
     return run, time.perf_counter() - started
 
 
-def _seconds_a_step(run: Run, batch: Batch, seconds: float) -> tuple[float, float]:
+def _seconds_a_step(run: TrainingRun, batch: Batch, seconds: float) -> tuple[float, float]:
     """Return the seconds per step and per pass; the number of passes may change from one step to the next."""
     augment = np.random.RandomState(0)
     started, steps, before = time.perf_counter(), 0, run.work
@@ -180,7 +180,7 @@ def _usual(batches: Sequence[Batch]) -> Batch:
     return min(batches, key=lambda batch: abs(batch.tokens - mean))
 
 
-def _seconds_a_unit(run: Run, network: nn.Module, which: Tensor) -> float:
+def _seconds_a_unit(run: TrainingRun, network: nn.Module, which: Tensor) -> float:
     some = run.data.train[which]
     started = time.perf_counter()
     outputs(network, run.task, some, run.autocast)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bench.core.errors import BenchError, counted
 from bench.core.spec import PROTOCOL, Experiment, PlannedRun, RunSpec
 from bench.store.collecting import Held, is_finished
-from bench.store.run_folder import FINISHED, Claimed, RunFolder, Status, Store, read_json, storage_error
+from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store, read_json, storage_error
 
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
@@ -60,7 +60,7 @@ def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> lis
     planned = list(_planned(experiment))
     beside -= {run.spec.run_id for run in planned}
     known = [(run.label, _settings(json.loads(run.spec.model_dump_json()))) for run in _one_of_each_seed(planned)]
-    found = []
+    leftovers = []
     explained: dict[str, str | None] = {}
     for run_id in sorted(beside):
         try:
@@ -75,8 +75,8 @@ def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> lis
         if key not in explained:
             explained[key] = _why(settings, known, None if version else OTHERWISE)
         if (why := explained[key]) is not None:
-            found.append(Leftover(run_id, status, why))
-    return found
+            leftovers.append(Leftover(run_id, status, why))
+    return leftovers
 
 
 def strangers(experiment: Experiment, store: Store, ids: Collection[str], held: Held) -> list[Leftover]:
@@ -95,15 +95,15 @@ def strangers(experiment: Experiment, store: Store, ids: Collection[str], held: 
     for run in _one_of_each_seed(planned):
         about = {"task": run.spec.task.name, "model": run.spec.model.name, "phase": run.phase or None}
         known.append((run.label, _columns({**about, **run.spec.hyperparameters()})))
-    protocol, found = held.meta["protocol"], []
+    protocol, leftovers = held.meta["protocol"], []
     for run_id in sorted(alone):
         row = held.rows[run_id]
         settings = _columns({name: row.get(name) for name in ("task", "model", "phase", *held.settings)})
         why = f"measured under protocol {protocol}; this version of the package has protocol {PROTOCOL}"
         if protocol == PROTOCOL:
             why = _why(settings, known, "with another plug-in, data file, seed of tuning or version") or ""
-        found.append(Leftover(run_id, row["status"], why, only_held=True))
-    return found
+        leftovers.append(Leftover(run_id, row["status"], why, only_held=True))
+    return leftovers
 
 
 def _columns(row: Mapping[str, Any]) -> Settings:
@@ -129,16 +129,16 @@ def remove(folder: RunFolder) -> bool:
         with folder.claim():
             folder.path.rename(away)
         shutil.rmtree(away)
-    except Claimed:
+    except RunLocked:
         return False
     except OSError as error:
         raise storage_error(folder.path, error) from error
     return True
 
 
-def told(found: Iterable[Leftover]) -> Iterator[str]:
+def told(leftovers: Iterable[Leftover]) -> Iterator[str]:
     """Yield a line for each reason, with how many runs it is that of."""
-    for why, count in Counter(one.why for one in found).items():
+    for why, count in Counter(one.why for one in leftovers).items():
         yield f"{why} ({counted(count, 'run')})"
 
 
@@ -155,15 +155,15 @@ def _one_of_each_seed(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 
 def _settings(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in spec.items():
         if isinstance(value, dict):
-            found |= _settings(value, f"{prefix}{key}.")
+            settings |= _settings(value, f"{prefix}{key}.")
         elif prefix + key == "plugins":
-            found |= {f"plug-in {plugin['path'].rpartition('/')[2]}": plugin["sha256"] for plugin in value}
+            settings |= {f"plug-in {plugin['path'].rpartition('/')[2]}": plugin["sha256"] for plugin in value}
         elif prefix + key not in ("seed", "task.params.path") and value is not None:
-            found[prefix + key] = value
-    return found
+            settings[prefix + key] = value
+    return settings
 
 
 def _is_of_this_version(content: Mapping[str, Any], run_id: str) -> bool:

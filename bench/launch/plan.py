@@ -136,14 +136,14 @@ class Plan:
     def passes(self) -> dict[str, int]:
         """Return the forward-backward passes of every run, by run_id, including runs whose settings are not chosen."""
         sizes: dict[str, int] = {}
-        found = {}
+        passes = {}
         planned = zip(self.ids, self.experiment.runs, strict=True)
         for run_id, run in (*planned, *((run.spec.run_id, run) for run in self.to_be_chosen)):
             condition = run.condition_text
             if condition not in sizes:
                 sizes[condition] = load_task(run.spec).train_examples()
-            found[run_id] = _passes(run.spec, learned_from(sizes[condition], run.spec.data, run.spec.phase))
-        return found
+            passes[run_id] = _passes(run.spec, learned_from(sizes[condition], run.spec.data, run.spec.phase))
+        return passes
 
     def count(self, *statuses: Status) -> int:
         """Return how many of the chosen runs have one of these statuses."""

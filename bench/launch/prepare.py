@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.launch.plan import Plan
 
 
-def fetch(experiment: Experiment) -> None:
+def fetch_files(experiment: Experiment) -> None:
     """Fetch and check data and pretrained weights, each once, have texts tokenised, and try the models on them.
 
     A model is tried once in each precision on single texts, and once on pairs.
@@ -27,7 +27,7 @@ def fetch(experiment: Experiment) -> None:
     for spec in {spec.task.model_dump_json(): spec for spec in specs}.values():
         load_task(spec).fetch()
     for model in {spec.model.model_dump_json(): spec.model for spec in specs}.values():
-        models[model.name].prepare(model.params)
+        models[model.name].fetch_weights(model.params)
     tried = set[str]()
     for spec in {f"{spec.task} {spec.model} {spec.train.precision}": spec for spec in specs}.values():
         task = load_task(spec)

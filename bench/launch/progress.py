@@ -28,7 +28,7 @@ class _Running:
     score: float | None = None
 
 
-class Display:
+class ProgressDisplay:
     """Progress of a launch: runs done, running with epoch and validation score, failed, and the time left.
 
     Args:
@@ -50,7 +50,7 @@ class Display:
         self.failures = 0
         self.live = Live(self, console=console, refresh_per_second=4, transient=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
             self.live.start()
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,17 @@ from rich.console import Console
 
 from bench.config import file as experiments
 from bench.core import terminal
-from bench.core.errors import BadValue, BenchError, counted
+from bench.core.data_folder import data_folder_given
+from bench.core.errors import BenchError, counted
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import Experiment
-from bench.launch import compiling
-from bench.launch import tuning as phases
+from bench.launch import compiling, tuning
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
-from bench.launch.prepare import check_data, fetch
-from bench.launch.progress import Display
+from bench.launch.prepare import check_data, fetch_files
+from bench.launch.progress import ProgressDisplay
 from bench.launch.shard import Shard, parse
 from bench.launch.slurm import job_status
 from bench.store import collecting, records
@@ -87,6 +87,8 @@ def run(
     gpus: Sequence[int] | None = None,
     fail_fast: bool = False,
     checkpoint_minutes: float = 5.0,
+    keep_weights: bool = False,
+    data_dir: Path | None = None,
     console: Console | None = None,
 ) -> Launched:
     """Do what an experiment still misses, on this machine, and collect its results.
@@ -105,7 +107,9 @@ def run(
         jobs_per_gpu: runs at once on each GPU, where `jobs` does not say.
         gpus: the GPUs to use, numbered as torch sees them; default all.
         fail_fast: stop at the first failure.
-        checkpoint_minutes: time between two checkpoints of a run.
+        checkpoint_minutes: minutes between two checkpoints of a run.
+        keep_weights: leave the final weights of each run in its folder, for `bench measure`.
+        data_dir: the folder of data and weights; default BENCH_DATA, else one in the user's cache.
         console: where progress is shown; default standard error.
 
     Raises:
@@ -114,44 +118,34 @@ def run(
     Example:
         >>> bench.run("digits_noise", seeds=3).results.records[["optimizer", "seed", "test_acc"]]
     """
-    planned = plan(
-        name,
-        out=out,
-        overrides=overrides,
-        seeds=seeds,
-        only=only,
-        retry_failed=retry_failed,
-        redo=redo,
-        shard=parse(shard) if shard else None,
-        results_name=results_name,
-    )
-    return execute(
-        planned,
+    options = RunOptions(
         jobs=jobs,
         jobs_per_gpu=jobs_per_gpu,
-        gpus=gpus,
+        gpus=None if gpus is None else tuple(gpus),
         fail_fast=fail_fast,
         checkpoint_minutes=checkpoint_minutes,
-        console=console,
+        keep_weights=keep_weights,
     )
+    with data_folder_given(data_dir):
+        planned = plan(
+            name,
+            out=out,
+            overrides=overrides,
+            seeds=seeds,
+            only=only,
+            retry_failed=retry_failed,
+            redo=redo,
+            shard=parse(shard) if shard else None,
+            results_name=results_name,
+        )
+        return execute(planned, options, console=console)
 
 
-def execute(
-    planned: Plan,
-    *,
-    jobs: int | None = None,
-    jobs_per_gpu: int = 1,
-    gpus: Sequence[int] | None = None,
-    fail_fast: bool = False,
-    checkpoint_minutes: float = 5.0,
-    console: Console | None = None,
-) -> Launched:
+def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console | None = None) -> Launched:
     """Do a plan, the runs of tuning first, then the final ones of what is chosen by them. See `run`."""
     console = console or terminal.console(stderr=True)
-    if not 0 <= checkpoint_minutes < math.inf:
-        raise BadValue("checkpoint_minutes", [f"must be a finite number >= 0, got {checkpoint_minutes}"])
     planned = _without_queued(planned, console)
-    shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
+    shares = slots(options.jobs, options.jobs_per_gpu or 1, options.gpus, _processes(planned))
     planned.store.check_writable()
     planned.check_records()
     planned = decided(planned, shares, console)
@@ -161,22 +155,21 @@ def execute(
     following: Plan | None = planned
     while following is not None:
         planned = following
-        phases.write_down(planned.choices, planned.experiment, planned.store)
+        tuning.write_down(planned.choices, planned.experiment, planned.store)
         if planned.to_do:
-            fetch(planned.experiment)
+            fetch_files(planned.experiment)
             check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
-            with Display(passes, planned.experiment.metric, console) as display:
+            with ProgressDisplay(passes, planned.experiment.metric, console) as display:
                 outcome += run_local(
                     planned.to_do,
                     planned.store,
                     display,
                     shares=shares,
-                    fail_fast=fail_fast,
-                    checkpoint_minutes=checkpoint_minutes,
+                    options=options,
                     meanwhile=collector,
                 )
-        over = outcome.interrupted or outcome.disk or (fail_fast and outcome.failed)
+        over = outcome.interrupted or outcome.disk or (options.fail_fast and outcome.failed)
         following = None if over else next_phase(planned)
         following = following and _without_queued(following, console)
     return collect(planned, outcome)
@@ -186,10 +179,10 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
     """Return a plan of which it is known whether its runs are compiled; what is measured for that is said."""
     if not compiling.is_open(planned.asked):
         return planned
-    fetch(planned.experiment)
+    fetch_files(planned.experiment)
     check_data(planned)
     runs = [*planned.to_do, *planned.to_be_chosen]
-    with Display(planned.passes, planned.experiment.metric, console) as display:
+    with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
         decision = compiling.decide(runs, planned.passes, planned.store, display, shares)
         display.say(f'train.compile = "auto": {decision["why"]}')
     return _remade(planned, compiling.with_decision(planned.asked, decision))
@@ -257,14 +250,7 @@ class Collector:
         self.cost = self.last - started
 
 
-def estimate(
-    planned: Plan,
-    *,
-    jobs: int | None = None,
-    jobs_per_gpu: int = 1,
-    gpus: Sequence[int] | None = None,
-    console: Console,
-) -> Outcome:
+def estimate(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console) -> Outcome:
     """Say how long a plan would take on this machine, and take one step of each configuration; see `execute`.
 
     Where it is still to be measured whether runs are compiled, this is about them as they are written.
@@ -276,11 +262,11 @@ def estimate(
     if compiling.is_open(planned.asked):
         planned = _remade(planned, compiling.with_decision(planned.asked, {"compile": False, "why": ""}))
     planned = _without_queued(planned, console)
-    shares = slots(jobs, jobs_per_gpu, gpus, _processes(planned))
+    shares = slots(options.jobs, options.jobs_per_gpu or 1, options.gpus, _processes(planned))
     runs = [*planned.to_do, *planned.to_be_chosen]
     if not runs:
         return Outcome()
-    with Display(planned.passes, planned.experiment.metric, console) as display:
+    with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
         return run_local(runs, planned.store, display, shares=shares, only_estimate=True)
 
 
@@ -290,7 +276,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
     Raises:
         BenchError: something is missing and cannot be had, or is not what it should be.
     """
-    fetch(experiments.load(experiments.find(name), overrides))
+    fetch_files(experiments.load(experiments.find(name), overrides))
 
 
 def _without_queued(planned: Plan, console: Console) -> Plan:

@@ -41,15 +41,17 @@ class Choices:
     def superseded(self, store: Store, held: Held = NOTHING) -> list[Superseded]:
         """Return choices that others have taken the place of, with their finished final runs, if there are any."""
         there = store.present()
-        found = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
+        finished_before = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
         for earlier in self.history:
             runs = (collecting.look(store.run(run_id), held, there, whole=False) for run_id in earlier["final"])
-            found[_named(earlier)] = max(found[_named(earlier)], sum(run.status in FINISHED for run in runs))
+            finished_before[_named(earlier)] = max(
+                finished_before[_named(earlier)], sum(run.status in FINISHED for run in runs)
+            )
         for earlier in (held.meta.get("phases") or {}).get("superseded", []):  # whose runs may be nowhere any more
-            found[_named(earlier)] = max(found[_named(earlier)], earlier["finished"])
+            finished_before[_named(earlier)] = max(finished_before[_named(earlier)], earlier["finished"])
         return [
             {"condition": condition, "label": label, "config": config, "finished": finished}
-            for (condition, label, config), finished in found.items()
+            for (condition, label, config), finished in finished_before.items()
             if finished and self.chosen.get((condition, label), config) != config
         ]
 
@@ -76,14 +78,14 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     Raises:
         BenchError: a result, the records or the file of earlier choices are damaged.
     """
-    from bench.store import selection as choice
+    from bench.store import selection
 
     history = _history(store.folder / FILE)
     held = collecting.held(store) if held is None else held
     runs = experiment.tuning
     if not (store.present() or held.rows):
         return Choices(history=history)
-    frame = choice.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
+    frame = selection.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
     for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):
@@ -157,10 +159,10 @@ def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) 
 
     there, rows = store.present(), []
     for run in runs:
-        found = collecting.look(store.run(run.spec.run_id), held, there, whole=False)
-        of_val = {name: found.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
+        looked = collecting.look(store.run(run.spec.run_id), held, there, whole=False)
+        of_val = {name: looked.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
         place = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
-        rows.append({**place, "status": found.status, **of_val})
+        rows.append({**place, "status": looked.status, **of_val})
     return pd.DataFrame(rows)
 
 

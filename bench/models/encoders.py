@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from bench.core.errors import BenchError
 from bench.core.registry import register_model
 from bench.data.tokens import first_line, quiet_transformers
-from bench.models import checkpoints
 from bench.models.padding import Padding
+from bench.models.pretrained import CONFIG, INDEX, Checkpoint, weight_files
+from bench.models.pretrained import minilm as minilm_folder
 from bench.models.vit import Rate
 from bench.tasks.base import Task
 
@@ -81,15 +82,15 @@ class Encoder(nn.Module):
         return logits_BK
 
 
-def fetch(params: dict[str, Any]) -> None:
-    checkpoints.fetch(params["checkpoint"], weights=not params["from_scratch"])
+def fetch_encoder(params: dict[str, Any]) -> None:
+    Checkpoint(params["checkpoint"], weights=not params["from_scratch"]).fetch()
 
 
 def tokenizer(params: dict[str, Any]) -> Path:
-    return checkpoints.locate(params["checkpoint"], weights=not params["from_scratch"])  # the folder the net is from
+    return Checkpoint(params["checkpoint"], weights=not params["from_scratch"]).locate()  # the folder the net is from
 
 
-@register_model("encoder", fetch=fetch, tokenizer=tokenizer)
+@register_model("encoder", fetch=fetch_encoder, tokenizer=tokenizer)
 def encoder(
     task: Task,
     *,
@@ -120,7 +121,7 @@ def encoder(
         raise BenchError(
             f"{given}: a pretrained encoder is as it was trained; leave it out, or set from_scratch = true"
         )
-    folder = checkpoints.locate(checkpoint, weights=not from_scratch)
+    folder = Checkpoint(checkpoint, weights=not from_scratch).locate()
     config = configuration(folder, task.num_outputs, dropout)
     if from_scratch:
         _reshape(config, folder, changed)
@@ -128,11 +129,11 @@ def encoder(
 
 
 def fetch_minilm(params: dict[str, Any]) -> None:
-    checkpoints.minilm()
+    minilm_folder()
 
 
 def tokenizer_of_minilm(params: dict[str, Any]) -> Path:
-    return checkpoints.minilm()
+    return minilm_folder()
 
 
 @register_model("minilm", title="MiniLM", fetch=fetch_minilm, tokenizer=tokenizer_of_minilm, note=MINILM_NOTE)
@@ -143,7 +144,7 @@ def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
         dropout: after embeddings and dense layers, in attention and before the head; 0.1 if left out.
     """
     _check_reads_text(task)
-    folder = checkpoints.minilm()
+    folder = minilm_folder()
     return build(configuration(folder, task.num_outputs, dropout), folder, pretrained=True)
 
 
@@ -156,7 +157,7 @@ def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreT
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-    path = folder / checkpoints.CONFIG
+    path = folder / CONFIG
     try:
         with quiet_transformers():
             config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -242,7 +243,7 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
     for key, value in sizes.items():
         if not hasattr(config, key):
             raise BenchError(
-                f'"{config.model_type}" ({folder / checkpoints.CONFIG}) has no {key} to change; leave layers, hidden '
+                f'"{config.model_type}" ({folder / CONFIG}) has no {key} to change; leave layers, hidden '
                 "and heads out, or take another checkpoint"
             )
         setattr(config, key, value)
@@ -268,7 +269,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
     kind = cast(Any, type(net.base_model))
     try:
         with quiet_transformers():
-            twin, found = kind.from_pretrained(
+            twin, info = kind.from_pretrained(
                 str(folder),
                 config=copy.deepcopy(net.config),
                 use_safetensors=True,
@@ -279,10 +280,10 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
             )
     except Exception as error:
         raise BenchError(_misfit(file, net, first_line(error))) from error
-    if found["mismatched_keys"]:
-        name, there, wanted = min(found["mismatched_keys"])
+    if info["mismatched_keys"]:
+        name, there, wanted = min(info["mismatched_keys"])
         raise BenchError(_misfit(file, net, f"{name} has shape {tuple(there)}, not {tuple(wanted)}"))
-    missing = sorted(key for key in found["missing_keys"] if not _is_pooler(key))
+    missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
     if missing:
         raise BenchError(_misfit(file, net, f"{missing[0]} is missing ({len(missing)} in all)"))
     left = net.base_model.load_state_dict(twin.state_dict(), strict=False)
@@ -295,14 +296,14 @@ def _check_readable(folder: Path) -> Path:
     """Return the file of weights, or the index of several, after opening each file as a check."""
     from safetensors import safe_open
 
-    files = checkpoints.weight_files(folder)
+    files = weight_files(folder)
     for path in files:
         try:
             with safe_open(str(path), framework="pt"):  # reads the header, and compares it with the size
                 pass
         except Exception as error:
             raise BenchError(f"{path} is damaged: {first_line(error)}; get it again") from error
-    return files[0] if len(files) == 1 else folder / checkpoints.INDEX
+    return files[0] if len(files) == 1 else folder / INDEX
 
 
 def _is_pooler(key: str) -> bool:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_model
-from bench.models import weights
 from bench.models.layers import image_shape
+from bench.models.pretrained import TimmWeights
 from bench.tasks.base import Task
 
 
@@ -70,8 +70,9 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     import timm
 
     channels = image_shape(task)[0]
-    config = weights.config(name) if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    path = weights.locate(name) if pretrained else None
+    weights = TimmWeights(name)
+    config = weights.config if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    path = weights.locate() if pretrained else None
     if pretrained and channels not in (1, config.input_size[0]):
         raise BenchError(f'pretrained "{name}" sees colour or grey images, not {channels} channels')
     channels = config.input_size[0] if pretrained else channels
@@ -86,7 +87,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
         raise BenchError(f'timm cannot build "{name}" for images of {size}x{size}: {error}') from error
     if path is None:
         return Fitted(net, size, channels)
-    weights.load(net, name, path, in_chans=channels, **arguments)
+    weights.load(net, path, in_chans=channels, **arguments)
     return Fitted(net, size, channels, *renormalisation(task, config.mean, config.std))
 
 
@@ -117,12 +118,12 @@ def members() -> Collection[str]:
     return frozenset(timm.list_models() + timm.list_models(pretrained=True))
 
 
-def fetch(name: str, params: dict[str, Any]) -> None:
+def fetch_timm(name: str, params: dict[str, Any]) -> None:
     if params["pretrained"]:
-        weights.fetch(name)
+        TimmWeights(name).fetch()
 
 
-@register_model("timm/", fetch=fetch, members=members)
+@register_model("timm/", fetch=fetch_timm, members=members)
 def timm_model(
     task: Task, name: str, *, pretrained: bool = False, image_size: Annotated[int, Field(ge=1)] | None = None
 ) -> nn.Module:

@@ -9,8 +9,8 @@ from torch import nn
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_model
-from bench.models import weights
 from bench.models.layers import image_shape
+from bench.models.pretrained import TimmWeights
 from bench.models.timm_models import build
 from bench.tasks.base import Task
 
@@ -68,12 +68,12 @@ def rates(drop_path: float, dropout: float) -> dict[str, Any]:
 
 def fetch_s16(params: dict[str, Any]) -> None:
     if params["pretrained"]:
-        weights.fetch(S16)
+        TimmWeights(S16).fetch()
 
 
 def fetch_b16(params: dict[str, Any]) -> None:
     if params["pretrained"]:
-        weights.fetch(B16)
+        TimmWeights(B16).fetch()
 
 
 @register_model("vit_s16", title="ViT-S/16", fetch=fetch_s16)

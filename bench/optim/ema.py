@@ -11,20 +11,23 @@ from bench.optim.base.averaging import Averaging
 from bench.optim.base.types import Momentum
 
 
+@register_optimizer("ema", wraps_base=True, rename={"decay": "ema_decay"})
 class EMA(Averaging):
-    """The base optimizer, evaluated at a_t = decay * a_{t-1} + (1 - decay) * w_t, with a_1 = w_1.
+    """Control: the base, evaluated at an exponential moving average of its weights (Polyak & Juditsky 1992).
+
+        a_t = decay * a_{t-1} + (1 - decay) * w_t,  a_1 = w_1
 
     Args:
         base: a constructed torch optimizer.
         decay: 1 / (1 - decay) is about how many steps it averages over.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm, norm_group: as of `bench.optim.base.wrapper.Method`.
+        clip_norm, norm_group: as of `bench.optim.base.wrapper.OptimizerWrapper`.
     """
 
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        decay: float = 0.999,
+        decay: Momentum = 0.999,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         norm_group: ProcessGroup | None = None,
@@ -36,12 +39,3 @@ class EMA(Averaging):
 
     def weight(self) -> float:
         return 1 - self.decay
-
-
-@register_optimizer("ema", wraps_base=True)
-def ema(base: torch.optim.Optimizer, model: nn.Module, *, ema_decay: Momentum = 0.999) -> EMA:
-    """Control: the base, evaluated at an exponential moving average of its weights (Polyak & Juditsky 1992).
-
-    ema_decay: 1 / (1 - ema_decay) is about how many steps it averages over. Batch norm as in swa.
-    """
-    return EMA(base, decay=ema_decay, model=model)

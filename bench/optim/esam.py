@@ -15,14 +15,22 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.closures import check_backward
 from bench.optim.base.drawing import drawn
 from bench.optim.base.options import AscentOptions, share_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.side_effects import clear_caches
 from bench.optim.base.tensors import gradients
 from bench.optim.base.types import NonNegative, Share, Variant
 
 
-class ESAM(Perturbing):
-    """SAM that moves a random part of the weights, and descends on the examples whose loss that raises most.
+def _passes(params: dict[str, Any]) -> float:
+    gamma = params["gamma"]
+    return 1 + share_perturbed(params) * float(gamma + (1 / 3 if gamma < 1 else 0))
+
+
+@register_optimizer("esam", wraps_base=True, passes=_passes)
+class ESAM(PerturbedOptimizer):
+    """Efficient SAM: moves part of the weights, descends on part of the batch; 4/3 + gamma passes (Du et al. 2022).
+
+    The part of the weights is random; the part of the batch is the examples whose loss the move raises most:
 
         e  = rho * g / (||g|| + 1e-12) * mask / beta     mask: each weight by itself, 1 with probability beta, else 0
         B+ = the gamma * |B| examples of the batch with the largest l(w + e) - l(w)
@@ -39,7 +47,7 @@ class ESAM(Perturbing):
             rise by *more* than the one at rank gamma |B|: one fewer than here, or more fewer where examples tie; where
             none does, those that tie with it. Which these are has to be fetched from the device. After 20 steps of a
             small convolutional net the two are .58 of the way gone apart at beta 1, gamma .5, and .34 at beta .6.
-        others: as of `bench.optim.base.perturbation.Perturbing`.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
     Raises:
         ValueError: there is a norm_group; beta, gamma or an option is impossible.
@@ -62,9 +70,9 @@ class ESAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        beta: float = 0.6,
-        gamma: float = 0.5,
+        rho: NonNegative = 0.05,
+        beta: Share = 0.6,
+        gamma: Share = 0.5,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -145,27 +153,3 @@ class ESAM(Perturbing):
         loss.backward()  # type: ignore[no-untyped-call]
         check_backward("ESAM.step", loss, self._parameters())
         return loss.detach()
-
-
-def _passes(params: dict[str, Any]) -> float:
-    gamma = params["gamma"]
-    return 1 + share_perturbed(params) * float(gamma + (1 / 3 if gamma < 1 else 0))
-
-
-@register_optimizer("esam", wraps_base=True, passes=_passes)
-def esam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    beta: Share = 0.6,
-    gamma: Share = 0.5,
-    variant: Variant = "paper",
-    **options: Unpack[AscentOptions],
-) -> ESAM:
-    """Efficient SAM: moves part of the weights, descends on part of the batch; 4/3 + gamma passes (Du et al. 2022).
-
-    beta: share of the weights; gamma: share of the batch; variant: "authors" moves whole tensors and takes fewer
-    examples. Options as in sam.
-    """
-    return ESAM(base, rho=rho, beta=beta, gamma=gamma, variant=variant, model=model, **options)

@@ -9,14 +9,17 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
-from bench.optim.base.state import Remembering
+from bench.optim.base.perturbation import PerturbedOptimizer
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import gradients
 from bench.optim.base.types import Momentum, NonNegative, Variant
 
 
-class FriendlySAM(Perturbing, Remembering):
-    """Ascend along what is special about this batch's gradient: without its average over past batches.
+@register_optimizer("friendly-sam", wraps_base=True, passes=one_more_where_perturbed)
+class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
+    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
+
+    That is along what is special about this batch's gradient:
 
         m_t = lmbda * m_{t-1} + (1 - lmbda) * g          g = grad L(w), m_0 = 0
         d   = g - sigma * m_t
@@ -30,7 +33,7 @@ class FriendlySAM(Perturbing, Remembering):
             all from the beginning of the average; and .25 apart at sigma .5 for the other cause. At sigma 1 the two
             directions are the same but for that beginning, whose weight is lmbda^t: at lmbda .995 they differ for more
             than 200 steps.
-        others: as of `bench.optim.base.perturbation.Perturbing`.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
     Traps: m_t has this batch in it before it is taken away, with weight 1 - lmbda: of a gradient that never changes it
     comes to be that gradient, and what is left to ascend along is rounding. m_0 is 0 and is not corrected, as in the
@@ -45,9 +48,9 @@ class FriendlySAM(Perturbing, Remembering):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        sigma: float = 1.0,
-        lmbda: float = 0.9,
+        rho: NonNegative = 0.05,
+        sigma: NonNegative = 1.0,
+        lmbda: Momentum = 0.9,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -71,6 +74,7 @@ class FriendlySAM(Perturbing, Remembering):
         if self.variant == "authors":
             torch._foreach_add_(direction, [m.nan_to_num(0.0) for m in average], alpha=-self.sigma)
         else:
+            # g - sigma * m_t, with m_t written out, so that it needs no memory before the step is known to count.
             torch._foreach_mul_(direction, 1 - self.sigma * (1 - self.lmbda))
             torch._foreach_add_(direction, average, alpha=-self.sigma * self.lmbda)
         return super().ascent(weights)
@@ -86,22 +90,3 @@ class FriendlySAM(Perturbing, Remembering):
         if self.variant == "authors":
             return [torch.where(m.isnan(), g, average) for m, g, average in zip(old, noted, averages, strict=True)]
         return averages
-
-
-@register_optimizer("friendly-sam", wraps_base=True, passes=one_more_where_perturbed)
-def friendly_sam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    sigma: NonNegative = 1.0,
-    lmbda: Momentum = 0.9,
-    variant: Variant = "paper",
-    **options: Unpack[AscentOptions],
-) -> FriendlySAM:
-    """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
-
-    variant: "authors" begins the average with the first gradient, and takes it away before this one is in it. Options
-    as in sam.
-    """
-    return FriendlySAM(base, rho=rho, sigma=sigma, lmbda=lmbda, variant=variant, model=model, **options)

@@ -11,13 +11,16 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.tensors import TINY, gradients
 from bench.optim.base.types import NonNegative
 
 
-class GSAM(Perturbing):
-    """SAM that also descends the gap between the perturbed loss and the loss.
+@register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)
+class GSAM(PerturbedOptimizer):
+    """Surrogate-gap guided SAM: g' minus alpha times the part of g orthogonal to it; two passes (Zhuang et al. 2022).
+
+    SAM that also descends the gap between the perturbed loss and the loss:
 
         g  = grad L(w),  g' = grad L(w + e)              as SAM
         g_ = g - (g . g' / ||g'||^2) g'                  the part of g that is orthogonal to g'
@@ -28,7 +31,7 @@ class GSAM(Perturbing):
 
     Args:
         alpha: weight of g_; 0 is SAM. The paper tries 0.01 to 0.4.
-        others: as of `bench.optim.base.perturbation.Perturbing`. The paper has rho go down as lr does, from
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`. The paper has rho go down as lr does, from
             rho_max to rho_min: rho=rho_max, rho_schedule="lr", rho_end=rho_min, and lr_min where lr does not end at 0.
 
     Traps: one scalar product over all parameters, not one per tensor. g has to be kept through the second pass: one
@@ -40,8 +43,8 @@ class GSAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        alpha: float = 0.1,
+        rho: NonNegative = 0.05,
+        alpha: NonNegative = 0.1,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -60,22 +63,6 @@ class GSAM(Perturbing):
         moved = gradients(parameters)
         dot = partial(self.reductions.dot, parameters)
         along = dot(at_w, moved) / (dot(moved, moved) + TINY)
-        if moved:
+        if moved:  # g' - alpha (g - along g'), without a tensor for what is in the brackets
             torch._foreach_mul_(moved, 1 + self.alpha * along)
             torch._foreach_add_(moved, at_w, alpha=-self.alpha)
-
-
-@register_optimizer("gsam", wraps_base=True, passes=one_more_where_perturbed)
-def gsam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    alpha: NonNegative = 0.1,
-    **options: Unpack[AscentOptions],
-) -> GSAM:
-    """Surrogate-gap guided SAM: g' minus alpha times the part of g orthogonal to it; two passes (Zhuang et al. 2022).
-
-    The paper has rho go down with lr: rho_schedule = "lr". Other options as in sam.
-    """
-    return GSAM(base, rho=rho, alpha=alpha, model=model, **options)

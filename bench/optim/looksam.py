@@ -13,14 +13,19 @@ from typing_extensions import Unpack
 from bench.core.registry import register_optimizer
 from bench.optim.base.closures import Closure
 from bench.optim.base.options import Ascent, share_perturbed
-from bench.optim.base.perturbation import Perturbing
-from bench.optim.base.state import Remembering
+from bench.optim.base.perturbation import PerturbedOptimizer
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import TINY, gradients
 from bench.optim.base.types import AtLeastOne, NonNegative
 
 
-class LookSAM(Perturbing, Remembering):
-    """A step of SAM every k steps; the others reuse what it added to the gradient.
+def _passes(params: dict[str, Any]) -> float:
+    return 1 + share_perturbed(params) / float(params["k"])
+
+
+@register_optimizer("looksam", wraps_base=True, passes=_passes)
+class LookSAM(PerturbedOptimizer, StatefulWrapper):
+    """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes per step (Liu et al. 2022).
 
         every k-th step:  g' = grad L(w + e),  g_v = g' - (g' . g / ||g||^2) g,  w <- base.step(w, g')
         the others:       w <- base.step(w, g + alpha * ||g|| / ||g_v|| * g_v)
@@ -30,7 +35,7 @@ class LookSAM(Perturbing, Remembering):
     Args:
         k: period; 1 is SAM. The paper's 5 costs 1.2 passes per step.
         alpha: weight of what is reused. The paper takes 0.5 to 1.0.
-        others: as of `bench.optim.base.perturbation.Perturbing`, without perturb_every.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without perturb_every, which k is.
 
     Traps: norms and the scalar product are over all parameters. What is remembered is g_v, in the state_dict as
     "looksam_reused"; a resumed run goes on in the same place of its period. A skipped step leaves g_v as it was.
@@ -44,9 +49,9 @@ class LookSAM(Perturbing, Remembering):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
-        k: int = 5,
-        alpha: float = 0.7,
+        rho: NonNegative = 0.05,
+        k: AtLeastOne = 5,
+        alpha: NonNegative = 0.7,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -82,24 +87,3 @@ class LookSAM(Perturbing, Remembering):
         along = dot(moved, at_w) / (dot(at_w, at_w) + TINY)
         if moved:
             self.note(parameters, torch._foreach_sub(moved, torch._foreach_mul(at_w, along)))
-
-
-def _passes(params: dict[str, Any]) -> float:
-    return 1 + share_perturbed(params) / float(params["k"])
-
-
-@register_optimizer("looksam", wraps_base=True, passes=_passes)
-def looksam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    k: AtLeastOne = 5,
-    alpha: NonNegative = 0.7,
-    **options: Unpack[Ascent],
-) -> LookSAM:
-    """LookSAM: a step of SAM every k steps, what it added reused between; 1 + 1/k passes per step (Liu et al. 2022).
-
-    Options as in sam, without perturb_every, which k is.
-    """
-    return LookSAM(base, rho=rho, k=k, alpha=alpha, model=model, **options)

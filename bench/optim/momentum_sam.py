@@ -14,7 +14,7 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.closures import Closure
 from bench.optim.base.delegation import within
 from bench.optim.base.options import PerturbationOptions
-from bench.optim.base.perturbation import Movable, Perturbing
+from bench.optim.base.perturbation import PerturbedGroup, PerturbedOptimizer
 from bench.optim.base.tensors import as_real, gradients
 from bench.optim.base.types import NonNegative, Variant
 
@@ -22,8 +22,11 @@ BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""
 
 
-class MomentumSAM(Perturbing):
-    """SAM at the price of its base: the perturbation follows the momentum that the base has anyway.
+@register_optimizer("momentum-sam", wraps_base=True)
+class MomentumSAM(PerturbedOptimizer):
+    """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
+
+    SAM at the price of its base, which has that momentum anyway:
 
         e  = -rho * v / (||v|| + 1e-12)                  v: the base's momentum before this step
         w  <- base.step(w, grad L(w + e))                which also moves v
@@ -38,8 +41,8 @@ class MomentumSAM(Perturbing):
             with SGD and weight decay 5e-4 that is .014 of the way gone apart from "paper", where the base decays w.
             For a base that decays the gradient (SGD, Adam). Over AdamW, decoupled,
             their code decays after the step, and .025 apart at 0.01: only "paper" can be had there.
-        others: as of `bench.optim.base.perturbation.Perturbing`, without m and ascent_decay: e is the same for all
-            examples.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without m and ascent_decay: e is the same for
+            all examples.
 
     Raises:
         ValueError: the base has no momentum, or, after its first step, keeps none where it is looked for (8-bit states,
@@ -55,7 +58,7 @@ class MomentumSAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.3,
+        rho: NonNegative = 0.3,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -84,7 +87,7 @@ class MomentumSAM(Perturbing):
         known = [p for group in groups for p in group.parameters]
         norm = self.reductions.norm(known, [v for group in groups for v in self._momenta(group)])
 
-        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+        def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
             return list(torch._foreach_neg(self._momenta(group))), group.rho / (norm + 1e-12)
 
         with self.moved(groups, e), self.last_pass():
@@ -93,7 +96,7 @@ class MomentumSAM(Perturbing):
             self._decay_e(groups, norm)
         return loss, None
 
-    def _decay_e(self, groups: list[Movable], norm: Tensor) -> None:
+    def _decay_e(self, groups: list[PerturbedGroup], norm: Tensor) -> None:
         """Add weight_decay * e to the gradients, to which the base adds weight_decay * w."""
         for group in groups:
             known = [p for p in group.parameters if p.grad is not None]
@@ -101,7 +104,7 @@ class MomentumSAM(Perturbing):
                 e = torch._foreach_mul(self._momenta(replace(group, parameters=known)), -group.rho / (norm + 1e-12))
                 torch._foreach_add_(gradients(known), e, alpha=group.weight_decay)
 
-    def _momenta(self, group: Movable) -> list[Tensor]:
+    def _momenta(self, group: PerturbedGroup) -> list[Tensor]:
         return [as_real(v) for p in group.parameters if (v := self._momentum(p)) is not None]
 
     def _momentum(self, parameter: Tensor) -> Tensor | None:
@@ -128,20 +131,3 @@ class MomentumSAM(Perturbing):
 def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     """Return whether weights are decayed beside the gradient: torch's say so in their groups, AdamW by its name."""
     return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))
-
-
-@register_optimizer("momentum-sam", wraps_base=True)
-def momentum_sam(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.3,
-    variant: Variant = "paper",
-    **options: Unpack[PerturbationOptions],
-) -> MomentumSAM:
-    """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
-
-    rho: 0.3 to 3 in the paper; variant: "authors" has the moved weights decay. Options as in sam, without m and
-    ascent_decay.
-    """
-    return MomentumSAM(base, rho=rho, variant=variant, model=model, **options)

@@ -13,13 +13,14 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.closures import Closure
 from bench.optim.base.drawing import drawn, pass_over
 from bench.optim.base.options import PerturbationOptions
-from bench.optim.base.perturbation import Movable, Perturbing
+from bench.optim.base.perturbation import PerturbedGroup, PerturbedOptimizer
 from bench.optim.base.tensors import as_real
 from bench.optim.base.types import AtLeastOne, NonNegative
 
 
-class RandomDirection(Perturbing):
-    """Descend along the gradient found at a random point at distance rho.
+@register_optimizer("random-direction", wraps_base=True)
+class RandomDirection(PerturbedOptimizer):
+    """Control: the gradient at a random point at distance rho; one pass per step (noise as in Wen et al. 2018).
 
         e  = rho * z / ||z||,  z ~ N(0, 1)               one norm over all parameters
         w  <- base.step(w, grad L(w + e))
@@ -28,7 +29,7 @@ class RandomDirection(Perturbing):
 
     Args:
         m: examples that share one direction; None: the whole batch.
-        others: as of `bench.optim.base.perturbation.Perturbing`, without ascent_decay.
+        others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without ascent_decay.
 
     Traps: one pass, at w + e: the loss that is returned and batch-norm statistics are those of w + e. In many
     dimensions a random direction is orthogonal to every gradient: rho has to be far above SAM's to be felt. Directions
@@ -42,10 +43,10 @@ class RandomDirection(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
+        rho: NonNegative = 0.05,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
-        m: int | None = None,
+        m: AtLeastOne | None = None,
         total_steps: int | None = None,
         norm_group: ProcessGroup | None = None,
         **options: Unpack[PerturbationOptions],
@@ -75,24 +76,8 @@ class RandomDirection(Perturbing):
         noise = [[drawn(as_real(p), p, draw) for p in group.parameters] for group in groups]
         norm = self.reductions.norm(parameters, [z for some in noise for z in some])
 
-        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+        def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
             return noise.pop(0), group.rho / norm  # groups come in their order; none of it shall live through the pass
 
         with self.moved(groups, e), self.last_pass():
             return closure(), None
-
-
-@register_optimizer("random-direction", wraps_base=True)
-def random_direction(
-    base: torch.optim.Optimizer,
-    model: nn.Module,
-    *,
-    rho: NonNegative = 0.05,
-    m: AtLeastOne | None = None,
-    **options: Unpack[PerturbationOptions],
-) -> RandomDirection:
-    """Control: the gradient at a random point at distance rho; one pass per step (noise as in Wen et al. 2018).
-
-    m: examples that share one direction. Options as in sam, without ascent_decay.
-    """
-    return RandomDirection(base, rho=rho, model=model, m=m, **options)

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
 from bench.optim.base.options import AscentOptions, one_more_where_perturbed
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.sparse import whole
 from bench.optim.base.tensors import as_real, gradients
 from bench.optim.base.types import NonNegative
@@ -19,15 +19,19 @@ from bench.optim.base.types import NonNegative
 AdaptiveOn = Literal["all", "weight"]
 
 
-class SAM(Perturbing):
-    """Descend along the gradient found at the worst point within rho of the weights.
+@register_optimizer("sam", wraps_base=True, passes=one_more_where_perturbed, without=("adaptive", "eta", "adaptive_on"))
+class SAM(PerturbedOptimizer):
+    """Sharpness-aware minimization over a base optimizer: two passes per step (Foret et al. 2021).
+
+    Descends along the gradient found at the worst point within rho of the weights:
 
         g  = grad L(w)                                   first evaluation of the closure
         e  = rho * g / (||g|| + 1e-12)                   one norm over all parameters of all groups
         g' = grad L(w + e)                               second evaluation, same batch, same dropout masks
         w  <- base.step(w, g')                           from w itself, restored bit for bit
 
-    ASAM (Kwon et al. 2021, arXiv:2102.11600) with `adaptive`: e = rho * T^2 g / (||T g|| + 1e-12), T = |w| + eta.
+    ASAM (Kwon et al. 2021, arXiv:2102.11600) with `adaptive`: e = rho * T^2 g / (||T g|| + 1e-12), T = |w| + eta;
+    `bench.optim.asam.ASAM` is this with the paper's defaults.
 
     Args:
         base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there
@@ -45,8 +49,9 @@ class SAM(Perturbing):
         clip_norm: largest norm of the final gradient g'; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
         options: where and when to perturb (m, perturb_only, perturb_every, perturb_from, perturb_until, rho_schedule,
-            rho_end, ascent_decay): see `bench.optim.base.options`. m is for loops that ask (that of `bench run` does):
-            they hand `step` a closure for every m examples of a batch.
+            rho_end, ascent_decay): see `bench.optim.base.options`. m, a divisor of the batch size (m-sharpness, section
+            3 of the paper, whose m is 32: 256 images over 8 devices), is for loops that ask (that of `bench run` does):
+            they hand `step` a closure for every m examples of a batch. Default: the whole batch.
 
     Raises:
         TypeError: base is no optimizer, `step` gets no closure, or there is no such option.
@@ -97,9 +102,9 @@ class SAM(Perturbing):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float = 0.05,
+        rho: NonNegative = 0.05,
         adaptive: bool = False,
-        eta: float = 0.01,
+        eta: NonNegative = 0.01,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
         total_steps: int | None = None,
@@ -124,9 +129,9 @@ class SAM(Perturbing):
             return super().ascent(weights)
         direction, scale = gradients(scaled), torch._foreach_abs([as_real(w) for w in scaled])
         torch._foreach_add_(scale, self.eta)
-        torch._foreach_mul_(direction, scale)
+        torch._foreach_mul_(direction, scale)  # T g, which the norm is of,
         norm = self.reductions.norm(weights, gradients(weights))
-        torch._foreach_mul_(direction, scale)
+        torch._foreach_mul_(direction, scale)  # and T^2 g, which the way follows
         return norm
 
 
@@ -139,15 +144,3 @@ def _called_weight(model: nn.Module | None) -> set[Tensor]:
     if model is None:
         raise ValueError('SAM: adaptive_on="weight" needs model=..., to know what its parameters are called')
     return {parameter for name, parameter in model.named_parameters() if "weight" in name}
-
-
-@register_optimizer("sam", wraps_base=True, passes=one_more_where_perturbed)
-def sam(
-    base: torch.optim.Optimizer, model: nn.Module, *, rho: NonNegative = 0.05, **options: Unpack[AscentOptions]
-) -> SAM:
-    """Sharpness-aware minimization over a base optimizer: two passes per step (Foret et al. 2021).
-
-    m: examples that share one perturbation, a divisor of the batch size (m-sharpness, section 3 of the paper, whose
-    m is 32: 256 images over 8 devices); default the whole batch. The other options say where and when to perturb.
-    """
-    return SAM(base, rho=rho, model=model, **options)

@@ -13,15 +13,19 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.averaging import Averaging
 
 
+@register_optimizer("swa", wraps_base=True, rename={"begin": "swa_from"})
 class SWA(Averaging):
-    """The base optimizer, evaluated at the mean of the weights after every step from `begin` on.
+    """Control: the base, evaluated at the mean of its weights from swa_from of training on (Izmailov et al. 2018).
+
+    The mean is that of the weights after every step from `begin` on, which experiment files call swa_from. Before each
+    evaluation batch norm's statistics are taken anew over the training set, with the averaged weights.
 
     Args:
         base: a constructed torch optimizer.
         begin: share of training after which averaging begins; until then the weights themselves are evaluated.
         total_steps: steps of the whole training; `bench run` knows it.
         model: the module being trained: its batch norms are given statistics of the averaged weights.
-        clip_norm, norm_group: as of `bench.optim.base.wrapper.Method`.
+        clip_norm, norm_group: as of `bench.optim.base.wrapper.OptimizerWrapper`.
 
     Raises:
         ValueError: begin is no share; or, at the first step, total_steps is not known.
@@ -33,7 +37,7 @@ class SWA(Averaging):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        begin: float = 0.75,
+        begin: Annotated[float, Field(ge=0, lt=1)] = 0.75,
         total_steps: int | None = None,
         model: nn.Module | None = None,
         clip_norm: float | None = None,
@@ -56,12 +60,3 @@ class SWA(Averaging):
             raise ValueError("SWA: begin is a share of training: say how long it is, total_steps=...")
         since = self.steps_done - int(self.begin * self.total_steps)
         return 1 / (since + 1) if since >= 0 else None
-
-
-@register_optimizer("swa", wraps_base=True)
-def swa(base: torch.optim.Optimizer, model: nn.Module, *, swa_from: Annotated[float, Field(ge=0, lt=1)] = 0.75) -> SWA:
-    """Control: the base, evaluated at the mean of its weights from swa_from of training on (Izmailov et al. 2018).
-
-    Before each evaluation batch norm's statistics are taken anew over the training set, with the averaged weights.
-    """
-    return SWA(base, begin=swa_from, model=model)

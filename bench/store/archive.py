@@ -135,7 +135,7 @@ def _members(path: Path) -> dict[str, bytes]:
 
     Raises: see `unpack`.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     room = LARGEST
     try:
         with open(open_regular(path), "rb") as packed, gzip.open(packed) as plain:
@@ -147,19 +147,19 @@ def _members(path: Path) -> dict[str, bytes]:
                     raise BadValue(str(path), [f"more than {MEMBERS:,} files"])
                 if member.isdir():
                     continue
-                if fault := _fault(member, found):
+                if fault := _fault(member, files):
                     raise BadValue(str(path), [f"{shown(member.name)}: {fault}"])
                 room -= member.size
                 if room < 0:
                     raise BadValue(str(path), [f"more than {LARGEST:,} bytes when unpacked"])
                 metered.room = member.size
-                found[member.name] = metered.read(member.size)
-                if len(found[member.name]) < member.size:
+                files[member.name] = metered.read(member.size)
+                if len(files[member.name]) < member.size:
                     raise EOFError("it is cut short")
     except (OSError, EOFError, ValueError, RecursionError, tarfile.TarError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or clipped(str(error))
         raise BenchError(f"cannot read {path}: {reason}") from error
-    return found
+    return files
 
 
 def _headers(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInfo]:

@@ -117,11 +117,11 @@ def look(folder: RunFolder, held: Held, there: set[str], *, whole: bool = True) 
         there: the runs that have a folder (`Store.present`).
         whole: read its curve and its environment too.
     """
-    found = _in_folder(folder, whole=whole) if folder.run_id in there else Found("missing")
+    looked = _in_folder(folder, whole=whole) if folder.run_id in there else Found("missing")
     row = held.rows.get(folder.run_id)
-    if row is None or found.status in FINISHED:
-        return found
-    faults = [f"{fault}; until then it counts as the records have it" for fault in found.faults]
+    if row is None or looked.status in FINISHED:
+        return looked
+    faults = [f"{fault}; until then it counts as the records have it" for fault in looked.faults]
     return Found(row["status"], row, faults=faults, held=True)
 
 
@@ -154,11 +154,13 @@ def _standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
 def _environments(folder: RunFolder) -> tuple[list[dict[str, Any]], list[str]]:
     """Return where a finished run was done, and what has to be said where that is lost."""
     try:
-        found, fault = folder.environments(), "is missing or empty"
+        environments, fault = folder.environments(), "is missing or empty"
     except BenchError as error:
-        found, fault = [], str(error)
+        environments, fault = [], str(error)
     path = folder.path / "environment.json"
-    return found or [{}], [] if found else [f"{path}: {fault}; the run counts, on unknown hardware and versions"]
+    if environments:
+        return environments, []
+    return [{}], [f"{path}: {fault}; the run counts, on unknown hardware and versions"]
 
 
 # ---- collecting ----------------------------------------------------------------------------------------------
@@ -188,20 +190,20 @@ def collect(
     known = held(store) if known is None else known
     metrics = metric_columns(meta["metric"]["key"])
     hyperparameters: dict[str, None] = {}
-    found: dict[str, Found] = {}
+    looked: dict[str, Found] = {}
     rows, places = [], []
     there = store.present()
     for run in runs:
         settings, run_id = run.spec.hyperparameters(), run.spec.run_id
         hyperparameters |= dict.fromkeys(settings)
-        if run_id not in found:
+        if run_id not in looked:
             skip = changed is not None and run_id in known.rows and run_id not in changed
-            found[run_id] = look(store.run(run_id), known, set() if skip else there)
+            looked[run_id] = look(store.run(run_id), known, set() if skip else there)
         place = [run_id, run.condition_text, run.phase, run.label, run.config_text, run.spec.seed]
         places.append(dict(zip(("run_id", *PLACE), place, strict=True)))
         about = {"experiment": meta["name"], "task": run.spec.task.name, "model": run.spec.model.name}
-        rows.append({**found[run_id].row, **about, **settings, **places[-1], "status": found[run_id].status})
-    measured = _measured(found, known)
+        rows.append({**looked[run_id].row, **about, **settings, **places[-1], "status": looked[run_id].status})
+    measured = _measured(looked, known)
     # What tasks measure beside their metric: other scores, other test sets.
     more = [name for name in measured if name not in {"run_id", *PROGRESS, *metrics}]
     columns = [
@@ -215,19 +217,19 @@ def collect(
     ]
     curve_columns = ["run_id", *PLACE, *PROGRESS, *(name for name in metrics if name.startswith(SPLITS)), *more]
     curves = pd.DataFrame(places, columns=["run_id", *PLACE]).merge(measured, on="run_id")
-    damaged = tuple(dict.fromkeys(fault for one in found.values() for fault in one.faults))
+    damaged = tuple(dict.fromkeys(fault for one in looked.values() for fault in one.faults))
     frames = pd.DataFrame(rows, columns=columns), curves.reindex(columns=curve_columns)
     # As it will be read from experiment.json, so that what is made of it now and later is the same to the byte.
     return Results(json.loads(to_json(meta)), *frames, damaged=damaged)
 
 
-def _measured(found: Mapping[str, Found], held: Held) -> pd.DataFrame:
+def _measured(looked: Mapping[str, Found], held: Held) -> pd.DataFrame:
     """Return the evaluated epochs of all runs, wherever their numbers come from: run_id and what was measured."""
     import pandas as pd
 
-    points = [{"run_id": run_id, **point} for run_id, one in found.items() for point in one.curve]
+    points = [{"run_id": run_id, **point} for run_id, one in looked.items() for point in one.curve]
     frames = [pd.DataFrame(points)] if points else []
     if held.curves is not None:
-        old = held.curves[held.curves["run_id"].isin([run_id for run_id, one in found.items() if one.held])]
+        old = held.curves[held.curves["run_id"].isin([run_id for run_id, one in looked.items() if one.held])]
         frames = [old.dropna(axis="columns", how="all"), *frames] if len(old) else frames
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id"])

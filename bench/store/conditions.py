@@ -54,17 +54,17 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def under(found: Collection[str], among: Collection[str]) -> str:
+def under(names: Collection[str], among: Collection[str]) -> str:
     """Return where something holds, as part of a sentence: " under label_noise=0.2 and 0.4"; "" if everywhere."""
-    if len(found) == len(among):
+    if len(names) == len(among):
         return ""
-    long = any(", " in name for name in found)
-    if len(found) > (MANY_LONG if long else MANY):
-        return f" under {len(found)} of {len(among)} conditions"
+    long = any(", " in name for name in names)
+    if len(names) > (MANY_LONG if long else MANY):
+        return f" under {len(names)} of {len(among)} conditions"
     if long:
-        return f" under {' and '.join(f'({name})' for name in found)}"
-    key = min(found).partition("=")[0]
-    *others, last = (name.partition("=")[2] for name in found)
+        return f" under {' and '.join(f'({name})' for name in names)}"
+    key = min(names).partition("=")[0]
+    *others, last = (name.partition("=")[2] for name in names)
     return f" under {key}={', '.join(others)}{' and ' if others else ''}{last}"
 
 
@@ -79,5 +79,5 @@ def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Ite
     holds: dict[tuple[str, str], dict[str, None]] = {}
     for condition, subject, said in notes:
         holds.setdefault((subject, said), {})[condition] = None
-    for (subject, said), found in holds.items():
-        yield f"{subject}{under(found, among)}{said}"
+    for (subject, said), names in holds.items():
+        yield f"{subject}{under(names, among)}{said}"

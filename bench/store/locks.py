@@ -36,11 +36,11 @@ LOOKS, LOOKS_AT_A_HOLDER = 100, 4
 """How often, 0.02 s apart, a lock is tried that is taken: by nobody who is named and alive, and by a holder."""
 
 
-class Claimed(BenchError):
+class RunLocked(BenchError):
     """Another process works on this run right now."""
 
 
-class Claim:
+class RunLock:
     """A run that this process holds.
 
     Attributes:
@@ -69,7 +69,7 @@ class Claim:
 
 
 @contextmanager
-def held(path: Path, device: str | None) -> Iterator[Claim]:
+def held(path: Path, device: str | None) -> Iterator[RunLock]:
     """Hold a lock file that names this process as its holder; the system releases the lock if this process dies.
 
     Args:
@@ -77,7 +77,7 @@ def held(path: Path, device: str | None) -> Iterator[Claim]:
         device: where the work is done, for those who look.
 
     Raises:
-        Claimed: another process holds it, on this machine or on another.
+        RunLocked: another process holds it, on this machine or on another.
         OSError: the file cannot be opened or written.
     """
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
@@ -85,7 +85,7 @@ def held(path: Path, device: str | None) -> Iterator[Claim]:
         _take(descriptor, path)
         content = json.dumps(_myself(device)).encode() + b"\n"
         _write(descriptor, content)
-        claim = Claim(path, content)
+        claim = RunLock(path, content)
         thread = threading.Thread(target=claim.beat, name="claim", daemon=True)
         thread.start()
         try:
@@ -128,10 +128,10 @@ def _take(descriptor: int, path: Path) -> None:
         who = _content(descriptor)
         is_held = who is not None and "host" in who and (who.get("boot") != _boot() or _is_alive(who))
         if attempt == LOOKS - 1 or (is_held and attempt >= LOOKS_AT_A_HOLDER):
-            raise _claimed(path, who)
+            raise _locked_by(path, who)
         time.sleep(0.02)
     if (other := _living(descriptor, path, lock)) is not None:
-        raise _claimed(path, other)
+        raise _locked_by(path, other)
 
 
 def _lock(descriptor: int, how: int) -> Literal["ours", "taken", "none here"]:
@@ -147,8 +147,8 @@ def _lock(descriptor: int, how: int) -> Literal["ours", "taken", "none here"]:
     return "ours"
 
 
-def _claimed(path: Path, who: dict[str, Any] | None) -> Claimed:
-    return Claimed(f"run {path.parent.name} is being worked on by another process{in_words(who)}")
+def _locked_by(path: Path, who: dict[str, Any] | None) -> RunLocked:
+    return RunLocked(f"run {path.parent.name} is being worked on by another process{in_words(who)}")
 
 
 def in_words(who: dict[str, Any] | None) -> str:

@@ -136,21 +136,21 @@ def files(folder: Path) -> dict[str, bytes]:
         BenchError: one cannot be read.
     """
     while True:
-        found = _files(folder)
-        if _files(folder) == found:  # else another process has written them anew meanwhile
-            return found
+        contents = _files(folder)
+        if _files(folder) == contents:  # else another process has written them anew meanwhile
+            return contents
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for name in ("experiment.json", *COLLECTED, *MEASURED):
         path = path_of(folder, name)
         try:
-            found[name] = read_bytes(path)
+            contents[name] = read_bytes(path)
         except OSError as error:
             if name not in MEASURED or not isinstance(error, FileNotFoundError):
                 raise BenchError(f"cannot read {path}: {error.strerror}") from error
-    return found
+    return contents
 
 
 def read(folder: Path) -> Results:

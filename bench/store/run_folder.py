@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.core.errors import BenchError, clipped, shown
-from bench.store import locks as claims
+from bench.store import locks
 from bench.store.files import StorageError as StorageError
 from bench.store.files import atomic_path as atomic_path
 from bench.store.files import locked as locked
@@ -32,17 +32,13 @@ from bench.store.files import read_json as read_json
 from bench.store.files import storage_error as storage_error
 from bench.store.files import to_json as to_json
 from bench.store.files import write_atomic as write_atomic
-from bench.store.locks import Claim
-from bench.store.locks import Claimed as Claimed
+from bench.store.locks import RunLock
+from bench.store.locks import RunLocked as RunLocked
 
 Status = Literal["done", "diverged", "failed", "running", "partial", "missing"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
 TAIL = 16_384
 """Bytes at the end of a curve in which its last line is looked for."""
-
-KEEP_WEIGHTS = "BENCH_KEEP_WEIGHTS"
-"""Set in the environment, where workers and their processes find it: runs leave their final weights in their folders.
-It is no part of a run, since no number hangs on it."""
 
 
 def reason_in(error: str) -> str:
@@ -161,10 +157,10 @@ class RunFolder:
             BenchError: environment.json is damaged.
         """
         path = self.path / "environment.json"
-        found: list[dict[str, Any]] = read_json(path, missing=[], kind=list)
-        if not all(isinstance(one, dict) and all(map(_plain, one.values())) for one in found):
-            raise BenchError(f"{path} is damaged (holds {shown(found)}); delete it")
-        return found
+        environments: list[dict[str, Any]] = read_json(path, missing=[], kind=list)
+        if not all(isinstance(one, dict) and all(map(_plain, one.values())) for one in environments):
+            raise BenchError(f"{path} is damaged (holds {shown(environments)}); delete it")
+        return environments
 
     def curve(self) -> list[dict[str, Any]]:
         """Return the evaluated epochs so far; a line cut short by a killed process does not count."""
@@ -213,7 +209,7 @@ class RunFolder:
 
     def holder(self) -> dict[str, Any] | None:
         """Return who works on the run (host, pid, device, slurm_job, started in seconds since 1970), or None."""
-        return claims.holder(self.path / "lock")
+        return locks.holder(self.path / "lock")
 
     def last_point(self) -> dict[str, Any]:
         """Return the newest evaluated epoch, read from the end of the curve; {} before the first evaluation."""
@@ -230,20 +226,20 @@ class RunFolder:
     # ---- writing ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def claim(self, device: str | None = None) -> Iterator[Claim]:
+    def claim(self, device: str | None = None) -> Iterator[RunLock]:
         """Claim the run, so that no other process works on it; the system releases the claim if this process dies.
 
         Args:
             device: where the work is done, for those who look.
 
         Raises:
-            Claimed: another process holds it, on this machine or on another.
+            RunLocked: another process holds it, on this machine or on another.
             StorageError: the folder cannot be written.
         """
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                claim = stack.enter_context(claims.held(self.path / "lock", device))
+                claim = stack.enter_context(locks.held(self.path / "lock", device))
             except OSError as error:
                 raise storage_error(self.path, error) from error
             for left_over in self.path.glob(".*.tmp"):  # of a process that was killed while writing

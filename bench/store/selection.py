@@ -113,9 +113,9 @@ def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.Da
     """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
     done = records[records["status"] == "done"]
     numbers = done[columns].astype(float)
-    found: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
-    found.columns = found.columns.map(":".join)
-    everywhere: pd.DataFrame = found.reindex(index).fillna({f"{column}:count": 0 for column in columns})
+    statistics: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
+    statistics.columns = statistics.columns.map(":".join)
+    everywhere: pd.DataFrame = statistics.reindex(index).fillna({f"{column}:count": 0 for column in columns})
     return everywhere
 
 
@@ -135,7 +135,7 @@ def edges(
         others: every configuration that could have been chosen.
         space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, the tried values.
     """
-    found = {}
+    ends = {}
     for key, value in swept.items():
         tried = (space or {}).get(key, [other[key] for other in others])
         if not _number(value):
@@ -146,8 +146,8 @@ def edges(
         else:
             end = _end(value, {number for number in tried if _number(number)})
         if end:
-            found[key] = end
-    return found
+            ends[key] = end
+    return ends
 
 
 def place(value: float, space: Mapping[str, Any]) -> float:

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from bench.core.errors import BenchError
 from bench.core.seeding import numpy_stream
 from bench.core.spec import DataSettings
-from bench.data import tokens as text
 from bench.data.splits import Phase, Split, held_out, sample, strata, stratified_order
-from bench.data.tokens import Texts
+from bench.data.tokens import Texts, Tokens
+from bench.data.tokens import fingerprint as fingerprint_of_texts
 
-Encode = Callable[[Texts], "text.Tokens"]
+Encode = Callable[[Texts], Tokens]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ class Data:
         return replace(self, train=train, val=val, test=test, others=others)
 
 
-def prepare(task: Task, settings: DataSettings, seed: int, encode: Encode | None = None, phase: Phase = None) -> Data:
+def prepare_data(
+    task: Task, settings: DataSettings, seed: int, encode: Encode | None = None, phase: Phase = None
+) -> Data:
     """Load a task and apply the protocol: hold out validation, replace training labels.
 
     Which examples are validation is the same for all seeds, but in tuning belongs to the seed (see
@@ -258,7 +260,7 @@ def _fingerprint(loaded: Iterable[Split]) -> str:
     digest = hashlib.sha256()
     for part in itertools.chain.from_iterable((split.inputs, split.targets) for split in loaded):
         if isinstance(part, Texts):
-            digest.update(text.fingerprint(part))
+            digest.update(fingerprint_of_texts(part))
             continue
         array: np.ndarray[Any, Any] = part.contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}".encode())

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.core.errors import BenchError, nearest
 from bench.core.registry import register_task
 from bench.data import cells as reading
-from bench.data.datasets import Stamp, stamp
+from bench.data.datasets import FileSignature, signature
 from bench.data.download import tell
 from bench.data.splits import Indices, Split, quantile_bins
 from bench.data.user_files import MISSING, TestShare, hold_out
@@ -82,7 +82,7 @@ class CsvTable(Task):
         )
         self.regression, self.title = regression, Path(path).stem
         self.path = path
-        self.class_names, self._train, self._test, self.note = _read(stamp(Path(path)), settings)
+        self.class_names, self._train, self._test, self.note = _read(signature(Path(path)), settings)
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)
         if regression:
@@ -157,7 +157,7 @@ class _Table:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Stamp, settings: _Settings) -> tuple[list[str], Split, Split, str]:
+def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, Split, str]:
     """Return class names ([] for regression), training set, test set, and remarks on the table."""
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):

@@ -13,7 +13,7 @@ from pydantic import Field
 from bench.core.errors import BenchError
 from bench.core.registry import register_task
 from bench.data import image_files
-from bench.data.datasets import Stamp, stamp
+from bench.data.datasets import FileSignature, signature
 from bench.data.splits import Split
 from bench.data.user_files import TestShare, hold_out
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
@@ -82,7 +82,7 @@ class ImageFolder(ImageTask):
         """
         items = [*self.train, *self.test]
         count = len(self.train)
-        pixels = _read(tuple(stamp(path) for path, _ in items), count, self.input_shape, self.size is not None)
+        pixels = _read(tuple(signature(path) for path, _ in items), count, self.input_shape, self.size is not None)
         targets = torch.tensor([number for _, number in items])
         self.mean, self.std = _statistics(pixels[:count])
         return Split(pixels[:count], targets[:count]), Split(pixels[count:], targets[count:])
@@ -125,16 +125,16 @@ def _items(root: Path, names: list[str]) -> list[Item]:
         raise BenchError(
             f"{root} has {len(names)} folders of images; a folder for each of at least two classes is needed"
         )
-    found = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
-    for name, items in zip(names, found, strict=True):
+    of_classes = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
+    for name, items in zip(names, of_classes, strict=True):
         if not items:
             raise BenchError(f"{root / name} has no images in it ({', '.join(ENDINGS)})")
-    return [item for items in found for item in items]
+    return [item for items in of_classes for item in items]
 
 
 @functools.lru_cache(maxsize=2)
-def _read(stamps: tuple[Stamp, ...], train: int, shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
-    return image_files.read([path for path, _, _ in stamps], train, shape, fit=fit)
+def _read(signatures: tuple[FileSignature, ...], train: int, shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
+    return image_files.read([path for path, _, _ in signatures], train, shape, fit=fit)
 
 
 def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

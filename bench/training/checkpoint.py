@@ -1,6 +1,6 @@
-"""A run's whole state between two steps, in one file: model, optimizer, schedule, random numbers, clocks, curve.
+"""The file that holds a run's whole state between two steps (`bench.training.state`), and the one before it.
 
-And the weights it ends with, in another, where somebody has asked for them.
+And the weights a run ends with, in a file of their own, where somebody has asked for them.
 """
 
 from __future__ import annotations
@@ -9,23 +9,35 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
 """Of the state; one that an older version of the package wrote is not gone on from."""
 
-KEYS = {"run_id", "place", "model", "optimizer", "schedule", "random", "others", "clocks", "work", "curve"}
-"""What a state consists of."""
+
+class StateDict(TypedDict):
+    """What a checkpoint holds: the one list of keys, which saving, loading and the check of a file go by."""
+
+    run_id: str
+    place: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    random: dict[str, Tensor]
+    others: list[dict[str, Any]]
+    clocks: dict[str, Any]
+    work: float
+    curve: list[dict[str, Any]]
 
 
-def save(folder: RunFolder, state: dict[str, Any]) -> None:
+def save(folder: RunFolder, state: StateDict) -> None:
     """Write the state atomically and keep the checkpoint before it.
 
     A process killed here leaves at least one whole checkpoint.
@@ -38,16 +50,16 @@ def save(folder: RunFolder, state: dict[str, Any]) -> None:
             with open(temporary, "wb") as file:
                 torch.save({"format": FORMAT, **state}, file)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename: a crash must not leave the name without the content
         except RuntimeError as error:  # torch hides the system's error when a write falls short
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-        if folder.checkpoint.exists():
+        if folder.checkpoint.exists():  # it moves aside before the new one takes its name, as this context ends
             os.replace(folder.checkpoint, folder.checkpoint_before)
 
 
-def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[str, Any]:
+def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDict:
     """Read a state back, tensors and plain values only: nothing in the file is ever executed.
 
     Args:
@@ -70,9 +82,9 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> dict[st
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; {_DELETE}")
     if state.get("format") != FORMAT:
         raise BenchError(f"{path} is of an older version of this package; {_DELETE}")
-    if missing := KEYS - state.keys():
+    if missing := set(StateDict.__annotations__) - state.keys():
         raise BenchError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}); {_DELETE}")
-    return state
+    return cast(StateDict, state)
 
 
 def check(folder: RunFolder) -> None:
@@ -94,8 +106,8 @@ def check(folder: RunFolder) -> None:
 def resume(
     folder: RunFolder,
     device: torch.device,
-    group: Group,
-    restore: Callable[[dict[str, Any]], None],
+    group: ProcessGroup,
+    restore: Callable[[StateDict], None],
     say: Callable[[str], None],
 ) -> bool:
     """Restore the newest good checkpoint of a run, the same one in all of its processes.
@@ -118,9 +130,8 @@ def resume(
             fault = ""
         except BenchError as error:
             fault = str(error)
-        found = [one for one in group.gathered(fault) if one]
-        if found:
-            faults.append(found[0])
+        if faults_here := [one for one in group.gathered(fault) if one]:
+            faults.append(faults_here[0])
             continue
         if faults and group.is_first:
             # In the place of the damaged one, which the next save would else keep instead of this one.
@@ -133,7 +144,7 @@ def resume(
     return False
 
 
-def _restore(path: Path, run_id: str, device: torch.device, restore: Callable[[dict[str, Any]], None]) -> None:
+def _restore(path: Path, run_id: str, device: torch.device, restore: Callable[[StateDict], None]) -> None:
     state = load(path, run_id, device)
     try:
         restore(state)
@@ -141,21 +152,6 @@ def _restore(path: Path, run_id: str, device: torch.device, restore: Callable[[d
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BenchError(f"{path} does not fit this run ({_reason(error)}); {_DELETE}") from error
-
-
-def check_keys(state: Any, like: Any, place: str = "") -> None:
-    """Raise LookupError if a state lacks a key that one of the same kind has, at any depth.
-
-    Defaults would fill in for the key, and the run would go on with other numbers.
-    """
-    if isinstance(like, dict):
-        for key, value in like.items():
-            if key not in state:
-                raise LookupError(f"it lacks {place}{key}")
-            check_keys(state[key], value, f"{place}{key}.")
-    elif isinstance(like, list):
-        for number, (value, kept) in enumerate(zip(like, state, strict=True)):
-            check_keys(kept, value, f"{place}{number}.")
 
 
 def _move(path: Path, to: Path) -> None:
@@ -210,29 +206,3 @@ def load_weights(path: Path, model: nn.Module) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BenchError(f"{path} does not hold the weights of this run ({reason}); delete it") from error
-
-
-def own(model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Return the state that each of several processes keeps for itself: random state and model buffers, on the host."""
-    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
-    return {"random": random_state(device), "buffers": buffers}
-
-
-@torch.no_grad()
-def set_own(state: dict[str, Any], model: nn.Module, device: torch.device) -> None:
-    set_random_state(state["random"], device)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(state["buffers"][name])
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"host": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["device"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["host"].cpu())
-    if device.type == "cuda" and "device" in state:
-        torch.cuda.set_rng_state(state["device"].cpu(), device)

@@ -69,8 +69,8 @@ def evaluate(
         if name != "train":
             measured |= {f"{name}_{what}": score for what, score in task.details(logits, split.targets).items()}
         if name in ("val", "test"):
-            found = degeneracy(task, data.train.targets, logits, split.targets)
-            measured |= {f"{name}_{what}": value for what, value in found.items()}
+            degenerate = degeneracy(task, data.train.targets, logits, split.targets)
+            measured |= {f"{name}_{what}": value for what, value in degenerate.items()}
     model.train(was_training)
     if len(data.test):
         measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
@@ -97,15 +97,15 @@ def degeneracy(task: Task, learned: Tensor, outputs: Tensor, targets: Tensor) ->
         return {}
     columns = outputs.shape[1] if outputs.ndim == 2 and targets.ndim == 1 else 0  # others have no best constant answer
     classes = columns > 1 and not targets.is_floating_point()
-    found = {"constant": float(_all_alike(outputs.argmax(dim=1) if classes else outputs))}
+    numbers = {"constant": float(_all_alike(outputs.argmax(dim=1) if classes else outputs))}
     if classes:
         dummy = F.one_hot(learned.cpu().long().bincount().argmax(), columns).to(outputs)
     elif columns == 1 and targets.is_floating_point():
         dummy = learned.mean().to(outputs)[None]
     else:
-        return found
+        return numbers
     score = task.score(dummy.expand_as(outputs), targets)
-    return {**found, f"dummy_{task.metric.key}": score} if math.isfinite(score) else found
+    return {**numbers, f"dummy_{task.metric.key}": score} if math.isfinite(score) else numbers
 
 
 def _all_alike(values: Tensor) -> bool:
@@ -146,12 +146,12 @@ def outputs_with(
     apart = (outputs(twin, task, some, autocast) - exact).abs().max().item()
     if not apart <= ROUNDING * exact.abs().max().item():  # nor where it is no number
         return outputs(model, task, split, autocast)
-    found = outputs(twin, task, split, autocast)
-    highest = found.topk(2, dim=1).values
+    logits = outputs(twin, task, split, autocast)
+    highest = logits.topk(2, dim=1).values
     close = (~(highest[:, 0] - highest[:, 1] > 2 * SAFETY * apart)).nonzero()[:, 0]
     if len(close):
-        found[close] = outputs(model, task, split[close], autocast)
-    return found
+        logits[close] = outputs(model, task, split[close], autocast)
+    return logits
 
 
 def batch_size(split: Split) -> int:
@@ -168,7 +168,7 @@ def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast
         if split.lengths is None:  # slices, where batches would copy
             return torch.cat([model(task.model_inputs(inputs)).float() for inputs in split.inputs.split(size)])
         batches = batching.by_length(split, size)
-        found = torch.cat([model(task.model_inputs(batch.of(split)[0])).float() for batch in batches])
-    ordered = torch.empty_like(found)
-    ordered[torch.cat([batch.examples for batch in batches])] = found
+        computed = torch.cat([model(task.model_inputs(batch.of(split)[0])).float() for batch in batches])
+    ordered = torch.empty_like(computed)
+    ordered[torch.cat([batch.examples for batch in batches])] = computed
     return ordered

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.registry import optimizers, undeclared
-from bench.core.spec import OptimizerChoice
+from bench.core.spec import OptimizerSpec
 from bench.optim.base.averaging import to_training
 from bench.optim.base.closures import Closure
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import chosen_optimizer
 
 STEPS = 12
 """Steps over which passes are averaged: a method may take a second one in some of its steps only."""
 
 
-def passes_per_step(choice: OptimizerChoice) -> float:
+def passes_per_step(choice: OptimizerSpec) -> float:
     """Return the forward-backward passes per step of an optimizer, the mean over many steps."""
     entry = optimizers[choice.name]
     ours = entry.factory.__module__.startswith("bench.")  # their contract test holds them to one; counting takes time
@@ -42,27 +42,29 @@ def _counted(factory: Callable[..., Any], base: Callable[..., Any] | None, choic
     Args:
         factory, base: tell optimizers of the same name in different plug-ins apart.
     """
+    # No devices: by default each GPU's generator would be kept, which makes a CUDA context while a launch is planned.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _count(OptimizerChoice.model_validate_json(choice_json))
+            return _count(OptimizerSpec.model_validate_json(choice_json))
         except Exception:  # one that needs another model, or is at fault: a dry run and the run itself tell
             return 1.0
 
 
-def _count(choice: OptimizerChoice) -> float:
+def _count(choice: OptimizerSpec) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
     optimizer = chosen_optimizer(choice, list(model.parameters()), model)
     to_training(optimizer)
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = STEPS
     work = 0.0
 
     def losses(examples: Tensor | None = None) -> Tensor:
         nonlocal work
         x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+        # A forward pass alone is about a third of one with its backward pass.
         work += len(x) / len(inputs) * (1 if torch.is_grad_enabled() else 1 / 3)
         return nn.functional.cross_entropy(model(x), y, reduction="none")
 

@@ -20,25 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import ALONE, Group
+from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import derive, numpy_stream
-from bench.core.spec import OptimizerChoice, RunSpec
-from bench.data import batching
-from bench.data import tokens as text
+from bench.core.spec import OptimizerSpec, RunSpec
+from bench.data import batching, tokens
 from bench.data.batching import Batch
 from bench.data.datasets import user_files_sha256
 from bench.optim.base.averaging import evaluation_weights, to_training
 from bench.optim.base.closures import Closure
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
-from bench.optim.base.wrapper import Method
-from bench.tasks.base import Data, Encode, Task, prepare
+from bench.optim.base.wrapper import OptimizerWrapper
+from bench.tasks.base import Data, Encode, Task, prepare_data
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """All that the steps of one run need, on its device.
 
     Attributes:
@@ -64,7 +63,7 @@ class Run:
     steps: int
     part_size: int
     warm_up_passes: int
-    group: Group = ALONE
+    group: ProcessGroup = ALONE
     together: bool = True
     keeps_code: bool = False
     work: float = 0.0
@@ -165,10 +164,12 @@ class Run:
 def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
     """Return the task of a run and its data, prepared and on its device."""
     task = load_task(spec)
-    return task, prepare(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
+    return task, prepare_data(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
 
 
-def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tuple[Task, Data] | None = None) -> Run:
+def set_up(
+    spec: RunSpec, device: torch.device, group: ProcessGroup = ALONE, loaded: tuple[Task, Data] | None = None
+) -> TrainingRun:
     """Return a run with its data, model and optimizer, the model's weights drawn from the seed's stream.
 
     Args:
@@ -184,22 +185,23 @@ def set_up(spec: RunSpec, device: torch.device, group: Group = ALONE, loaded: tu
         raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
-    torch.manual_seed(derive(spec.seed, "init"))
+    torch.manual_seed(derive(spec.seed, "init"))  # right before the model: what draws in between changes its weights
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
     if not isinstance(model, nn.Module):
         raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
+    # Drawn on the host, so that a seed gives the same weights on every device.
     model = model.to(device).to(memory_format=task.memory_format)
     optimizer = build_optimizer(spec, model)
     to_training(optimizer)
     batch_size = min(spec.train.batch_size, len(data.train))
     steps = steps_per_epoch(len(data.train), spec.train.batch_size)
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = spec.train.epochs * steps
         optimizer.seed = derive(spec.seed, "direction")
     part_size, together = share_out(optimizer, batch_size, group)
     dynamic = data.train.lengths is not None
     code = None if dynamic else _code(spec, optimizer, part_size, device)
-    return Run(
+    return TrainingRun(
         task=task,
         data=data,
         model=model,
@@ -230,7 +232,7 @@ def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, devic
     return str((spec.task, spec.model, spec.files_sha256, spec.plugins, *settings, part_size, device, method))
 
 
-def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -> tuple[int, bool]:
+def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessGroup) -> tuple[int, bool]:
     """Examples a closure is over, and whether closures average over all processes (see `Run`).
 
     Raises:
@@ -252,10 +254,8 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: Group) -
     if share % m:
         raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
     if group.size > 1:
-        if not isinstance(optimizer, Method):
-            raise BenchError(
-                f"{type(optimizer).__name__} has m, but is no bench.optim.base.wrapper.Method: one process only"
-            )
+        if not isinstance(optimizer, OptimizerWrapper):
+            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.OptimizerWrapper: one process only")
         optimizer.group = group
     return m, False
 
@@ -283,7 +283,7 @@ def encoder(spec: RunSpec, task: Task) -> Encode | None:
     if not task.text or tokenizer is None:
         return None
     folder = tokenizer(spec.model.params)
-    return lambda texts: text.encode(texts, folder, task.max_length)
+    return lambda texts: tokens.encode(texts, folder, task.max_length)
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
@@ -295,14 +295,14 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = chosen_optimizer(spec.optimizer, parameter_groups(model, spec.train.weight_decay_on), model)
     if spec.train.clip_norm is not None:
         try:
-            optimizer = optimizer if isinstance(optimizer, Method) else Method(optimizer)
+            optimizer = optimizer if isinstance(optimizer, OptimizerWrapper) else OptimizerWrapper(optimizer)
         except ValueError as error:  # LBFGS, whose step needs its closure
             raise BenchError(f"train.clip_norm: {error}") from error
         optimizer.clip_norm = spec.train.clip_norm
     return optimizer
 
 
-def chosen_optimizer(choice: OptimizerChoice, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
+def chosen_optimizer(choice: OptimizerSpec, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
     """Return an optimizer over parameters, as torch takes them; a method around its base, where it has one."""
     if choice.base is None:
         return _optimizer(choice.name, parameters, **choice.params)

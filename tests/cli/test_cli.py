@@ -18,7 +18,7 @@ import pytest
 
 from bench import cli
 from bench.config.file import load
-from bench.core import registry
+from bench.core import data_folder, registry
 from bench.store.run_folder import Store
 from tests import prefork
 
@@ -464,7 +464,7 @@ assert not {"torch", "numpy", "pandas", "pydantic"} & sys.modules.keys()
 assert set(bench.__all__) <= set(dir(bench))
 for name in bench.__all__:
     assert callable(getattr(bench, name)), name
-assert issubclass(bench.SAM, bench.Method)
+assert issubclass(bench.SAM, bench.OptimizerWrapper)
 from bench.launch.run import run
 assert bench.run is run
 try:
@@ -511,11 +511,13 @@ def test_a_run_refuses_them_too_before_anything_starts(
 def test_data_dir_says_where_the_data_is(
     bench: Bench, tiny: Tiny, write_experiment: Write, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BENCH_DATA", "/nowhere")  # undone after the test, and with it what the command sets
+    monkeypatch.setenv("BENCH_DATA", "/nowhere")
     path = write_experiment(tiny({**ON_CIFAR, "optimizers": {"sgd": {"lr": 0.1}}, "seeds": 1}))
     said = bench("run", path, *ALLOW, "--data-dir", tiny_data)
     assert said.status == 0, said.err
     assert "checksum" in said.out
+    assert os.environ["BENCH_DATA"] == "/nowhere", "the command keeps it to itself"
+    assert data_folder.data_folder() == Path("/nowhere"), "and only as long as it runs"
 
 
 def test_a_dry_run_without_data_says_so_and_goes_on(

@@ -21,7 +21,7 @@ from bench.config.resolve import MOST_RUNS
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError
 from bench.launch.local.pool import _Pool
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import profile
 from bench.store.files import read_bytes, read_toml
 from bench.store.run_folder import Store
@@ -255,7 +255,7 @@ def test_a_long_tmpdir_leaves_room_for_the_path_of_a_socket(tmp_path: Path, monk
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
-    _Pool([], Store(tmp_path), Display({}, cast(Any, {}), terminal.console()), False, 5.0)
+    _Pool([], Store(tmp_path), ProgressDisplay({}, cast(Any, {}), terminal.console()))
     with multiprocessing.connection.Listener(family="AF_UNIX") as listener:
         assert len(str(listener.address)) < 108
     assert tempfile.gettempdir() == str(long)

@@ -39,7 +39,7 @@ def sign_sgd(params, *, lr: float, decay: float = 0.5):
 EVERYTHING = """
 import torch
 from torch import nn
-from bench import Method, Split, Task, register_model, register_optimizer, register_task
+from bench import OptimizerWrapper, Split, Task, register_model, register_optimizer, register_task
 
 @register_task("parity")
 class Parity(Task):
@@ -62,7 +62,7 @@ def line(task, *, bias: bool = True):
 
 @register_optimizer("halved", wraps_base=True)
 def halved(base, model, *, times: int = 1):
-    return Method(base, model=model)
+    return OptimizerWrapper(base, model=model)
 """
 
 

@@ -24,14 +24,14 @@ import pytest
 
 from bench.core.errors import BenchError
 from bench.data.datasets import Dataset, content, content_md5, content_sha256, data_folder, extract
-from bench.data.download import Download, Patience
+from bench.data.download import Download, RetryPolicy
 from bench.store.run_folder import StorageError
 from bench.tasks.cifar import CIFAR10, CIFAR100
 from bench.tasks.fashion_mnist import FashionMNIST
 
 NOBODY = 65534
 FILES = {"one": b"first" * 50_000, "two": b"second" * 10}
-QUICK = Patience(silence=5, waits=(0,), unreachable=(0,))
+QUICK = RetryPolicy(silence=5, waits=(0,), unreachable=(0,))
 
 
 def md5(raw: bytes) -> str:
@@ -349,13 +349,13 @@ def test_what_was_read_is_remembered_until_it_changes_or_something_else_is_read(
 def test_data_that_is_there_is_left_alone(root: Path, dataset: Dataset, place: str) -> None:
     lay(root / place)
     before = tree(root)
-    dataset.fetch(patience=QUICK)
+    dataset.fetch(retries=QUICK)
     assert tree(root) == before
 
 
 def test_an_archive_in_the_data_folder_is_unpacked_without_a_network(root: Path) -> None:
     (root / "numbers.tar.gz").write_bytes(ARCHIVE)
-    NUMBERS.fetch(patience=QUICK)
+    NUMBERS.fetch(retries=QUICK)
     expected = {f"numbers/{name}": raw for name, raw in FILES.items()} | {"numbers.tar.gz": ARCHIVE}
     assert tree(root) == expected | {".numbers.lock": b""}
     assert NUMBERS.verified()
@@ -364,14 +364,14 @@ def test_an_archive_in_the_data_folder_is_unpacked_without_a_network(root: Path)
 def test_gzipped_files_that_are_missing_are_the_only_ones_downloaded(root: Path) -> None:
     lay(root / "Letters/raw", two=None)
     with pytest.raises(BenchError) as error:
-        LETTERS.fetch(patience=QUICK)
+        LETTERS.fetch(retries=QUICK)
     assert "/one.gz: " not in str(error.value)
     assert "  http://127.0.0.1:9/two.gz: [Errno" in str(error.value)
 
 
 def test_without_data_and_network_there_is_one_message(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BenchError) as error:
-        NUMBERS.fetch(patience=QUICK)
+        NUMBERS.fetch(retries=QUICK)
     first, second, *rest = str(error.value).splitlines()
     assert first == f"Numbers is not in {root}: it could not be downloaded."
     assert second.startswith("  http://127.0.0.1:9/numbers.tar.gz: [Errno")
@@ -388,10 +388,10 @@ def test_an_archive_that_is_not_the_real_one_is_refused_and_left(root: Path, raw
     archive = root / "numbers.tar.gz"
     archive.write_bytes(raw)
     with pytest.raises(BenchError) as error:
-        NUMBERS.fetch(patience=QUICK)
+        NUMBERS.fetch(retries=QUICK)
     assert str(error.value).startswith(f"{archive} is not the official Numbers:\n  md5 is {md5(raw)}, that of the off")
     with pytest.raises(BenchError, match=rf"^{archive} is damaged: .*`bench prepare` gets it again$"):
-        NUMBERS.fetch(allow_unverified=True, patience=QUICK)
+        NUMBERS.fetch(allow_unverified=True, retries=QUICK)
     assert tree(root) == {"numbers.tar.gz": raw, ".numbers.lock": b""}
     assert not list(root.glob("*numbers*/"))
 
@@ -425,7 +425,7 @@ def killed(*_, **__):
     assert run(killed_in_it, NUMBERS).wait() == -9
     assert half.exists(), "it was half-way"
     assert not NUMBERS.is_there()
-    NUMBERS.fetch(patience=QUICK)
+    NUMBERS.fetch(retries=QUICK)
     assert NUMBERS.verified()
     assert sorted(tree(root)) == [".numbers.lock", "numbers.tar.gz", "numbers/one", "numbers/two"]
 
@@ -435,14 +435,14 @@ def test_a_folder_that_may_not_be_written_is_told_once(closed: Path) -> None:
     with pytest.raises(
         StorageError, match=f"cannot write {closed}/.*: Permission denied; choose a data folder you may"
     ):
-        NUMBERS.fetch(patience=QUICK)
+        NUMBERS.fetch(retries=QUICK)
 
 
 def test_unpacked_data_needs_no_writing(closed: Path) -> None:
-    NUMBERS.fetch(patience=QUICK)
+    NUMBERS.fetch(retries=QUICK)
     (closed / ".numbers.lock").unlink()
     closed.chmod(0o500)
-    NUMBERS.fetch(patience=QUICK)
+    NUMBERS.fetch(retries=QUICK)
     assert NUMBERS.verified()
 
 

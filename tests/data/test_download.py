@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.data.download import PATIENCE, Download, DownloadError, Patience, download
+from bench.data.download import RETRIES, Download, DownloadError, RetryPolicy, download
 from bench.store.run_folder import StorageError
 
 CONTENT = random.Random(0).randbytes(300_000)
-QUICK = Patience(silence=5, waits=(0, 0, 0), unreachable=(0,))
+QUICK = RetryPolicy(silence=5, waits=(0, 0, 0), unreachable=(0,))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -213,15 +213,15 @@ def test_a_connection_that_breaks_again_and_again_loses_no_byte_and_no_patience(
 def test_a_server_that_fails_for_a_while_is_waited_for(
     server: Server, wanted: Download, tmp_path: Path, waited: list[float], trouble: Plan
 ) -> None:
-    server.plans = [trouble] * len(PATIENCE.waits)
+    server.plans = [trouble] * len(RETRIES.waits)
     download(wanted, tmp_path)
     assert is_whole(tmp_path)
-    assert waited == list(PATIENCE.waits)
+    assert waited == list(RETRIES.waits)
 
 
 def test_waits_begin_anew_after_progress(server: Server, wanted: Download, tmp_path: Path, waited: list[float]) -> None:
     server.plans = [says(503), says(503), breaks_at(10), says(503), breaks_at(20)]
-    download(wanted, tmp_path, Patience(waits=(1, 2, 3)))
+    download(wanted, tmp_path, RetryPolicy(waits=(1, 2, 3)))
     assert waited == [1, 2, 1, 2, 1]
 
 
@@ -229,7 +229,7 @@ def test_a_server_that_falls_silent_is_left_and_asked_for_the_rest(
     server: Server, wanted: Download, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.plans = [stalls_at(100_000)]
-    download(wanted, tmp_path, Patience(silence=0.3, waits=(0,)))
+    download(wanted, tmp_path, RetryPolicy(silence=0.3, waits=(0,)))
     assert is_whole(tmp_path)
     assert server.requests == [None, "bytes=100000-"]
     assert f"{server.url}: timed out; trying again" in capfd.readouterr().err
@@ -347,7 +347,7 @@ def test_the_next_server_is_asked_at_once_and_one_without_the_file_no_more(
 ) -> None:
     server.plans = [says(404), says(503)]
     two = Download("file.bin", wanted.md5, (server.url, server.url + "?2"))
-    download(two, tmp_path, Patience(waits=(7,)))
+    download(two, tmp_path, RetryPolicy(waits=(7,)))
     assert is_whole(tmp_path)
     assert (len(server.requests), waited) == (3, [7])
 
@@ -369,9 +369,9 @@ def test_without_a_network_it_is_told_soon(wanted: Download, tmp_path: Path, wai
     two = Download("file.bin", wanted.md5, (refused(), refused()))
     with pytest.raises(DownloadError, match="refused"):
         download(two, tmp_path)
-    assert waited == list(PATIENCE.unreachable)
-    assert sum(PATIENCE.unreachable) <= 10
-    assert 3 * 60 <= sum(PATIENCE.waits) <= 10 * 60, "several minutes for servers that fail"
+    assert waited == list(RETRIES.unreachable)
+    assert sum(RETRIES.unreachable) <= 10
+    assert 3 * 60 <= sum(RETRIES.waits) <= 10 * 60, "several minutes for servers that fail"
 
 
 def test_an_unknown_host_is_no_network(tmp_path: Path, waited: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_an_unknown_host_is_no_network(tmp_path: Path, waited: list[float], monk
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(DownloadError, match=r"https://www\.example\.org/x: .*Temporary failure in name resolution"):
         download(Download("x", "0" * 32, ("https://www.example.org/x",)), tmp_path)
-    assert waited == list(PATIENCE.unreachable)
+    assert waited == list(RETRIES.unreachable)
 
 
 def test_a_network_that_was_there_is_waited_for(
@@ -399,7 +399,7 @@ def test_a_network_that_was_there_is_waited_for(
     server.usual = says(503)
     with pytest.raises(DownloadError, match="refused"):
         download(wanted, tmp_path)
-    assert waited == list(PATIENCE.waits)
+    assert waited == list(RETRIES.waits)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

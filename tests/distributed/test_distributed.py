@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.registry import optimizers
-from bench.core.spec import Choice, OptimizerChoice, PluginFile, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, OptimizerSpec, PluginFile, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.distributed import launcher as distributed
 from bench.distributed.launcher import ProcessFailed, _cause, run_distributed
@@ -87,13 +87,15 @@ def touchy(task):
 '''
 
 
-def spec_with(model: Choice, plugins: tuple[PluginFile, ...] = (), m: int | None = None, **train: Any) -> RunSpec:
-    base = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
+def spec_with(
+    model: ComponentSpec, plugins: tuple[PluginFile, ...] = (), m: int | None = None, **train: Any
+) -> RunSpec:
+    base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
     params = optimizers["sam"].schema.model_validate({"rho": 0.1, "m": m}).model_dump()
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
         model=model,
-        optimizer=OptimizerChoice(name="sam", params=params, base=base),
+        optimizer=OptimizerSpec(name="sam", params=params, base=base),
         data={"validation": 0.25},  # type: ignore[arg-type]
         train=TrainSettings(**({"epochs": 3, "batch_size": 100, "processes": 2} | train)),
         seed=0,
@@ -135,30 +137,30 @@ def test_a_batch_that_can_be_shared_is_planned_and_has_ids_of_its_own(tiny: Any,
 
 def test_a_run_of_two_is_not_done_by_one() -> None:
     with pytest.raises(BenchError, match=r"train\.processes = 2, but 1 are there"):
-        set_up(spec_with(Choice(name="mlp", params={"width": 8})), CPU)
+        set_up(spec_with(ComponentSpec(name="mlp", params={"width": 8})), CPU)
 
 
 def test_a_small_training_set_that_cannot_be_shared_is_told() -> None:
     model = torch.nn.Linear(2, 2)
     sgd = torch.optim.SGD(model.parameters())
     with pytest.raises(BenchError, match=r"train\.processes = 2 does not divide the batch of 899"):
-        share_out(sgd, 899, Group(0, 2))
+        share_out(sgd, 899, ProcessGroup(0, 2))
     with pytest.raises(BenchError, match=r"m = 75 does not divide what each of 4 .* \(225\)|m = 450 does not"):
-        share_out(SAM(sgd, m=450), 900, Group(0, 4))
+        share_out(SAM(sgd, m=450), 900, ProcessGroup(0, 4))
     sgd.m = 10  # type: ignore[attr-defined]
     with pytest.raises(BenchError, match="SGD has m, but is no"):
-        share_out(sgd, 100, Group(0, 2))
-    assert share_out(SAM(sgd, m=50), 100, Group(0, 2)) == (50, False)
-    assert share_out(SAM(sgd), 100, Group(0, 2)) == (50, True)
+        share_out(sgd, 100, ProcessGroup(0, 2))
+    assert share_out(SAM(sgd, m=50), 100, ProcessGroup(0, 2)) == (50, False)
+    assert share_out(SAM(sgd), 100, ProcessGroup(0, 2)) == (50, True)
 
 
 @pytest.mark.parametrize("m", [None, 25])
 def test_each_process_has_its_slice_of_the_batch_that_one_process_has(m: int | None) -> None:
     """Augmented as in one process: what is drawn is drawn for the whole batch."""
-    model = Choice(name="mlp", params={"width": 8})
+    model = ComponentSpec(name="mlp", params={"width": 8})
     seen: dict[tuple[int, int], list[torch.Tensor]] = {}
     for rank, size in ((0, 1), (0, 2), (1, 2)):
-        run = set_up(spec_with(model, m=m, processes=size), CPU, Group(rank, size))
+        run = set_up(spec_with(model, m=m, processes=size), CPU, ProcessGroup(rank, size))
         augment = np.random.RandomState(3)
         parts: list[torch.Tensor] = []
         run._closure = lambda inputs, targets, parts=parts: parts.append(inputs)  # type: ignore[method-assign, misc]
@@ -177,7 +179,7 @@ def test_texts_of_all_processes_are_as_wide_as_the_longest_of_the_whole_batch() 
     split = Split(torch.zeros(900, 64, dtype=torch.long), torch.zeros(900, dtype=torch.long), lengths=lengths)
     widths, tokens = [], []
     for rank in range(2):
-        run = set_up(spec_with(Choice(name="mlp", params={"width": 8})), CPU, Group(rank, 2))
+        run = set_up(spec_with(ComponentSpec(name="mlp", params={"width": 8})), CPU, ProcessGroup(rank, 2))
         run.data = replace(run.data, train=split)
         run.task.training_batch = lambda inputs, targets, random: (inputs, targets)  # type: ignore[method-assign]
         run._closure = lambda inputs, targets: inputs.shape  # type: ignore[method-assign, assignment, return-value]
@@ -459,7 +461,9 @@ class Site:
         self.plugin = path / "touchy.py"
         self.plugin.write_text(PLUGIN)
         digest = hashlib.sha256(self.plugin.read_bytes()).hexdigest()
-        self.spec = spec_with(Choice(name="touchy"), (PluginFile(path=str(self.plugin), sha256=digest),), **settings)
+        self.spec = spec_with(
+            ComponentSpec(name="touchy"), (PluginFile(path=str(self.plugin), sha256=digest),), **settings
+        )
         self.folder = Store(path / "results").run(self.spec.run_id)
 
     def order(self, rank: int, call: int, what: str) -> None:
@@ -658,7 +662,7 @@ def test_killed_by_force_it_leaves_nobody_behind_and_goes_on_with_the_same_bits(
 
 @pytest.mark.slow
 def test_started_by_torchrun_it_joins_and_measures_what_one_process_does(tmp_path: Path) -> None:
-    model = Choice(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.0})
+    model = ComponentSpec(name="mlp", params={"width": 16, "depth": 1, "dropout": 0.0})
     spec, alone = (spec_with(model, epochs=2, processes=n) for n in (2, 1))
     (tmp_path / "asked.json").write_text(spec.model_dump_json())
     folder = Store(tmp_path).run(spec.run_id)

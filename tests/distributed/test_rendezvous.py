@@ -17,7 +17,7 @@ from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[a
 from bench.core import process_group as group
 from bench.core.errors import BenchError
 from bench.distributed import rendezvous
-from bench.distributed.messages import Listener, Teller
+from bench.distributed.messages import MessageClient, MessageServer
 from bench.distributed.process import place_of
 from bench.distributed.rendezvous import address_of, confined, interface_towards, meeting, opened, sealed, serve
 from bench.store.run_folder import write_atomic
@@ -39,7 +39,7 @@ LOOPBACK = "0100007F"
 
 
 def test_the_starter_listens_on_loopback_only() -> None:
-    news = Listener(2)
+    news = MessageServer(2)
     assert listening()[news.port] == LOOPBACK
     assert news.address == "127.0.0.1"
 
@@ -55,9 +55,9 @@ def test_a_store_is_served_where_it_is_asked_for_and_nowhere_else() -> None:
 
 
 def test_messages_and_stops_of_others_count_for_nothing() -> None:
-    news = Listener(1)
+    news = MessageServer(1)
     stranger = TCPStore("127.0.0.1", news.port, is_master=False, wait_for_workers=False)
-    teller = Teller("127.0.0.1", news.port, "0", news.secret)
+    client = MessageClient("127.0.0.1", news.port, "0", news.secret)
     forged = '{"kind": "done"}'
     for content in (forged, sealed("another secret", "bench/news/0/0", forged), "", "\xff"):
         stranger.set("bench/news/0/0", content)
@@ -65,17 +65,17 @@ def test_messages_and_stops_of_others_count_for_nothing() -> None:
         stranger.set("bench/stop", content)
         assert news.read() == []
         assert news.places() == {}
-        assert not teller.is_asked_to_stop()
-    teller.tell({"kind": "epoch"})
+        assert not client.is_asked_to_stop()
+    client.tell({"kind": "epoch"})
     assert news.read() == [{"kind": "epoch"}]
     stranger.set("bench/news/0/1", stranger.get("bench/news/0/0").decode())  # what was said once, said again
     assert news.read() == []
     news.ask_to_stop()
-    assert teller.is_asked_to_stop()
+    assert client.is_asked_to_stop()
 
 
 def test_every_run_has_a_secret_of_its_own() -> None:
-    assert len({Listener(1).secret for _ in range(3)}) == 3
+    assert len({MessageServer(1).secret for _ in range(3)}) == 3
     assert opened("one", "key", sealed("one", "key", "a word").encode()) == "a word"
     assert opened("other", "key", sealed("one", "key", "a word").encode()) is None
     assert opened("one", "other", sealed("one", "key", "a word").encode()) is None

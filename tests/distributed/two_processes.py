@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.core.process_group import ALONE, Group
+from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, optimizers, register_model
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.distributed.process import joined
 from bench.optim.base import weight_swap as moving
 from bench.optim.sam import SAM
@@ -89,16 +89,16 @@ def register() -> None:
 def spec_of(case: dict[str, Any], processes: int) -> RunSpec:
     base_name = case.get("base", "sgd")
     lr = {"sgd": 0.1, "adamw": 0.01}[base_name]
-    base = Choice(name=base_name, params=optimizers[base_name].schema.model_validate({"lr": lr}).model_dump())
-    choice = OptimizerChoice(name=base.name, params=base.params)
+    base = ComponentSpec(name=base_name, params=optimizers[base_name].schema.model_validate({"lr": lr}).model_dump())
+    choice = OptimizerSpec(name=base.name, params=base.params)
     if name := case["method"]:
         known = optimizers[name].schema.model_fields
         given = {key: value for key, value in ({"rho": 0.3} | case).items() if key in known}
         params = optimizers[name].schema.model_validate(given).model_dump()
-        choice = OptimizerChoice(name=name, params=params, base=base)
+        choice = OptimizerSpec(name=name, params=params, base=base)
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name=case.get("model", "double_cnn")),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name=case.get("model", "double_cnn")),
         optimizer=choice,
         data=DataSettings(validation=0.25),
         train=TrainSettings(epochs=1, batch_size=BATCH, clip_norm=case.get("clip_norm"), processes=processes),
@@ -106,7 +106,7 @@ def spec_of(case: dict[str, Any], processes: int) -> RunSpec:
     )
 
 
-def steps(case: dict[str, Any], group: Group = ALONE) -> dict[str, Any]:
+def steps(case: dict[str, Any], group: ProcessGroup = ALONE) -> dict[str, Any]:
     """A few steps of a run, as this process sees them."""
     run = set_up(spec_of(case, group.size), CPU, group)
     augment = np.random.RandomState(0)
@@ -122,7 +122,7 @@ def flat(model: nn.Module) -> Tensor:
 # ---- gradients that are not finite, or not there -------------------------------------------------------------
 
 
-def spoilt(case: dict[str, Any], group: Group) -> dict[str, Any]:
+def spoilt(case: dict[str, Any], group: ProcessGroup) -> dict[str, Any]:
     """One step in which only the second process's first pass is spoilt, and one after it."""
     run = set_up(spec_of(case, group.size), CPU, group)
     before = flat(run.model)
@@ -140,7 +140,7 @@ def spoilt(case: dict[str, Any], group: Group) -> dict[str, Any]:
     return {"unmoved": unmoved, "skipped": skipped, "weights": flat(run.model)}
 
 
-def told_apart(group: Group) -> dict[str, Any]:
+def told_apart(group: ProcessGroup) -> dict[str, Any]:
     """A norm on the way that is not finite in the second process alone, while every gradient is."""
     run = set_up(spec_of({"method": "sam", "m": 32}, group.size), CPU, group)
     gradient = run.optimizer.gradient  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def told_apart(group: Group) -> dict[str, Any]:
     return {"unmoved": torch.equal(flat(run.model), before), "skipped": skipped}
 
 
-def partly_missing(group: Group) -> dict[str, Any]:
+def partly_missing(group: ProcessGroup) -> dict[str, Any]:
     """One parameter's gradient everywhere, one's in the second process only, one's nowhere; in three dtypes."""
     parameters = [nn.Parameter(torch.zeros(3, dtype=d)) for d in (torch.float32, torch.float64, torch.float32)]
     parameters.append(nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)))
@@ -174,7 +174,7 @@ def partly_missing(group: Group) -> dict[str, Any]:
 # ---- what the ascent of each process follows -----------------------------------------------------------------
 
 
-def ascents(case: dict[str, Any], group: Group) -> dict[str, Any]:
+def ascents(case: dict[str, Any], group: ProcessGroup) -> dict[str, Any]:
     """How far a step moved the weights on its way, and where it ended."""
     run = set_up(spec_of(case, group.size), CPU, group)
     seen: list[Tensor] = []
@@ -197,7 +197,7 @@ def users_model() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
 
 
-def users_loop(group: Group, *, local: bool, spoil: bool = False, buckets: bool = False) -> dict[str, Any]:
+def users_loop(group: ProcessGroup, *, local: bool, spoil: bool = False, buckets: bool = False) -> dict[str, Any]:
     """With `buckets`, gradients are views of the memory that is sent, which the second pass's are written to."""
     model = users_model()
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=buckets)
@@ -222,7 +222,7 @@ def users_loop(group: Group, *, local: bool, spoil: bool = False, buckets: bool 
     return {"weights": flat(model), "skipped": optimizer.skipped_steps}
 
 
-def users_fp16_loop(group: Group, *, local: bool) -> dict[str, Any]:
+def users_fp16_loop(group: ProcessGroup, *, local: bool) -> dict[str, Any]:
     """Backward and step apart with a GradScaler: two micro-batches a step, or if local one, once spoilt in a process.
 
     Everything is in double precision all the same: what is tested is who scales, skips and backs off.

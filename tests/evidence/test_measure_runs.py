@@ -14,8 +14,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bench.evidence.measure_runs import measure_runs
-from bench.evidence.measures.measure import Settings
-from bench.evidence.repeat import recorded, weights_kept
+from bench.evidence.measures.measure import MeasureSettings
+from bench.evidence.repeat import recorded
 from bench.launch import run as launch
 from bench.store import records
 
@@ -59,8 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an experiment and, under results/, its four runs, which left their weights."""
     folder = tmp_path_factory.mktemp("measure")
     (folder / "tiny.toml").write_text(EXPERIMENT)
-    with weights_kept():
-        launched = launch.run(str(folder / "tiny.toml"), out=folder / "results", jobs=1)
+    launched = launch.run(str(folder / "tiny.toml"), out=folder / "results", jobs=1, keep_weights=True)
     assert launched.outcome.finished == 4
     return folder
 
@@ -125,7 +124,7 @@ def test_other_settings_are_measured_anew_and_double_precision_is_close(place: P
     for precision in ("fp32", "fp64"):
         of = recorded(str(place / "tiny.toml"), out)
         runs = of.select([of.results.records["run_id"][0]])
-        settings = Settings(examples=64, eigenvalues=2, m=32, plane_points=3, precision=precision)
+        settings = MeasureSettings(examples=64, eigenvalues=2, m=32, plane_points=3, precision=precision)
         done = measure_runs(of, runs, settings, device=torch.device("cpu"), console=Console(quiet=True))
         assert done == 1
         measures = records.read(out / "tiny").measures
@@ -149,8 +148,7 @@ def test_a_regression_is_measured_without_calibration(
     (tmp_path / "plane.py").write_text(REGRESSION)
     text = EXPERIMENT.replace('"digits"', '"plane"').replace("seeds = 2", 'seeds = 1\nplugins = ["plane.py"]')
     (tmp_path / "tiny.toml").write_text(text.replace("256", "16"))
-    with weights_kept():
-        launch.run(str(tmp_path / "tiny.toml"), out=tmp_path / "out", only=["sgd"], jobs=1)
+    launch.run(str(tmp_path / "tiny.toml"), out=tmp_path / "out", only=["sgd"], jobs=1, keep_weights=True)
     said = bench("measure", tmp_path / "tiny.toml", "--out", tmp_path / "out", *QUICK)
     assert said.status == 0, said.err
     measures = records.read(tmp_path / "out" / "tiny").measures

@@ -16,7 +16,7 @@ import torch
 from bench.core.errors import BadValue, BenchError
 from bench.core.spec import PROTOCOL
 from bench.evidence import repeat
-from bench.evidence.repeat import Recorded, recorded, weights_kept
+from bench.evidence.repeat import Recorded, recorded
 from bench.evidence.verify import FLOOR_SCORE, SPREADS, reproduction, tolerances
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
@@ -60,8 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     (folder / "plain.py").write_text(PLUGIN)
     (folder / "tiny.toml").write_text(EXPERIMENT)
-    with weights_kept():
-        launched = launch.run(str(folder / "tiny.toml"), out=folder / "results", jobs=1)
+    launched = launch.run(str(folder / "tiny.toml"), out=folder / "results", jobs=1, keep_weights=True)
     assert launched.outcome.finished == 8
     return folder
 
@@ -161,7 +160,7 @@ def test_a_run_is_repeated_with_the_recorded_number_of_threads(
     machine(8, 0)
     seen: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    def run_local(runs: Any, store: Any, display: Any, *, shares: Any) -> Outcome:
+    def run_local(runs: Any, store: Any, display: Any, *, shares: Any, options: Any) -> Outcome:
         seen.append((len(runs), len(shares), shares[0].threads, shares[-1].cores))
         return Outcome()
 

@@ -21,7 +21,7 @@ from bench.launch.estimate import Speed, kind
 from bench.launch.local.slots import Slot
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.shard import Shard
 from bench.launch.slurm import submit as slurm
 from bench.launch.slurm.profile import Profile
@@ -59,7 +59,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speed, Speed | None],
 
 def decided(experiment: Experiment, passes: int, tmp_path: Path) -> CompilingMeta:
     costs = {run.spec.run_id: passes for run in experiment.runs}
-    display = Display(costs, experiment.metric, Console(quiet=True))
+    display = ProgressDisplay(costs, experiment.metric, Console(quiet=True))
     return compiling.decide(experiment.runs, costs, Store(tmp_path / "results"), display, SHARES)
 
 

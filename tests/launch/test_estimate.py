@@ -10,7 +10,7 @@ import torch
 
 from bench.config import file as experiment
 from bench.core.spec import Experiment, PlannedRun
-from bench.launch.estimate import Speed, duration, estimate, kind, makespan, measure, samples
+from bench.launch.estimate import Speed, duration, estimate, kind, makespan, measure_speed, samples
 from bench.train import weights_sha256
 
 
@@ -25,7 +25,7 @@ def specs_of(resolved: Experiment) -> dict[str, PlannedRun]:
 
 def test_a_few_steps_are_measured_and_leave_the_random_numbers_of_runs_alone(load: Callable[..., Experiment]) -> None:
     (spec, *_) = (run.spec for run in load().runs)
-    speed = measure(spec, torch.device("cpu"), seconds=0.01)
+    speed = measure_speed(spec, torch.device("cpu"), seconds=0.01)
     assert speed.setup > 0
     assert speed.a_pass > 0
     assert speed.an_evaluation > 0

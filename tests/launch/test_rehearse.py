@@ -12,7 +12,7 @@ import torch
 from bench.config import file as experiment
 from bench.core.errors import BenchError, NotPrepared
 from bench.core.registry import optimizers
-from bench.core.spec import Choice, Experiment, OptimizerChoice, RunSpec
+from bench.core.spec import ComponentSpec, Experiment, OptimizerSpec, RunSpec
 from bench.launch import estimate
 from bench.launch.estimate import configuration, rehearse
 from bench.launch.local import worker
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 PLUGIN = """
 import torch
 from bench import register_model, register_optimizer
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
-class Twice(Method):
+class Twice(OptimizerWrapper):
     \"\"\"A method of two passes that does not say so.\"\"\"
     def gradient(self, closure):
         closure()
@@ -116,10 +116,10 @@ def test_passes_of_an_optimizer_that_does_not_say_are_counted(
 
 
 def test_what_an_optimizer_says_of_its_passes_counts() -> None:
-    base = Choice(name="sgd", params={"lr": 0.1})
+    base = ComponentSpec(name="sgd", params={"lr": 0.1})
     params = optimizers["looksam"].schema.model_validate({"k": 4}).model_dump()
-    assert passes_per_step(OptimizerChoice(name="looksam", params=params, base=base)) == pytest.approx(1.25)
-    assert passes_per_step(OptimizerChoice(name="sgd", params={"lr": 0.1})) == 1
+    assert passes_per_step(OptimizerSpec(name="looksam", params=params, base=base)) == pytest.approx(1.25)
+    assert passes_per_step(OptimizerSpec(name="sgd", params={"lr": 0.1})) == 1
 
 
 def test_equal_passes_are_shared_out_by_what_is_counted(load: Callable[..., Experiment]) -> None:

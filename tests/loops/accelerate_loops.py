@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 
@@ -32,7 +32,7 @@ def with_a_closure(setting: Setting) -> nn.Module:
             accelerate.backward(loss)
             return loss
 
-        if isinstance(plain, Method):
+        if isinstance(plain, OptimizerWrapper):
             optimizer.step(closure)
         else:
             closure()
@@ -54,7 +54,7 @@ def accumulating(setting: Setting) -> nn.Module:
                 accelerate.backward(loss)
                 return loss
 
-            if isinstance(plain, Method):
+            if isinstance(plain, OptimizerWrapper):
                 optimizer.optimizer.backward(closure)
             else:
                 closure()

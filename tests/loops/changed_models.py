@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 from torch.func import functional_call
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from . import hugging_face
 from .harness import Batch, Loop, Setting, loss_of
@@ -29,7 +29,7 @@ def over(model: nn.Module, setting: Setting, loss: Callable[[nn.Module, Batch], 
             found.backward()  # type: ignore[no-untyped-call]
             return found
 
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.step(closure)
         else:
             closure()

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 Batch = tuple[Tensor, Tensor]
 FEATURES, CLASSES, EXAMPLES, STEPS = 6, 3, 8, 4
@@ -57,7 +57,7 @@ class Setting:
     """
 
     base: Callable[[list[nn.Parameter]], Optimizer]
-    method: Callable[..., Method] | None = None
+    method: Callable[..., OptimizerWrapper] | None = None
     accumulate: int = 1
     dropout: float = 0.3
     dtype: torch.dtype = torch.float64

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import EXAMPLES, STEPS, Loop, Setting, halving, loss_of
 
@@ -29,7 +29,7 @@ class WithLoss(nn.Module):
 class SAMTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
         plain = super().training_step
-        optimizer: Method = self.optimizer.optimizer  # type: ignore[union-attr]  # ours is inside of accelerate's
+        optimizer: OptimizerWrapper = self.optimizer.optimizer  # type: ignore[union-attr]  # ours is inside of accelerate's
         return optimizer.backward(lambda: plain(model, inputs, *args))
 
 
@@ -48,7 +48,7 @@ def arguments(setting: Setting, **changes: Any) -> TrainingArguments:
 
 def train_module(setting: Setting, model: nn.Module) -> None:
     optimizer: Optimizer = setting.optimizer(model)
-    kind = SAMTrainer if isinstance(optimizer, Method) else Trainer
+    kind = SAMTrainer if isinstance(optimizer, OptimizerWrapper) else Trainer
     examples = [{"x": x, "y": y} for inputs, targets in setting.batches() for x, y in zip(inputs, targets, strict=True)]
     kind(
         WithLoss(model), arguments(setting), train_dataset=examples, optimizers=(optimizer, halving(optimizer))

@@ -20,9 +20,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.distributed.process import joined
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.looksam import LookSAM
@@ -30,7 +30,7 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "sam": SAM,
     "asam": partial(SAM, adaptive=True),
     "gsam": GSAM,
@@ -53,7 +53,9 @@ class Training:
         pieces: whether each process keeps the base's state of its own parameters alone.
     """
 
-    def __init__(self, group: Group, method: Callable[..., Method] | None, pieces: bool = True) -> None:
+    def __init__(
+        self, group: ProcessGroup, method: Callable[..., OptimizerWrapper] | None, pieces: bool = True
+    ) -> None:
         self.rank, self.model = group.rank, net()
         self.ddp = DistributedDataParallel(self.model)
         parameters = self.model.parameters()
@@ -80,7 +82,7 @@ class Training:
     def weights(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
 
-    def resumed(self, group: Group, method: Callable[..., Method]) -> Training:
+    def resumed(self, group: ProcessGroup, method: Callable[..., OptimizerWrapper]) -> Training:
         """A new training that goes on where this one is."""
         saved: dict[str, Any] = {}
         for rank in range(group.size):
@@ -93,7 +95,7 @@ class Training:
         return after
 
 
-def cases(group: Group) -> dict[str, Any]:
+def cases(group: ProcessGroup) -> dict[str, Any]:
     found: dict[str, Any] = {"bare": Training(group, None).steps(range(6)).weights}
     for name, method in METHODS.items():
         straight = Training(group, partial(method, rho=0.1)).steps(range(3))

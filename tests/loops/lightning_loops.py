@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 
@@ -50,7 +50,7 @@ class Manual(Automatic):
             self.manual_backward(loss)
             return loss
 
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.backward(closure)
         else:
             closure()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import Loop, Setting, halving, loss_of
 
@@ -21,7 +21,7 @@ def train(setting: Setting) -> nn.Module:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.step(closure)
         else:
             closure()

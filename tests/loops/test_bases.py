@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread", "accelerate_forgets"),
 ]
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "sam": SAM,
     "asam": partial(SAM, adaptive=True),
     "gsam": GSAM,
@@ -53,7 +53,7 @@ every_pair = pytest.mark.parametrize(("base", "name"), PAIRS)
 every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 
 
-def objects(base: Base, method: Callable[..., Method] | None, rho: float = 0.1) -> tuple[nn.Module, Any]:
+def objects(base: Base, method: Callable[..., OptimizerWrapper] | None, rho: float = 0.1) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = base.net().to(base.dtype)
     optimizer = base.optimizer(model)
@@ -152,7 +152,9 @@ def test_after_a_load_the_base_steps_with_the_lr_that_a_scheduler_sets(base: Bas
 @every_pair
 def test_at_a_vanishing_rho_it_is_the_bare_base(base: Base, name: str) -> None:
     if name == "looksam":
-        method: Callable[..., Method] = partial(LookSAM, k=2, alpha=0.0)  # what is reused has a length of its own
+        method: Callable[..., OptimizerWrapper] = partial(
+            LookSAM, k=2, alpha=0.0
+        )  # what is reused has a length of its own
     elif name == "esam":
         method = partial(ESAM, gamma=1.0)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.utils import dispatch_clip_grad  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import Batch, Loop, Setting, halving, loss_of
 
@@ -26,7 +26,7 @@ def train(setting: Setting) -> nn.Module:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.backward(lambda forward=forward, backward=backward: backward(forward()))
         else:
             backward(forward())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 from .harness import Loop, Setting, halving, loss_of
 
@@ -23,7 +23,7 @@ def train(setting: Setting) -> nn.Module:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.backward(closure)
         else:
             closure()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.core.errors import BenchError
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.tokens import Texts, Tokens, encode
 from bench.launch.trial import try_texts
 from bench.models.encoders import COMMON, Encoder
@@ -59,11 +59,11 @@ def one_by_one(model: Encoder, folder: Path, texts: Texts) -> Tensor:
 
 
 def spec_of(folder: Path, precision: Literal["fp32", "bf16"] = "fp32") -> RunSpec:
-    model = Choice(name="encoder", params={"checkpoint": str(folder), "from_scratch": False})
+    model = ComponentSpec(name="encoder", params={"checkpoint": str(folder), "from_scratch": False})
     return RunSpec(
-        task=Choice(name="sentences"),
+        task=ComponentSpec(name="sentences"),
         model=model,
-        optimizer=OptimizerChoice(name="sgd", params={"lr": 0.1}),
+        optimizer=OptimizerSpec(name="sgd", params={"lr": 0.1}),
         data=DataSettings(),
         train=TrainSettings(epochs=1, precision=precision),
         seed=0,

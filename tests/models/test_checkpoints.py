@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from bench.core import registry
 from bench.core.errors import BenchError
-from bench.models import checkpoints
+from bench.models.pretrained import Checkpoint
 
 from .encoder_files import Sentences, weights, write
 from .helpers import build
@@ -38,10 +38,10 @@ def test_a_checkpoint_is_found_in_the_data_folder_then_as_a_folder_then_where_th
     monkeypatch.chdir(tmp_path)
     places = [in_hub_cache(NAME), write(tmp_path / NAME, "electra"), write(data / "weights" / NAME, "electra")]
     for place in reversed(places):
-        assert checkpoints.locate(NAME) == place
-        registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+        assert Checkpoint(NAME).locate() == place
+        registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})
         (place / "model.safetensors").unlink()
-    assert checkpoints.locate(NAME, weights=False) == places[2]
+    assert Checkpoint(NAME, weights=False).locate() == places[2]
 
 
 def test_folders_are_named_in_full_or_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +49,9 @@ def test_folders_are_named_in_full_or_from_home(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     place = write(tmp_path / "a" / "b" / "bert", "bert")
     for name in (str(place), "~/a/b/bert", "./a/b/bert", "a/b/bert"):
-        assert checkpoints.locate(name).samefile(place)
+        assert Checkpoint(name).locate().samefile(place)
     monkeypatch.chdir(place.parent)
-    assert checkpoints.find("bert") is None, "a name without a slash is one of the hub"
+    assert Checkpoint("bert").find() is None, "a name without a slash is one of the hub"
 
 
 def test_the_tokenizer_is_the_checkpoints(data: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: P
         build("encoder", TASK, checkpoint=str(bert), from_scratch=True)
     for unhad in (tmp_path / "none", bert):
         with pytest.raises(BenchError, match=f'^checkpoint = "{unhad}": '):
-            registry.models["encoder"].prepare({"checkpoint": str(unhad), "from_scratch": False})
+            registry.models["encoder"].fetch_weights({"checkpoint": str(unhad), "from_scratch": False})
     assert hub == []
     with pytest.raises(BenchError, match=r'checkpoint = "~nobody-of-that-name/x": .*; write the folder out'):
-        checkpoints.locate("~nobody-of-that-name/x")
+        Checkpoint("~nobody-of-that-name/x").locate()
 
 
 def test_a_pickle_is_refused(bert: Path, data: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_is_there_in_part_is_told(data: Path) -> None:
 
 def test_without_a_network_fetching_is_one_error_that_says_what_to_put_where(hub: list[str], data: Path) -> None:
     with pytest.raises(BenchError) as caught:
-        registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+        registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})
     first, *rest = str(caught.value).splitlines()
     assert first == (
         f'the checkpoint "{NAME}" is not on this machine: it cannot be downloaded now (no route to the hub)'
@@ -150,14 +150,14 @@ def test_without_a_network_fetching_is_one_error_that_says_what_to_put_where(hub
 
 def test_the_hubs_own_word_for_offline_is_passed_on() -> None:
     with pytest.raises(BenchError, match=r"cannot be downloaded now \(.*HF_HUB_OFFLINE"):
-        registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+        registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})
 
 
 def test_nothing_is_fetched_that_is_there(hub: list[str], data: Path) -> None:
     place = write(data / "weights" / NAME, "electra")
-    registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+    registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})
     (place / "model.safetensors").unlink()
-    registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": True})
+    registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": True})
     assert hub == []
 
 
@@ -197,7 +197,7 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_fetching_downloads_what_is_needed_and_no_more(monkeypatch: pytest.MonkeyPatch, from_scratch: bool) -> None:
     hub = Hub(monkeypatch, *ON_THE_HUB)
-    registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": from_scratch})
+    registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": from_scratch})
     assert set(hub.files) == {"config.json", *TOKENIZER} | (set() if from_scratch else {"model.safetensors"})
     build("encoder", TASK, checkpoint=NAME, from_scratch=from_scratch)
 
@@ -206,11 +206,11 @@ def test_a_checkpoint_without_safetensors_is_refused_before_it_is_downloaded(mon
     for weights_there, said in (("pytorch_model.bin", "unpickling"), ("tf_model.h5", "the hub has no safetensors of")):
         hub = Hub(monkeypatch, "config.json", "tokenizer.json", weights_there)
         with pytest.raises(BenchError, match=rf'^the checkpoint "{NAME}": .*{said}'):
-            registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+            registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})
         assert hub.patterns == []
 
 
 def test_what_the_hub_lacks_is_told_after_downloading(monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(monkeypatch, "config.json", "model.safetensors")
     with pytest.raises(BenchError, match=r"without tokenizer.json .*: the hub does not have all of it"):
-        registry.models["encoder"].prepare({"checkpoint": NAME, "from_scratch": False})
+        registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})

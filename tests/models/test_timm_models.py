@@ -225,7 +225,7 @@ def in_hub_cache(name: str, weights: dict[str, Tensor]) -> None:
 def test_what_timm_once_downloaded_is_used(published: dict[str, Tensor]) -> None:
     in_hub_cache(WEIGHTS, published)
     assert torch.equal(body(build(MODEL, CIFAR10, pretrained=True))["cls_token"], published["cls_token"])
-    registry.models[MODEL].prepare({"pretrained": True})
+    registry.models[MODEL].fetch_weights({"pretrained": True})
 
 
 @pytest.mark.usefixtures("local")
@@ -333,7 +333,7 @@ def test_without_a_network_fetching_is_one_error_that_says_what_to_put_where(
     hub: list[str], data: Path, model: str, name: str
 ) -> None:
     with pytest.raises(BenchError) as caught:
-        registry.models[model].prepare({"pretrained": True})
+        registry.models[model].fetch_weights({"pretrained": True})
     first, *rest = str(caught.value).splitlines()
     assert first == (
         f"the pretrained weights {name} are not on this machine: they cannot be downloaded now (no route to the hub)"
@@ -344,18 +344,18 @@ def test_without_a_network_fetching_is_one_error_that_says_what_to_put_where(
 
 def test_the_hubs_own_word_for_offline_is_passed_on() -> None:
     with pytest.raises(BenchError, match=r"cannot be downloaded now \(.*HF_HUB_OFFLINE"):
-        registry.models[MODEL].prepare({"pretrained": True})
+        registry.models[MODEL].fetch_weights({"pretrained": True})
 
 
 @pytest.mark.parametrize("model", [MODEL, "vit_s16", "vit_b16"])
 def test_nothing_is_fetched_for_a_net_from_scratch(hub: list[str], model: str) -> None:
-    registry.models[model].prepare({"pretrained": False})
+    registry.models[model].fetch_weights({"pretrained": False})
     assert hub == []
 
 
 @pytest.mark.usefixtures("local")
 def test_nothing_is_fetched_that_is_there(hub: list[str]) -> None:
-    registry.models[MODEL].prepare({"pretrained": True})
+    registry.models[MODEL].fetch_weights({"pretrained": True})
     assert hub == []
 
 
@@ -363,13 +363,13 @@ def test_fetching_downloads_the_hubs_file(monkeypatch: pytest.MonkeyPatch) -> No
     downloaded: list[tuple[str, str]] = []
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda address, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *where, revision: downloaded.append(where))
-    registry.models[MODEL].prepare({"pretrained": True})
+    registry.models[MODEL].fetch_weights({"pretrained": True})
     assert downloaded == [(f"timm/{WEIGHTS}", "model.safetensors")]
 
 
 def test_weights_that_the_hub_does_not_have_are_to_be_had_by_hand(hub: list[str], data: Path) -> None:
     with pytest.raises(BenchError) as caught:
-        registry.models["timm/gcvit_xxtiny"].prepare({"pretrained": True})
+        registry.models["timm/gcvit_xxtiny"].fetch_weights({"pretrained": True})
     assert hub == []
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("the hub, from which `bench prepare` downloads, does not have them")
@@ -382,4 +382,4 @@ def test_a_net_without_pretrained_weights_says_so() -> None:
     with pytest.raises(BenchError, match=said):
         build("timm/test_vit4", FASHION, pretrained=True)
     with pytest.raises(BenchError, match=said):
-        registry.models["timm/test_vit4"].prepare({"pretrained": True})
+        registry.models["timm/test_vit4"].fetch_weights({"pretrained": True})

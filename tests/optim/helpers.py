@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 
 BASES: dict[str, Callable[..., Optimizer]] = {
     "sgd": partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
@@ -98,12 +98,12 @@ class WatchLosses(Watch):
         return losses
 
 
-def spec(optimizer: Choice, base: Choice | None = None, clip_norm: float | None = None) -> RunSpec:
+def spec(optimizer: ComponentSpec, base: ComponentSpec | None = None, clip_norm: float | None = None) -> RunSpec:
     """What `build_optimizer` reads of a run."""
     return RunSpec(
-        task=Choice(name="digits"),
-        model=Choice(name="mlp"),
-        optimizer=OptimizerChoice(name=optimizer.name, params=optimizer.params, base=base),
+        task=ComponentSpec(name="digits"),
+        model=ComponentSpec(name="mlp"),
+        optimizer=OptimizerSpec(name=optimizer.name, params=optimizer.params, base=base),
         data=DataSettings(),
         train=TrainSettings(epochs=1, clip_norm=clip_norm),
         seed=0,

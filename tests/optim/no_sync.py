@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.registry import optimizers
 from bench.optim.sam import SAM
 
@@ -54,7 +54,7 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def with_ddp(
-    group: Group, name: str, rho: float = 0.2, *, buckets: bool = False, every: bool = False, zero: bool = False
+    group: ProcessGroup, name: str, rho: float = 0.2, *, buckets: bool = False, every: bool = False, zero: bool = False
 ) -> Tensor:
     """A loop with `no_sync` in all micro-batches of a step but the last; the weights in the end.
 
@@ -89,7 +89,7 @@ def with_ddp(
     return flat(model)
 
 
-def closures_in_parts(group: Group) -> Tensor:
+def closures_in_parts(group: ProcessGroup) -> Tensor:
     """`step` with a list of closures, all but the last of them under `no_sync`."""
     model = network()
     ddp = DistributedDataParallel(model)
@@ -150,7 +150,7 @@ def add_gradient_of_sam(
             p.grad = earlier + weight / MICRO_BATCHES * g
 
 
-def refused(group: Group, name: str) -> str:
+def refused(group: ProcessGroup, name: str) -> str:
     """What a method says that cannot do it."""
     try:
         with_ddp(group, name)
@@ -162,7 +162,7 @@ def refused(group: Group, name: str) -> str:
 # ---- accelerate and Hugging Face's Trainer -----------------------------------------------------------------------
 
 
-def with_accelerate(group: Group, optimizer_of: Callable[[nn.Module], Optimizer]) -> dict[str, Any]:
+def with_accelerate(group: ProcessGroup, optimizer_of: Callable[[nn.Module], Optimizer]) -> dict[str, Any]:
     """`accelerator.accumulate()` with its defaults; the weights, and what `step(closure)` says after it."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
@@ -227,7 +227,7 @@ def with_trainer(rho: float | None) -> dict[str, Any]:
     return {"weights": flat(model), "processes": arguments.world_size, "wrapped": type(trainer.model_wrapped).__name__}
 
 
-def cases(group: Group) -> Iterator[tuple[str, Any]]:
+def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     """Each case by its name, with what it found."""
     for name in METHODS:
         yield f"no_sync, {name}", with_ddp(group, name)

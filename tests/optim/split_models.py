@@ -26,8 +26,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.core.process_group import Group
-from bench.optim.base.wrapper import Method
+from bench.core.process_group import ProcessGroup
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -56,7 +56,7 @@ METHODS: dict[str, Make] = {
     "random-direction": partial(RandomDirection, rho=0.5),
     "ema": partial(EMA, decay=0.8),
     "swa": partial(SWA, begin=0.5),
-    "base": Method,
+    "base": OptimizerWrapper,
 }
 VARIANTS: dict[str, Make] = {
     "asam on weights": partial(SAM, rho=0.5, adaptive=True, adaptive_on="weight"),
@@ -147,7 +147,7 @@ def tensor_parallel(mesh: DeviceMesh) -> Callable[[Net], nn.Module]:
     return split
 
 
-def ways(group: Group) -> dict[str, Way]:
+def ways(group: ProcessGroup) -> dict[str, Way]:
     line, plane = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
     replicas = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replica", "shard"))
 
@@ -226,7 +226,7 @@ def trained(way: Way, make: Make, base: str = "sgd", steps: int = STEPS, **setti
     return found
 
 
-def skipped(way: Way, group: Group, call: int) -> dict[str, float]:
+def skipped(way: Way, group: ProcessGroup, call: int) -> dict[str, float]:
     """A gradient that is not finite in one process alone, in pass `call` of the second step."""
     model, twin = way.split(net()), net()
     optimizer, alone = (built(m, METHODS["sam"]) for m in (model, twin))
@@ -310,7 +310,7 @@ def counted(mesh: DeviceMesh) -> list[float]:
     return whole(model.seen).tolist()
 
 
-def with_fsdp1(group: Group) -> dict[str, float]:
+def with_fsdp1(group: ProcessGroup) -> dict[str, float]:
     """The first kind of FSDP, whose parameters are plain tensors: it needs a norm_group."""
     model, twin = FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu")), net()
     optimizer = built(model, METHODS["sam"], norm_group=dist.group.WORLD, clip_norm=CLIP)
@@ -341,7 +341,7 @@ def accumulated(way: Way) -> dict[str, float]:
     return {"apart": apart(model, twin)}
 
 
-def mixed_precision(group: Group, mesh: DeviceMesh) -> dict[str, float]:
+def mixed_precision(group: ProcessGroup, mesh: DeviceMesh) -> dict[str, float]:
     """FSDP2's policy, bf16 in passes and fp32 between them, against weights that are rounded by hand."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     model, twin = fsdp(mesh, policy)(net(torch.float32)), net(torch.float32)
@@ -431,7 +431,7 @@ def without_zeroing(way: Way) -> None:
     optimizer.step(closure)
 
 
-def cases(group: Group) -> Iterator[tuple[str, Any]]:
+def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     """Each case by its name, with what it found."""
     every = ways(group)
     line = init_device_mesh("cpu", (2,))

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.nn import functional as F
 
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.optim.friendly_sam import FriendlySAM
 
 from .split_models import CLIP, FEW, METHODS, STEPS, VARIANTS, Make, Net, apart, batches, built, closure_of, net
@@ -59,7 +59,7 @@ class InStages(nn.Module):
 class Pipeline:
     """This process's stage of a model, and the schedule that goes forward and backward through all of them."""
 
-    group: Group
+    group: ProcessGroup
 
     def __post_init__(self) -> None:
         self.module = Stage(net(), self.group.rank)
@@ -86,7 +86,7 @@ class Pipeline:
         return apart(self.module, twin.stages[self.group.rank])
 
 
-def trained(group: Group, make: Make, steps: int = STEPS, **settings: Any) -> dict[str, float]:
+def trained(group: ProcessGroup, make: Make, steps: int = STEPS, **settings: Any) -> dict[str, float]:
     pipeline, twin = Pipeline(group), InStages()
     optimizer = built(pipeline.module, make, norm_group=dist.group.WORLD, **settings)
     alone = built(twin, make, **settings)
@@ -96,7 +96,7 @@ def trained(group: Group, make: Make, steps: int = STEPS, **settings: Any) -> di
     return {"apart": pipeline.apart(twin), "come": Pipeline(group).apart(twin)}
 
 
-def skipped(group: Group, call: int, *, scaled: bool = False) -> dict[str, float]:
+def skipped(group: ProcessGroup, call: int, *, scaled: bool = False) -> dict[str, float]:
     """A gradient that is not finite in the last stage alone; `scaled`: in a loop with a GradScaler of each stage's."""
     pipeline, twin = Pipeline(group), InStages()
     optimizer, alone = built(pipeline.module, METHODS["sam"], norm_group=dist.group.WORLD), built(twin, METHODS["sam"])
@@ -130,7 +130,7 @@ def skipped(group: Group, call: int, *, scaled: bool = False) -> dict[str, float
     return {"apart": pipeline.apart(twin), "skipped": optimizer.skipped_steps, "scale": scaler.get_scale()}
 
 
-def resumed(group: Group, make: Make, base: str) -> float:
+def resumed(group: ProcessGroup, make: Make, base: str) -> float:
     """Four steps of seven, a checkpoint of both stages' optimizers into new ones, the rest: against all seven."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)  # numbers of parameters say nothing across stages
     straight, first, second = (Pipeline(group) for _ in range(3))
@@ -157,7 +157,7 @@ def resumed(group: Group, make: Make, base: str) -> float:
     return max(apart(second.module, straight.module), *map(float, differences), 0.0)
 
 
-def cases(group: Group) -> Iterator[tuple[str, Any]]:
+def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     """Each case by its name, with what it found."""
     for name, make in METHODS.items():
         if name != "esam":

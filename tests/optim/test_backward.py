@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Optimizer
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 from .helpers import Watch, over_all_bases, over_both, problem, same_bits, snapshot, state_of
@@ -160,9 +160,11 @@ def test_a_first_pass_that_is_not_finite_is_seen_by_whoever_looks_at_gradients(a
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: SAM(SGD(p, lr=0.1)), lambda p: Method(SGD(p, lr=0.1))], ids=["sam", "plain"]
+    "make", [lambda p: SAM(SGD(p, lr=0.1)), lambda p: OptimizerWrapper(SGD(p, lr=0.1))], ids=["sam", "plain"]
 )
-def test_a_closure_can_tell_the_first_pass_to_count_and_log_once_a_step(make: Callable[[Any], Method]) -> None:
+def test_a_closure_can_tell_the_first_pass_to_count_and_log_once_a_step(
+    make: Callable[[Any], OptimizerWrapper],
+) -> None:
     model, loss = problem()
     optimizer = make(model.parameters())
     seen: list[bool] = []
@@ -178,10 +180,10 @@ def test_a_closure_can_tell_the_first_pass_to_count_and_log_once_a_step(make: Ca
     assert optimizer.first_pass
 
 
-@pytest.mark.parametrize("method", [SAM, Method])
+@pytest.mark.parametrize("method", [SAM, OptimizerWrapper])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_closure_that_adds_to_gradients_that_are_there_is_refused(
-    method: Callable[[Optimizer], Method], parts: int
+    method: Callable[[Optimizer], OptimizerWrapper], parts: int
 ) -> None:
     model, loss = problem()
     optimizer = method(SGD(model.parameters(), lr=0.1))

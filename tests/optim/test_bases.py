@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
 from bench.core.errors import BenchError
-from bench.core.spec import Choice
-from bench.optim.base.wrapper import Method
+from bench.core.spec import ComponentSpec
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -141,13 +141,13 @@ def test_one_group_may_be_unfused_in_a_fused_base() -> None:
 def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = problem()
     monkeypatch.setattr("bench.training.step.chosen_optimizer", lambda choice, weights, model: LBFGS(weights))
-    with pytest.raises(BenchError, match=r"train\.clip_norm: Method cannot wrap LBFGS"):
-        build_optimizer(spec(Choice(name="sgd"), clip_norm=1.0), model)
+    with pytest.raises(BenchError, match=r"train\.clip_norm: OptimizerWrapper cannot wrap LBFGS"):
+        build_optimizer(spec(ComponentSpec(name="sgd"), clip_norm=1.0), model)
 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, Method]
+METHODS = [SAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -166,7 +166,7 @@ def test_the_call_of_other_packages_gets_the_one_that_is_meant_told(method: Any)
     model, _ = problem()
     words = rf"{method.__name__} wraps a constructed optimizer.*torch\.optim\.SGD\(model\.parameters\(\), lr=0\.1\)"
     calls: list[Callable[[], Any]]
-    if issubclass(method, EMA | SWA) or method is Method:
+    if issubclass(method, EMA | SWA) or method is OptimizerWrapper:
         calls = [lambda: method(model.parameters()), lambda: method(SGD)]
     else:
         calls = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -22,7 +22,7 @@ from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, problem, same_bits, snapshot
 
-METHODS: list[Any] = [Method, SAM, GSAM, LookSAM, FriendlySAM, EMA]
+METHODS: list[Any] = [OptimizerWrapper, SAM, GSAM, LookSAM, FriendlySAM, EMA]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 # ---- what it returns ---------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_with_numpys_and_pythons_dropout_and_a_vanishing_rho_it_is_the_base() ->
         np.random.seed(1)
         random.seed(1)
         base = SGD(model.parameters(), lr=0.1)
-        optimizer = SAM(base, rho=1e-12) if vanishing else Method(base)
+        optimizer = SAM(base, rho=1e-12) if vanishing else OptimizerWrapper(base)
         for _ in range(3):
             optimizer.step(Watch(optimizer, lambda: loss() * np.random.rand() * random.choice([0.5, 2.0])))
         return flat(model.parameters())

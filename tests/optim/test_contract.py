@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.core.registry import Entry, load_builtins, optimizers
-from bench.core.spec import Choice
+from bench.core.spec import ComponentSpec
 from bench.optim.base.averaging import Averaging
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.schedule import scheduler
-from bench.optim.base.state import Remembering
-from bench.optim.base.wrapper import Method
+from bench.optim.base.state import StatefulWrapper
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import build_optimizer
 
 from .helpers import Watch, WatchLosses, flat, same_bits, snapshot, spec, state_of
@@ -49,9 +49,9 @@ class Recipe:
         return f"{self.entry.name}-{self.base.name}" if self.base else self.entry.name
 
     def build(self, model: nn.Module) -> Optimizer:
-        base = Choice(name=self.base.name, params=settings(self.base)) if self.base else None
-        optimizer = build_optimizer(spec(Choice(name=self.entry.name, params=settings(self.entry)), base), model)
-        if isinstance(optimizer, Method):
+        base = ComponentSpec(name=self.base.name, params=settings(self.base)) if self.base else None
+        optimizer = build_optimizer(spec(ComponentSpec(name=self.entry.name, params=settings(self.entry)), base), model)
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.total_steps = 8  # of a training that the tests see the most of
         return optimizer
 
@@ -148,7 +148,7 @@ def test_weights_come_back_bit_for_bit_where_lr_is_0(recipe: Recipe) -> None:
         moved |= any(not same_bits(weights, before) for weights in watch.weights)
     assert same_bits(model.parameters(), before)
     assert places == [p.data_ptr() for p in model.parameters()]
-    assert moved == isinstance(optimizer, Perturbing), "and they were away in between"
+    assert moved == isinstance(optimizer, PerturbedOptimizer), "and they were away in between"
 
 
 @every_method
@@ -174,12 +174,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(recipe: Recipe, call: int
     model = net()
     model[3].p = 0.0  # type: ignore[index]
     optimizer = recipe.build(model)
-    assert isinstance(optimizer, Method)
+    assert isinstance(optimizer, OptimizerWrapper)
     x, y = batches(1)[0]
     for _ in range(5):  # LookSAM is at the beginning of its period
         step(optimizer, model, x, y)
     weights, state = snapshot(model.parameters()), snapshot(state_of(optimizer))
-    memory = snapshot(optimizer.memory.values()) if isinstance(optimizer, Remembering) else []
+    memory = snapshot(optimizer.memory.values()) if isinstance(optimizer, StatefulWrapper) else []
     passes = []
 
     def spoil(gradient: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(recipe: Recipe, call: int
     assert optimizer.skipped_steps == 1
     assert same_bits(model.parameters(), weights)
     assert same_bits(state_of(optimizer), state)
-    if isinstance(optimizer, Remembering) and not isinstance(optimizer, Averaging):
+    if isinstance(optimizer, StatefulWrapper) and not isinstance(optimizer, Averaging):
         assert same_bits(optimizer.memory.values(), memory)
     for _ in range(6):
         step(optimizer, model, x, y)
@@ -205,7 +205,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(recipe: Recipe, call: int
 def test_a_gradient_of_zero_is_harmless(recipe: Recipe) -> None:
     model = net()
     optimizer = recipe.build(model)
-    assert isinstance(optimizer, Method)
+    assert isinstance(optimizer, OptimizerWrapper)
     x, y = batches(1)[0]
     for _ in range(7):
         watch = watching(optimizer, model, x, y)
@@ -225,7 +225,7 @@ def test_several_parts_are_each_treated_by_themselves(recipe: Recipe) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
         optimizer = recipe.build(model)
-        assert isinstance(optimizer, Method)
+        assert isinstance(optimizer, OptimizerWrapper)
         for _ in range(steps):
             optimizer.step([watching(optimizer, model, a.double(), b.double()) for a, b in parts])
         return flat(model.parameters())

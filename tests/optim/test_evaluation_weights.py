@@ -12,13 +12,14 @@ from pytorch_optimizer import ScheduleFreeAdamW, ScheduleFreeSGD
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
-from bench.evidence.measures.measure import Settings, measure, prepared
+from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.optim.base.averaging import evaluation_weights
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.gsam import GSAM
 from bench.optim.sam import SAM
-from bench.store.run_folder import KEEP_WEIGHTS, Store
+from bench.store.run_folder import Store
 from bench.train import Stopped, train, weights_sha256
 from bench.training import passes
 from bench.training.checkpoint import load_weights
@@ -70,7 +71,7 @@ BASES: dict[str, Callable[[Any], Optimizer]] = {
 }
 METHODS: dict[str, Callable[..., Optimizer]] = {
     "bare": lambda base, model: base,
-    "clipped": lambda base, model: Method(base, clip_norm=1.0),
+    "clipped": lambda base, model: OptimizerWrapper(base, clip_norm=1.0),
     "sam": lambda base, model: SAM(base, rho=0.1, model=model),
     "gsam": lambda base, model: GSAM(base, rho=0.1, model=model),
 }
@@ -151,7 +152,6 @@ def test_weights_for_evaluation_are_the_bases_and_all_is_back_to_the_bit(
 def test_a_run_is_measured_recorded_kept_and_measured_again_at_the_weights_for_evaluation(
     built: list[Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEEP_WEIGHTS, "1")
     seen: list[str] = []
 
     def watching(model: nn.Module, *rest: Any) -> dict[str, float]:
@@ -160,18 +160,17 @@ def test_a_run_is_measured_recorded_kept_and_measured_again_at_the_weights_for_e
 
     monkeypatch.setattr("bench.train.evaluate", watching)
     spec = make_spec()
-    result = do(spec, tmp_path)
+    result = do(spec, tmp_path, options=RunOptions(keep_weights=True))
     assert result["weights_sha256"] == seen[-1], "what was measured last"
     _kept_weights_are_the_measured_ones(spec, tmp_path, result)
 
 
 @pytest.mark.parametrize(("name", "settings"), [("ema", {"ema_decay": 0.9}), ("swa", {"swa_from": 0.5})])
 def test_of_an_average_too_the_weights_that_are_measured_are_recorded_and_kept(
-    name: str, settings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, settings: dict[str, float], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(KEEP_WEIGHTS, "1")
     spec = make_spec(optimizer_choice(name, "sgd", **settings))
-    result = do(spec, tmp_path)
+    result = do(spec, tmp_path, options=RunOptions(keep_weights=True))
     plain = do(make_spec(optimizer_choice("sgd")), tmp_path)
     assert result["weights_sha256"] != plain["weights_sha256"], "the average, not where its base has come to"
     _kept_weights_are_the_measured_ones(spec, tmp_path, result)
@@ -182,7 +181,7 @@ def _kept_weights_are_the_measured_ones(spec: RunSpec, root: Path, result: dict[
     ready = prepared(spec, CPU)
     load_weights(Store(root).run(spec.run_id).weights, ready.model)
     assert weights_sha256(ready.model) == result["weights_sha256"]
-    settings = Settings(examples=10_000, eigenvalues=1, line_points=3)
+    settings = MeasureSettings(examples=10_000, eigenvalues=1, line_points=3)
     row, _ = measure(ready, spec, settings, with_plane=False)
     assert row["loss"] == pytest.approx(result["metrics"]["train_loss"], rel=1e-4)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
@@ -36,7 +36,9 @@ def exact(values: list[float]) -> Any:
 class Descent:
     """A method on the quadratic, step by step."""
 
-    def __init__(self, method: Callable[[torch.optim.Optimizer], Method], lr: float, momentum: float = 0.0) -> None:
+    def __init__(
+        self, method: Callable[[torch.optim.Optimizer], OptimizerWrapper], lr: float, momentum: float = 0.0
+    ) -> None:
         self.w = nn.Parameter(torch.tensor([3.0, 2.0], dtype=torch.float64))
         self.optimizer = method(SGD([self.w], lr=lr, momentum=momentum))
         self.watch = Watch(self.optimizer, self.loss)

@@ -16,7 +16,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.optim.base import forward_state
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.esam import ESAM
 from bench.optim.sam import SAM
 
@@ -427,7 +427,7 @@ def test_a_momentum_encoder_moves_once_a_step(recipe: Recipe, write: Callable[..
     for which in (recipe, Recipe(recipe.base)):
         nets.append(net := MomentumContrast(write))
         optimizer = which.build(net)
-        if isinstance(optimizer, Method):
+        if isinstance(optimizer, OptimizerWrapper):
             optimizer.param_groups[0]["rho"] = RHO
         if isinstance(optimizer, ESAM):
             optimizer.beta = optimizer.gamma = 1.0

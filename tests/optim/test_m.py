@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 X, Y = torch.randn(32, 5, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
@@ -98,7 +98,7 @@ def test_weights_come_back_bit_for_bit_and_statistics_move_once_a_part() -> None
 
 def test_parts_of_a_method_that_perturbs_nothing_are_gradient_accumulation() -> None:
     model, twin = network(), network()
-    accumulating, plain = Method(sgd(model)), sgd(twin)
+    accumulating, plain = OptimizerWrapper(sgd(model)), sgd(twin)
     accumulating.step(closures(model, accumulating, 8))
     plain.step(closures(twin, plain, 32)[0])
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from bench.optim.base import weight_swap as moving
-from bench.optim.base.weight_swap import Moved, can_stand_in
+from bench.optim.base.weight_swap import WeightSwap, can_stand_in
 from bench.optim.sam import SAM
 
 from .helpers import Watch, same_bits, snapshot
@@ -69,14 +69,14 @@ def test_every_net_finds_the_same_bits_with_all_its_weights_elsewhere(
     assert same_bits(*ends)
 
 
-def moved_by(e: Tensor, weight: Tensor) -> Moved:
-    moved = Moved()
+def moved_by(e: Tensor, weight: Tensor) -> WeightSwap:
+    moved = WeightSwap()
     with torch.no_grad():
         moved.add([weight], [e], FACTOR)
     return moved
 
 
-def put_back(moved: Moved) -> None:
+def put_back(moved: WeightSwap) -> None:
     with torch.no_grad():
         moved.put_back()
 

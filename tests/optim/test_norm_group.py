@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import SGD, AdamW
 
-from bench.optim.base.state import Remembering
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.looksam import LookSAM
 from bench.optim.sam import SAM
@@ -33,7 +33,7 @@ def alone() -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-REMEMBERING: list[tuple[type[Remembering], dict[str, int]]] = [
+REMEMBERING: list[tuple[type[StatefulWrapper], dict[str, int]]] = [
     (FriendlySAM, {"perturb_every": 2}),
     (LookSAM, {"k": 2}),
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 from .helpers import same_bits, snapshot
@@ -73,11 +73,11 @@ def left(net: Net) -> list[Tensor]:
     return [p.grad for p in net.outside.parameters() if p.grad is not None]
 
 
-def build(recipe: Recipe, net: Net) -> Method:
+def build(recipe: Recipe, net: Net) -> OptimizerWrapper:
     net.outside.requires_grad_(False)  # an experiment's optimizer has all that is trained
     optimizer = recipe.build(net)
     net.outside.requires_grad_(True)
-    assert isinstance(optimizer, Method)
+    assert isinstance(optimizer, OptimizerWrapper)
     return optimizer
 
 

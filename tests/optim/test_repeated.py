@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import SGD
 
-from bench.optim.base.perturbation import Perturbing
+from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.esam import ESAM
 from bench.optim.sam import SAM
 
@@ -86,7 +86,7 @@ def test_every_method_rewinds_it(recipe: Recipe) -> None:
     seen: list[Tensor] = []
     model = Noisy()
     optimizer = recipe.build(model)
-    assert isinstance(optimizer, Perturbing)
+    assert isinstance(optimizer, PerturbedOptimizer)
     optimizer.generators = [model.generator]
     optimizer.step(watching(optimizer, model, torch.randn(12, 5), torch.randn(12, 3)))
     assert len(seen) == (3 if isinstance(optimizer, ESAM) else 2)

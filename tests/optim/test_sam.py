@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot
@@ -226,7 +226,7 @@ def test_rho_0_is_the_base_optimizer_bit_for_bit_and_costs_one_pass(base: MakeBa
 def test_a_bare_method_is_the_base_optimizer_bit_for_bit(base: MakeBase) -> None:
     model, loss = problem()
     twin, twin_loss = problem()
-    optimizer, plain = Method(base(model.parameters())), base(twin.parameters())
+    optimizer, plain = OptimizerWrapper(base(model.parameters())), base(twin.parameters())
     for _ in range(3):
         optimizer.step(Watch(optimizer, loss))
         plain.step(Watch(plain, twin_loss))  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from bench.core.spec import Choice
-from bench.optim.base.wrapper import Method
+from bench.core.spec import ComponentSpec
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 from bench.training.step import build_optimizer
 
@@ -289,18 +289,24 @@ def test_a_copy_goes_on_alike_and_apart(clone: Callable[[Any], Any], scheduled: 
 
 # ---- as the suite builds it --------------------------------------------------------------------------------------
 
-SGD_AT_1 = Choice(name="sgd", params={"lr": 1.0, "momentum": 0.0})
+SGD_AT_1 = ComponentSpec(name="sgd", params={"lr": 1.0, "momentum": 0.0})
 
 
 @pytest.mark.parametrize(
     ("method", "base"),
-    [(SGD_AT_1, None), (Choice(name="sam", params={"rho": 0.3}), SGD_AT_1), (Choice(name="asam"), SGD_AT_1)],
+    [
+        (SGD_AT_1, None),
+        (ComponentSpec(name="sam", params={"rho": 0.3}), SGD_AT_1),
+        (ComponentSpec(name="asam"), SGD_AT_1),
+    ],
     ids=["sgd", "sam", "asam"],
 )
-def test_build_optimizer_puts_clip_norm_on_methods_and_on_plain_optimizers(method: Choice, base: Choice | None) -> None:
+def test_build_optimizer_puts_clip_norm_on_methods_and_on_plain_optimizers(
+    method: ComponentSpec, base: ComponentSpec | None
+) -> None:
     model, loss = problem(torch.float64)
     optimizer = build_optimizer(spec(method, base, clip_norm=1e-3), model)
-    assert isinstance(optimizer, Method)
+    assert isinstance(optimizer, OptimizerWrapper)
     optimizer.step(watch := Watch(optimizer, loss))
     update, g = flat(watch.weights[0]) - flat(model.parameters()), flat(watch.gradients[-1])
     torch.testing.assert_close(update, 1e-3 * g / (g.norm() + 1e-6), rtol=1e-9, atol=1e-12)
@@ -317,7 +323,7 @@ def test_build_optimizer_gives_sam_the_model_and_leaves_out_frozen_parameters() 
     model, _ = problem()
     frozen = next(model.parameters())
     frozen.requires_grad_(False)
-    optimizer = build_optimizer(spec(Choice(name="sam", params={"rho": 0.3}), SGD_AT_1), model)
+    optimizer = build_optimizer(spec(ComponentSpec(name="sam", params={"rho": 0.3}), SGD_AT_1), model)
     assert isinstance(optimizer, SAM)
     assert optimizer.model is model
     assert not any(p is frozen for group in optimizer.param_groups for p in group["params"])
@@ -325,8 +331,8 @@ def test_build_optimizer_gives_sam_the_model_and_leaves_out_frozen_parameters() 
 
 def test_build_optimizer_hands_over_what_the_experiment_says() -> None:
     model, _ = problem()
-    base = Choice(name="sgd", params={"lr": 0.3, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02})
-    optimizer = build_optimizer(spec(Choice(name="asam", params={"rho": 0.7, "eta": 0.05}), base), model)
+    base = ComponentSpec(name="sgd", params={"lr": 0.3, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02})
+    optimizer = build_optimizer(spec(ComponentSpec(name="asam", params={"rho": 0.7, "eta": 0.05}), base), model)
     assert isinstance(optimizer, SAM)
     assert (optimizer.param_groups[0]["rho"], optimizer.eta, optimizer.adaptive) == (0.7, 0.05, True)
     assert {name: optimizer.param_groups[0][name] for name in base.params} == base.params
@@ -336,7 +342,7 @@ def test_build_optimizer_hands_over_what_the_experiment_says() -> None:
 def test_build_optimizer_hands_adam_its_moments(name: str) -> None:
     model, _ = problem()
     params = {"lr": 0.3, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.02}
-    group = build_optimizer(spec(Choice(name=name, params=params)), model).param_groups[0]
+    group = build_optimizer(spec(ComponentSpec(name=name, params=params)), model).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.3, (0.8, 0.99), 1e-6, 0.02)
     assert group["decoupled_weight_decay"] is (name == "adamw")
 

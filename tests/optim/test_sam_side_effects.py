@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.optim.base.forward_state import kept_buffers
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot, state_of
@@ -225,8 +225,10 @@ def test_pass_1_is_judged_by_itself_when_pass_2_does_not_meet_what_it_spoilt(ada
     assert optimizer.skipped_steps == 1
 
 
-@pytest.mark.parametrize("method", [Method, lambda base: SAM(base, rho=0.0)], ids=["Method", "rho=0"])
-def test_one_pass_methods_skip_too(method: Callable[[Optimizer], Method]) -> None:
+@pytest.mark.parametrize(
+    "method", [OptimizerWrapper, lambda base: SAM(base, rho=0.0)], ids=["OptimizerWrapper", "rho=0"]
+)
+def test_one_pass_methods_skip_too(method: Callable[[Optimizer], OptimizerWrapper]) -> None:
     model, loss = problem()
     optimizer = method(SGD(model.parameters(), lr=0.1, momentum=0.9))
     weights = snapshot(model.parameters())

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.core.registry import models, optimizers, register_task
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
 from bench.tasks.images import ImageTask
 from bench.train import synchronize
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 EXAMPLES = 5_000
 
@@ -44,13 +44,13 @@ class PerfImages(ImageTask):
 
 def make_spec(model: str, augment: str = "basic", rho: float | None = None, **train: Any) -> RunSpec:
     sgd = optimizers["sgd"].schema.model_validate({"lr": 1e-3, "nesterov": True}).model_dump()
-    base = Choice(name="sgd", params=sgd)
-    optimizer = OptimizerChoice(name="sgd", params=sgd)
+    base = ComponentSpec(name="sgd", params=sgd)
+    optimizer = OptimizerSpec(name="sgd", params=sgd)
     if rho is not None:
-        optimizer = OptimizerChoice(name="sam", params={"rho": rho, "m": None}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"rho": rho, "m": None}, base=base)
     return RunSpec(
-        task=Choice(name="perf_images", params={"augment": augment, "mixup": 0.0}),
-        model=Choice(name=model, params=models[model].schema().model_dump()),
+        task=ComponentSpec(name="perf_images", params={"augment": augment, "mixup": 0.0}),
+        model=ComponentSpec(name=model, params=models[model].schema().model_dump()),
         optimizer=optimizer,
         data=DataSettings(validation=0.1),
         train=TrainSettings(epochs=1, **train),
@@ -58,7 +58,7 @@ def make_spec(model: str, augment: str = "basic", rho: float | None = None, **tr
     )
 
 
-def steps_of(run: Run, count: int) -> Callable[[], float]:
+def steps_of(run: TrainingRun, count: int) -> Callable[[], float]:
     """Seconds a step of ours, over `count` steps."""
     run.model.train()
     device = run.data.train.targets.device
@@ -76,7 +76,7 @@ def steps_of(run: Run, count: int) -> Callable[[], float]:
     return timed
 
 
-def by_hand(run: Run, count: int, *, channels_last: bool) -> Callable[[], float]:
+def by_hand(run: TrainingRun, count: int, *, channels_last: bool) -> Callable[[], float]:
     """A minimal loop over the same bytes, without augmentation."""
     device = run.data.train.targets.device
     model = build(run, channels_last=channels_last)
@@ -100,7 +100,7 @@ def by_hand(run: Run, count: int, *, channels_last: bool) -> Callable[[], float]
     return timed
 
 
-def with_data_loader(run: Run, count: int) -> Callable[[], float]:
+def with_data_loader(run: TrainingRun, count: int) -> Callable[[], float]:
     """The loop of most tutorials: torchvision's transforms of one image at a time, in a DataLoader of 2 workers."""
     from torchvision import transforms
 
@@ -141,7 +141,7 @@ def with_data_loader(run: Run, count: int) -> Callable[[], float]:
     return timed
 
 
-def build(run: Run, *, channels_last: bool) -> nn.Module:
+def build(run: TrainingRun, *, channels_last: bool) -> nn.Module:
     """The model of a run once more, with weights of its own."""
     model = copy.deepcopy(run.model).train()
     return model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -211,7 +211,7 @@ def matrix_rate(device: torch.device) -> float:
     return float(2 * 8192**3 / min(seconds))
 
 
-def flops_of_a_pass(run: Run) -> float:
+def flops_of_a_pass(run: TrainingRun) -> float:
     """Floating-point operations of a forward and a backward pass over a batch: convolutions and matrix products."""
     split = run.data.train
     inputs, targets = split.inputs[: run.batch_size], split.targets[: run.batch_size]

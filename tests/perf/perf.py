@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from bench.config import file as experiment
 from bench.core.errors import nearest
 from bench.core.registry import tasks
+from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import Experiment
 from bench.evidence.merge import merge
@@ -33,7 +34,7 @@ from bench.launch.plan import make_plan
 from bench.models.resnet import SmallResNet
 from bench.store import collecting, columns, records
 from bench.store.run_folder import Store, to_json
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.train import synchronize, train
 from bench.training import environment
 
@@ -120,7 +121,7 @@ def loop() -> None:
 
         def by_hand() -> float:
             task = tasks["digits"].factory()
-            data = prepare(task, spec.data, 0).to(DEVICE).train
+            data = prepare_data(task, spec.data, 0).to(DEVICE).train
             torch.manual_seed(derive(0, "init"))
             model = SmallResNet(8, 16, 1, 10).to(DEVICE)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
@@ -217,7 +218,7 @@ def launcher(runs: int = 300) -> None:
         path.write_text(SWEEP.format(values=", ".join(f"{(number + 1) / 1000:g}" for number in range(runs))))
         plan = make_plan(experiment.load(path), Store(Path(place) / "sweep"))
         started = time.perf_counter()
-        launched = launch.execute(plan, jobs=2, console=Console(file=io.StringIO()))
+        launched = launch.execute(plan, RunOptions(jobs=2), console=Console(file=io.StringIO()))
         wall = time.perf_counter() - started
         times = [path.stat().st_mtime for path in Path(place).glob("sweep/runs/*/result.json")]
         found = launched.results.records

@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from bench.core.registry import models as networks
 from bench.core.registry import optimizers, register_task
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data import batching
 from bench.data import tokens as text
 from bench.data.batching import Batch
@@ -29,7 +29,7 @@ from bench.data.splits import Split
 from bench.data.tokens import Texts
 from bench.tasks.base import Task
 from bench.train import synchronize
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 EXAMPLES, WORDS, STEPS = 2_000, 1_000, 6
 
@@ -80,7 +80,7 @@ def on(device: torch.device, compare: Callable[[str, str, dict[str, Callable[[],
                 os.environ["BENCH_DATA"] = before
 
 
-def steps_of(run: Run, batches: list[Batch]) -> Callable[[], float]:
+def steps_of(run: TrainingRun, batches: list[Batch]) -> Callable[[], float]:
     """Seconds a step over a sample of an epoch's batches, the same share of it for every way of making them."""
     run.model.train()
     device = run.data.train.targets.device
@@ -111,9 +111,9 @@ def make_spec(checkpoint: str) -> RunSpec:
     params = {"checkpoint": checkpoint, "from_scratch": True}
     adamw = optimizers["adamw"].schema().model_dump()
     return RunSpec(
-        task=Choice(name="perf_texts"),
-        model=Choice(name="encoder", params=networks["encoder"].schema.model_validate(params).model_dump()),
-        optimizer=OptimizerChoice(name="adamw", params=adamw),
+        task=ComponentSpec(name="perf_texts"),
+        model=ComponentSpec(name="encoder", params=networks["encoder"].schema.model_validate(params).model_dump()),
+        optimizer=OptimizerSpec(name="adamw", params=adamw),
         data=DataSettings(validation=0.1),
         train=TrainSettings(epochs=1, batch_size=32),
         seed=0,

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from bench.store import locks as claims
-from bench.store.run_folder import Claimed, RunFolder, Store, live
+from bench.store import locks
+from bench.store.run_folder import RunFolder, RunLocked, Store, live
 
 HOLD = """
 import sys, time
@@ -81,7 +81,7 @@ def test_a_claim_of_this_machine_ends_with_its_process_however_fresh_its_word(fo
     holder = hold(folder)
     assert folder.status() == "running"
     assert (folder.holder() or {})["pid"] == holder.pid
-    with pytest.raises(Claimed, match=rf"another process \(pid {holder.pid} on .*, cuda:1\)"), folder.claim():
+    with pytest.raises(RunLocked, match=rf"another process \(pid {holder.pid} on .*, cuda:1\)"), folder.claim():
         raise AssertionError("claimed twice")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -95,12 +95,12 @@ def test_of_many_that_want_a_run_one_gets_it(folder: RunFolder) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from bench.store.run_folder import Claimed, RunFolder
+from bench.store.run_folder import RunLocked, RunFolder
 try:
     with RunFolder(Path(sys.argv[1])).claim():
         print("held", flush=True)
         sys.stdin.read()
-except Claimed:
+except RunLocked:
     print("claimed", flush=True)
 """
     command = [sys.executable, "-c", code, str(folder.path)]
@@ -118,14 +118,14 @@ def test_a_live_claim_of_another_host_is_respected(folder: RunFolder) -> None:
     lock = forge(folder, age=60)
     before = lock.read_text()
     assert folder.status() == "running"
-    with pytest.raises(Claimed, match=r"pid 4711 on node7, cuda:0"), folder.claim():
+    with pytest.raises(RunLocked, match=r"pid 4711 on node7, cuda:0"), folder.claim():
         raise AssertionError("claimed twice")
     assert lock.read_text() == before
     assert sorted(path.name for path in folder.path.iterdir()) == ["lock"], "no probe of the clock is left"
 
 
 def test_a_stale_claim_of_another_host_is_taken_over(folder: RunFolder) -> None:
-    forge(folder, age=claims.STALE + 5)
+    forge(folder, age=locks.STALE + 5)
     assert folder.status() == "missing"
     with folder.claim():
         assert (folder.holder() or {})["pid"] == os.getpid()
@@ -134,12 +134,12 @@ def test_a_stale_claim_of_another_host_is_taken_over(folder: RunFolder) -> None:
 def test_ages_are_told_by_the_clock_of_the_file_system_not_by_ours(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_offsets", {})
+    monkeypatch.setattr(locks, "_offsets", {})
     ours = time.time
-    monkeypatch.setattr(claims.time, "time", lambda: ours() + 3600)  # type: ignore[attr-defined]
+    monkeypatch.setattr(locks.time, "time", lambda: ours() + 3600)  # type: ignore[attr-defined]
     forge(folder, age=60)
     assert folder.status() == "running"
-    forge(folder, age=claims.STALE + 5)
+    forge(folder, age=locks.STALE + 5)
     assert folder.status() == "missing"
 
 
@@ -161,7 +161,7 @@ def test_a_requeued_job_takes_its_claim_back_at_once(folder: RunFolder, monkeypa
 def test_a_lock_file_that_cannot_be_understood_counts_while_it_is_fresh(folder: RunFolder) -> None:
     lock = forge(folder, age=0)
     lock.write_text('{"host": "no')
-    with pytest.raises(Claimed), folder.claim():
+    with pytest.raises(RunLocked), folder.claim():
         raise AssertionError("claimed twice")
     os.utime(lock, (1, 1))
     with folder.claim():
@@ -171,7 +171,7 @@ def test_a_lock_file_that_cannot_be_understood_counts_while_it_is_fresh(folder: 
 def test_a_holder_keeps_its_claim_fresh_and_notices_when_it_is_lost(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "BEAT", 0.01)
+    monkeypatch.setattr(locks, "BEAT", 0.01)
     with folder.claim() as claim:
         lock = folder.path / "lock"
         os.utime(lock, (1, 1))
@@ -192,7 +192,7 @@ def test_where_the_file_system_has_no_locks_the_life_of_the_process_counts(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert folder.status() == "running"
-    with pytest.raises(Claimed), folder.claim():
+    with pytest.raises(RunLocked), folder.claim():
         raise AssertionError("claimed twice")
     holder.kill()
     holder.wait()

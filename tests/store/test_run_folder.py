@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import BenchError
-from bench.store.run_folder import Claimed, RunFolder, StorageError, Store, atomic_path, write_atomic
+from bench.store.run_folder import RunFolder, RunLocked, StorageError, Store, atomic_path, write_atomic
 
 
 def folder_with(path: Path, **files: str) -> RunFolder:
@@ -76,7 +76,7 @@ from pathlib import Path
 from bench.training import checkpoint
 from bench.store.run_folder import RunFolder, StorageError
 folder = RunFolder(Path({str(tmp_path)!r}))
-state = dict.fromkeys(checkpoint.KEYS)
+state = dict.fromkeys(checkpoint.StateDict.__annotations__)
 checkpoint.save(folder, state | {{"run_id": "old"}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -161,7 +161,7 @@ def test_a_run_is_claimed_once_and_free_again_when_the_holder_dies(tmp_path: Pat
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Claimed), folder.claim():
+        with pytest.raises(RunLocked), folder.claim():
             raise AssertionError("claimed twice")
     finally:
         holder.kill()

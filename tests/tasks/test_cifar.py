@@ -22,7 +22,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import tasks
 from bench.core.spec import DataSettings
 from bench.data.datasets import Dataset
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.tasks.cifar import _CIFAR, CIFAR10, CIFAR100, _ArraysOnly, _read_batch
 from bench.tasks.images import Augment
 
@@ -342,7 +342,7 @@ def test_training_validation_and_test_images_are_apart(
     real_data(make.dataset)
     task = make(allow_unverified_data=True)
     full, _ = task.load()
-    data = prepare(task, DataSettings(validation=0.1), seed=0)
+    data = prepare_data(task, DataSettings(validation=0.1), seed=0)
     train, val, test = (hashes(split.inputs) for split in (data.train, data.val, data.test))
     assert len((train | val) & test) == shared
     assert train | val == hashes(full.inputs)

@@ -24,7 +24,7 @@ from bench.data.splits import Split, split_sizes
 from bench.launch.plan import make_plan
 from bench.store.run_folder import Store
 from bench.tasks import digits
-from bench.tasks.base import ACCURACY, Task, prepare, replace_labels
+from bench.tasks.base import ACCURACY, Task, prepare_data, replace_labels
 from bench.tasks.digits import Digits
 
 registry.load_builtins()
@@ -137,7 +137,7 @@ def test_fetching_data_that_is_there_does_nothing_and_it_stays_what_it_was(
 def test_the_protocol_records_whether_the_data_is_the_publishers(task: Task) -> None:
     reads_files = "allow_unverified_data" in vars(task)
     assert task.verified() is not reads_files, "the tiny files are not the real ones"
-    assert prepare(task, PLAIN, seed=0).verified is task.verified()
+    assert prepare_data(task, PLAIN, seed=0).verified is task.verified()
 
 
 def test_losses_are_one_number_an_example_and_score_is_its_metric(task: Task, loaded: tuple[Split, Split]) -> None:
@@ -159,7 +159,7 @@ def test_losses_are_one_number_an_example_and_score_is_its_metric(task: Task, lo
 def test_training_and_validation_part_the_training_set_and_the_test_set_is_whole(
     task: Task, loaded: tuple[Split, Split]
 ) -> None:
-    data = prepare(task, PLAIN, seed=0)
+    data = prepare_data(task, PLAIN, seed=0)
     full = list(zip(rows(loaded[0]), loaded[0].targets.tolist(), strict=True))
     parts = [*zip(rows(data.train), data.train.targets.tolist(), strict=True)]
     parts += zip(rows(data.val), data.val.targets.tolist(), strict=True)
@@ -169,7 +169,7 @@ def test_training_and_validation_part_the_training_set_and_the_test_set_is_whole
 
 def test_no_example_is_in_two_of_training_validation_and_test(task: Task, loaded: tuple[Split, Split]) -> None:
     counts = Counter(rows(loaded[0]) + rows(loaded[1]))
-    data = prepare(task, PLAIN, seed=0)
+    data = prepare_data(task, PLAIN, seed=0)
     unique = [{row for row in rows(split) if counts[row] == 1} for split in (data.train, data.val, data.test)]
     assert len(set.union(*unique)) == sum(len(part) for part in unique)
     assert sum(len(part) for part in unique) > 0.9 * sum(counts.values())
@@ -178,26 +178,26 @@ def test_no_example_is_in_two_of_training_validation_and_test(task: Task, loaded
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.1667, 0.5])
 def test_the_parts_have_exactly_the_sizes_asked_for(task: Task, loaded: tuple[Split, Split], share: float) -> None:
     settings = DataSettings(validation=share)
-    data = prepare(task, settings, seed=0)
+    data = prepare_data(task, settings, seed=0)
     assert (len(data.train), len(data.val)) == split_sizes(len(loaded[0]), settings)
     assert len(data.val) == round(share * len(loaded[0]))
     assert len(data.train) + len(data.val) == len(loaded[0])
 
 
 def test_validation_and_the_order_of_the_rest_are_the_same_for_every_seed(task: Task) -> None:
-    one, other = prepare(task, PLAIN, seed=0), prepare(task, PLAIN, seed=1)
+    one, other = prepare_data(task, PLAIN, seed=0), prepare_data(task, PLAIN, seed=1)
     assert same(one.val, other.val)
     assert same(one.train, other.train)
 
 
 def test_a_smaller_training_set_is_a_part_of_a_larger_one_beside_the_same_validation(task: Task) -> None:
-    whole, part = (prepare(task, DataSettings(train_size=size), seed=0) for size in (None, 40))
+    whole, part = (prepare_data(task, DataSettings(train_size=size), seed=0) for size in (None, 40))
     assert len(part.train) == 40
     assert same(part.train, whole.train[torch.arange(40)])
     assert same(part.val, whole.val)
     assert part.fingerprint == whole.fingerprint
-    assert len(prepare(task, DataSettings(train_share=0.5), seed=0).train) == round(len(whole.train) / 2)
-    assert same(prepare(task, DataSettings(train_share=1e-9), seed=0).train, whole.train[torch.arange(1)])
+    assert len(prepare_data(task, DataSettings(train_share=0.5), seed=0).train) == round(len(whole.train) / 2)
+    assert same(prepare_data(task, DataSettings(train_share=1e-9), seed=0).train, whole.train[torch.arange(1)])
 
 
 def test_a_training_set_larger_than_what_is_left_is_refused_with_the_numbers(
@@ -208,20 +208,20 @@ def test_a_training_set_larger_than_what_is_left_is_refused_with_the_numbers(
     with pytest.raises(
         BenchError, match=rf"data\.train_size = {left + 1}, but only {left} of {len(loaded[0])} training"
     ):
-        prepare(task, DataSettings(train_size=left + 1), seed=0)
+        prepare_data(task, DataSettings(train_size=left + 1), seed=0)
 
 
 @pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
 def test_a_validation_share_that_leaves_nothing_is_refused_with_the_numbers(task: Task, share: float) -> None:
     with pytest.raises(BenchError, match=r"data\.validation = .* training examples leaves \d+ to train on and \d+ to"):
-        prepare(task, DataSettings(validation=share), seed=0)
+        prepare_data(task, DataSettings(validation=share), seed=0)
 
 
 # ---- the protocol: wrong labels ------------------------------------------------------------------------------
 
 
 def test_exactly_the_share_of_training_labels_is_wrong_and_marked(task: Task) -> None:
-    clean, noisy = prepare(task, PLAIN, seed=3).train, prepare(task, NOISY, seed=3).train
+    clean, noisy = prepare_data(task, PLAIN, seed=3).train, prepare_data(task, NOISY, seed=3).train
     assert noisy.noisy is not None
     assert torch.equal(clean.inputs, noisy.inputs)
     assert torch.equal(clean.targets != noisy.targets, noisy.noisy)
@@ -230,20 +230,20 @@ def test_exactly_the_share_of_training_labels_is_wrong_and_marked(task: Task) ->
 
 
 def test_wrong_labels_belong_to_the_seed(task: Task) -> None:
-    one, again, other = (prepare(task, NOISY, seed).train for seed in (0, 0, 1))
+    one, again, other = (prepare_data(task, NOISY, seed).train for seed in (0, 0, 1))
     assert same(one, again)
     assert not torch.equal(one.targets, other.targets)
 
 
 def test_validation_and_test_labels_stay_clean(task: Task) -> None:
-    clean, noisy = prepare(task, PLAIN, seed=0), prepare(task, NOISY, seed=0)
+    clean, noisy = prepare_data(task, PLAIN, seed=0), prepare_data(task, NOISY, seed=0)
     for before, after in ((clean.val, noisy.val), (clean.test, noisy.test)):
         assert same(before, after)
         assert after.noisy is None
 
 
 def test_no_noise_marks_nothing(task: Task) -> None:
-    assert prepare(task, PLAIN, seed=0).train.noisy is None
+    assert prepare_data(task, PLAIN, seed=0).train.noisy is None
 
 
 def test_wrong_labels_are_uniform_over_the_other_classes() -> None:
@@ -274,8 +274,8 @@ class _Regression(Task):
 
 def test_label_noise_on_a_regression_is_refused() -> None:
     with pytest.raises(BenchError, match=r"data\.label_noise needs a task with classes"):
-        prepare(_Regression(), NOISY, seed=0)
-    assert len(prepare(_Regression(), PLAIN, seed=0).train) == 18
+        prepare_data(_Regression(), NOISY, seed=0)
+    assert len(prepare_data(_Regression(), PLAIN, seed=0).train) == 18
 
 
 # ---- the protocol: fingerprint -------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class _Fixed(Task):
 
 
 def test_the_fingerprint_depends_on_the_data_alone(task: Task) -> None:
-    fingerprints = {prepare(task, settings, seed).fingerprint for settings in (PLAIN, NOISY) for seed in (0, 1)}
+    fingerprints = {prepare_data(task, settings, seed).fingerprint for settings in (PLAIN, NOISY) for seed in (0, 1)}
     assert len(fingerprints) == 1
 
 
@@ -313,7 +313,7 @@ def test_any_change_of_the_data_changes_the_fingerprint() -> None:
         (Split(inputs.double(), targets), one),
         (Split(inputs.view(20, 1, 2), targets), one),
     ]
-    assert len({prepare(_Fixed(*variant), PLAIN, seed=0).fingerprint for variant in variants}) == len(variants)
+    assert len({prepare_data(_Fixed(*variant), PLAIN, seed=0).fingerprint for variant in variants}) == len(variants)
 
 
 # ---- splits --------------------------------------------------------------------------------------------------

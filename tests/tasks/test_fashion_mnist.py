@@ -17,7 +17,7 @@ from bench.core.errors import BenchError
 from bench.core.registry import tasks
 from bench.core.spec import DataSettings
 from bench.data.datasets import Dataset
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.tasks.fashion_mnist import FashionMNIST
 
 LEVELS: tuple[Literal["none", "basic", "cutout"], ...] = ("none", "basic", "cutout")
@@ -185,6 +185,6 @@ def test_the_real_data_is_what_torchvision_reads(real_data: Callable[[Dataset], 
 
 def test_training_validation_and_test_images_are_apart(real_data: Callable[[Dataset], None]) -> None:
     real_data(FashionMNIST.dataset)
-    data = prepare(FashionMNIST(), DataSettings(validation=0.1), seed=0)
+    data = prepare_data(FashionMNIST(), DataSettings(validation=0.1), seed=0)
     images = [image.tobytes() for split in (data.train, data.val, data.test) for image in split.inputs.numpy()]
     assert len({hashlib.sha256(image).digest() for image in images}) == 70_000

@@ -20,7 +20,7 @@ from bench.core.registry import tasks
 from bench.core.spec import DataSettings
 from bench.data.datasets import Dataset
 from bench.data.glue_files import TASKS
-from bench.tasks.base import Task, prepare
+from bench.tasks.base import Task, prepare_data
 from bench.tasks.glue import Glue
 
 
@@ -233,7 +233,7 @@ def test_data_that_is_not_the_real_one_needs_the_setting(folder: Path) -> None:
 def test_similarities_have_no_classes_to_draw_wrong_labels_from(real_data: Callable[[Dataset], None]) -> None:
     real_data(TASKS["stsb"].tables)
     with pytest.raises(BenchError, match=r"data\.label_noise needs a task with classes"):
-        prepare(Glue("stsb"), DataSettings(label_noise=0.1), seed=0)
+        prepare_data(Glue("stsb"), DataSettings(label_noise=0.1), seed=0)
 
 
 @pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "stsb", "rte", "wnli"])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.core.errors import BenchError
 from bench.core.spec import DataSettings
-from bench.tasks.base import prepare
+from bench.tasks.base import prepare_data
 from bench.tasks.image_folder import ImageFolder
 
 
@@ -152,7 +152,7 @@ def test_files_that_are_no_images_and_hidden_ones_are_left_alone(folder: Path) -
 
 def test_every_image_is_in_the_fingerprint_of_the_data(folder: Path) -> None:
     def fingerprint() -> str:
-        return prepare(task(folder), DataSettings(), 0).fingerprint
+        return prepare_data(task(folder), DataSettings(), 0).fingerprint
 
     before = fingerprint()
     Image.new("RGB", (12, 12)).save(folder / "owl" / "3.png")

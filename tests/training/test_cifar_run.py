@@ -19,7 +19,7 @@ from bench.analysis import tables as tables_module
 from bench.analysis.study import Study
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.seeding import derive
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.datasets import data_folder as where_data_is
 from bench.data.splits import held_out
 from bench.store import records as results
@@ -37,14 +37,14 @@ EXAMPLES, BATCH, LR = 512, 64, 0.05
 def make_spec(
     task: str = "cifar10", method: str = "sgd", settings: dict[str, Any] | None = None, **train: Any
 ) -> RunSpec:
-    base = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": LR}).model_dump())
-    optimizer = OptimizerChoice(name="sgd", params=base.params)
+    base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": LR}).model_dump())
+    optimizer = OptimizerSpec(name="sgd", params=base.params)
     if method == "sam":
-        optimizer = OptimizerChoice(name="sam", params={"rho": 0.05, "m": None}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"rho": 0.05, "m": None}, base=base)
     params = tasks[task].schema.model_validate({"allow_unverified_data": True} | (settings or {})).model_dump()
     return RunSpec(
-        task=Choice(name=task, params=params),
-        model=Choice(name="resnet8", params={"width": 8}),
+        task=ComponentSpec(name=task, params=params),
+        model=ComponentSpec(name="resnet8", params={"width": 8}),
         optimizer=optimizer,
         data=DataSettings(validation=0.1),
         train=TrainSettings(**({"epochs": 2, "batch_size": BATCH} | train)),

@@ -12,11 +12,11 @@ import torch
 from bench.config import file as experiment
 from bench.core.errors import BenchError
 from bench.core.registry import load_builtins, tasks
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
-from bench.launch.estimate import Speed, measure
+from bench.launch.estimate import Speed, measure_speed
 from bench.store.run_folder import Store
-from bench.tasks.base import prepare, replace_labels, sampled
+from bench.tasks.base import prepare_data, replace_labels, sampled
 from bench.train import train
 
 load_builtins()
@@ -26,9 +26,9 @@ DIGITS = tasks["digits"].factory()
 
 def make_spec(**settings: Any) -> RunSpec:
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "none"}),
-        model=Choice(name="mlp", params={"width": 8, "depth": 1, "dropout": 0.0}),
-        optimizer=OptimizerChoice(name="sgd", params={"lr": 0.1}),
+        task=ComponentSpec(name="digits", params={"augment": "none"}),
+        model=ComponentSpec(name="mlp", params={"width": 8, "depth": 1, "dropout": 0.0}),
+        optimizer=OptimizerSpec(name="sgd", params={"lr": 0.1}),
         data=DataSettings(label_noise=0.2),
         train=TrainSettings(**({"epochs": 3, "batch_size": 200} | settings)),
         seed=0,
@@ -50,7 +50,7 @@ def labelled(classes: list[int], *, noisy: bool = True) -> Split:
 
 
 def test_each_class_has_its_share_and_so_have_replaced_labels() -> None:
-    train_set = replace_labels(prepare(DIGITS, DataSettings(), 0).train, DIGITS, 0.2, 0)
+    train_set = replace_labels(prepare_data(DIGITS, DataSettings(), 0).train, DIGITS, 0.2, 0)
     some = sampled(train_set, 400)
     assert len(some) == 400
     assert some.noisy is not None
@@ -117,9 +117,9 @@ def test_a_small_training_set_gives_the_records_and_the_run_id_of_before(tmp_pat
 
 def test_an_estimate_counts_all_of_the_training_set_once() -> None:
     assert Speed(1.0, 2.0, 10.0, more=5.0).run(make_spec(epochs=3), 4) == 1 + 4 * 2 + 3 * 10 + 5
-    some, whole = (measure(make_spec(eval_train=size), CPU, seconds=0.0) for size in (108, "all"))
+    some, whole = (measure_speed(make_spec(eval_train=size), CPU, seconds=0.0) for size in (108, "all"))
     assert whole.more == 0
-    sizes = [len(split) for split in prepare(DIGITS, DataSettings(), 0).splits().values()]
+    sizes = [len(split) for split in prepare_data(DIGITS, DataSettings(), 0).splits().values()]
     assert some.more / some.an_evaluation == pytest.approx((sizes[0] - 108) / (108 + sum(sizes[1:])))
 
 

@@ -25,17 +25,17 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.core.process_group import ALONE
 from bench.core.registry import Entry, load_builtins, optimizers
-from bench.core.spec import Choice, TrainSettings
+from bench.core.spec import ComponentSpec, TrainSettings
 from bench.data import autoaugment
 from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.models.encoders import Encoder
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Task
 from bench.tasks.images import ImageTask
 from bench.training.evaluate import outputs
 from bench.training.precision import set_precision
-from bench.training.step import Run, build_optimizer, share_out
+from bench.training.step import TrainingRun, build_optimizer, share_out
 from tests.models.encoder_files import Sentences, configuration
 from tests.models.helpers import build
 from tests.optim.helpers import spec as optimizer_spec
@@ -155,7 +155,7 @@ def recipes() -> Iterator[Recipe]:
             yield Recipe(entry, model, augment="autoaugment", m=m, precision="bf16", clip_norm=1.0)
 
 
-def make_run(recipe: Recipe) -> Run:
+def make_run(recipe: Recipe) -> TrainingRun:
     """Build the parts of a run on the fake device, as `set_up` builds them on a real one."""
     train = TrainSettings(
         epochs=2,
@@ -169,14 +169,14 @@ def make_run(recipe: Recipe) -> Run:
     params = recipe.entry.schema(**{key: value for key, value in given.items() if key in fields}).model_dump()
     base = None
     if recipe.entry.wraps_base:
-        base = Choice(name="sgd", params=optimizers["sgd"].schema(lr=0.1, momentum=0.9).model_dump())
+        base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema(lr=0.1, momentum=0.9).model_dump())
     optimizer = build_optimizer(
-        optimizer_spec(Choice(name=recipe.entry.name, params=params), base, train.clip_norm), model
+        optimizer_spec(ComponentSpec(name=recipe.entry.name, params=params), base, train.clip_norm), model
     )
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps, optimizer.seed = 8, 0
     part_size, together = share_out(optimizer, BATCH, ALONE)
-    return Run(
+    return TrainingRun(
         task=task,
         data=Data(train=split, val=split, test=split, fingerprint="", verified=True),
         model=model,
@@ -223,7 +223,7 @@ def _fake(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
-def do_steps(run: Run) -> Watch:
+def do_steps(run: TrainingRun) -> Watch:
     """Make some steps under watch; the very first one may ask whether a base can make its state."""
     run.network.train()
     augment, batch = np.random.RandomState(0), Batch(torch.arange(BATCH, device=GPU))

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bench.core.registry import load_builtins, optimizers
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.batching import Batch
 from bench.store.run_folder import Store
 from bench.train import Stopped, train
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 load_builtins()
 GPU = torch.device("cuda")
@@ -27,14 +27,14 @@ pytestmark = [
 
 
 def make_spec(method: str = "sam", **train: Any) -> RunSpec:
-    base = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
-    optimizer = OptimizerChoice(name="sgd", params=base.params)
+    base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
+    optimizer = OptimizerSpec(name="sgd", params=base.params)
     if method == "sam":
-        optimizer = OptimizerChoice(name="sam", params={"rho": 0.05, "m": None}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"rho": 0.05, "m": None}, base=base)
     task = {"augment": "autoaugment", "mixup": 0.4, "allow_unverified_data": True}
     return RunSpec(
-        task=Choice(name="cifar10", params=task),
-        model=Choice(name="resnet20", params={"width": 16}),
+        task=ComponentSpec(name="cifar10", params=task),
+        model=ComponentSpec(name="resnet20", params={"width": 16}),
         optimizer=optimizer,
         data=DataSettings(validation=0.1),
         train=TrainSettings(**({"epochs": 3, "batch_size": 16} | train)),
@@ -48,7 +48,7 @@ def do(spec: RunSpec, root: Path, **options: Any) -> dict[str, Any]:
         return train(spec, folder, GPU, **options)
 
 
-def losses(run: Run, steps: int = 5) -> list[float]:
+def losses(run: TrainingRun, steps: int = 5) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
     batch = Batch(torch.arange(run.batch_size, device=GPU))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bench.core.registry import load_builtins, models, optimizers
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.store.run_folder import Store
 from bench.train import train
 from bench.training import precision as numerics
@@ -50,13 +50,13 @@ def compilations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def make_spec(method: str = "sgd", seed: int = 0, width: int = 8, **settings: Any) -> RunSpec:
     sgd = optimizers["sgd"].schema.model_validate({"lr": 0.1}).model_dump()
-    optimizer = OptimizerChoice(name="sgd", params=sgd)
+    optimizer = OptimizerSpec(name="sgd", params=sgd)
     if method != "sgd":
         own = optimizers[method].schema.model_validate({"rho": 0.05}).model_dump()
-        optimizer = OptimizerChoice(name=method, params=own, base=Choice(name="sgd", params=sgd))
+        optimizer = OptimizerSpec(name=method, params=own, base=ComponentSpec(name="sgd", params=sgd))
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "none"}),
-        model=Choice(
+        task=ComponentSpec(name="digits", params={"augment": "none"}),
+        model=ComponentSpec(
             name="mlp", params=models["mlp"].schema().model_dump() | {"width": width, "depth": 1, "dropout": 0.2}
         ),
         optimizer=optimizer,
@@ -94,7 +94,7 @@ def test_optimizers_that_do_nothing_to_the_model_share_code_and_other_runs_do_no
         run.warm_up()
         return len(compilations) - before
 
-    adam = OptimizerChoice(name="adam", params=optimizers["adam"].schema.model_validate({"lr": 1e-3}).model_dump())
+    adam = OptimizerSpec(name="adam", params=optimizers["adam"].schema.model_validate({"lr": 1e-3}).model_dump())
     assert compiled_for(make_spec())
     assert compiled_for(make_spec().model_copy(update={"optimizer": adam})) == 0
     assert compiled_for(make_spec("sam")), "another method"

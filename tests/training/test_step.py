@@ -11,28 +11,28 @@ import torch
 from torch import nn
 
 from bench.core.errors import BenchError
-from bench.core.process_group import Group
+from bench.core.process_group import ProcessGroup
 from bench.core.registry import load_builtins, optimizers
-from bench.core.spec import Choice, DataSettings, OptimizerChoice, RunSpec, TrainSettings
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.batching import Batch
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 from bench.train import weights_sha256
 from bench.training import precision as numerics
-from bench.training.step import Run, set_up, share_out
+from bench.training.step import TrainingRun, set_up, share_out
 
 load_builtins()
 CPU = torch.device("cpu")
 
 
 def make_spec(model: str = "resnet8", method: dict[str, Any] | None = None, **train: Any) -> RunSpec:
-    base = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
-    optimizer = OptimizerChoice(name="sgd", params=base.params)
+    base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
+    optimizer = OptimizerSpec(name="sgd", params=base.params)
     if method is not None:
         params = optimizers["sam"].schema.model_validate(method).model_dump()
-        optimizer = OptimizerChoice(name="sam", params=params, base=base)
+        optimizer = OptimizerSpec(name="sam", params=params, base=base)
     return RunSpec(
-        task=Choice(name="digits", params={"augment": "shift"}),
-        model=Choice(name=model, params={"width": 4} if model == "resnet8" else {"width": 8, "dropout": 0.5}),
+        task=ComponentSpec(name="digits", params={"augment": "shift"}),
+        model=ComponentSpec(name=model, params={"width": 4} if model == "resnet8" else {"width": 8, "dropout": 0.5}),
         optimizer=optimizer,
         data=DataSettings(validation=0.25),
         train=TrainSettings(**({"epochs": 1, "batch_size": 64} | train)),
@@ -40,7 +40,7 @@ def make_spec(model: str = "resnet8", method: dict[str, Any] | None = None, **tr
     )
 
 
-def losses(run: Run, steps: int = 6) -> list[float]:
+def losses(run: TrainingRun, steps: int = 6) -> list[float]:
     run.network.train()
     augment = np.random.RandomState(0)
     batches = torch.split(torch.arange(64 * steps), 64)
@@ -74,9 +74,9 @@ def test_m_that_does_not_divide_a_small_training_set_is_told() -> None:
 
 
 def method_spec(name: str, params: dict[str, Any], model: str = "mlp", **base: Any) -> RunSpec:
-    sgd = Choice(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05, **base}).model_dump())
+    sgd = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05, **base}).model_dump())
     settings = optimizers[name].schema.model_validate(params).model_dump()
-    choice = OptimizerChoice(name=name, params=settings, base=sgd)
+    choice = OptimizerSpec(name=name, params=settings, base=sgd)
     return make_spec(model, epochs=2).model_copy(update={"optimizer": choice})
 
 
@@ -95,17 +95,17 @@ def test_a_method_that_can_do_nothing_with_its_base_or_its_model_is_told_in_one_
 def test_a_method_knows_how_long_the_training_is_and_draws_from_the_runs_seed() -> None:
     spec = method_spec("random-direction", {"rho": 0.5, "perturb_from": 0.5})
     one, other = (set_up(s, CPU) for s in (spec, spec.model_copy(update={"seed": 1})))
-    assert isinstance(one.optimizer, Method)
-    assert isinstance(other.optimizer, Method)
+    assert isinstance(one.optimizer, OptimizerWrapper)
+    assert isinstance(other.optimizer, OptimizerWrapper)
     assert one.optimizer.total_steps == 2 * one.steps == 28
     assert one.optimizer.seed != other.optimizer.seed
 
 
 def test_a_method_that_chooses_examples_needs_an_m_over_several_processes() -> None:
     optimizer = set_up(method_spec("esam", {}), CPU).optimizer
-    assert share_out(optimizer, 64, Group()) == (64, True)
+    assert share_out(optimizer, 64, ProcessGroup()) == (64, True)
     with pytest.raises(BenchError, match=r"ESAM chooses .* over 2 processes .* give it an m that divides 32"):
-        share_out(optimizer, 64, Group(rank=0, size=2))
+        share_out(optimizer, 64, ProcessGroup(rank=0, size=2))
 
 
 def test_passes_over_part_of_a_batch_count_as_that_part() -> None:
@@ -228,7 +228,7 @@ def test_cublas_is_told_once_and_the_users_own_choice_stays(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("data_folder")
 def test_images_in_colour_and_the_weights_that_meet_them_are_channels_last() -> None:
-    task = Choice(name="cifar10", params={"augment": "basic", "mixup": 0.0, "allow_unverified_data": True})
+    task = ComponentSpec(name="cifar10", params={"augment": "basic", "mixup": 0.0, "allow_unverified_data": True})
     spec = make_spec().model_copy(update={"task": task, "train": TrainSettings(epochs=1, batch_size=8)})
     run = set_up(spec, CPU)
     split = run.data.train
@@ -248,7 +248,7 @@ def test_decay_on_matrices_leaves_biases_and_norms_alone() -> None:
     """Without a gradient a step of SGD is its weight decay: w - lr * decay * w, where there is any."""
     spec = make_spec(weight_decay_on="matrices")
     params = {**spec.optimizer.params, "weight_decay": 0.1, "lr": 0.5, "momentum": 0.0}
-    spec = spec.model_copy(update={"optimizer": OptimizerChoice(name="sgd", params=params)})
+    spec = spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd", params=params)})
     run = set_up(spec, CPU)
     for parameter in run.model.parameters():
         nn.init.ones_(parameter)

@@ -51,12 +51,12 @@ def plane(
     surface: Surface, along: Sequence[Tensor], across: Sequence[Tensor], points: int
 ) -> list[tuple[float, float, float]]:
     """Return (alpha, beta, loss at w + alpha d + beta d') for alpha and beta from -1 to 1, alpha running slowest."""
-    found = []
+    losses = []
     for alpha in ticks(points):
         for beta in ticks(points):
             by = [a * alpha + b * beta for a, b in zip(along, across, strict=True)]
-            found.append((alpha, beta, _loss_at(surface, by)))
-    return found
+            losses.append((alpha, beta, _loss_at(surface, by)))
+    return losses
 
 
 def _loss_at(surface: Surface, by: Sequence[Tensor]) -> float:

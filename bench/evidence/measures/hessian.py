@@ -109,7 +109,7 @@ def largest_eigenvalues(surface: Surface, count: int, seed: int) -> Eigenvalues:
 
     start = numpy_stream(seed, "landscape", 0).standard_normal(size)
     try:
-        found: Any = eigsh(
+        computed: Any = eigsh(
             LinearOperator((size, size), matvec=product, dtype=np.float64),
             k=count,
             which="LA",
@@ -119,7 +119,7 @@ def largest_eigenvalues(surface: Surface, count: int, seed: int) -> Eigenvalues:
             return_eigenvectors=False,
         )
     except ArpackNoConvergence as error:
-        found = error.eigenvalues
-    values = sorted((float(value) for value in found), reverse=True)
+        computed = error.eigenvalues
+    values = sorted((float(value) for value in computed), reverse=True)
     # Those that are missing could be any of them, so that the largest of the others need not be the largest.
     return Eigenvalues(values if len(values) == count else [float("nan")] * count, products)

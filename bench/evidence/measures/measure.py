@@ -17,13 +17,13 @@ from bench.evidence.measures.directions import direction, line, plane
 from bench.evidence.measures.hessian import largest_eigenvalues
 from bench.evidence.measures.surface import Surface
 from bench.train import synchronize
-from bench.training.step import Run, set_up
+from bench.training.step import TrainingRun, set_up
 
 Precision = Literal["fp32", "fp64"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """How runs are measured; a table has runs that were measured alike.
 
     Attributes:
@@ -45,14 +45,14 @@ class Settings:
         return asdict(self)
 
 
-def prepared(spec: RunSpec, device: torch.device) -> Run:
+def prepared(spec: RunSpec, device: torch.device) -> TrainingRun:
     """Return a run's data and its model with initial weights, uncompiled, in full precision, in one process."""
     plain = {"precision": "fp32", "compile": False, "cuda_graphs": False, "processes": 1, "deterministic": False}
     return set_up(spec.model_copy(update={"train": spec.train.model_copy(update=plain)}), device)
 
 
 def measure(
-    run: Run, spec: RunSpec, settings: Settings, *, with_plane: bool
+    run: TrainingRun, spec: RunSpec, settings: MeasureSettings, *, with_plane: bool
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Measure a run whose final weights are in its model.
 
@@ -74,9 +74,9 @@ def measure(
 
     count = min(settings.eigenvalues, sum(p.numel() for p in surface.parameters) - 1)
     with _timed(row, "hessian_seconds", device):
-        found = largest_eigenvalues(surface, count, spec.seed)
-    row |= {f"eigenvalue_{place}": value for place, value in enumerate(found.values, start=1)}
-    row["hessian_products"] = float(found.products)
+        largest = largest_eigenvalues(surface, count, spec.seed)
+    row |= {f"eigenvalue_{place}": value for place, value in enumerate(largest.values, start=1)}
+    row["hessian_products"] = float(largest.products)
 
     with _timed(row, "m_sharpness_seconds", device):
         row["m_sharpness"], batches = m_sharpness(surface, settings.rho, settings.m)
@@ -98,7 +98,7 @@ def measure(
     return row, points  # type: ignore[return-value]
 
 
-def _calibration(run: Run, dtype: torch.dtype) -> dict[str, float]:
+def _calibration(run: TrainingRun, dtype: torch.dtype) -> dict[str, float]:
     """Return the calibration of a classifier on the test set; nothing for a regression."""
     targets = run.data.test.targets
     if run.task.num_outputs < 2 or targets.is_floating_point():

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
+from bench.core import data_folder
 from bench.core.registry import optimizers, undeclared
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import PlannedRun
 from bench.launch import speeds
 from bench.launch.estimate import Speed, configuration, samples
 from bench.launch.local.server import start_fork_server
 from bench.launch.local.signals import Interrupts
 from bench.launch.local.slots import Slot, slow_precision
-from bench.launch.local.worker import Event, Job, Measure, Rehearse, work
+from bench.launch.local.worker import Event, MeasureSpeed, Rehearse, RunJob, work
 from bench.launch.outcome import Outcome
-from bench.launch.progress import Display
-from bench.store.run_folder import Claimed, Store, reason_in
+from bench.launch.progress import ProgressDisplay
+from bench.store.run_folder import RunLocked, Store, reason_in
 from bench.training.passes import passes_per_step
 from bench.training.precision import allow_deterministic_kernels
 
@@ -45,11 +47,10 @@ class _Worker:
 def run_local(
     runs: Sequence[PlannedRun],
     store: Store,
-    display: Display,
+    display: ProgressDisplay,
     *,
     shares: Sequence[Slot],
-    fail_fast: bool = False,
-    checkpoint_minutes: float = 5.0,
+    options: RunOptions = DEFAULTS,
     only_estimate: bool = False,
     grace_seconds: float = GRACE_SECONDS,
     meanwhile: Callable[[str | None], None] = lambda run_id: None,
@@ -59,8 +60,7 @@ def run_local(
     Args:
         runs: what is to do, in the order of doing.
         shares: the machine in the shares that runs get, from `slots`.
-        fail_fast: end the launch at the first failure.
-        checkpoint_minutes: time between two checkpoints of a run.
+        options: whether the first failure ends the launch, and what each run is told.
         only_estimate: measure and say how long they would take, build each configuration and take one step of it, and
             do none of them; configurations that fail are the failed runs of the outcome.
         grace_seconds: how long workers may take to save, once asked to stop.
@@ -74,7 +74,7 @@ def run_local(
             interrupts.check()
             meanwhile(run_id)
 
-        pool = _Pool(runs, store, display, fail_fast, checkpoint_minutes, between)
+        pool = _Pool(runs, store, display, options, between)
         try:
             pool.start(shares[: len(runs)])
             pool.measure()
@@ -91,7 +91,7 @@ def run_local(
 
 
 def speeds_here(
-    runs: Sequence[PlannedRun], store: Store, display: Display, shares: Sequence[Slot]
+    runs: Sequence[PlannedRun], store: Store, display: ProgressDisplay, shares: Sequence[Slot]
 ) -> tuple[dict[str, Speed], str]:
     """Return what every kind of these runs costs on this machine, and why the last one that is missing is."""
     pool = _Pool(runs, store, display)
@@ -107,17 +107,15 @@ class _Pool:
         self,
         runs: Sequence[PlannedRun],
         store: Store,
-        display: Display,
-        fail_fast: bool = False,
-        checkpoint_minutes: float = 5.0,
+        display: ProgressDisplay,
+        options: RunOptions = DEFAULTS,
         meanwhile: Callable[[str | None], None] = lambda run_id: None,
     ) -> None:
         self.queue = deque(runs)
         self.meanwhile = meanwhile
         self.store = store
         self.display = display
-        self.fail_fast = fail_fast
-        self.checkpoint_minutes = checkpoint_minutes
+        self.options = options
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
@@ -138,7 +136,9 @@ class _Pool:
 
     def _hire(self, slot: Slot) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = self.context.Process(target=work, args=(theirs, slot, dict(os.environ)), daemon=True)
+        process = self.context.Process(
+            target=work, args=(theirs, slot, {**os.environ, **data_folder.variables()}), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
@@ -150,11 +150,11 @@ class _Pool:
         """
         if words := slow_precision([run.spec for run in self.queue], [worker.slot for worker in self.workers]):
             self.display.say(words)
-        found, reason = self.speeds()
+        measured, reason = self.speeds()
         if reason:
             self.display.say(f"No estimate of the time: {reason}")
         else:
-            self.display.estimated(list(self.queue), found, len(self.workers))
+            self.display.estimated(list(self.queue), measured, len(self.workers))
 
     def speeds(self) -> tuple[dict[str, Speed], str]:
         """Return what every kind of run in the queue costs, and why the last one that is missing is."""
@@ -166,18 +166,18 @@ class _Pool:
         for name, spec in kinds.items():
             if name in known:
                 continue
-            events = self._ask_all(Measure(spec.model_dump_json()))
-            found = [event.content for event in events if event.kind == "speed"]
-            if not found:
+            events = self._ask_all(MeasureSpeed(spec.model_dump_json()))
+            answers = [event.content for event in events if event.kind == "speed"]
+            if not answers:
                 reason = events[0].content if events else "the worker died; was memory short?"
                 continue
-            if len(found) == len(self.workers):
+            if len(answers) == len(self.workers):
                 self.tried.add(configuration(spec))
-            measured[name] = max(found, key=lambda speed: speed.a_pass)
+            measured[name] = max(answers, key=lambda speed: speed.a_pass)
         speeds.remember({keys[name]: speed for name, speed in measured.items()})
         return known | measured, reason
 
-    def _ask_all(self, question: Measure) -> list[Event]:
+    def _ask_all(self, question: MeasureSpeed) -> list[Event]:
         """Return the answers of all workers; one that dies over the question gives none, and is replaced."""
         for worker in self.workers:
             worker.connection.send(question)
@@ -210,7 +210,7 @@ class _Pool:
                 return
 
     def _ended_early(self) -> bool:
-        if self.outcome.disk is None and not (self.fail_fast and self.outcome.failed):
+        if self.outcome.disk is None and not (self.options.fail_fast and self.outcome.failed):
             return False
         waiting = bool(self.queue) or any(self.lonely.values())
         self.outcome.interrupted = waiting or any(worker.run for worker in self.workers)
@@ -240,7 +240,7 @@ class _Pool:
         worker.run, worker.alone = run, alone
         spec, folder = run.spec.model_dump_json(), self.store.run(run.spec.run_id).path
         self.display.started(run)
-        job = Rehearse(spec, alone) if self.rehearsing else Job(spec, folder, self.checkpoint_minutes, alone)
+        job = Rehearse(spec, alone) if self.rehearsing else RunJob(spec, folder, self.options, alone)
         try:
             worker.connection.send(job)
         except OSError:  # it died while it had nothing to do
@@ -355,7 +355,7 @@ class _Pool:
         try:
             with folder.claim():
                 folder.write_error(text + "\n")
-        except Claimed:  # taken over by another launch meanwhile
+        except RunLocked:  # taken over by another launch meanwhile
             self.outcome.elsewhere += 1
             self.display.dropped(run)
             return

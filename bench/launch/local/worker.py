@@ -16,17 +16,18 @@ from typing import Any
 import torch
 
 from bench.core.errors import BenchError, NotPrepared
+from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed.launcher import run_distributed
-from bench.launch.estimate import measure, rehearse
+from bench.launch.estimate import measure_speed, rehearse
 from bench.launch.local.memory import out_of_memory
 from bench.launch.local.slots import Slot
-from bench.store.run_folder import Claimed, RunFolder, StorageError
+from bench.store.run_folder import RunFolder, RunLocked, StorageError
 from bench.train import Report, Stopped, StopSign, train
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """A run to do.
 
     Attributes:
@@ -35,12 +36,12 @@ class Job:
 
     spec_json: str
     folder: Path
-    checkpoint_minutes: float
+    options: RunOptions
     alone: bool = False
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureSpeed:
     """Take a few steps of a run and tell how long they take."""
 
     spec_json: str
@@ -88,17 +89,17 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
     device = torch.device(slot.device)
     while True:
         try:
-            job: Job | Measure | Rehearse | None = connection.recv()
+            job: RunJob | MeasureSpeed | Rehearse | None = connection.recv()
         except (EOFError, OSError):
             return
         if job is None:
             return
         if device.type == "cuda":  # not earlier: a worker that waits takes none of the GPU's memory
             torch.cuda.set_device(device)
-        if isinstance(job, Job):
+        if isinstance(job, RunJob):
             event = _do(job, slot, connection, stop_sign)
         else:
-            event = _measure(job, device) if isinstance(job, Measure) else _rehearse(job, device)
+            event = _measure(job, device) if isinstance(job, MeasureSpeed) else _rehearse(job, device)
         connection.send(event)
 
 
@@ -113,9 +114,9 @@ def _die_with_the_launcher() -> None:
         os._exit(1)
 
 
-def _measure(job: Measure, device: torch.device) -> Event:
+def _measure(job: MeasureSpeed, device: torch.device) -> Event:
     try:
-        return Event("speed", content=measure(RunSpec.model_validate_json(job.spec_json), device))
+        return Event("speed", content=measure_speed(RunSpec.model_validate_json(job.spec_json), device))
     except Exception as error:  # the run itself will meet it again, and have it recorded
         words = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
         return Event("failed", content=words.partition("\n")[0])
@@ -132,7 +133,7 @@ def _rehearse(job: Rehearse, device: torch.device) -> Event:
         return Event("failed", content=str(error) if isinstance(error, BenchError) else traceback.format_exc())
 
 
-def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Event:
+def _do(job: RunJob, slot: Slot, connection: Connection, stop_sign: StopSign) -> Event:
     folder = RunFolder(job.folder)
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
@@ -158,14 +159,14 @@ def _do(job: Job, slot: Slot, connection: Connection, stop_sign: StopSign) -> Ev
                 raise
             except Exception as error:
                 return _failure(error, folder, job.alone)
-    except Claimed:
+    except RunLocked:
         return Event("claimed")
     except StorageError as error:
         return Event("disk", content=str(error))
 
 
 def _run(
-    job: Job,
+    job: RunJob,
     slot: Slot,
     folder: RunFolder,
     report: Report,
@@ -176,10 +177,10 @@ def _run(
     spec = RunSpec.model_validate_json(job.spec_json)
     devices = slot.devices(spec.train.processes)
     if spec.train.processes == 1:
-        return train(spec, folder, devices[0], report, job.checkpoint_minutes, stop, say=say)
+        return train(spec, folder, devices[0], report, job.options, stop, say=say)
     if slot.device != "cpu":
         torch.cuda.empty_cache()  # of what was measured before: the first process's memory now
-    return run_distributed(spec, folder, devices, report, job.checkpoint_minutes, stop, slot.team, say)
+    return run_distributed(spec, folder, devices, report, job.options, stop, slot.team, say)
 
 
 def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:

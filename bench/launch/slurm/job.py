@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.core import data_folder
 from bench.core.errors import BenchError
 from bench.launch.slurm import queue
 from bench.launch.slurm import submission as submissions
-from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
-from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
+from bench.launch.slurm.submission import JobSettings, Note, Submission, code_sha256
+from bench.store.run_folder import to_json, write_atomic
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -163,7 +164,7 @@ class Job:
             return None
         return DelayedSubmission(type(self)(self.folder, self.task, self.code, self.idle))
 
-    def _is_at_its_limit(self, settings: Settings) -> bool:
+    def _is_at_its_limit(self, settings: JobSettings) -> bool:
         """Tell whether the job reached its time limit, rather than being preempted.
 
         Preemption may come at any time and says nothing about the runs. SLURM's signal comes up to a minute early.
@@ -216,10 +217,8 @@ class Job:
 def _environment(submission: Submission) -> dict[str, str]:
     """Return the launcher's environment variables: the submitter's data folder, and no GPU that was not asked for."""
     environment = dict(os.environ)
-    if submission.settings.data:
-        environment["BENCH_DATA"] = submission.settings.data
-    if submission.settings.keep_weights:
-        environment[KEEP_WEIGHTS] = "1"
+    if data := submission.settings.options.data:
+        environment[data_folder.VARIABLE] = data
     if not submission.settings.gpus and not {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"} & environment.keys():
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

@@ -20,14 +20,14 @@ from bench.launch.local.pool import GRACE_SECONDS, run_local
 from bench.launch.local.server import start_fork_server
 from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import queue
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import STOPPED
-from bench.launch.slurm.submission import Settings, Submission
+from bench.launch.slurm.submission import JobSettings, Submission
 from bench.store.run_folder import FINISHED, Store
 
-PATIENCE = 180.0
+TAKEOVER_SECONDS = 180.0
 """Seconds for which a run that another process seems to have is waited for: a killed one may seem alive for a while."""
 
 
@@ -59,8 +59,10 @@ def do(submission: Submission, task: int) -> Outcome:
     store = Store(submission.results)
     content, settings = submission.runs(), submission.settings
     total = Outcome()
-    deadline = time.monotonic() + PATIENCE
-    with Display(_passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)) as display:
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    with ProgressDisplay(
+        _passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)
+    ) as display:
         team = _team(submission, task)
         while runs := _to_do(store, submission.tasks[task], content):
             outcome = run_local(
@@ -68,8 +70,7 @@ def do(submission: Submission, task: int) -> Outcome:
                 store,
                 display,
                 shares=_shares(settings, {run.spec.train.processes for run in runs}, team),
-                fail_fast=settings.fail_fast,
-                checkpoint_minutes=settings.checkpoint_minutes,
+                options=settings.options,
                 grace_seconds=max(GRACE_SECONDS, settings.grace_seconds),
             )
             total.finished += outcome.finished
@@ -110,19 +111,20 @@ def _team(submission: Submission, task: int) -> Team | None:
     if (nodes := submission.settings.nodes) == 1:
         return None
     name = os.environ["SLURMD_NODENAME"]
-    found = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
-    address = os.environ.get("MASTER_ADDR") or (found[1] if found else name)
+    match = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
+    address = os.environ.get("MASTER_ADDR") or (match[1] if match else name)
     return Team(nodes, address, submissions.calls(submission.folder, task))
 
 
-def _shares(settings: Settings, processes: set[int], team: Team | None) -> list[Slot]:
+def _shares(settings: JobSettings, processes: set[int], team: Team | None) -> list[Slot]:
     """Return the job's resources in shares.
 
     A job that is not confined to its cores takes no more than that many cores.
     """
     here = {count // settings.nodes for count in processes}
     on_cores = None if settings.gpus else max(1, settings.cpus // max(here))
-    shares = slots(1 if team else settings.jobs or on_cores, settings.jobs_per_gpu, processes=here)
+    options = settings.options
+    shares = slots(1 if team else options.jobs or on_cores, options.jobs_per_gpu or 1, processes=here)
     shares = [replace(share, team=team) for share in shares]
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if seen <= settings.cpus:

@@ -16,9 +16,8 @@ import torch
 
 from bench.core.errors import counted
 from bench.distributed.launcher import Call, start
-from bench.distributed.messages import Teller
+from bench.distributed.messages import MessageClient
 from bench.launch.slurm import submission as submissions
-from bench.store.run_folder import read_json
 
 LOOK_SECONDS = 0.5
 """Between two looks at the calls."""
@@ -29,7 +28,7 @@ def main() -> int:
     calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""
-    while not (call := Call(**read_json(calls, missing={}))).over:
+    while not (call := Call.read(calls)).over:
         if call.number != answered:
             answered = call.number
             try:
@@ -46,11 +45,11 @@ def answer(call: Call, node: int) -> None:
     Args:
         node: which of the job's nodes this is; 0 is the first, which calls.
     """
-    teller = Teller(call.address, call.port, f"node {node}", call.secret)
+    client = MessageClient(call.address, call.port, f"node {node}", call.secret)
     first, gpus = node * call.here, torch.cuda.device_count()
     if 0 < gpus < call.here:
         text = f"{os.uname().nodename} has {counted(gpus, 'GPU')} for {call.here} processes of this run"
-        teller.tell({"kind": "told", "rank": first, "text": text, "time": time.time()})
+        client.tell({"kind": "told", "rank": first, "text": text, "time": time.time()})
         return
     devices = [f"cuda:{local}" if gpus else "cpu" for local in range(call.here)]
     ranks = [start(call, first + local, local, device) for local, device in enumerate(devices)]
@@ -59,7 +58,7 @@ def answer(call: Call, node: int) -> None:
             time.sleep(0.1)
         deaths = [death for rank in ranks if (death := rank.death())]
         for message in deaths or [{"kind": "left"}]:
-            teller.tell(message)
+            client.tell(message)
     finally:
         for rank in ranks:
             rank.end()

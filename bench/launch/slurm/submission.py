@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.core import run_options
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.store.run_folder import RunFolder, Store, locked, read_json, to_json, write_atomic
 
 ENDS = ("result.json", "error.txt")
@@ -27,29 +29,32 @@ ENDS = ("result.json", "error.txt")
 
 
 @dataclass(frozen=True)
-class Settings:
+class JobSettings:
     """The settings that a job needs besides its runs.
 
     Attributes:
-        data: the submitter's BENCH_DATA.
-        keep_weights: whether runs leave their final weights.
+        options: how its runs are done; `data` is the submitter's folder.
+        gpus: how many it has.
         time: the job's limit in minutes.
         nodes: of a job, which has `gpus` and `cpus` on each.
         max_jobs: jobs of the array that are done at once; None: all of them.
     """
 
-    jobs: int | None
-    jobs_per_gpu: int
     gpus: int
     cpus: int
     time: int
     grace_seconds: int
-    checkpoint_minutes: float
-    fail_fast: bool
-    data: str | None
+    options: RunOptions = DEFAULTS
     nodes: int = 1
-    keep_weights: bool = False
     max_jobs: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> JobSettings:
+        """Return the settings in a submission.json; submissions of earlier versions have no table of options."""
+        given = dict(content)
+        of_runs = given.pop("options", {name: value for name, value in given.items() if name != "gpus"})
+        own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+        return cls(**own, options=run_options.from_json(of_runs))
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Submission:
     code: str
     tasks: list[list[str]]
     job_ids: list[str]
-    settings: Settings
+    settings: JobSettings
     cluster: str = ""
     user: str = ""
 
@@ -161,7 +166,7 @@ def read(folder: Path) -> Submission:
     """
     content = read_json(folder / "submission.json")
     del content["logs"]
-    content["settings"] = Settings(**content["settings"])
+    content["settings"] = JobSettings.from_json(content["settings"])
     return Submission(folder=folder.resolve(), **content)
 
 

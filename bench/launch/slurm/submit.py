@@ -10,27 +10,26 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
 from submitit.core.utils import DelayedSubmission
 
 from bench.core.errors import BenchError
+from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import PlannedRun
-from bench.data.datasets import data_folder
-from bench.launch import compiling
-from bench.launch import tuning as phases
+from bench.launch import compiling, tuning
 from bench.launch.plan import Plan
-from bench.launch.prepare import fetch
+from bench.launch.prepare import fetch_files
 from bench.launch.slurm import job_status, queue
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import Job
 from bench.launch.slurm.job_status import JobStatus
 from bench.launch.slurm.profile import Profile
 from bench.launch.slurm.queue import Cluster
-from bench.launch.slurm.submission import Settings, Submission, code_sha256, failed_at
-from bench.store.run_folder import KEEP_WEIGHTS, to_json, write_atomic
+from bench.launch.slurm.submission import JobSettings, Submission, code_sha256, failed_at
+from bench.store.run_folder import to_json, write_atomic
 
 TIME_OUTS = 1000
 """How often a job that reaches its time limit is queued again; every time it gets a little further."""
@@ -64,12 +63,11 @@ class Submitted:
     hidden: list[JobStatus]
 
 
-def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fail_fast: bool = False) -> Submitted:
+def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Submitted:
     """Submit the runs that are missing and not in the queue yet.
 
     Args:
-        checkpoint_minutes: time between two checkpoints of a run.
-        fail_fast: a job stops at the first of its runs that fails.
+        options: how runs are done; how many at once in a job is for the profile to say.
 
     Raises:
         BenchError: SLURM is missing or refuses, or data cannot be obtained. The message says what was submitted
@@ -82,7 +80,7 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
     store = plan.store
     store.check_writable()
     _check_folder(store.folder)
-    phases.write_down(plan.choices, plan.experiment, store)
+    tuning.write_down(plan.choices, plan.experiment, store)
     with submissions.submitting(store):
         statuses = job_status.look(store)
         of_runs = job_status.by_run(statuses)
@@ -93,12 +91,12 @@ def submit(plan: Plan, profile: Profile, *, checkpoint_minutes: float = 5.0, fai
         hidden = [status for run, status in of_runs.items() if status.hidden and run in left]
         if not runs:
             return Submitted([], set(), queued, hidden)
-        fetch(plan.experiment)
+        fetch_files(plan.experiment)
         jobs: list[str] = []
         cluster = queue.cluster()
         at_once, after = _room(profile.max_jobs, statuses)
         for number, tasks in enumerate(_arrays(runs, profile, cluster)):
-            submission = _prepare(plan, profile, tasks, number, cluster, at_once, checkpoint_minutes, fail_fast)
+            submission = _prepare(plan, profile, tasks, number, cluster, at_once, options)
             try:
                 submission = _submit(submission, profile, after)
             except BenchError as error:
@@ -180,23 +178,17 @@ def _prepare(
     number: int,
     cluster: Cluster,
     at_once: int,
-    checkpoint_minutes: float,
-    fail_fast: bool,
+    options: RunOptions,
 ) -> Submission:
     """Write all that the jobs of an array read, before the first of them can start."""
     name = _name(plan.experiment.name, number)
-    settings = Settings(
-        jobs=profile.jobs,
-        jobs_per_gpu=profile.jobs_per_gpu,
+    settings = JobSettings(
         gpus=profile.gpus,
         cpus=profile.cpus,
         time=profile.time,
         grace_seconds=profile.grace,
-        checkpoint_minutes=checkpoint_minutes,
-        fail_fast=fail_fast,
-        data=str(data_folder().resolve()) if os.environ.get("BENCH_DATA") else None,
+        options=replace(options, jobs=profile.jobs, jobs_per_gpu=profile.jobs_per_gpu),
         nodes=profile.nodes,
-        keep_weights=bool(os.environ.get(KEEP_WEIGHTS)),
         max_jobs=at_once,
     )
     submission = Submission(

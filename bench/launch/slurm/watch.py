@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bench.core.errors import BenchError
 from bench.core.spec import PlannedRun
 from bench.launch.outcome import Outcome
-from bench.launch.progress import Display
+from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import job_status
 from bench.launch.slurm.job_status import JobStatus
 from bench.launch.slurm.submission import failed_at
@@ -46,7 +46,7 @@ class Followed:
 def follow(
     runs: Sequence[PlannedRun],
     store: Store,
-    display: Display,
+    display: ProgressDisplay,
     seconds: float = SECONDS,
     meanwhile: Callable[[str | None], None] = lambda run_id: None,
 ) -> Followed:
@@ -72,7 +72,7 @@ class _Watch:
         self,
         runs: Sequence[PlannedRun],
         store: Store,
-        display: Display,
+        display: ProgressDisplay,
         meanwhile: Callable[[str | None], None],
     ) -> None:
         self.meanwhile = meanwhile

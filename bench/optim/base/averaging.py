@@ -13,12 +13,12 @@ from torch.optim.swa_utils import update_bn
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.sharded import reshard
 from bench.optim.base.side_effects import clear_caches, rewinder
-from bench.optim.base.state import Remembering
+from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import as_real
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 
-class Averaging(Remembering):
+class Averaging(StatefulWrapper):
     """A base optimizer, and beside it an average of the weights it goes through, which is what gets evaluated.
 
     Training is the base's, bit for bit. After each step a <- a + weight * (w - a), beginning with a = w. A skipped step
@@ -33,7 +33,7 @@ class Averaging(Remembering):
         """Return the weight of the newest weights in the average; None before averaging has begun."""
 
     def after_update(self, skip: Tensor) -> None:
-        weight = self.weight()
+        weight = self.weight()  # before the step is counted: it is that of the steps done until now
         super().after_update(skip)
         if weight is None:
             return
@@ -94,7 +94,7 @@ def evaluation_weights(
 
 def keeps_evaluation_weights(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer, or the base of a method, has other weights for evaluation than for training."""
-    if isinstance(optimizer, Method):
+    if isinstance(optimizer, OptimizerWrapper):
         return optimizer.keeps_evaluation_weights
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
@@ -123,7 +123,7 @@ def _other_weights(
         yield
         return
     weights = [as_real(p) for p in weights]
-    spare = [p.detach().clone() for p in weights]
+    spare = [p.detach().clone() for p in weights]  # a way back by arithmetic would round
     rewind = rewinder(weights)
     with torch.no_grad(), kept_buffers(model):
         try:

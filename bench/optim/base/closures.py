@@ -138,6 +138,11 @@ def leaves(result: Tensor) -> Iterator[Tensor]:
             waiting += [before for before, _ in node.next_functions if before is not None]
 
 
+def detached(returned: Any) -> Any:
+    """Return what a closure has returned, without its graph."""
+    return returned.detach() if isinstance(returned, Tensor) else returned
+
+
 def mean_loss(name: str, returned: Sequence[Any]) -> Tensor | None:
     """Return the mean of what closures over equal parts of a batch have returned; None where all have returned None.
 

@@ -45,6 +45,7 @@ def pass_over(parameters: Sequence[Tensor], draw: Draw, group: dist.ProcessGroup
     size = dist.get_world_size(group)
     counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(size)]
     dist.all_gather(counts, torch.tensor([len(parameters)], device=device), group=group)
+    # all_gather takes tensors of one size: as many rows as the process with the most parameters needs.
     ours = torch.zeros(max(map(int, counts)), 2, dtype=torch.long)
     for n, parameter in enumerate(parameters):
         ours[n] = torch.tensor([parameter.numel(), DTYPES.index(parameter.dtype)])

@@ -157,8 +157,8 @@ class ForwardState:
         if not self._leaves:
             return self._outside
         known = {id(p) for p in chain(own, self._outside)}
-        found = [leaf for leaf in (ref() for ref in self._leaves) if leaf is not None]
-        return [*self._outside, *(leaf for leaf in found if id(leaf) not in known)]
+        alive = [leaf for leaf in (ref() for ref in self._leaves) if leaf is not None]
+        return [*self._outside, *(leaf for leaf in alive if id(leaf) not in known)]
 
     # ---- what there is --------------------------------------------------------------------------------------------
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
+from bench.core.deprecated import renamed
 from bench.core.seeding import derive
 from bench.optim.base.closures import Closure, check_base
 from bench.optim.base.options import AscentOptions, checked
@@ -21,12 +22,12 @@ from bench.optim.base.sharded import any_sharded, reshard
 from bench.optim.base.side_effects import Generator, clear_caches, rewinder
 from bench.optim.base.sparse import Rows, with_sparse_gradients
 from bench.optim.base.tensors import as_real, gradients
-from bench.optim.base.weight_swap import Moved
-from bench.optim.base.wrapper import Method
+from bench.optim.base.weight_swap import WeightSwap
+from bench.optim.base.wrapper import OptimizerWrapper
 
 
 @dataclass(frozen=True)
-class Movable:
+class PerturbedGroup:
     """Parameters of one group that are perturbed, with the group's rho at this step and its weight decay.
 
     Attributes:
@@ -39,7 +40,7 @@ class Movable:
     sign: int
 
 
-class Perturbing(Method):
+class PerturbedOptimizer(OptimizerWrapper):
     """A method that takes its gradient at weights moved by rho along some direction: by itself, the gradient's.
 
     Subclasses say which direction (`ascent`), and what to make of the two gradients (`combine`).
@@ -52,7 +53,7 @@ class Perturbing(Method):
             plain step; without it they move in every pass. perturb_only needs it.
         clip_norm: largest norm of the final gradient; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
-        norm_group: as of `bench.optim.base.wrapper.Method`.
+        norm_group: as of `bench.optim.base.wrapper.OptimizerWrapper`.
         options: where and when to perturb: `bench.optim.base.options.AscentOptions`.
 
     Raises:
@@ -74,7 +75,7 @@ class Perturbing(Method):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.needs_averages = cls.needs_averages or cls.combine is not Perturbing.combine
+        cls.needs_averages = cls.needs_averages or cls.combine is not PerturbedOptimizer.combine
 
     def __init__(
         self,
@@ -181,16 +182,16 @@ class Perturbing(Method):
 
     # ---- where ------------------------------------------------------------------------------------------------
 
-    def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[Movable]:
+    def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[PerturbedGroup]:
         """Return what is perturbed, group by group; by default among the parameters with a gradient."""
-        found = []
+        groups = []
         for group in self.param_groups:
             here = group["params"] if self.perturbed is None else [p for p in group["params"] if p in self.perturbed]
             here = [p for p in here if (p.grad is not None if has is None else has(p))]
             if here:
                 sign = -1 if group.get("maximize") else 1
-                found.append(Movable(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
-        return found
+                groups.append(PerturbedGroup(here, self.rho_now(group), group.get("weight_decay", 0.0), sign))
+        return groups
 
     @contextmanager
     def at_the_worst_point(self) -> Iterator[Tensor]:
@@ -211,7 +212,7 @@ class Perturbing(Method):
                 torch._foreach_add_(gradients(group.parameters), weights, alpha=group.sign * group.weight_decay)
         norm = self.ascent([p for group in groups for p in group.parameters])
 
-        def e(group: Movable) -> tuple[list[Tensor], Tensor]:
+        def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
             return gradients(group.parameters), group.sign * group.rho / (norm + 1e-12)
 
         with self.moved(groups, e, sparse.values()):
@@ -223,7 +224,10 @@ class Perturbing(Method):
 
     @contextmanager
     def moved(
-        self, groups: list[Movable], e: Callable[[Movable], tuple[list[Tensor], Tensor]], sparse: Collection[Rows] = ()
+        self,
+        groups: list[PerturbedGroup],
+        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor]],
+        sparse: Collection[Rows] = (),
     ) -> Iterator[None]:
         """Add e to the weights, and put the very same bits back on leaving, come what may.
 
@@ -231,7 +235,7 @@ class Perturbing(Method):
             e: of a group, its direction, whose tensors are used up, and what that is multiplied by.
             sparse: those of the weights that are rows of tables.
         """
-        moved = Moved()
+        moved = WeightSwap()
         try:
             for group in groups:
                 moved.add(group.parameters, *e(group))
@@ -312,14 +316,18 @@ def normalisation_parameters(model: nn.Module | None, name: str, *, required: bo
     Raises:
         ValueError: there is no model, or the required parameters are missing.
     """
-    found: set[nn.Parameter] = set()
+    parameters: set[nn.Parameter] = set()
     for module in [] if model is None else model.modules():
         if type(module).__name__.rstrip("123d").endswith("Norm"):
-            found |= set(module.parameters(recurse=False))
-    if model is None or (required and not found):
+            parameters |= set(module.parameters(recurse=False))
+    if model is None or (required and not parameters):
         raise ValueError(
             f'{name}: perturb_only="norm" needs '
             + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")
             + ("" if model is None else f", which {type(model).__name__} has none of")
         )
-    return found
+    return parameters
+
+
+if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there
+    __getattr__ = renamed(__name__, {"Perturbing": "PerturbedOptimizer", "Movable": "PerturbedGroup"})

@@ -39,6 +39,7 @@ class Reductions:
         """
         if self._is_here(parameters):
             return global_norm(tensors)
+        # Squares in fp64: in fp32 that of a norm above 1.8e19 would be infinite.
         squares = self._total(parameters, lambda here: global_norm([tensors[n] for n in here]).double().square())
         return squares.sqrt().to(_precision(parameters))
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from bench.core.deprecated import renamed
 from bench.optim.base.sharded import part_of, with_part
 from bench.optim.base.tensors import as_real, found_inf
-from bench.optim.base.wrapper import Method
+from bench.optim.base.wrapper import OptimizerWrapper
 
 
-class Remembering(Method):
+class StatefulWrapper(OptimizerWrapper):
     """A method that remembers something of each parameter from one step to the next.
 
     Attributes:
@@ -44,11 +45,11 @@ class Remembering(Method):
         """Return what stands for the memory of a parameter of which there is none yet: zeros."""
         return torch.zeros_like(as_real(parameter))
 
-    def note(self, parameters: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    def note(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Keep what this part of the step has to say of some parameters; the tensors are ours from now on."""
         if self._parts == 0:
             self._noted = {}
-        for parameter, tensor in zip(parameters, found, strict=True):
+        for parameter, tensor in zip(parameters, tensors, strict=True):
             noted = self._noted.get(parameter)
             self._noted[parameter] = tensor if noted is None else noted.add_(tensor)
 
@@ -130,3 +131,7 @@ class Remembering(Method):
             of_base[number] = kept
         super()._load({**state_dict, "state": of_base})
         self.memory, self._shows_all = memory, False
+
+
+if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there
+    __getattr__ = renamed(__name__, {"Remembering": "StatefulWrapper"})

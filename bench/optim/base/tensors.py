@@ -23,10 +23,10 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     A sparse one has each of its entries once from here on, a complex one is seen as its real and imaginary parts, and
     of a DTensor it is the part that is here.
     """
-    found = [gradient for p in parameters if (gradient := p.grad) is not None]
-    if set(map(type, found)) - {Tensor} or any(map(_is_sparse, found)) or _any_complex(found):
+    there = [gradient for p in parameters if (gradient := p.grad) is not None]
+    if set(map(type, there)) - {Tensor} or any(map(_is_sparse, there)) or _any_complex(there):
         return [_plain(p, p.grad) for p in parameters if p.grad is not None]
-    return found
+    return there
 
 
 def _any_complex(tensors: Sequence[Tensor]) -> bool:
@@ -85,10 +85,10 @@ def found_inf(tensors: list[Tensor]) -> Tensor:
     tensors on a CPU it takes a quarter of the time of their norm. Sparse ones have to be coalesced.
     """
     device = tensors[0].device if tensors else None
-    found = torch.zeros((), dtype=torch.float32, device=device)  # whatever the default dtype: the kernel takes no other
+    flag = torch.zeros((), dtype=torch.float32, device=device)  # whatever the default dtype: the kernel takes no other
     if tensors:
-        torch._amp_foreach_non_finite_check_and_unscale_(_values(tensors), found, torch.ones_like(found))
-    return found
+        torch._amp_foreach_non_finite_check_and_unscale_(_values(tensors), flag, torch.ones_like(flag))
+    return flag
 
 
 def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from bench.core.deprecated import renamed
 from bench.optim.base.tensors import all_as_real
 
 LARGE = 1 << 16
 """Numbers in a weight from which on it is worth asking whether its e can stand in for it."""
 
 
-class Moved:
+class WeightSwap:
     """Weights that have been moved by e.
 
     In place, from a copy. But where it can (`can_stand_in`) the memory of e takes the sum, and is the weight's until
@@ -88,3 +90,7 @@ def holds_its_memory_alone(tensor: Tensor) -> bool:
     memory = tensor.untyped_storage()
     holders = torch._C._storage_Use_Count(memory._cdata)
     return holders == 2 and memory.nbytes() == tensor.numel() * tensor.element_size()  # the tensor and `memory`
+
+
+if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there
+    __getattr__ = renamed(__name__, {"Moved": "WeightSwap"})

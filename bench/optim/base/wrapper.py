@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from bench.core.deprecated import renamed
 from bench.core.process_group import ALONE
 from bench.optim.base.closures import (
     Closure,
@@ -18,6 +19,7 @@ from bench.optim.base.closures import (
     check_accelerate,
     check_backward,
     check_base,
+    detached,
     mean_loss,
     no_sync_refused,
 )
@@ -31,7 +33,7 @@ from bench.optim.base.tensors import found_inf, gradients
 Loss = TypeVar("Loss")
 
 
-class Method(Delegating):
+class OptimizerWrapper(Delegating):
     """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
@@ -196,6 +198,7 @@ class Method(Delegating):
         if self.clip_norm is not None:
             norm = self.reductions.norm(self.parameters_with_gradient(), final)
             if final:
+                # 1e-6 and no comparison on the host, as torch.nn.utils.clip_grad_norm_.
                 torch._foreach_mul_(final, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
             final = [norm]
         skip = self.reductions.anywhere(found_inf([*final, *norms_on_the_way]))
@@ -252,7 +255,7 @@ class Method(Delegating):
         self._tell_of(norm)
         self._earlier.put_back()
         self._has_gradient = True
-        returned: Loss = _detached(loss)
+        returned: Loss = detached(loss)
         return returned
 
     def _tell_of(self, norm: Tensor | None) -> None:
@@ -261,12 +264,12 @@ class Method(Delegating):
         For whoever looks at gradients before `step` does: a GradScaler of this process's own.
         """
         parameters = self.parameters_with_gradient()
-        found = gradients(parameters)
+        here = gradients(parameters)
         if self.reductions.group is not None:
-            bad = self.reductions.anywhere(found_inf(found if norm is None else [*found, norm]))
+            bad = self.reductions.anywhere(found_inf(here if norm is None else [*here, norm]))
             norm = torch.where(bad > 0, torch.inf, 0.0)
         if norm is not None and parameters:
-            found[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
+            here[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
 
     def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
         """Return what `gradient` makes of the closure, which can read in `first_pass` which evaluation it is."""
@@ -330,7 +333,7 @@ class Method(Delegating):
             self._earlier = Earlier(self._parameters() if number else [])
             earlier_outside = Earlier(self._outside() if number else [])
             loss, norm = self._evaluated(closure)
-            losses.append(_detached(loss))
+            losses.append(detached(loss))
             norms += [] if norm is None else [norm]
             if len(closures) == 1:
                 return loss, norms
@@ -392,5 +395,5 @@ class Method(Delegating):
         return [p for p in self._parameters() if p.grad is not None]
 
 
-def _detached(returned: Any) -> Any:
-    return returned.detach() if isinstance(returned, Tensor) else returned
+if not TYPE_CHECKING:  # to type checkers, every misspelt name would be there
+    __getattr__ = renamed(__name__, {"Method": "OptimizerWrapper"})

@@ -23,14 +23,14 @@ from rich.console import Console
 
 from bench.config.file import load
 from bench.core.errors import BadValue
+from bench.core.run_options import RunOptions
 from bench.launch.estimate import Speed
 from bench.launch.local import pool as local
 from bench.launch.local.slots import Slot, slots
-from bench.launch.local.worker import Event, Job, _do
+from bench.launch.local.worker import Event, RunJob, _do
 from bench.launch.plan import make_plan
-from bench.launch.progress import Display
-from bench.store import locks as claims
-from bench.store import records
+from bench.launch.progress import ProgressDisplay
+from bench.store import locks, records
 from bench.store.run_folder import Store
 from bench.train import StopSign
 from tests.launch.local.site import RUNS, Site, alive, workers_of
@@ -226,8 +226,8 @@ def test_a_worker_killed_while_idle_is_replaced(
     monkeypatch.chdir(Site(tmp_path).path)
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml", ["train.epochs=1"]), Store(tmp_path / "results"))
-    display = Display(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
-    pool = local._Pool(plan.to_do, plan.store, display, fail_fast=False, checkpoint_minutes=0.5)
+    display = ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], Console(file=io.StringIO()))
+    pool = local._Pool(plan.to_do, plan.store, display, RunOptions(checkpoint_minutes=0.5))
     pool.start(slots(1))
     pool.workers[0].process.kill()
     pool.workers[0].process.join()
@@ -252,9 +252,7 @@ def test_bf16_on_a_cpu_without_matrix_units_is_warned_of(
     monkeypatch.setattr("bench.launch.local.slots.has_bf16_units", lambda: units)
     plan = make_plan(load(site.path / "touchy.toml", [f"train.precision={precision}"]), Store(site.results))
     console = Console(file=io.StringIO(), width=200)
-    pool = local._Pool(
-        plan.to_do, plan.store, Display(plan.passes, plan.experiment.meta()["metric"], console), False, 1.0
-    )
+    pool = local._Pool(plan.to_do, plan.store, ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], console))
     monkeypatch.setattr(pool, "_ask_all", lambda question: [])
     pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
     pool.measure()
@@ -276,8 +274,8 @@ def test_a_second_launch_of_the_same_work_measures_nothing_and_tells_the_time_al
 
     for launch in (1, 2):
         console = Console(file=io.StringIO(), width=200)
-        display = Display(plan.passes, plan.experiment.meta()["metric"], console)
-        pool = local._Pool(plan.to_do, plan.store, display, False, 1.0)
+        display = ProgressDisplay(plan.passes, plan.experiment.meta()["metric"], console)
+        pool = local._Pool(plan.to_do, plan.store, display)
         monkeypatch.setattr(pool, "_ask_all", ask)
         pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
         pool.measure()
@@ -372,7 +370,7 @@ def test_two_launches_at_once_do_no_run_twice(site: Site, undisturbed: dict[str,
 def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
     registries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "BEAT", 0.01)
+    monkeypatch.setattr(locks, "BEAT", 0.01)
     monkeypatch.chdir(Site(tmp_path).path)
     monkeypatch.setenv("TOUCHY", str(tmp_path))
     plan = make_plan(load(tmp_path / "touchy.toml"), Store(tmp_path / "results"))
@@ -387,7 +385,7 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 (folder.path / "lock").write_text('{"host": "node7", "boot": "another"}')
                 time.sleep(0.5)
 
-    job = Job(plan.to_do[0].spec.model_dump_json(), folder.path, 5.0)
+    job = RunJob(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
     event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]

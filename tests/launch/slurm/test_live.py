@@ -18,7 +18,7 @@ from bench.launch.slurm import submit as slurm
 from bench.launch.slurm.job import Job
 from bench.launch.slurm.job_status import JobStatus
 from bench.launch.slurm.profile import Profile
-from bench.launch.slurm.submission import Note, Settings, Submission
+from bench.launch.slurm.submission import JobSettings, Note, Submission
 from bench.store.run_folder import Store
 from tests.launch.slurm.test_profile import restored_sigterm
 
@@ -366,7 +366,7 @@ def test_max_jobs_holds_over_arrays_and_submissions(
 
 
 def test_a_job_that_died_before_python_started_names_its_log(tmp_path: Path) -> None:
-    settings = Settings(None, 1, 0, 1, 60, 120, 5.0, False, None)
+    settings = JobSettings(0, 1, 60, 120)
     one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings)
     assert JobStatus(one, 0, "FAILED").words() == "job 1_0 never started: failed"
     one.log(0).write_text("line\nslurm_script: line 20: python: command not found\n\n")

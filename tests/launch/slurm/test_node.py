@@ -15,8 +15,9 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError
+from bench.core.run_options import RunOptions
 from bench.distributed.launcher import Call, Rank, Team
-from bench.distributed.messages import Listener
+from bench.distributed.messages import MessageServer
 from bench.launch.local.slots import Slot
 from bench.launch.outcome import Outcome
 from bench.launch.plan import make_plan
@@ -24,15 +25,16 @@ from bench.launch.slurm import job, node, queue
 from bench.launch.slurm import node_helper as helper
 from bench.launch.slurm import submission as submissions
 from bench.launch.slurm.job import STOPPED, Job
-from bench.launch.slurm.submission import Note, Settings, Submission, code_sha256
+from bench.launch.slurm.submission import JobSettings, Note, Submission, code_sha256
 from bench.store.run_folder import Store
 
 Machine = Callable[[int, int], None]
 
 
-def settings(**given: Any) -> Settings:
-    usual = {"jobs": None, "jobs_per_gpu": 1, "gpus": 0, "cpus": 1, "time": 60, "grace_seconds": 120}
-    return Settings(**({**usual, "checkpoint_minutes": 5.0, "fail_fast": False, "data": None} | given))
+def settings(**given: Any) -> JobSettings:
+    usual = {"gpus": 0, "cpus": 1, "time": 60, "grace_seconds": 120}
+    options = {name: given.pop(name) for name in ("jobs", "jobs_per_gpu", "data") if name in given}
+    return JobSettings(**{**usual, **given}, options=RunOptions(**options))
 
 
 def shares(processes: set[int] | None = None, team: Team | None = None, **given: Any) -> list[tuple[str, int]]:
@@ -127,7 +129,7 @@ def test_a_launcher_in_a_job_tells_how_it_ended(
 # ---- further nodes -------------------------------------------------------------------------------------------
 
 
-def heard(news: Listener) -> dict[str, Any]:
+def heard(news: MessageServer) -> dict[str, Any]:
     deadline = time.monotonic() + 1200
     while not news.read():
         assert time.monotonic() < deadline
@@ -138,7 +140,7 @@ def heard(news: Listener) -> dict[str, Any]:
 
 def test_a_node_with_too_few_gpus_says_so(machine: Machine) -> None:
     machine(8, 1)
-    news = Listener(4, 2)
+    news = MessageServer(4, 2)
     helper.answer(Call("1", "127.0.0.1", news.port, "nowhere", here=2, nodes=2, secret=news.secret), node=1)
     message = heard(news)
     assert (message["kind"], message["rank"]) == ("told", 2)
@@ -148,7 +150,7 @@ def test_a_node_with_too_few_gpus_says_so(machine: Machine) -> None:
 @pytest.mark.slow
 def test_a_process_that_dies_on_a_further_node_is_told_with_its_last_words(machine: Machine, tmp_path: Path) -> None:
     machine(8, 0)
-    news = Listener(2, 2)
+    news = MessageServer(2, 2)
     helper.answer(
         Call("1", "127.0.0.1", news.port, str(tmp_path / "nowhere"), here=1, nodes=2, secret=news.secret), node=1
     )
@@ -163,7 +165,7 @@ def test_a_node_says_when_all_of_its_processes_have_left(machine: Machine, monke
 
     machine(8, 0)
     monkeypatch.setattr(helper, "start", start)
-    news = Listener(4, 2)
+    news = MessageServer(4, 2)
     helper.answer(Call("1", "127.0.0.1", news.port, "nowhere", here=2, nodes=2, secret=news.secret), node=1)
     assert heard(news) == {"kind": "left"}
 

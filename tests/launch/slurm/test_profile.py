@@ -23,7 +23,7 @@ from bench.launch.slurm.job import Job
 from bench.launch.slurm.job_status import JobStatus
 from bench.launch.slurm.profile import Profile, minutes
 from bench.launch.slurm.queue import expanded
-from bench.launch.slurm.submission import Note, Settings, Submission
+from bench.launch.slurm.submission import JobSettings, Note, Submission
 from bench.store.run_folder import Store
 
 
@@ -391,6 +391,6 @@ def test_ids_of_arrays() -> None:
     ],
 )
 def test_the_status_of_a_job_in_words(state: str, note: Note, words: str, tmp_path: Path) -> None:
-    settings = Settings(None, 1, 0, 1, 60, 120, 5.0, False, None)
+    settings = JobSettings(0, 1, 60, 120)
     one = Submission(tmp_path, "name", "now", "code", [["run"]], ["1_0"], settings, user="ada")
     assert words in JobStatus(one, 0, state, "n1", "Priority", note).words()

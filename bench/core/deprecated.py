@@ -1,0 +1,31 @@
+"""Old names of public things, which users may have in files of their own: they work for one release, with a warning."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__` that answers to old names.
+
+    Args:
+        module: the module's own name, `__name__`.
+        names: the new names by the old ones.
+    """
+
+    def getattribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(sys.modules[module], names[name])
+
+    return getattribute
+
+
+def warn(old: str, new: str) -> None:
+    """Warn whoever has asked for an old name; to be called by a module's `__getattr__` itself."""
+    text = f"{old} is now called {new}; the old name will be gone after this release"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

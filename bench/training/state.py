@@ -1,0 +1,154 @@
+"""All that the rest of a run hangs on between two steps, and how it becomes the content of a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from bench.core.seeding import StreamState
+from bench.training.checkpoint import StateDict
+from bench.training.step import TrainingRun
+
+
+@dataclass
+class Clocks:
+    """What a run costs, summed over interruptions. Seconds are taken with the device synchronised."""
+
+    setup_seconds: float = 0.0
+    train_seconds: float = 0.0
+    train_cpu_seconds: float = 0.0
+    """CPU time of this process, all of its threads, in `train_seconds`: less than usual on a machine that is busy."""
+    eval_seconds: float = 0.0
+    passes: int = 0
+    """Forward-backward passes over a batch."""
+    examples: int = 0
+    """Training examples that took part in a step."""
+    tokens: int = 0
+    """Tokens of these, without padding, where they are texts."""
+    skipped_steps: int = 0
+    """Steps left out because a gradient was not finite."""
+    peak_memory_mb: float = 0.0
+    resumes: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come in its epochs, and what it has of the epoch so far.
+
+    Attributes:
+        step: steps of this epoch that are done.
+        lr: at the beginning of the epoch.
+        loss_sum: of its steps.
+        augment: the state of its stream of augmentation; None at its beginning.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    lr: float = 0.0
+    loss_sum: float = 0.0
+    augment: StreamState | None = None
+
+
+@dataclass
+class TrainingState:
+    """A run between two steps.
+
+    Attributes:
+        run: its model, its optimizer and the work done so far.
+        curve: the measurements so far, a point per evaluation.
+        skipped_before: steps that were skipped before the run was resumed.
+    """
+
+    run_id: str
+    run: TrainingRun
+    schedule: LambdaLR
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    clocks: Clocks = field(default_factory=Clocks)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    skipped_before: int = 0
+
+    def state_dict(self) -> StateDict:
+        """Return what a checkpoint holds; every process of the run has to call this."""
+        _, *others = self.run.group.gathered(_own(self.run.model, self.device))
+        return {
+            "run_id": self.run_id,
+            "place": asdict(self.progress),
+            "model": self.run.model.state_dict(),
+            "optimizer": self.run.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": _random_state(self.device),
+            "others": others,
+            "clocks": asdict(self.clocks),
+            "work": self.run.work,
+            "curve": self.curve,
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put the run where a checkpoint was written, in this process of it.
+
+        Raises:
+            LookupError: a key is missing, at any depth.
+        """
+        like = {
+            "place": asdict(Progress()),
+            "clocks": asdict(Clocks()),
+            "schedule": self.schedule.state_dict(),
+            "optimizer": self.run.optimizer.state_dict(),
+        }
+        _check_keys(state, like)  # before anything is loaded: an older checkpoint may be tried after this one
+        self.run.model.load_state_dict(state["model"])
+        self.run.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        _set_random_state(state["random"], self.device)
+        if not self.run.group.is_first:
+            _set_own(state["others"][self.run.group.rank - 1], self.run.model, self.device)
+        self.progress, self.clocks = Progress(**state["place"]), Clocks(**state["clocks"])
+        self.curve = state["curve"]
+        self.run.work = state["work"]
+        self.skipped_before = self.clocks.skipped_steps
+
+
+def _check_keys(state: Any, like: Any, place: str = "") -> None:
+    """Raise LookupError if a state lacks a key that one of the same kind has, at any depth.
+
+    Defaults would fill in for the key, and the run would go on with other numbers.
+    """
+    if isinstance(like, dict):
+        for key, value in like.items():
+            if key not in state:
+                raise LookupError(f"it lacks {place}{key}")
+            _check_keys(state[key], value, f"{place}{key}.")
+    elif isinstance(like, list):
+        for number, (value, kept) in enumerate(zip(like, state, strict=True)):
+            _check_keys(kept, value, f"{place}{number}.")
+
+
+def _own(model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Return the state that each of several processes keeps for itself: random state and model buffers, on the host."""
+    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
+    return {"random": _random_state(device), "buffers": buffers}
+
+
+@torch.no_grad()
+def _set_own(state: dict[str, Any], model: nn.Module, device: torch.device) -> None:
+    _set_random_state(state["random"], device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(state["buffers"][name])
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"host": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["device"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["host"].cpu())
+    if device.type == "cuda" and "device" in state:
+        torch.cuda.set_rng_state(state["device"].cpu(), device)
