@@ -95,7 +95,8 @@ class Entry:
         params = {argument: params.pop(name) for argument, name in self.rename.items() if name in params} | params
         if self._is_wrapper_class and len(args) == 2 and "model" in inspect.signature(self.factory).parameters:
             # A class's second argument is for its users to pick: `SAM(base, 0.05)`.
-            args, params = args[:1], {"model": args[1], **params}
+            base, model = args
+            args, params = (base,), {"model": model, **params}
         try:
             inspect.signature(self.factory).bind(*args, **params)
         except TypeError as error:

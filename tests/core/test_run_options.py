@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_job_reads_the_options_of_its_submission() -> None:
 
 
 def test_submissions_of_earlier_versions_are_read() -> None:
-    old = {"jobs": 2, "jobs_per_gpu": 1, "gpus": 1, "cpus": 4, "time": 60, "grace_seconds": 120}
+    old: dict[str, Any] = {"jobs": 2, "jobs_per_gpu": 1, "gpus": 1, "cpus": 4, "time": 60, "grace_seconds": 120}
     old |= {"checkpoint_minutes": 0.5, "fail_fast": True, "data": "/data", "nodes": 1, "keep_weights": True}
     options = RunOptions(2, 1, None, True, 0.5, True, "/data")
     assert JobSettings.from_json(old) == JobSettings(1, 4, 60, 120, options)

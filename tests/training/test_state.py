@@ -84,6 +84,7 @@ def test_a_file_holds_it_all(tmp_path: Path, saved: dict[str, Any]) -> None:
     read = dict(checkpoint.load(folder.checkpoint, SPEC.run_id, CPU))
     assert read.pop("format") == checkpoint.FORMAT
     times = {"train_seconds", "train_cpu_seconds", "peak_memory_mb"}
-    for part in (read, saved):
+    parts: list[dict[str, Any]] = [read, saved]
+    for part in parts:
         part["clocks"] = {name: value for name, value in part["clocks"].items() if name not in times}
     assert plain(read) == plain(saved)
