@@ -92,9 +92,9 @@ for command in EVIDENCE:
 @cli_options.set_
 @cli_options.data_dir
 def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
-    """Download and check the data and weights that an experiment needs; runs themselves never download.
+    """Download and check the data and weights of an experiment.
 
-    For a cluster's login node, or a machine that will be offline.
+    Runs never download anything themselves. Use this on a login node, or before the machine goes offline.
     """
     from bench.config.file import find
 
@@ -150,8 +150,13 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @click.option(
     "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
 )
-@click.option("--style", metavar="NAME", help="A paper's table, its numbers beside ours: foret-table1, ...")
-@click.option("--target", type=cli_options.NUMBER, help="Cost to this test metric, in the unit shown (95 for 95 %).")
+@click.option("--style", metavar="NAME", help="Print a paper's table beside our numbers: foret-table1, ...")
+@click.option(
+    "--target",
+    metavar="SCORE",
+    type=cli_options.NUMBER,
+    help="Print the cost of reaching this test metric, in the unit shown (95 for 95 %).",
+)
 @cli_options.which
 @cli_options.out
 def table(
@@ -163,9 +168,9 @@ def table(
     results_name: str | None,
     out: Path,
 ) -> None:
-    """Print the tables, and write them as Markdown, LaTeX and CSV under results/EXPERIMENT/tables.
+    """Print the tables; write them as Markdown, LaTeX and CSV.
 
-    With --style or --target that one table is printed, and nothing is written.
+    They go to results/EXPERIMENT/tables. With --style or --target that one table is printed, and nothing is written.
     """
     from bench.analysis import render, tables
     from bench.analysis.render.terminal import show
@@ -200,14 +205,14 @@ def table(
     type=click.Choice(["page", "column"]),
     default="page",
     show_default=True,
-    help="Of the figures: 6.9 inches (two columns), or 3.3 inches. Type has the same size in both.",
+    help="Width of the figures: 6.9 inches (page) or 3.3 inches (column), in the same type size.",
 )
 @cli_options.which
 @cli_options.out
 def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
-    """Draw the figures, each as PNG and PDF with its numbers as CSV, under results/EXPERIMENT/figures.
+    """Draw the figures as PNG and PDF, with their numbers as CSV.
 
-    Those of a column's width go to figures/column.
+    They go to results/EXPERIMENT/figures, those of a column's width to figures/column.
     """
     from bench.analysis import plots
     from bench.analysis.study import Study
@@ -225,7 +230,10 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
 @cli_options.which
 @cli_options.out
 def report(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
-    """Write tables, figures and results/EXPERIMENT/report.html, one file with all of it and every run in it."""
+    """Write tables, figures and one page with all of them.
+
+    The page is results/EXPERIMENT/report.html: one file, with every run in it.
+    """
     from bench.analysis import report as page
     from bench.analysis import tables
     from bench.analysis.study import Study
@@ -241,7 +249,10 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @cli.command("list")
 @click.argument("what", type=click.Choice(["tasks", "models", "optimizers", "experiments"]), required=False)
 def list_(what: str | None) -> None:
-    """List tasks, models, optimizers and their hyperparameters, and experiments."""
+    """List tasks, models, optimizers and experiments.
+
+    Each with its hyperparameters and their defaults.
+    """
     if what in (None, "experiments"):
         _list_experiments()
     if what != "experiments":

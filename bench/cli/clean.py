@@ -26,11 +26,11 @@ NAMED = 8
 @cli_options.out
 @click.option("--yes", is_flag=True, help="Remove the listed runs without asking.")
 def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path, yes: bool) -> None:
-    """List the finished and half runs that are no part of the experiment any more; remove them once that is confirmed.
+    """List runs that an experiment no longer plans; remove them.
 
-    A run is no part of it when its file, a plug-in, its data or this package have changed since. Runs that only another
-    number of seeds would count are kept, as are those that are being worked on. Runs that only the records hold, since
-    another machine has done them, are taken out of the records.
+    A run is no longer planned when the experiment's file, a plug-in, its data or this package have changed since. Runs
+    of seeds that are not asked for now are kept, and so are runs in progress. Runs that another machine has done, which
+    only the records hold, are removed from the records. Nothing is removed before it is confirmed.
     """
     from bench.config import file as experiments
     from bench.launch import leftover

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("experiment")
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
-@click.option("--all", "all_", is_flag=True, help="Every finished run.")
-@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once. [default: as the cores or GPUs allow]")
+@click.option("--all", "all_", is_flag=True, help="Repeat every finished run.")
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=cli_options.AT_ONCE,
+    help="Number of runs at once. [default: one per GPU, else per core]",
+)
 @cli_options.which
 @cli_options.out
 @cli_options.data_dir
@@ -36,11 +41,11 @@ def verify(
     results_name: str | None,
     out: Path,
 ) -> None:
-    """Do runs again and compare them with what is recorded of them; the results are left as they are.
+    """Repeat finished runs and compare them with their records.
 
-    Without RUN_ID: of each optimizer's chosen configuration, the first seed. On the recorded hardware, with the
-    recorded versions and threads, every bit must be the same; elsewhere final numbers must agree as closely as seeds
-    do. Exit status 1 if one differs.
+    The results are left as they are. Without RUN_ID, the first seed of each optimizer's chosen configuration is
+    repeated. On the recorded hardware, with the recorded versions and threads, every bit must be the same; elsewhere
+    final numbers must agree as closely as those of different seeds. The exit status is 1 if a run differs.
     """
     import tempfile
 
@@ -103,13 +108,16 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
 
 @click.command()
 @click.argument("experiment")
-@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="Where to. [default: EXPERIMENT.tar.gz]")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), help="Path of the archive. [default: EXPERIMENT.tar.gz]"
+)
 @cli_options.which
 @cli_options.out
 def export(experiment: str, file: Path | None, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
-    """Put everything about an experiment's results in one archive that another machine can check and tabulate.
+    """Pack the results of an experiment into one archive.
 
-    Records, curves, measures, tables, the experiment with its plug-ins, every run's specification, hardware, versions.
+    It holds records, curves, measures, tables, the experiment with its plug-ins, and the specification, hardware and
+    versions of every run; `bench check` reads it on any machine.
     """
     import hashlib
 
@@ -128,11 +136,11 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], resul
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--unpack", type=click.Path(path_type=Path, file_okay=False), help="Put its files in a folder here, too.")
+@click.option("--unpack", type=click.Path(path_type=Path, file_okay=False), help="Folder to unpack the archive into.")
 def check(archive: Path, unpack: Path | None) -> None:
-    """Check an archive of `bench export`, and make its tables again from its records.
+    """Check an archive of `bench export` and remake its tables.
 
-    Files that were changed, added or taken away are named. Exit status 1 if a table comes out otherwise.
+    Files that were changed, added or removed are named. The exit status is 1 if a table comes out differently.
     """
     from bench.analysis.render.terminal import show
     from bench.evidence import export as exporting
@@ -159,12 +167,13 @@ def check(archive: Path, unpack: Path | None) -> None:
 @cli_options.which
 @cli_options.out
 def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
-    """Compare two result sets: names under results/, folders, or archives of `bench export`.
+    """Compare two result sets run by run and optimizer by optimizer.
 
-    --set and --name say which results of B are meant; without B, which of A: an experiment and what became of it.
+    A and B are names under results/, folders, or archives of `bench export`. --set and --name select results of B or,
+    without B, other results of A to compare with.
 
-    Which runs both have, whether their bits are equal, paired differences of metric and time, other settings. Exit
-    status 0 if both hold the same runs with the same bits, 1 if not (as of diff).
+    Prints which runs both have, whether their bits are equal, paired differences of metric and time, and settings
+    that differ. As with diff, the exit status is 0 if both hold the same runs with the same bits, else 1.
     """
     from bench.analysis import render
     from bench.analysis.diff import compare
@@ -188,11 +197,11 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
 @click.argument("from_", nargs=-1, required=True, metavar="FROM...")
 @cli_options.out
 def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
-    """Put the results of one experiment that several machines have done together.
+    """Merge the results that several machines have of one experiment.
 
     INTO is a name under results/ or a folder, new or with results; FROM are names, folders or archives of `bench
-    export`. Seeds, optimizers, conditions and phases may be others in each. A run that several have must have the same
-    numbers, as `bench verify` compares them. Nothing is written where anything does not fit.
+    export`. They may have different seeds, optimizers, conditions and phases. A run that several of them have must
+    have the same numbers, by the rule of `bench verify`. If anything does not fit, nothing is written.
     """
     from bench.analysis import report, tables
     from bench.analysis.study import Study
@@ -229,16 +238,51 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
 @click.command()
 @click.argument("experiment")
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID]...")
-@click.option("--all", "all_", is_flag=True, help="Every finished run. [default: those of chosen configurations]")
-@click.option("--examples", type=cli_options.COUNT, default=1000, show_default=True, help="Training examples.")
-@click.option("--eigenvalues", type=click.IntRange(min=1, max=20), default=3, show_default=True, help="So many.")
-@click.option("--m", type=cli_options.COUNT, default=128, show_default=True, help="Examples an ascent.")
-@click.option("--rho", type=cli_options.POSITIVE, default=0.05, show_default=True, help="Its radius.")
-@click.option("--precision", type=click.Choice(["fp32", "fp64"]), default="fp32", show_default=True)
-@click.option("--device", help="cpu, cuda:0, ... [default: a GPU, if there is one]")
-@click.option("--jobs", type=cli_options.AT_ONCE, help="Runs at once, where they must be repeated.")
-@click.option("--again", is_flag=True, help="Measure all anew.")
-@click.option("--other-weights", is_flag=True, help="Measure also weights that are not the recorded ones, and say so.")
+@click.option(
+    "--all", "all_", is_flag=True, help="Measure every finished run. [default: those of chosen configurations]"
+)
+@click.option(
+    "--examples",
+    metavar="N",
+    type=cli_options.COUNT,
+    default=1000,
+    show_default=True,
+    help="Number of training examples to measure on.",
+)
+@click.option(
+    "--eigenvalues",
+    metavar="N",
+    type=click.IntRange(min=1, max=20),
+    default=3,
+    show_default=True,
+    help="Number of Hessian eigenvalues to compute.",
+)
+@click.option(
+    "--m", metavar="N", type=cli_options.COUNT, default=128, show_default=True, help="Examples per SAM ascent step."
+)
+@click.option(
+    "--rho",
+    metavar="RHO",
+    type=cli_options.POSITIVE,
+    default=0.05,
+    show_default=True,
+    help="Radius of the ascent step.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp64"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the measurement.",
+)
+@click.option(
+    "--device", metavar="DEVICE", help="Device to measure on: cpu, cuda:0, ... [default: a GPU, else the CPU]"
+)
+@click.option("--jobs", metavar="N", type=cli_options.AT_ONCE, help="Number of runs to repeat at once.")
+@click.option("--again", is_flag=True, help="Measure runs again that are measured already.")
+@click.option(
+    "--other-weights", is_flag=True, help="Measure weights that differ from the recorded ones, too, and mark them."
+)
 @cli_options.which
 @cli_options.out
 @cli_options.data_dir
@@ -255,10 +299,11 @@ def measure(
     out: Path,
     **settings: Any,
 ) -> None:
-    """Measure sharpness and calibration of finished runs: Hessian eigenvalues, m-sharpness, loss along directions, ECE.
+    """Measure sharpness and calibration of finished runs.
 
-    Weights are those that `bench run --keep-weights` left; else the run is repeated and must end with the recorded
-    ones. What is measured already is left out. Writes measures.csv, directions.csv, tables and figures.
+    Computes Hessian eigenvalues, m-sharpness, the loss along random directions, and the calibration error. Weights
+    that `bench run --keep-weights` left are used; without them a run is repeated and must end with the recorded
+    weights. Runs that are measured already are skipped. Writes measures.csv, directions.csv, tables and figures.
     """
     from bench.config.file import find
 

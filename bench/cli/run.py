@@ -131,7 +131,7 @@ def run(
     shard: Shard | None,
     **slurm: Any,
 ) -> None:
-    """Do the missing runs of an experiment, collect them, print the tables.
+    """Do the missing runs of an experiment and print its tables.
 
     A finished run is never repeated; a half run goes on from its checkpoint.
     """
@@ -193,7 +193,10 @@ def run(
 @cli_options.which
 @cli_options.out
 def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
-    """Cancel the SLURM jobs of an experiment; finished runs stay, half ones go on from their checkpoints."""
+    """Cancel the SLURM jobs of an experiment.
+
+    Finished runs stay, and later launches resume the others from their checkpoints.
+    """
     from bench.config import file as experiments
     from bench.launch.slurm import job_status, queue
     from bench.store.run_folder import Store
