@@ -135,7 +135,12 @@ PAGE = (ROOT / "docs/architecture.md").read_text()
 
 def test_the_page_shows_every_folder_in_its_order() -> None:
     table = PAGE.partition("## Folders")[2].partition("## Where to look")[0]
-    shown = [name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`([\w.]+?)(?:/|\.py)`", row.split("|")[1])]
+    shown = [
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([\w.]+?)(?:/|\.py)`", row.split("|")[1])
+    ]
     assert shown == [name for name in FOLDERS if name.strip("_") not in ("", "main")]
 
 

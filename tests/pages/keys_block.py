@@ -23,8 +23,8 @@ BLOCK = re.compile(r"(<!-- keys:begin -->\n).*?(<!-- keys:end -->)", flags=re.S)
 
 TOP = {
     "title": "What tables and figures call the experiment. May hold `{task}`, `{model}` and `{label_noise}`.",
-    "task": "A name, or a table of a name and its settings: `{ name = \"csv\", path = \"votes.csv\", target = \"vote\" }`.",
-    "model": "A name, or a table of a name and its settings: `{ name = \"resnet8\", width = 8 }`.",
+    "task": 'A name, or a table of a name and its settings: `{ name = "csv", path = "votes.csv", target = "vote" }`.',
+    "model": 'A name, or a table of a name and its settings: `{ name = "resnet8", width = 8 }`.',
     "baseline": "The optimizer's entry that differences are taken against.",
     "seeds": "A number of seeds, counted from 0, or a list of them. Not beside `[tune]` and `[final]`.",
     "plugins": "Python files of yours, relative to this file.",
@@ -39,11 +39,13 @@ ENTRY = {
     "use": "The registered optimizer. Default: NAME itself.",
     "base": "Of a method that wraps an optimizer: the plain optimizer inside of it.",
     "sweep": "Hyperparameters to search, each a list of values or a range `{ low = 1e-4, high = 1e-2, log = true }`.",
-    "train": "Keys of `[train]` that are different for this entry. `epochs`, `warmup_epochs` and `eval_every` may be multiples: `\"2x\"`.",
+    "train": 'Keys of `[train]` that are different for this entry. `epochs`, `warmup_epochs` and `eval_every` may be multiples: `"2x"`.',
     "tune": "With `[tune]` only: `false` runs the entry as it is, without a search.",
 }
 EPOCHS = {"epochs": "Passes over the training set."}
-SEEDS = {"seeds": "A number of seeds or a list of them. `[final]` counts from the first seed that `[tune]` does not use."}
+SEEDS = {
+    "seeds": "A number of seeds or a list of them. `[final]` counts from the first seed that `[tune]` does not use."
+}
 SEARCH = {
     "search": "How configurations are found: every combination of the lists, at random, or from a scrambled Sobol sequence.",
     "budget": "What is the same for every optimizer: the number of configurations, or the gradient passes.",
@@ -90,7 +92,11 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for statement, after in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
             assert isinstance(statement.target, ast.Name)
             text = " ".join(str(after.value.value).split())
             found[statement.target.id] = text.replace("|", r"\|")

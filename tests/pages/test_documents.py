@@ -18,7 +18,6 @@ from bench.config.resolve import Resolver
 from bench.core.spec import Experiment
 from bench.launch.slurm import profile
 from tests import prefork
-
 from tests.pages import keys_block
 from tests.pages.documents import DOCUMENTS, ROOT, blocks, commands, text
 
@@ -90,7 +89,9 @@ def test_documents_show_commands() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_targets_of_make_exist(document: str) -> None:
     known = set(re.findall(r"^([a-z0-9-]+):", text("Makefile"), flags=re.M))
-    shown = re.findall(r"(?:^ {4}(?:[A-Z_]+=\S+ )?|`(?:[A-Z_]+=\S+ )?)make ((?:[a-z0-9-]+ ?)+)", text(document), flags=re.M)
+    shown = re.findall(
+        r"(?:^ {4}(?:[A-Z_]+=\S+ )?|`(?:[A-Z_]+=\S+ )?)make ((?:[a-z0-9-]+ ?)+)", text(document), flags=re.M
+    )
     assert not {target for targets in shown for target in targets.split()} - known
 
 

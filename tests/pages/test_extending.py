@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from tests import prefork
-
 from tests.pages.documents import blocks, files
 
 PAGE = "docs/extending.md"

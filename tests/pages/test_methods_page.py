@@ -11,7 +11,6 @@ import pytest
 
 from bench.core import registry
 from bench.core.registry import optimizers
-
 from tests.pages.documents import ROOT, text
 from tests.pages.test_documents import resolved
 
@@ -38,7 +37,9 @@ def test_the_passes_are_those_of_the_code(name: str) -> None:
     entry: dict[str, Any] = {name: {"base": "sgd", "lr": 0.1} if optimizers[name].wraps_base else {"lr": 0.1}}
     if name == "sgd":
         entry = {}
-    (planned,) = {run.spec.optimizer.name: run.spec.optimizer for run in resolved({"optimizers": entry}).runs if run.label == name}.values()
+    (planned,) = {
+        run.spec.optimizer.name: run.spec.optimizer for run in resolved({"optimizers": entry}).runs if run.label == name
+    }.values()
     assert float(row.strip("| ").rpartition("|")[2]) == pytest.approx(optimizers[name].passes(planned.params), abs=5e-3)
 
 

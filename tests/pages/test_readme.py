@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bench.analysis import render, tables
 from bench.store import records
-
 from tests.pages.documents import ROOT, blocks, text
 from tests.pages.readme_block import with_results
 

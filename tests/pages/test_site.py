@@ -12,7 +12,6 @@ import pytest
 
 from bench.cli import cli
 from tests import prefork
-
 from tests.pages.documents import DOCUMENTS, ROOT
 
 pytestmark = pytest.mark.slow
@@ -40,7 +39,9 @@ def test_every_document_is_a_page(site: Path) -> None:
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for page in site.glob("*.html"):
-        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?([^\"\s>]+)", page.read_text(encoding="utf-8"))
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?([^\"\s>]+)", page.read_text(encoding="utf-8")
+        )
         assert loaded
         assert not [address for address in loaded if re.match(r"(?:https?:)?//", address)], page.name
 
