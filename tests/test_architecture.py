@@ -1,4 +1,4 @@
-"""The rules of the code base that no single unit can keep: which way imports point, sizes, and the page that shows them."""
+"""The rules of the code base that no single unit can keep: which way imports point, sizes, and their page."""
 
 from __future__ import annotations
 

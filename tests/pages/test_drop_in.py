@@ -1,4 +1,4 @@
-"""SAM in other trainers: the code of docs/sam-in-trainers.md, run as written, and that it does there what it does here."""
+"""SAM in other trainers: the code of docs/sam-in-trainers.md, run as written, does there what SAM does here."""
 
 from __future__ import annotations
 
