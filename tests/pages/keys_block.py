@@ -39,7 +39,7 @@ ENTRY = {
     "use": "The registered optimizer. Default: NAME itself.",
     "base": "Of a method that wraps an optimizer: the plain optimizer inside of it.",
     "sweep": "Hyperparameters to search, each a list of values or a range `{ low = 1e-4, high = 1e-2, log = true }`.",
-    "train": 'Keys of `[train]` for this entry alone. `epochs`, `warmup_epochs` and `eval_every` may be multiples: `"2x"`.',
+    "train": 'Keys of `[train]` for this entry. `epochs`, `warmup_epochs` and `eval_every` may be multiples: `"2x"`.',
     "tune": "With `[tune]` only: `false` runs the entry as it is, without a search.",
 }
 EPOCHS = {"epochs": "Passes over the training set."}
@@ -47,7 +47,7 @@ SEEDS = {
     "seeds": "A number of seeds or a list of them. `[final]` counts from the first seed that `[tune]` does not use."
 }
 SEARCH = {
-    "search": "How configurations are found: all combinations of the lists, at random, or by a scrambled Sobol sequence.",
+    "search": "How to find configurations: all combinations of the lists, at random, or by a scrambled Sobol sequence.",
     "budget": "What is the same for every optimizer: the number of configurations, or the gradient passes.",
 }
 HEAD = ["| key | values | default | meaning |", "|:--|:--|:--|:--|"]

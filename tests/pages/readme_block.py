@@ -37,8 +37,8 @@ def block(path: Path) -> str:
     return "\n".join(
         [
             *(f"**{title}**", "", *lines, ""),
-            f"Mean over {seeds} seeds ± half-width of the 95 % Student-t interval. Difference: paired by seed, with its",
-            "95 % interval. Passes: forward-backward passes relative to SGD's. Gap: train accuracy minus test accuracy.",
+            f"Mean over {seeds} seeds ± half-width of the 95 % Student-t interval. Difference: paired by seed, with",
+            "its 95 % interval. Passes: gradient passes relative to SGD's. Gap: train accuracy minus test accuracy.",
         ]
     )
 
