@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from bench.cli import cli
 from bench.config.resolve import Resolver
@@ -141,6 +142,14 @@ def test_the_code_of_the_tour_runs_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d +sgd +0 +0\.\d+$", done.stdout, flags=re.M), done.stdout
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load(text("CITATION.cff"))
+    assert {"cff-version", "message", "title", "authors"} <= {*cited}
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert [author["name"] for author in cited["authors"]] == [author["name"] for author in project["authors"]]
 
 
 def slug(heading: str) -> str:
