@@ -6,6 +6,7 @@ drawn of a step is what the optimizer did: the points where it evaluated the los
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,20 +28,23 @@ FOLDER = Path(__file__).parent
 START, STEPS, SHOWN = (-0.35, 1.05), 40, 6
 """Where paths begin, their number of steps, and the step that is enlarged."""
 
+WIDTH, HEIGHT = 3.4, 2.5
+"""Of the part of the loss that is drawn."""
+
 ORANGE, GREY, BLUE = "#e8710a", "#8a8a8a", "#3b82c4"
-BASE = {"lr": 0.035, "momentum": 0.6}
+BASE = {"lr": 0.06, "momentum": 0.6}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": BASE,
     "adam": {"lr": 0.08},
     "adamw": {"lr": 0.08, "weight_decay": 0.3},
-    "sam": {"rho": 0.35},
-    "asam": {"rho": 0.5},
-    "gsam": {"rho": 0.35, "alpha": 0.3},
-    "friendly-sam": {"rho": 0.35, "lmbda": 0.6, "sigma": 1.0},
-    "esam": {"rho": 0.35},
-    "looksam": {"rho": 0.35, "k": 5},
-    "momentum-sam": {"rho": 0.35},
-    "random-direction": {"rho": 0.35},
+    "sam": {"rho": 0.3},
+    "asam": {"rho": 0.4},
+    "gsam": {"rho": 0.3, "alpha": 0.3},
+    "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
+    "esam": {"rho": 0.3},
+    "looksam": {"rho": 0.3, "k": 5},
+    "momentum-sam": {"rho": 0.3},
+    "random-direction": {"rho": 0.3},
     "ema": {"ema_decay": 0.85},
     "swa": {"swa_from": 0.5},
 }
@@ -140,8 +144,8 @@ def draw(name: str) -> Path:
     }
     with mpl.rc_context(settings):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.9), layout="constrained")
-        _contours(left, (-1.5, 1.9), (-1.2, 1.35), 13)
-        if base:
+        _contours(left, (-WIDTH / 2 + 0.2, WIDTH / 2 + 0.2), (-HEIGHT / 2 + 0.1, HEIGHT / 2 + 0.1), 11)
+        if base and not evaluated:  # an average leaves training alone
             _line(left, [START, *(step.after for step in base)], GREY, "its base, sgd")
         _line(left, [START, *(step.after for step in steps)], ORANGE, name)
         if evaluated:
@@ -152,21 +156,22 @@ def draw(name: str) -> Path:
         _one_step(right, shown, evaluated[SHOWN] if evaluated else None)
         right.set_title(f"step {SHOWN}", fontsize=9)
         for axes in (left, right):
-            axes.set_aspect("equal", adjustable="datalim" if axes is right else "box")
+            axes.set_aspect("equal")
             axes.set(xticks=[], yticks=[])
         file = FOLDER / f"{name}.svg"
         figure.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-    text = "\n".join(line.rstrip() for line in file.read_text().splitlines())
-    file.write_text(f"{text}\n")
+    short = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", file.read_text())
+    file.write_text("\n".join(line.rstrip() for line in short.splitlines()) + "\n")
     return file
 
 
 def _one_step(axes: Any, step: Step, average: tuple[float, ...] | None) -> None:
     w = np.array(step.before)
     places = np.array([step.before, step.after, *(place for place, _ in step.evaluated)])
-    middle, half = places.mean(0), max(0.25, 0.85 * np.ptp(places, axis=0).max())
-    _contours(axes, (middle[0] - 1.6 * half, middle[0] + 1.6 * half), (middle[1] - half, middle[1] + half), 9)
+    middle, half = places.mean(0), max(0.25, 1.0 * np.ptp(places, axis=0).max())
+    wide = half * WIDTH / HEIGHT
+    _contours(axes, (middle[0] - wide, middle[0] + wide), (middle[1] - half, middle[1] + half), 8)
     for place, gradient in step.evaluated:
         downhill = -np.array(gradient)
         arrow = 0.4 * half * downhill / (np.linalg.norm(downhill) + 1e-12)
@@ -181,11 +186,11 @@ def _one_step(axes: Any, step: Step, average: tuple[float, ...] | None) -> None:
     if average is not None:
         axes.plot(*average, "D", color=BLUE, markersize=4)
         axes.annotate("a", average, (5, -9), textcoords="offset points", color=BLUE, fontsize=8)
-    axes.set(xlim=(middle[0] - 1.2 * half, middle[0] + 1.2 * half), ylim=(middle[1] - half, middle[1] + half))
+    axes.set(xlim=(middle[0] - wide, middle[0] + wide), ylim=(middle[1] - half, middle[1] + half))
 
 
 def _contours(axes: Any, xs: tuple[float, float], ys: tuple[float, float], levels: int) -> None:
-    x, y = np.meshgrid(np.linspace(*xs, 70), np.linspace(*ys, 60))
+    x, y = np.meshgrid(np.linspace(*xs, 45), np.linspace(*ys, 35))
     axes.contour(x, y, landscape(x, y), levels=levels, colors=GREY, linewidths=0.5, alpha=0.6)
 
 
