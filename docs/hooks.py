@@ -6,6 +6,7 @@ to outside of docs/ is copied under repository/; text that a browser would downl
 
 from __future__ import annotations
 
+import inspect
 import posixpath
 import re
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ COMMANDS = "<!-- generated: command-line -->"
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside of docs/ and every file that a page links to there."""
     for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        head = "---\nhide: [navigation]\n---\n\n" if page == "index.md" else ""
+        files.append(File.generated(config, page, content=head + (ROOT / source).read_text(encoding="utf-8")))
     sources = [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages() if file.generated_by is None)]
     outside = {target for source in sources for target in _targets(source) if _is_outside(target)}
     for target in sorted(outside):
@@ -114,7 +116,7 @@ def _commands() -> Iterator[str]:
 
 
 def _prose(command: click.Command) -> str:
-    return (command.help or "").replace("\b", "")
+    return inspect.cleandoc(command.help or "").replace("\b", "")
 
 
 def _row(option: click.Option, context: click.Context) -> str:

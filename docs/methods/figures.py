@@ -25,8 +25,8 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 FOLDER = Path(__file__).parent
-START, STEPS, SHOWN = (-0.35, 1.05), 40, 6
-"""Where paths begin, their number of steps, and the step that is enlarged."""
+START, STEPS, SHOWN = (-0.35, 1.05), 40, {"swa": 30}
+"""Where paths begin, their number of steps, and the step that is enlarged, if not the 6th."""
 
 WIDTH, HEIGHT = 3.4, 2.5
 """Of the part of the loss that is drawn."""
@@ -134,7 +134,7 @@ def draw(name: str) -> Path:
     """Draw the figure of one method and return its file."""
     steps, evaluated = path(name)
     base, _ = path("sgd") if registry.optimizers[name].wraps_base else ([], [])
-    shown = steps[SHOWN - 1]
+    number = SHOWN.get(name, 6)
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": "methods",
@@ -153,8 +153,8 @@ def draw(name: str) -> Path:
         left.plot(*START, "o", color=GREY, markersize=4)
         left.legend(frameon=False, fontsize=8, loc="upper right", labelcolor=GREY)
         left.set_title(f"{STEPS} steps", fontsize=9)
-        _one_step(right, shown, evaluated[SHOWN] if evaluated else None)
-        right.set_title(f"step {SHOWN}", fontsize=9)
+        _one_step(right, steps[number - 1], evaluated[number] if evaluated else None)
+        right.set_title(f"step {number}", fontsize=9)
         for axes in (left, right):
             axes.set_aspect("equal")
             axes.set(xticks=[], yticks=[])
