@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_claims_have_the_numbers_of_the_results_that_they_link_to(document: str)
 def test_the_line_of_code_takes_a_step_of_sam() -> None:
     (code,) = blocks("README.md", "python")
     torch.manual_seed(0)
-    model, passes = nn.Linear(3, 1), []
+    model = nn.Linear(3, 1)
+    passes: list[float] = []
 
     def closure() -> Tensor:
         names["optimizer"].zero_grad()
@@ -57,10 +59,10 @@ def test_the_line_of_code_takes_a_step_of_sam() -> None:
         passes.append(loss.item())
         return loss  # type: ignore[no-any-return]
 
-    names = {"model": model, "closure": closure}
+    names: dict[str, Any] = {"model": model, "closure": closure}
     exec(compile(code, "README", "exec"), names)
     assert len(passes) == 2
-    assert passes[1] > passes[0] == names["loss"].item()  # type: ignore[attr-defined]
+    assert passes[1] > passes[0] == names["loss"].item()
 
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("results/*/")), ids=lambda folder: folder.name)

@@ -50,7 +50,8 @@ def test_links_of_the_site_lead_to_its_files(site: Path) -> None:
     for page in site.glob("*.html"):
         for address in re.findall(r"<(?:a|img)\b[^>]*?(?:href|src)=\"?([^\"\s>#]+)", page.read_text(encoding="utf-8")):
             if not re.match(r"[a-z]+:", address):
-                assert (page.parent / address).exists(), f"{page.name}: {address}"
+                place = site / address.lstrip("/") if address.startswith("/") else page.parent / address
+                assert place.exists(), f"{page.name}: {address}"
 
 
 def test_the_page_of_commands_has_every_command_and_option(site: Path) -> None:
