@@ -6,7 +6,7 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart digits-tuned cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam \
-  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint perf tables check-tables \
+  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint docs perf tables check-tables \
   lock clean
 
 help: ## show the targets
@@ -76,18 +76,22 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup ## build the documentation as a site, open it in a browser and rebuild it after every change
+	$(BIN)/mkdocs serve --open
+
 perf: setup ## measure what the suite itself costs, and print ratios; BESIDE=PATH: whole commands beside that checkout's
 	$(BIN)/python tests/perf/perf.py
 	$(if $(BESIDE),$(BIN)/python tests/perf/commands.py --beside $(BESIDE))
 
-tables: setup ## make tables, figures and the report of every result set again, from its records, and README's table
+tables: setup ## make tables, figures and the report of every result set again, from its records, and the generated parts of pages
 	@for set in results/*/experiment.json; do \
 	  $(BIN)/bench report "$$(dirname "$$set")" || exit 1; \
 	done
 	$(BIN)/python -m tests.pages.readme_block
+	$(BIN)/python -m tests.pages.keys_block
 
 check-tables: tables ## the same, and see that not a byte differs from what is committed
-	@git status --porcelain -- results README.md | (! grep .) || (echo "these differ from what is committed"; exit 1)
+	@git status --porcelain -- results README.md docs | (! grep .) || (echo "these differ from what is committed"; exit 1)
 
 lock: setup ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
@@ -96,5 +100,5 @@ lock: setup ## pin the dependencies of pyproject.toml anew
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements-offline.lock
 
 clean: ## remove what set-up and tests made; results stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info
 	find bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,18 +1,14 @@
-"""The rules of the code base that no single unit can keep: which way imports point, sizes, and what README promises."""
+"""The rules of the code base that no single unit can keep: which way imports point, sizes, and their page."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-
-from bench.cli import cli
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bench").rglob("*.py"))
@@ -138,30 +134,25 @@ def test_tests_lie_where_the_code_lies_that_they_try() -> None:
     assert {str(place) for place in places - folders} <= apart
 
 
-# ---- README and CONTRIBUTING ---------------------------------------------------------------------------------
+# ---- docs/architecture.md ------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs/architecture.md").read_text()
 
 
-def commands(document: str) -> list[str]:
-    """Every line of a code block that calls bench, without comment and pipe."""
-    lines = re.findall(r"^(?: {4}|\$ )?(?:\.venv/bin/)?(bench .+)$", (ROOT / document).read_text(), flags=re.M)
-    return [re.split(r" [|&>]", line)[0] for line in lines]
+def test_the_page_shows_every_folder_in_its_order() -> None:
+    table = PAGE.partition("## Folders")[2].partition("## Where to look")[0]
+    shown = [
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([\w.]+?)(?:/|\.py)`", row.split("|")[1])
+    ]
+    assert shown == [name for name in FOLDERS if name.strip("_") not in ("", "main")]
 
 
-@pytest.mark.parametrize(
-    ("document", "line"),
-    [(document, line) for document in ("README.md", "CONTRIBUTING.md") for line in dict.fromkeys(commands(document))],
-)
-def test_every_command_that_is_shown_parses(document: str, line: str) -> None:
-    _, name, *arguments = shlex.split(line, comments=True)
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None, f"{document}: no command {name}"
-    try:
-        command.make_context(name, arguments)
-    except click.exceptions.Exit:  # --help
-        pass
-    except click.UsageError as error:
-        pytest.fail(f"{document}: {line}: {error.format_message()}")
-
-
-def test_readme_shows_commands() -> None:
-    assert {shlex.split(line)[1] for line in commands("README.md")} >= {"run", "list"}
+def test_every_file_that_the_page_names_exists() -> None:
+    known = [str(path.relative_to(ROOT)) for path in (ROOT / "bench").rglob("*") if path.is_file()]
+    named = set(re.findall(r"`([\w./]+\.(?:py|csv|css|js|j2))`", PAGE))
+    assert len(named) > 50
+    missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)]
+    assert missing == ["tests/test_architecture.py"]

@@ -1,6 +1,6 @@
 """What a SAM step must do on the nets that people train: in fp32 and bf16, on a CPU and a GPU, under torch.compile.
 
-The rules one by one and in their corners: the other files here. CONTRIBUTING.md lists which rule is tested where.
+The rules one by one and in their corners: the other files here. docs/sam-contract.md lists which rule is tested where.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ def test_a_compiled_step_is_the_step() -> None:
 # ---- the table of rules ------------------------------------------------------------------------------------------
 
 
-def test_the_table_in_contributing_names_tests_that_exist() -> None:
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+def test_the_table_of_the_contract_names_tests_that_exist() -> None:
+    text = (Path(__file__).parents[2] / "docs/sam-contract.md").read_text()
     named = re.findall(r"`([\w./]+\.py)::(test_\w+)`", text)
     assert len(named) >= 25
     for file, name in named:

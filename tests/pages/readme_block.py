@@ -1,4 +1,4 @@
-"""README's block of results, from the committed table: `python -m tests.pages.readme_block` writes it anew."""
+"""README's block of results, from the committed tables: `python -m tests.pages.readme_block` writes it anew."""
 
 from __future__ import annotations
 
@@ -7,14 +7,47 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- results:begin \(from (?P<path>\S+)\) -->\n).*?(<!-- results:end -->)", flags=re.S)
+HEADS = {
+    "optimizer": "optimizer",
+    "test accuracy (%)": "test accuracy (%)",
+    "difference to sgd (points)": "difference to SGD (points)",
+    "passes ratio": "passes",
+    "gap (points)": "gap (points)",
+}
+"""The columns shown, with what README calls them. p values are left to the table itself."""
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    """Return the rows of the first Markdown table in a text, by the heads of its columns."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    heads, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(heads, cells, strict=True)) for cells in body]
+
+
+def block(path: Path) -> str:
+    """Return the block for the table at `path` and the table of costs beside it."""
+    text = path.read_text(encoding="utf-8")
+    title = text.partition("\n")[0].strip("*").removesuffix(": results")
+    results, costs = rows(text), rows(path.with_name("cost.md").read_text(encoding="utf-8"))
+    (seeds,) = {row["n"] for row in results}
+    lines = ["| " + " | ".join(HEADS.values()) + " |", "|:--|" + "--:|" * (len(HEADS) - 1)]
+    for result, cost in zip(results, costs, strict=True):
+        assert result["optimizer"] == cost["optimizer"]
+        lines.append("| " + " | ".join((result | cost)[head] for head in HEADS) + " |")
+    return "\n".join(
+        [
+            *(f"**{title}**", "", *lines, ""),
+            f"Mean over {seeds} seeds ± half-width of the 95 % Student-t interval. Difference: paired by seed, with",
+            "its 95 % interval. Passes: gradient passes relative to SGD's. Gap: train accuracy minus test accuracy.",
+        ]
+    )
 
 
 def with_results(readme: str) -> str:
-    """The README with its block as the table that it names has it."""
+    """Return the README with its block as the tables that it names have it."""
     named = BLOCK.search(readme)
     assert named is not None, "README has no block of results"
-    table = (ROOT / named["path"]).read_text(encoding="utf-8").strip()
-    return BLOCK.sub(lambda found: f"{found[1]}{table}\n{found[3]}", readme)
+    return BLOCK.sub(lambda found: f"{found[1]}{block(ROOT / found['path'])}\n{found[3]}", readme)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SAM in other people's training loops: the README's code, run as written, and that it does there what it does here."""
+"""SAM in other trainers: the code of docs/sam-in-trainers.md, run as written, does there what SAM does here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bench import SAM
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/sam-in-trainers.md").read_text()
 pytestmark = [
     pytest.mark.filterwarnings("default:::(?!bench).*"),  # what other libraries deprecate is theirs
     pytest.mark.filterwarnings("ignore:.*(pin_memory|does not have many workers|LeafSpec|logging interval|log_every)"),
@@ -34,12 +34,12 @@ def one_thread() -> Iterator[None]:
 
 
 def example(word: str, folder: Path) -> dict[str, Any]:
-    """What is defined after the README's block with this word in it has run."""
-    (code,) = (block for block in re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S) if word in block)
-    names: dict[str, Any] = {"__name__": "readme"}
+    """Return what is defined after the page's block with this word in it has run."""
+    (code,) = (block for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S) if word in block)
+    names: dict[str, Any] = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(code, f"README: {word}", "exec"), names)
+        exec(compile(code, f"sam-in-trainers.md: {word}", "exec"), names)
     return names
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import textwrap
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from tests import prefork
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "sam-in-your-own-code.md").read_text()
@@ -17,6 +21,7 @@ ROWS = [
     for line, after in pairwise([*PAGE.splitlines(), ""])
     if line.startswith("| ") and not after.startswith("|---")
 ]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
 LOOPS = {
     "your own", "Trainer", "TRL", "Lightning, automatic", "Lightning, manual", "Fabric", "timm", "accelerate",
     "accumulate()", "skorch", "PEFT", "MAML", "torch.compile", "Opacus", "DistributedDataParallel", "no_sync",
@@ -44,10 +49,19 @@ def test_the_tables_have_every_loop() -> None:
 
 
 def test_the_safe_form_is_the_one_that_is_run() -> None:
-    (shown,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
+    (shown,) = [code for code in BLOCKS if "SAMGRPOTrainer" in code]
     tree = ast.parse((ROOT / "tests" / "loops" / "trl_loops.py").read_text())
     (run,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "SAMGRPOTrainer"]
     assert _plain(ast.parse(textwrap.dedent(shown)).body[0]) == _plain(run)
+
+
+def test_the_loop_runs_as_written() -> None:
+    (code,) = [code for code in BLOCKS if "loss = optimizer.step(closure)" in code]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=prefork.HANGS)
+
+
+def test_no_other_code_is_shown() -> None:
+    assert len(BLOCKS) == 2
 
 
 def _plain(node: ast.AST) -> str:
