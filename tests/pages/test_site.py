@@ -68,6 +68,6 @@ def test_the_api_has_the_public_names(site: Path) -> None:
     import bench
 
     page = (site / "api.html").read_text(encoding="utf-8")
-    for name in ("SAM", "Method", "Task", "Split", "Metric", "ImageFolder", "CsvTable", "run"):
+    for name in ("SAM", "OptimizerWrapper", "Task", "Split", "Metric", "ImageFolder", "CsvTable", "run"):
         assert name in bench.__all__
         assert f'id="bench.{name}"' in page, name
