@@ -51,7 +51,7 @@ class Stopped(Exception):
 
 
 class StopSign:
-    """Whether a run is to stop: raised by signal handlers, looked at by the loop after every step.
+    """A request to stop a run: set by signal handlers, read by the loop after every step.
 
     A plain flag. A second signal in the middle of `threading.Event.set` would wait for the first one, for ever.
     """
@@ -185,7 +185,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
 
 
 class CheckpointTimer:
-    """Whether a checkpoint is due: some minutes after the one before, or because the run is asked to stop.
+    """A timer for checkpoints: one is due some minutes after the last one, or when the run is asked to stop.
 
     Attributes:
         stopping: the run was asked to stop, when it was last looked.
@@ -274,7 +274,7 @@ def _point(state: TrainingState) -> dict[str, float]:
 
 
 def _texts(data: Data) -> dict[str, int]:
-    """Of texts: how many there are, how many of them were too long, and to how many tokens those were cut."""
+    """Return the counts of texts: all, those that were too long, and the number of tokens those were cut to."""
     if data.train.lengths is None:
         return {}
     splits = data.splits().values()

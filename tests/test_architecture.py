@@ -134,6 +134,15 @@ def test_tests_lie_where_the_code_lies_that_they_try() -> None:
     assert {str(place) for place in places - folders} <= apart
 
 
+def test_no_docstring_opens_as_a_riddle() -> None:
+    opening = re.compile(r"(what|whether|where|which|how|of|that)\b", flags=re.I)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                line = (ast.get_docstring(node) or "").partition("\n")[0]
+                assert not opening.match(line), f"{path.relative_to(ROOT)}: {line}"
+
+
 # ---- docs/architecture.md ------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs/architecture.md").read_text()

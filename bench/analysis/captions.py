@@ -1,4 +1,4 @@
-"""What every caption of an experiment's tables says: units, definitions, and where the numbers come from."""
+"""Sentences that every caption of an experiment's tables has: units, definitions, and the origin of the numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMED = ("task", "model")  # named wherever the data are, so that conditions nee
 
 
 class Captions:
-    """How this experiment's numbers are put into words: units, decimals and what the captions repeat."""
+    """Units, decimals and repeated sentences of an experiment's captions."""
 
     def __init__(self, meta: Meta, source: Provenance) -> None:
         self.meta, self.source = meta, source

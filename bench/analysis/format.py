@@ -1,4 +1,4 @@
-"""How rows and numbers of any table become text."""
+"""Text of rows and numbers, the same in all tables."""
 
 from __future__ import annotations
 

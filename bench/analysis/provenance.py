@@ -1,4 +1,4 @@
-"""Where the numbers of an experiment come from: hardware, versions, commits and data of its runs."""
+"""Origin of an experiment's numbers: hardware, versions, commits and data of its runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the numbers come from: the distinct values found among the finished runs, as text.
+    """Origin of the numbers: the distinct values found among the finished runs, as text.
 
     `caution` is a sentence to stand wherever the numbers do, "" where none is needed: that some of the data files
     are not those of their publisher, by their checksums. `cut` says how many texts were longer than the model was given

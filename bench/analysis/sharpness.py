@@ -1,4 +1,4 @@
-"""What `bench measure` wrote: which of it is still valid, and the loss around the weights of chosen configurations."""
+"""Results of `bench measure` that are still valid, and the loss around the weights of chosen configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tables, figures, page and answer are made of: each thing is computed once from the records of an experiment."""
+"""Everything that tables, figures, page and answer need, computed once from the records of an experiment."""
 
 from __future__ import annotations
 

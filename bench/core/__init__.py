@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, specs, registries, seeds. It imports nothing of this package."""
+"""The foundation: errors, specs, registries, seeds. Imports nothing of this package."""

@@ -1,4 +1,4 @@
-"""Where data and weights are: the folder that a launch was given, else BENCH_DATA, else one in the user's cache."""
+"""The folder of data and weights: that of the launch, else BENCH_DATA, else one in the user's cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the runs of a launch are done: one value, from the command line to the worker and to each process of a run."""
+"""Options of a launch: one value from the command line to the worker and to each process of a run."""
 
 from __future__ import annotations
 

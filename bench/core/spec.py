@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class DataSettings(_Frozen):
-    """What is done to a task's data, alike for every task."""
+    """Changes of a task's data, the same for every task."""
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training set held out, the same of each class (of numbers to predict: of each tenth); everything
@@ -63,7 +63,7 @@ def _flag_or_auto(value: Any) -> Any:
 
 
 class TrainSettings(_Frozen):
-    """How a run is trained; an optimizer's entry may override any of these."""
+    """Training settings of a run; an optimizer's entry may override any of these."""
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 128
@@ -267,7 +267,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Phases:
-    """How hyperparameters are chosen before the runs that count: on validation, with the same budget for everyone.
+    """Settings of the tuning phase: hyperparameters are chosen on validation, with the same budget for everyone.
 
     Attributes:
         trials: configurations that each tuned label gets; a label that is not here is not tuned.

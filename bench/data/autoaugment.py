@@ -124,7 +124,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Where to find an operation's parameter.
+    """The place of an operation's parameter.
 
     Attributes:
         kinds: [sub-policy, first or second, positive] -> index into KINDS.

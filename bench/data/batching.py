@@ -1,4 +1,4 @@
-"""Which examples make a batch: in a seeded order and, where they differ in length, among others of about their length.
+"""Batches of examples: in a seeded order and, where lengths differ, of about equal lengths.
 
 Texts are padded to the longest of their batch, so batches of equal lengths are batches with little padding. Which
 batches an epoch has is decided on the host, where the lengths are: nothing here waits for the device.

@@ -1,4 +1,4 @@
-"""What the cells of a table say: numbers, one value in several spellings, and what only looks like a word."""
+"""Cells of users' tables: numbers, one value in several spellings, and words that are none."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Download:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to try.
+    """Number and spacing of attempts at a download.
 
     Attributes:
         silence: seconds without a single byte after which a connection is given up.

@@ -1,4 +1,4 @@
-"""Which training examples are held out for validation, and in which order the others are taken."""
+"""The split of training examples into validation and training, and the order of the latter."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Call:
-    """What a starter of processes of a run must know.
+    """The settings that a launcher of a run's processes needs.
 
     Attributes:
         number: unlike that of any other call; "" of none.

@@ -1,4 +1,4 @@
-"""How long runs will take on this machine: measured on a few steps before they start."""
+"""Duration of runs on this machine, estimated from a few measured steps before they start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = 86_400.0
 
 @dataclass(frozen=True)
 class Speed:
-    """What a kind of run costs on one worker, in seconds: to set it up, a pass over a batch, one evaluation.
+    """Costs of one kind of run on one worker, in seconds: setup, a pass over a batch, one evaluation.
 
     The last evaluation takes `more` seconds than the others, which see only some of the training examples. The first
     run of a kind on a worker takes `compiling` seconds, too, for code that the others of its kind find there.

@@ -1,4 +1,4 @@
-"""What became of a launch."""
+"""The outcome of a launch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.core.spec import PlannedRun
 
 @dataclass
 class Outcome:
-    """What became of a launch.
+    """The outcome of a launch.
 
     Attributes:
         failed: the runs that failed, with the last line of what went wrong.

@@ -1,4 +1,4 @@
-"""What a launch shows while it runs: a live panel in a terminal, plain lines anywhere else."""
+"""Progress of a launch: a live panel in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 

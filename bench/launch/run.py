@@ -34,7 +34,7 @@ RUNS, SECONDS, SHARE = 10, 60.0, 50
 
 @dataclass(frozen=True)
 class Launched:
-    """What a launch leaves.
+    """The results of a launch.
 
     Attributes:
         results: all that is there now, of this launch, of those before, and of other machines.
@@ -48,7 +48,7 @@ class Launched:
 
     @property
     def nothing_to_show(self) -> bool:
-        """Whether the launch was stopped before any run of the experiment had ended, now or in an earlier launch."""
+        """Return whether the launch was stopped before any run of the experiment had ended, now or earlier."""
         ended = self.results.records["status"].isin([*FINISHED, "failed"]).any()
         return self.outcome.interrupted and not (ended or self.outcome.disk)
 

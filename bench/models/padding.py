@@ -1,4 +1,4 @@
-"""What an architecture of transformers needs so that a text's logits do not depend on the other texts of its batch.
+"""Adaptations of transformers' architectures that keep a text's logits independent of its batch.
 
 Attention leaves padding out by itself. What does not: heads that read the last position, convolutions, and pooling
 along the text. Architectures that need something else are found by `bench.launch.trial` and refused.

@@ -1,1 +1,1 @@
-"""What is on disk: runs, records, locks, archives; and which configuration is chosen from them. Never torch."""
+"""Files on disk: runs, records, locks, archives; and the choice of configurations from them. Never imports torch."""

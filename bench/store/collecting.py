@@ -1,4 +1,4 @@
-"""Which runs of an experiment are finished, where their numbers come from, and both collected into tables.
+"""Finished runs of an experiment and the sources of their numbers, collected into tables.
 
 A run is finished where its folder says so or, wherever it was done, where the records hold it as they were written.
 """

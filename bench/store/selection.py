@@ -1,4 +1,4 @@
-"""Which configuration of an optimizer is chosen: one rule, on validation numbers alone.
+"""The choice of an optimizer's configuration: one rule, on validation numbers alone.
 
 What is run next goes by it (`bench/launch/tuning.py`), and so do all tables.
 """

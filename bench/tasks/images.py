@@ -1,4 +1,4 @@
-"""What the tasks of small colour or grey images share: pixels to floats, and augmentation in training."""
+"""The common part of tasks of small colour or grey images: pixels to floats, and augmentation in training."""
 
 from __future__ import annotations
 

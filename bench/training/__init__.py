@@ -1,1 +1,1 @@
-"""What `bench.train.train` is made of: setup, steps, evaluation, checkpoints, precision."""
+"""The parts of `bench.train.train`: setup, steps, evaluation, checkpoints, precision."""

@@ -23,7 +23,7 @@ FORMAT = 3
 
 
 class StateDict(TypedDict):
-    """What a checkpoint holds: the one list of keys, which saving, loading and the check of a file go by."""
+    """The content of a checkpoint: the one list of keys that saving, loading and checking use."""
 
     run_id: str
     place: dict[str, Any]

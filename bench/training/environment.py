@@ -1,4 +1,4 @@
-"""Where a run happened: versions, commit, hardware. Recorded with every run, shown under every table."""
+"""Versions, commit and hardware of a run: recorded with every run, shown under every table."""
 
 from __future__ import annotations
 

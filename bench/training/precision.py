@@ -1,4 +1,4 @@
-"""How exactly, and how fast, a device computes: precision, deterministic kernels, compilation."""
+"""Precision, deterministic kernels and compilation of a device."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from bench.training.step import TrainingRun
 
 @dataclass
 class Clocks:
-    """What a run costs, summed over interruptions. Seconds are taken with the device synchronised."""
+    """The costs of a run, summed over interruptions. Seconds are taken with the device synchronised."""
 
     setup_seconds: float = 0.0
     train_seconds: float = 0.0
@@ -37,7 +37,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come in its epochs, and what it has of the epoch so far.
+    """The position of a run in its epochs, with the sums of the present epoch.
 
     Attributes:
         step: steps of this epoch that are done.

@@ -1,4 +1,4 @@
-"""What every figure draws: the chosen rows, condition by condition, with their names, units and looks."""
+"""The context of every figure: the chosen rows of each condition, with names, units and looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the figures look: type, axes and legends, the same in all of them."""
+"""The style of all figures: type, axes and legends."""
 
 from __future__ import annotations
 

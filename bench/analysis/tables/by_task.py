@@ -62,7 +62,7 @@ class Line:
 
 
 class ByTask:
-    """What the table shows, worked out of the chosen rows and the runs behind them."""
+    """The content of the table, computed from the chosen rows and their runs."""
 
     def __init__(self, study: Study) -> None:
         self.captions, self.meta = study.captions, study.meta

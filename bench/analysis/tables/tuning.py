@@ -25,7 +25,7 @@ UNTUNED = "not tuned"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning did for one optimizer under one condition.
+    """The result of tuning one optimizer under one condition.
 
     Attributes:
         final: the row that is reported.

@@ -24,7 +24,7 @@ Precision = Literal["fp32", "fp64"]
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How runs are measured; a table has runs that were measured alike.
+    """Settings of measurements; all runs in a table were measured with the same ones.
 
     Attributes:
         examples: the number of training examples, the first ones, in the order of the permutation that all runs share.

@@ -1,4 +1,4 @@
-"""What SLURM starts: a small process that looks after the launcher of its node, and is there when signals come.
+"""The process that SLURM starts: it looks after the launcher of its node, and is there when signals come.
 
 The runs themselves are done by `bench.launch.slurm.node`, a process of its own with the same launcher as on any
 machine. So submitit's handler, which runs in the middle of whatever this process does, meets only a wait, and handlers

@@ -1,4 +1,4 @@
-"""What a SLURM job may take and how runs are put into jobs: a `[slurm]` table in a file, and flags over it."""
+"""Resources of SLURM jobs and the packing of runs into them: a `[slurm]` table in a file, and flags over it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all methods are built of: the wrapper around a base optimizer, perturbation, state, weights that come back."""
+"""The parts of all methods: the wrapper around a base optimizer, perturbation, state, weights that return."""

@@ -1,4 +1,4 @@
-"""What a step is given by its user: a base to be built around, and closures. Told at once where they cannot do."""
+"""Checks of what users give a step: a base optimizer and closures. Unusable ones raise an error at once."""
 
 from __future__ import annotations
 

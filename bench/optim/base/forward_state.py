@@ -1,4 +1,4 @@
-"""What a forward pass changes besides gradients: buffers, and parameters that the optimizer does not have."""
+"""State that a forward pass changes besides gradients: buffers, and parameters of other optimizers."""
 
 from __future__ import annotations
 

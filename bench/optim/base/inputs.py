@@ -1,4 +1,4 @@
-"""Whether both passes of a step are over the same batch. A closure that draws its batch by itself is told at once."""
+"""A check that both passes of a step see the same batch; a closure that draws a new one gets an error at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Inputs = dict[str, Tensor]
 
 
 class SameInputs:
-    """What a model is called with in the first pass over a batch, and whether later passes call it with the same.
+    """The inputs of a model in the first pass over a batch, to compare with those of later passes.
 
     A trainer's step may have state: it takes the next slice of a buffer at every call, or generates text. Then SAM's
     second pass would be over another batch, and nothing else would show it. Looked at are the calls of the module that

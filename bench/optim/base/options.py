@@ -1,4 +1,4 @@
-"""Where and when the family of SAM perturbs: what of it is an option, for experiment files and for loops of one's own.
+"""Options of the SAM family: which weights are perturbed and at which steps, in experiment files and in own loops.
 
 A factory takes them as `**options: Unpack[...]` of one of these tables; each that is left out, or None, leaves the
 algorithm as its paper has it.

@@ -1,4 +1,4 @@
-"""What a second pass must find as the first one did, random numbers, and what it must not find: caches."""
+"""Random numbers that a second pass must repeat, and caches that it must not read."""
 
 from __future__ import annotations
 
