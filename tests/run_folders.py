@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 from bench.store.run_folder import Store
 
 ENVIRONMENT = {

@@ -15,8 +15,8 @@ from bench.config import titles
 from bench.config.relative import Override, unreached
 from bench.config.resolve import Resolver
 from bench.core.errors import BadValue, BenchError, clipped, nearest
+from bench.core.experiment import Experiment
 from bench.core.meta import Meta
-from bench.core.spec import Experiment
 from bench.store.files import DEEPEST, parse_toml, read_bytes, read_toml
 
 LONGEST_NAME = 200

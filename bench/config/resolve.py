@@ -13,19 +13,10 @@ from pydantic import BaseModel
 from bench.config import search_space, titles
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
+from bench.core.experiment import Experiment, Phases, PlannedRun
 from bench.core.meta import MetricMeta, SuiteMeta, TaskMeta
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
-from bench.core.spec import (
-    ComponentSpec,
-    DataSettings,
-    Experiment,
-    OptimizerSpec,
-    Phases,
-    PlannedRun,
-    PluginFile,
-    RunSpec,
-    TrainSettings,
-)
+from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, PluginFile, RunSpec, TrainSettings
 from bench.data.datasets import user_files_sha256
 from bench.store.columns import TAKEN, metric_columns
 from bench.store.files import expanded

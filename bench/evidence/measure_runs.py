@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from bench.core.errors import BenchError, counted
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 from bench.evidence.measures.measure import MeasureSettings, measure, prepared
 from bench.evidence.repeat import Recorded, repeat
 from bench.store import records

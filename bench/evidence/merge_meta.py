@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from bench.core.experiment import settings_text
 from bench.core.meta import Meta
-from bench.core.spec import settings_text
 
 ALIKE = ("protocol", "metric", "baseline", "overrides")
 """What must be the same in all parts."""

@@ -15,8 +15,9 @@ from rich.console import Console
 from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
+from bench.core.experiment import Experiment, PlannedRun
 from bench.core.run_options import RunOptions
-from bench.core.spec import PROTOCOL, Experiment, PlannedRun
+from bench.core.spec import PROTOCOL
 from bench.launch.compiling import as_decided
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BadValue, BenchError, counted
+from bench.core.experiment import Experiment, PlannedRun
 from bench.core.meta import CompilingMeta
-from bench.core.spec import Experiment, PlannedRun
 from bench.launch.estimate import duration, seconds_of
 from bench.launch.local.pool import speeds_here
 from bench.launch.local.slots import Slot

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.core.spec import OptimizerSpec, PlannedRun, RunSpec
+from bench.core.experiment import PlannedRun
+from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.tasks.base import Data, Task, sampled

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.core.errors import BenchError, counted
-from bench.core.spec import PROTOCOL, Experiment, PlannedRun, RunSpec
+from bench.core.experiment import Experiment, PlannedRun
+from bench.core.spec import PROTOCOL, RunSpec
 from bench.store.collecting import Held, is_finished
 from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store, read_json, storage_error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 
 
 @dataclass

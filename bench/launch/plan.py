@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bench.core.errors import BadValue, BenchError, counted, nearest
+from bench.core.experiment import Experiment, PlannedRun
 from bench.core.meta import Meta
-from bench.core.spec import Experiment, PlannedRun, RunSpec
+from bench.core.spec import RunSpec
 from bench.data.splits import learned_from
 from bench.launch import compiling, leftover
 from bench.launch.shard import Shard, part

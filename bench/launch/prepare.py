@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.core.errors import BenchError
+from bench.core.experiment import Experiment
 from bench.core.registry import models
-from bench.core.spec import Experiment
 from bench.launch.trial import try_texts
 from bench.tasks.base import fingerprint
 from bench.training.step import encoder, load_task

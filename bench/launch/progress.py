@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.core.errors import counted
+from bench.core.experiment import PlannedRun
 from bench.core.meta import MetricMeta
-from bench.core.spec import PlannedRun
 from bench.launch.estimate import LONG, Speed, estimate
 
 

@@ -13,8 +13,8 @@ from bench.config import file as experiments
 from bench.core import terminal
 from bench.core.data_folder import data_folder_given
 from bench.core.errors import BenchError, counted
+from bench.core.experiment import Experiment
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.spec import Experiment
 from bench.launch import compiling, tuning
 from bench.launch.local.pool import run_local
 from bench.launch.local.slots import Slot, slots

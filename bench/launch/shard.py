@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.core.errors import BadValue
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 
 MOST = 10_000
 """Shards that work can be parted into."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import BenchError, shown
+from bench.core.experiment import Experiment, Place, PlannedRun
 from bench.core.meta import MetricMeta, Superseded
-from bench.core.spec import Experiment, Place, PlannedRun
 from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
 from bench.store.run_folder import FINISHED, Store, read_json, to_json, write_atomic

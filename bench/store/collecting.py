@@ -22,7 +22,7 @@ from bench.store.run_folder import FINISHED, RunFolder, Status, Store, reason_in
 if TYPE_CHECKING:  # pandas takes longer to import than most commands take to run
     import pandas as pd
 
-    from bench.core.spec import PlannedRun
+    from bench.core.experiment import PlannedRun
 
 
 # ---- what there is of a run -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.config import file as experiment
-from bench.core.spec import Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
 from bench.launch.leftover import leftovers
 from bench.store import collecting, records
 from bench.store.run_folder import Store

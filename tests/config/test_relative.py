@@ -11,7 +11,8 @@ import pytest
 
 from bench.config import file as experiment
 from bench.core.errors import BadValue
-from bench.core.spec import Experiment, TrainSettings
+from bench.core.experiment import Experiment
+from bench.core.spec import TrainSettings
 
 Load = Callable[..., Experiment]
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))

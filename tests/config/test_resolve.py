@@ -10,7 +10,8 @@ import pytest
 
 from bench.config import file as experiment
 from bench.core.errors import BadValue, BenchError
-from bench.core.spec import DataSettings, Experiment, RunSpec, TrainSettings
+from bench.core.experiment import Experiment
+from bench.core.spec import DataSettings, RunSpec, TrainSettings
 
 Tiny = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 
 from bench.config import file as experiment
 from bench.core.errors import BadValue
-from bench.core.spec import Experiment
+from bench.core.experiment import Experiment
 
 Load = Callable[..., Experiment]
 

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from bench.core import spec as specs
-from bench.core.spec import DataSettings, PlannedRun, RunSpec, TrainSettings
+from bench.core.experiment import PlannedRun
+from bench.core.spec import DataSettings, RunSpec, TrainSettings
 
 FULL: dict[str, Any] = {
     "task": {"name": "digits", "params": {"augment": "shift"}},

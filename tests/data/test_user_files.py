@@ -9,7 +9,7 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 from bench.training.step import load_task
 
 TOML = """

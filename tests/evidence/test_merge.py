@@ -14,7 +14,7 @@ from bench.analysis import render, tables
 from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BadValue
-from bench.core.spec import Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
 from bench.evidence.merge import NOWHERE, merge
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome

@@ -13,7 +13,7 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.core.spec import Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
 from bench.evidence.merge import merge
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome

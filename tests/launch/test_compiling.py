@@ -12,8 +12,8 @@ from rich.console import Console
 
 from bench.config.file import load
 from bench.core.errors import BadValue, BenchError
+from bench.core.experiment import Experiment, PlannedRun
 from bench.core.meta import CompilingMeta
-from bench.core.spec import Experiment, PlannedRun
 from bench.evidence.merge import merge
 from bench.launch import compiling
 from bench.launch import run as launch

@@ -17,7 +17,8 @@ from rich.console import Console
 from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.core.spec import PROTOCOL, Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
+from bench.core.spec import PROTOCOL
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan

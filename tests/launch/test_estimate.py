@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.config import file as experiment
-from bench.core.spec import Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
 from bench.launch.estimate import Speed, duration, estimate, kind, makespan, measure_speed, samples
 from bench.train import weights_sha256
 

@@ -11,8 +11,9 @@ import torch
 
 from bench.config import file as experiment
 from bench.core.errors import BenchError, NotPrepared
+from bench.core.experiment import Experiment
 from bench.core.registry import optimizers
-from bench.core.spec import ComponentSpec, Experiment, OptimizerSpec, RunSpec
+from bench.core.spec import ComponentSpec, OptimizerSpec, RunSpec
 from bench.launch import estimate
 from bench.launch.estimate import configuration, rehearse
 from bench.launch.local import worker

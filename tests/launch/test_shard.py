@@ -11,7 +11,7 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BadValue
-from bench.core.spec import Experiment
+from bench.core.experiment import Experiment
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan

@@ -19,7 +19,7 @@ import torch
 
 from bench.analysis.study import Study
 from bench.config.file import load
-from bench.core.spec import Experiment, PlannedRun
+from bench.core.experiment import Experiment, PlannedRun
 from bench.launch import run as launch
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan

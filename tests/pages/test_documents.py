@@ -16,7 +16,7 @@ import yaml
 
 from bench.cli import cli
 from bench.config.resolve import Resolver
-from bench.core.spec import Experiment
+from bench.core.experiment import Experiment
 from bench.launch.slurm import profile
 from tests import prefork
 from tests.pages import keys_block

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from bench.config import file as experiment
 from bench.core.errors import nearest
+from bench.core.experiment import Experiment
 from bench.core.registry import tasks
 from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
-from bench.core.spec import Experiment
 from bench.evidence.merge import merge
 from bench.launch import run as launch
 from bench.launch.plan import make_plan

@@ -22,7 +22,7 @@ from bench.analysis.answer import answer, question
 from bench.analysis.study import Study
 from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.core.spec import Experiment
+from bench.core.experiment import Experiment
 from bench.launch.tuning import choose
 from bench.store import archive, collecting, file_set, records
 from bench.store.files import StorageError, read_json

@@ -12,7 +12,7 @@ import pytest
 
 from bench.config.file import load
 from bench.core.errors import BenchError
-from bench.core.spec import Experiment
+from bench.core.experiment import Experiment
 from bench.store import collecting, records
 from bench.store.run_folder import Store
 

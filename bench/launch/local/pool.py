@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
 from bench.core import data_folder
+from bench.core.experiment import PlannedRun
 from bench.core.registry import optimizers, undeclared
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.spec import PlannedRun
 from bench.launch import speeds
 from bench.launch.estimate import Speed, configuration, samples
 from bench.launch.local.server import start_fork_server

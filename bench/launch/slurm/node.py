@@ -14,7 +14,8 @@ from typing import Any
 
 from bench.core import terminal
 from bench.core.errors import BenchError
-from bench.core.spec import PlannedRun, RunSpec
+from bench.core.experiment import PlannedRun
+from bench.core.spec import RunSpec
 from bench.distributed.launcher import Team
 from bench.launch.local.pool import GRACE_SECONDS, run_local
 from bench.launch.local.server import start_fork_server

@@ -17,8 +17,8 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from bench.core.errors import BenchError
+from bench.core.experiment import PlannedRun
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.spec import PlannedRun
 from bench.launch import compiling, tuning
 from bench.launch.plan import Plan
 from bench.launch.prepare import fetch_files

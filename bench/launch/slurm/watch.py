@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.core.errors import BenchError
-from bench.core.spec import PlannedRun
+from bench.core.experiment import PlannedRun
 from bench.launch.outcome import Outcome
 from bench.launch.progress import ProgressDisplay
 from bench.launch.slurm import job_status
