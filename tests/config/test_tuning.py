@@ -13,6 +13,7 @@ import pytest
 from bench.config import file as experiment
 from bench.core.errors import BadValue
 from bench.core.experiment import Experiment
+from bench.store import selection
 
 Tiny = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]
@@ -135,7 +136,7 @@ def test_one_that_is_not_tuned_has_final_runs_from_the_start(load: Load) -> None
     resolved = load({"optimizers.adam": {"lr": 0.01, "tune": False}})
     final = [run for run in resolved.runs if run.phase == "final"]
     assert [(run.label, run.config_text, run.spec.seed) for run in final] == [("adam", "", n) for n in (2, 3, 4)]
-    assert phased(resolved.meta())["untuned"] == ["adam"]
+    assert selection.phased(resolved.meta())["untuned"] == ["adam"]
     assert {run.label for run in resolved.to_be_chosen()} == {"sgd", "sam"}
 
 
