@@ -21,7 +21,7 @@ from bench.models.mlp import mlp
 @register_model("touchy")
 def touchy(task, *, width: int = 16):
     folder = os.environ["TOUCHY"]
-    if any(frame.function in ("measure", "rehearse") for frame in inspect.stack()):
+    if any(frame.function in ("measure_speed", "rehearse") for frame in inspect.stack()):
         if os.path.exists(os.path.join(folder, "die_measured")):
             os.kill(os.getpid(), signal.SIGKILL)
         return mlp(task, width=width, depth=1, dropout=0.1)
