@@ -206,6 +206,8 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_data_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_DATA", str(tmp_path_factory.mktemp("no_data")))
+        # matplotlib's list of fonts stays where it is: a command that has to make it anew says so after five seconds.
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("no_cache")))
         yield
 

@@ -97,8 +97,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_the_reader_of_imports_sees_them_all() -> None:
     assert {"bench.optim.sam", "bench.core.registry"} <= imports(MODULES["bench.optim.asam"])
     assert "bench.launch.run" in imports(MODULES["bench.cli"]), "inside a function"
-    assert "bench.core.spec" in imports(MODULES["bench.store.collecting"]), "for type checkers"
-    assert "bench.core.spec" not in imports(MODULES["bench.store.collecting"], types_too=False)
+    assert "bench.core.experiment" in imports(MODULES["bench.store.collecting"]), "for type checkers"
+    assert "bench.core.experiment" not in imports(MODULES["bench.store.collecting"], types_too=False)
 
 
 def test_of_those_who_do_runs_again_only_the_export_makes_tables() -> None:
