@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import ScaledTranslation
 
 from bench.analysis import numbers
 from bench.analysis.plots.context import (
@@ -26,15 +25,13 @@ from bench.analysis.plots.context import (
     pale,
 )
 from bench.analysis.plots.looks import Style
-from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, panel_width, text_width, with_margin
+from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, panel_width, with_margin
 from bench.analysis.stats import Interval, on_front
 from bench.analysis.summary import Row
 
 COSTS = {"train_seconds": "training time", "passes": "passes"}
 ACROSS = 3
 PER_PAGE = 12
-NAME_SIZE = 7.5
-LONGEST = 0.5  # of a panel, as far as a name may reach
 HEIGHT, HEIGHT_OF_MANY = 2.3, 1.2  # inches, of a panel
 STEP, SPREAD = 5.0, 16.0  # points between those of equal cost, and between all of them at the most
 FRONT: Style = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": (0, (3, 2)), "zorder": 1}
@@ -44,9 +41,9 @@ Point = tuple[Row, Interval, Interval]
 
 
 def figures(context: FigureContext) -> Iterator[Drawing]:
-    """Yield figures of one named point per optimizer, with 95% t intervals, against seconds and against passes.
+    """Yield figures of one point per optimizer, with 95% t intervals, against seconds and against passes.
 
-    With several conditions a small panel each and a legend, first against seconds, then against passes. Many optimizers
+    With several conditions a small panel each, first against seconds, then against passes. Many optimizers
     have a small panel each, in a figure for each condition and cost.
     """
     caption = (
@@ -107,16 +104,8 @@ def _single(context: FigureContext) -> Figure:
         ax.set_xlabel(_title(context, cost, _alike(_points(context, rows, cost))))
     for ax in axes[:, 0]:
         ax.set_ylabel(fold(f"test {context.metric}{context.unit}", HEIGHT))
-    names = {row.label: row.name for row in rows}
-    room = LONGEST * context.panel_width(len(COSTS))
-    handles = []
-    if max(text_width(name, NAME_SIZE) for name in names.values()) > room:  # to stand at a point
-        handles = [context.handle(label, line=False, marker=True) for label in names]
-        names = {label: label for label in names}
-    finish(figure, handles, HEIGHT)
-    if max(text_width(name, NAME_SIZE) for name in names.values()) <= room:
-        for ax, cost in of_panel.items():
-            _label_points(figure, ax, _points(context, rows, cost), names)
+    handles = [context.handle(row.label, line=False, marker=True) for row in rows]
+    finish(figure, [*handles, Line2D([], [], label="Pareto front", **FRONT)], HEIGHT)
     return figure
 
 
@@ -202,53 +191,3 @@ def _draw(figure: Figure, ax: Axes, context: FigureContext, points: Sequence[Poi
     ax.set_xlim(0, right)
     heights = [bound for _, _, y in points for bound in bounds(y)]
     ax.set_ylim(with_margin(heights, context.limits))  # drawn beside their places, the points set no limits
-
-
-# ---- names beside points -------------------------------------------------------------------------------------
-
-
-def _label_points(figure: Figure, ax: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
-    """Write each name beside its point, at the first place around it that covers nothing, or the least."""
-    canvas = FigureCanvasAgg(figure)
-    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    frame = ax.get_window_extent(renderer)
-    taken = []
-    for _, x, y in points:
-        for across, up in ((bounds(x), (y.mean, y.mean)), ((x.mean, x.mean), bounds(y))):
-            taken.append(Bbox(ax.transData.transform(np.column_stack([across, up]))).padded(4))
-    for row, x, y in points:
-        text = ax.annotate(names[row.label], (x.mean, y.mean), xytext=(0, 0), textcoords="offset points")
-        text.set(fontsize=NAME_SIZE, verticalalignment="center", in_layout=False)  # the panel stays where it is
-        tried = []
-        for *offset, side in _places():
-            text.set(position=offset, horizontalalignment=side)
-            box = text.get_window_extent(renderer)
-            tried.append((_crowding(box, taken, frame), box, {"position": offset, "ha": side}))
-            if tried[-1][0] == 0:
-                break
-        _, box, place = min(tried, key=lambda attempt: attempt[0])
-        text.set(**place)
-        taken.append(box)
-
-
-def _places() -> Iterable[tuple[float, float, str]]:
-    """Yield offsets from a point, in points, nearest first: diagonal places, then above, below and beside."""
-    for distance in (6, 10, 15, 21, 28):
-        for dy in (0.9, -0.9):
-            yield distance, dy * distance, "left"
-            yield -distance, dy * distance, "right"
-        yield 0, 1.6 * distance, "center"
-        yield 0, -1.6 * distance, "center"
-        yield 1.3 * distance, 0, "left"
-        yield -1.3 * distance, 0, "right"
-
-
-def _crowding(box: Bbox, taken: list[Bbox], frame: Bbox) -> float:
-    """Return the area in square pixels that a box shares with others or has outside the frame; 0 is a free place."""
-    inside = _shared(box, frame)
-    return sum(_shared(box, other) for other in taken) + box.width * box.height - inside
-
-
-def _shared(a: Bbox, b: Bbox) -> float:
-    both = Bbox.intersection(a, b)
-    return both.width * both.height if both else 0.0

@@ -178,20 +178,15 @@ function named(run) {
 
 // ---- runs: curves ------------------------------------------------------------------------------------------
 
-const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const { curves } = data;
 
 // The points [epoch, metric] of a series of a run.
 function points(series, run) {
-  const text = (curves.drawn[curves.series.indexOf(series)] || [])[run] || "";
+  const heights = (curves.drawn[curves.series.indexOf(series)] || [])[run] || [];
   const epochs = curves.epochs[curves.of[run]] || [];
-  const found = [];
-  epochs.forEach((epoch, at) => {
-    if (text[2 * at] === "~") return;
-    const level = 64 * DIGITS.indexOf(text[2 * at]) + DIGITS.indexOf(text[2 * at + 1]);
-    found.push([epoch, curves.low + (curves.high - curves.low) * level / 4095]);
-  });
-  return found;
+  return epochs
+    .map((epoch, at) => [epoch, curves.low + (curves.high - curves.low) * heights[at] / curves.levels])
+    .filter((_, at) => heights[at] !== null && heights[at] !== undefined);
 }
 
 const line = (found, x, y) => found.map(([epoch, height], at) => `${at ? "L" : "M"}${x(epoch).toFixed(1)} ${y(height).toFixed(1)}`).join("");

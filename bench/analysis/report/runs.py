@@ -1,4 +1,4 @@
-"""Every run of an experiment in a form that is small in a page: columns once, texts once, curves as short strings."""
+"""Every run of an experiment in a form that is small in a page: columns once, texts once, curves as small integers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from bench.store.columns import CIRCUMSTANCES, COSTS, RUN, metric_columns
 from bench.store.conditions import KEY, keyed
 
 POINTS = 24  # of a curve that are kept; the figures have all of them
-DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-LEVELS = len(DIGITS) ** 2  # heights of a curve that can be told apart
-MISSING = "~~"
+LEVELS = 1000  # heights of a curve, more than a page has pixels for
 
 
 def data(study: Study) -> dict[str, Any]:
@@ -106,34 +104,35 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
 
     Returns:
         series: those available of train (its true labels), val and test.
-        low, high: of all values, in the metric's own unit.
+        low, high: of all values, in the metric's own unit; levels: `LEVELS`.
         epochs: the distinct lists of epochs; `of` gives the index of a run's list, null for a run without a curve.
-        drawn: per series a list with a text per run: two of `DIGITS` per point, its height between low and high in
-            `LEVELS` steps; "~~" where nothing was measured.
+        drawn: per series a list of points per run: the height between low and high, 0 to `LEVELS`; null where nothing
+            was measured.
     """
     curves = curves.drop_duplicates(["run_id", "epoch"]).sort_values("epoch", kind="stable")
     columns = {"train": f"train_clean_{key}", "val": f"val_{key}", "test": f"test_{key}"}
     numbers = {name: curves[column].to_numpy(float) for name, column in columns.items() if column in curves}
     numbers = {name: values for name, values in numbers.items() if np.isfinite(values).any()}
     if not numbers:
-        return {"series": [], "low": 0, "high": 1, "epochs": [], "of": [None] * len(records), "drawn": []}
+        return {"series": [], "low": 0, "high": 1, "levels": LEVELS, "epochs": [], "of": [None] * len(records), "drawn": []}
     measured = np.concatenate([values[np.isfinite(values)] for values in numbers.values()])
     low, high = float(measured.min()), float(measured.max())
-    texts = {name: _coded(values, low, high) for name, values in numbers.items()}
+    heights = {name: _heights(values, low, high) for name, values in numbers.items()}
     epochs = curves["epoch"].to_numpy(int)
     rows_of: Mapping[Any, Any] = curves.groupby("run_id", sort=False).indices
     grids: dict[tuple[int, ...], int] = {}
     of: list[int | None] = []
-    drawn: dict[str, list[str]] = {name: [] for name in numbers}
+    drawn: dict[str, list[list[int | None]]] = {name: [] for name in numbers}
     for run_id in records["run_id"]:
         rows = _thinned(rows_of[run_id]) if run_id in rows_of else []
         of.append(grids.setdefault(tuple(epochs[rows].tolist()), len(grids)) if len(rows) else None)
-        for name, coded in texts.items():
-            drawn[name].append("".join(coded[row] for row in rows))
+        for name, points in heights.items():
+            drawn[name].append([points[row] for row in rows])
     return {
         "series": list(numbers),
         "low": float(f"{low:.6g}"),
         "high": float(f"{high:.6g}"),
+        "levels": LEVELS,
         "epochs": [list(grid) for grid in grids],
         "of": of,
         "drawn": list(drawn.values()),
@@ -145,10 +144,6 @@ def _thinned(rows: Any) -> Any:
     return rows if len(rows) <= POINTS else rows[np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]
 
 
-def _coded(values: np.ndarray[Any, Any], low: float, high: float) -> list[str]:
-    found = np.isfinite(values)
-    levels = np.where(found, (values - low) / ((high - low) or 1.0) * (LEVELS - 1), 0).round().astype(int)
-    return [
-        DIGITS[level // len(DIGITS)] + DIGITS[level % len(DIGITS)] if known else MISSING
-        for level, known in zip(levels.tolist(), found.tolist(), strict=True)
-    ]
+def _heights(values: np.ndarray[Any, Any], low: float, high: float) -> list[int | None]:
+    shares = (values - low) / ((high - low) or 1.0)
+    return [round(share * LEVELS) if math.isfinite(share) else None for share in shares.tolist()]

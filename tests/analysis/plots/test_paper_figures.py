@@ -160,19 +160,6 @@ def test_the_front_is_drawn_through_its_points(make_results: Make) -> None:
         assert "sam" in set(flagged["optimizer"])
 
 
-@pytest.mark.parametrize(("key", "shown"), [("rho", "sam (rho=0.2)"), ("rho_of_the_ball_that_is_searched", "sam")])
-def test_names_too_long_for_a_panel_are_in_a_legend(make_results: Make, key: str, shown: str) -> None:
-    def change(frame: pd.DataFrame) -> pd.DataFrame:
-        best = frame["config"].eq(f"{key}=0.2").astype(float)
-        return frame.assign(**{key: 0.1}).assign(val_acc=best)
-
-    figure = plots.draw(
-        Study(make_results({"sgd": {}, "sam": {"sweep": (key, (0.1, 0.2))}}, change=change)), only=["cost"]
-    )["cost"].figure
-    assert [text.get_text() for text in figure.axes[0].texts] == ["sgd", shown]
-    assert bool(figure.legends) is (shown == "sam")
-
-
 def test_points_of_equal_cost_stand_beside_each_other(make_results: Make) -> None:
     figure = plots.draw(Study(make_results(FEW)), only=["cost"])["cost"].figure
     figure.draw_without_rendering()
