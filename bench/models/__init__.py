@@ -1,5 +1,6 @@
 """The models. One file an architecture family; a factory takes the task and gives a torch module."""
 
+from bench.models import conv1d as conv1d
 from bench.models import encoders as encoders
 from bench.models import mlp as mlp
 from bench.models import pyramidnet as pyramidnet

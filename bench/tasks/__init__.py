@@ -6,3 +6,4 @@ from bench.tasks import digits as digits
 from bench.tasks import fashion_mnist as fashion_mnist
 from bench.tasks import glue as glue
 from bench.tasks import image_folder as image_folder
+from bench.tasks import mnist1d as mnist1d
