@@ -60,7 +60,7 @@ class StopSign:
         self.is_up = False
 
     def put_up(self, *_: object) -> None:
-        """As a signal handler is called, or by anyone."""
+        """Request the stop; the arguments of a signal handler are ignored."""
         self.is_up = True
 
 
@@ -201,7 +201,7 @@ class CheckpointTimer:
         self._last = time.monotonic()
 
     def is_due(self, *, epoch_over: bool = False) -> bool:
-        """Return the same in all processes, all of which have to ask after the same step."""
+        """Return whether a checkpoint is due, the same in all processes; all must ask after the same step."""
         if not epoch_over and next(self._asked) % self._talks_every:
             return False
         late = time.monotonic() - self._last >= self.seconds * (EPOCH_SHARE if epoch_over else 1.0)
@@ -211,7 +211,7 @@ class CheckpointTimer:
         return word > 0
 
     def restart(self) -> None:
-        """Count the minutes anew: a checkpoint was written."""
+        """Restart the timer after a checkpoint was written."""
         self._last = time.monotonic()
 
 

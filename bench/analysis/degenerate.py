@@ -20,7 +20,7 @@ SPLITS = {"test": "test", "val": "validation"}
 
 
 def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) -> list[str]:
-    """Return for each configuration in which way it is degenerate, in words; "" where it is not or is not known to be.
+    """Return, per configuration, a sentence on why it is degenerate; "" if it is not, or if that is unknown.
 
     Example:
         "the same answer to every test example in 5 of 5 runs", "the test accuracy of one constant answer"

@@ -138,10 +138,11 @@ def paired_t_p(differences: ArrayLike) -> float:
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Return the exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
+    """Return the exact two-sided p of the sign-flip test, from differences of shape (n,).
 
-    Assumes only that the differences are symmetric about 0 under the null (Fisher, The Design of Experiments,
-    1935, section 21). NaN for n = 0 and for n > 20, where the enumeration would be too large.
+    It is the share of all 2^n sign patterns whose |mean| is at least the observed one. It assumes only that the
+    differences are symmetric about 0 under the null (Fisher, The Design of Experiments, 1935, section 21). NaN for
+    n = 0 and for n > 20, where the enumeration would be too large.
     """
     sample = np.asarray(differences, dtype=float)
     if not 0 < len(sample) <= MAX_EXACT_N:

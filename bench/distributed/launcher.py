@@ -1,4 +1,4 @@
-"""One run over several processes, of this machine and of others: started, listened to, and ended together.
+"""Launcher of one run over several processes, on one machine or several: it starts, monitors and ends them.
 
     run_distributed(...)                           what the worker of a launch calls
     python -m bench.distributed SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them

@@ -39,7 +39,7 @@ R2 = Metric(
 
 @register_task("csv")
 class CsvTable(Task):
-    """A table of your own, with a header: numbers and words in, a class or a number (`regression`) out.
+    """A CSV table of your own: predict a class, or a number (`regression`), from columns of numbers and words.
 
     Columns of numbers are standardised with the training rows' mean and deviation. Of a column of words (or one in
     `categorical`) each value that training rows have becomes a 0/1 input; values that only test rows have are all 0.
@@ -287,7 +287,7 @@ def _number_input(table: _Table, name: str, numbers: list[float | None], train: 
 
 
 def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float | None], missing: list[bool]) -> None:
-    """Raise BenchError if most cells of a column are numbers, or as little words as numbers (dates, amounts)."""
+    """Raise BenchError if most cells of a text column are not words: numbers, dates or amounts."""
     kinds = [
         "a number" if number is not None else reading.no_word(cell) for cell, number in zip(cells, numbers, strict=True)
     ]

@@ -37,7 +37,7 @@ def passes_per_step(choice: OptimizerSpec) -> float:
 
 @functools.cache
 def _counted(factory: Callable[..., Any], base: Callable[..., Any] | None, choice_json: str) -> float:
-    """Count over some steps on a small network; 1, where the optimizer cannot do with it.
+    """Count the passes per step over a few steps on a small network; return 1 if the optimizer fails on it.
 
     Args:
         factory, base: tell optimizers of the same name in different plug-ins apart.

@@ -244,7 +244,7 @@ def _drawn(interval: Interval) -> tuple[float, float]:
 
 
 def _baseline(context: FigureContext, condition: str) -> Row | None:
-    """Return the baseline's chosen configuration, over the same kind of runs as everything drawn."""
+    """Return the baseline's chosen configuration, over the runs that choices were made from, as all rows drawn."""
     baseline = context.meta["baseline"]
     found = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)

@@ -173,7 +173,7 @@ class Job:
         return time.monotonic() - self._started >= max(usable - 60, usable / 2)
 
     def _ask_to_stop(self) -> None:
-        """Tell the launcher, once: a second signal would have it kill its workers while they save."""
+        """Ask the launcher to stop, only once: on a second signal it would kill its workers while they save."""
         if self._launcher is None:
             self._stop_asked = True
         elif self._launcher.stdin is not None:
