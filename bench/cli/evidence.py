@@ -150,11 +150,13 @@ def check(archive: Path, unpack: Path | None) -> None:
     if unpack is not None:
         archives.write_files(checked.files, unpack / checked.name)
     show(checked.tables, terminal.console())
-    print(f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables come out byte for byte")
+    print(
+        f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables are the same, byte for byte"
+    )
     if unpack is not None:
         print(f"unpacked to {unpack / checked.name}")
     if checked.other:
-        print(f"other here than in the archive (another version of sam-bench?): {', '.join(checked.other)}")
+        print(f"different here than in the archive (another version of sam-bench?): {', '.join(checked.other)}")
         sys.exit(1)
 
 
@@ -338,7 +340,7 @@ def measure(
             console=console,
         )
     except KeyboardInterrupt:
-        console.print("Stopped; what is measured stays, and the same command goes on.", style="yellow")
+        console.print("Stopped. Measured runs are kept; run the same command again to continue.", style="yellow")
         sys.exit(130)
     study = Study(records.read(of.folder))
     built = tables.build(study)

@@ -165,7 +165,7 @@ def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), re
             there = read_json(folder / "experiment.json").get("overrides", [])
             if overrides and there != list(overrides):
                 was = " ".join(f"--set {override}" for override in there) or "no --set"
-                raise BenchError(f"{folder} is of {was}; give the same, or another --name")
+                raise BenchError(f"{folder} holds results of {was}; give the same settings, or another --name")
             return folder
     for folder in (out / name, Path(experiment)):
         if (folder / "experiment.json").exists() and not (overrides or results_name):

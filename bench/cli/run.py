@@ -44,7 +44,7 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
         raise BadValue(f"--time {text}", [str(error)]) from error
 
 
-STOPPED = "Stopped. The same command goes on from here."
+STOPPED = "Stopped. Run the same command again to continue."
 _NUMBER = {"type": cli_options.COUNT, "metavar": "N"}
 SLURM: dict[str, dict[str, Any]] = {
     "profile": {
@@ -216,7 +216,7 @@ def _profile(slurm: dict[str, Any], options: RunOptions) -> Profile:
     from bench.launch.slurm import profile
 
     if options.gpus is not None:
-        raise BadValue("--gpus", ["which GPUs a job gets is SLURM's to say; --gpus-per-job N says how many"])
+        raise BadValue("--gpus", ["SLURM decides which GPUs a job gets; set their number by --gpus-per-job N"])
     flags = {IN_PROFILE.get(name, name): value for name, value in slurm.items() if name not in ("profile", "wait")}
     flags |= {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
     flags |= {"setup": list(slurm["setup"]) or None, "sbatch": profile.assignments(slurm["sbatch"])}
@@ -232,14 +232,18 @@ def _on_slurm(
     console: Console,
     lost: Sequence[Lost] = (),
 ) -> None:
-    """Submit what is missing; with `wait` see all phases through. `lost` are the runs of those before."""
+    """Submit missing runs; with `wait`, follow all phases to their end.
+
+    Args:
+        lost: runs of earlier phases that ended without a result, each with the reason.
+    """
     from bench.launch import run as launch
     from bench.launch.slurm import job_status, queue
     from bench.launch.slurm import profile as profiles
     from bench.launch.slurm import submit as slurm
 
     if ignored := profiles.ignored_variables():
-        text = f"Not heeded: {', '.join(ignored)}; what jobs get is for flags and the [slurm] table to say (--sbatch)."
+        text = f"Ignored: {', '.join(ignored)}; set the resources of jobs by flags (--sbatch) or in the [slurm] table."
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         for script in slurm.scripts(plan, profile):
@@ -257,8 +261,8 @@ def _on_slurm(
         console.print(f"Submitted {count}: {queue.ranges(submitted.jobs)}", highlight=False, soft_wrap=True)
     if submitted.jobs and not wait:
         console.print(
-            "`bench status` shows where they stand, `bench cancel` stops them; the same command again collects what is "
-            f"done in {plan.store.folder}, with --wait it stays until all is."
+            "`bench status` shows their progress, `bench cancel` stops them. Run the same command again to collect "
+            f"finished runs in {plan.store.folder}; with --wait it waits for all of them."
             + (" It submits the final runs once tuning is over." if plan.to_be_chosen else ""),
             highlight=False,
             soft_wrap=True,
@@ -292,7 +296,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
             followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(
-            "No longer watching; the jobs go on. The same command watches again, `bench cancel` stops them.",
+            "No longer watching; the jobs continue. The same command watches again, `bench cancel` stops them.",
             style="yellow",
             highlight=False,
         )
@@ -344,8 +348,8 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
     if plan.to_be_chosen and not outcome.interrupted:
         waiting = ", ".join(dict.fromkeys(" ".join(filter(None, run.place)) for run in plan.to_be_chosen))
         console.print(
-            f"No final runs yet of {waiting}: runs of tuning are not finished, or none could be. The same command "
-            "goes on once they are.",
+            f"No final runs yet for {waiting}: tuning is not finished, or none of its runs succeeded. Run the same "
+            "command again to continue.",
             style="yellow",
             highlight=False,
             soft_wrap=True,
@@ -354,5 +358,5 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
         console.print(STOPPED, style="yellow")
     page = launched.folder / "report.html"
     console.print(
-        f"Records, tables and figures are in {launched.folder}, all of it in {page}", highlight=False, soft_wrap=True
+        f"Records, tables and figures are in {launched.folder}, the report is {page}", highlight=False, soft_wrap=True
     )

@@ -38,7 +38,7 @@ def find(name: str) -> Path:
         return _find(name)
     except (OSError, ValueError) as error:  # a name longer than any file's, or with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BenchError(f"{clipped(name)!r} can be no experiment's name: {reason}") from error
+        raise BenchError(f"{clipped(name)!r} is not a valid experiment name: {reason}") from error
 
 
 def _find(name: str) -> Path:

@@ -40,10 +40,10 @@ def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
         raise ValueError(f'"{value}": only {", ".join(RELATIVE)} may be multiples; give a value')
     whole = common.get(key, TrainSettings.model_fields[key].default)
     if type(whole) is not int:
-        raise ValueError(f'"{value}" is a multiple of train.{key}, which is no whole number; set it in [train]')
+        raise ValueError(f'"{value}" is a multiple of train.{key}, which is not a whole number; set it in [train]')
     product = Fraction(match[1]) * whole
     if product.denominator != 1:
-        raise ValueError(f'"{value}" of train.{key} = {whole} is {float(product):g}, no whole number')
+        raise ValueError(f'"{value}" of train.{key} = {whole} is {float(product):g}, not a whole number')
     return int(product)
 
 

@@ -157,7 +157,7 @@ class Resolver(OptimizerResolver):
         if document.tune is None and document.final is None:
             return None
         if "seeds" in self.raw:
-            self.problem("seeds", "[tune] and [final] have seeds of their own; take this one out")
+            self.problem("seeds", "[tune] and [final] set their own seeds; remove this key")
         for table in ("tune", "final"):
             if getattr(document, table) is None:
                 self.problem(
@@ -216,7 +216,7 @@ class Resolver(OptimizerResolver):
             if table not in fixed or not setting:
                 self.problem(f"vary.{key}", "only keys of task, model and data can be varied: data.label_noise, ...")
             elif key == "task.path":
-                self.problem(f"vary.{key}", "other data are another question; make an experiment of each")
+                self.problem(f"vary.{key}", "cannot be varied; make one experiment per data set")
             elif isinstance(taken, dict) and setting in taken and setting != "name":
                 self.problem(f"{table}.{setting}", "both fixed and varied; keep one of the two")
             elif self.is_axis(f"vary.{key}", values):

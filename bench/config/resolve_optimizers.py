@@ -117,8 +117,8 @@ class OptimizerResolver(Checker):
         elif tune and tuned and not axes:
             self.problem(
                 where,
-                "nothing is swept, so there is nothing to tune: give it a sweep (sweep.lr = ...), or say tune = false "
-                "to have it run at this setting, and every table say so",
+                "nothing is swept, so there is nothing to tune: add a sweep (sweep.lr = ...), or set tune = false "
+                "to run it at this setting, which every table then states",
             )
         elif ranges and (tune is None or tune.search == "grid"):
             need = 'tune.search = "random" or "sobol"' if tune else "a table [tune] with such a search"
@@ -165,8 +165,8 @@ class OptimizerResolver(Checker):
         elif m and m < batch and batch // processes % m:
             self.problem(
                 f"{where}.m",
-                f"must divide what each of {processes} processes has of a batch ({batch // processes}), or be the "
-                f"whole batch ({batch}), got {m}",
+                f"must divide the per-process batch ({batch} / {processes} = {batch // processes}) or equal batch_size "
+                f"({batch}), got {m}",
             )
 
     def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
@@ -179,7 +179,7 @@ class OptimizerResolver(Checker):
         if name is None:
             self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
         elif not isinstance(name, str) or name not in plain:
-            self.problem(f"{where}.base", f"{shown(name)} is no plain optimizer; {nearest(str(name), plain)}")
+            self.problem(f"{where}.base", f"{shown(name)} is not a plain optimizer; {nearest(str(name), plain)}")
         else:
             return optimizers[name]
         return None
@@ -207,7 +207,7 @@ class OptimizerResolver(Checker):
                 if None in values:
                     return None
             if key in RESERVED:
-                self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
+                self.problem(f"{where}.sweep.{key}", "cannot be swept; add one optimizer entry per value")
             elif key in fixed:
                 self.problem(f"{where}.{key}", "both fixed and swept; keep one of the two")
             elif axis := self.axis(f"{where}.sweep.{key}", values):
@@ -282,7 +282,7 @@ class OptimizerResolver(Checker):
         """Return the labels with as many configurations as the budget allows; a grid of another size is a problem."""
         tuned = {label: entry for label, entry in labels.items() if entry.tuned}
         if not tuned:
-            self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
+            self.problem("tune", "no optimizer has a sweep to tune; remove [tune] and [final], and set seeds")
             return dict(labels)
         allowed = dict.fromkeys(tuned, tune.trials)
         if tune.budget == "passes":
@@ -298,8 +298,8 @@ class OptimizerResolver(Checker):
             equal = "trials" if tune.budget == "trials" else "gradient passes"
             self.problem(
                 "tune.trials",
-                f"{tune.trials} trials, and as many {equal} for every optimizer, but the grids have {each}; change "
-                'their lists, or search = "sobol"',
+                f"{tune.trials} trials with equal {equal} for every optimizer, but the grids have {each}; change "
+                'their lists, or set search = "sobol"',
             )
         return {
             label: replace(entry, configurations=entry.configurations[: allowed[label]]) if entry.tuned else entry
@@ -312,7 +312,7 @@ class OptimizerResolver(Checker):
         if len(costs) > 1:
             self.problem(
                 f"optimizers.{label}.sweep",
-                'changes how many passes a run takes, which budget = "passes" cannot share out',
+                'changes the passes per run, which budget = "passes" does not allow; use budget = "trials"',
             )
         return max(costs)
 

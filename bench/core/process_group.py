@@ -130,7 +130,7 @@ class ProcessGroup:
         values = self.gathered(value())
         others = [str(rank) for rank, other in enumerate(values) if other != values[0]]
         if others:
-            raise BenchError(f"{what} of process {', '.join(others)} differ from those of process 0; they must not")
+            raise BenchError(f"processes are out of sync: {what} of process {', '.join(others)} differ from process 0")
 
 
 ALONE = ProcessGroup()

@@ -180,9 +180,9 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path} cannot be read: {error}; get it again from where it came from") from error
+        raise BenchError(f"{path} cannot be read: {error}; replace it with an intact copy") from error
     if not isinstance(content, dict):
-        raise BenchError(f"{path} is damaged: it holds no table; get it again from where it came from")
+        raise BenchError(f"{path} is damaged: it holds no table; replace it with an intact copy")
     return content
 
 

@@ -153,7 +153,7 @@ def run_distributed(
     nodes = team.nodes if team else 1
     if len(devices) * nodes != spec.train.processes:
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
-        raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
+        raise BenchError(f"train.processes = {spec.train.processes}, but {there} are available for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
     news = MessageServer(spec.train.processes, nodes, team.address if team else LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
@@ -301,8 +301,10 @@ def _away_and_silent(news: MessageServer, ranks: Sequence[Rank]) -> set[int]:
 
 def _obituary(death: dict[str, Any], count: int) -> str:
     code, words = death["code"], death["words"]
-    cause = f"signal {-code} ({signal.Signals(-code).name}); was memory short?" if code < 0 else f"exit status {code}"
-    return f"process {death['rank']} of the {count} of this run died by {cause}" + (f"\n{words}" if words else "")
+    end = f"ended with exit status {code}"
+    if code < 0:
+        end = f"was killed by signal {-code} ({signal.Signals(-code).name}), possibly out of memory"
+    return f"process {death['rank']} of the {count} of this run {end}" + (f"\n{words}" if words else "")
 
 
 def main(arguments: list[str]) -> int:

@@ -154,7 +154,7 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
                 where = " ".join(filter(None, map(str, place)))
                 yield (
                     f"{where} seed {seed}: is run {run_id} in {first} and {here_id} in {name}: a setting, a plug-in or "
-                    "a data file is another"
+                    "a data file differs"
                 )
                 break
 
@@ -170,7 +170,7 @@ def _other_data(parts: Sequence[Part]) -> Iterator[str]:
         for task, condition, print_ in there.drop_duplicates().itertuples(index=False):
             first, known = seen.setdefault((task, condition), (name, print_))
             if known != print_:
-                yield f"task {task}: the data are others: fingerprint {known} in {first}, {print_} in {name}"
+                yield f"task {task}: the data differ: fingerprint {known} in {first}, {print_} in {name}"
                 break
 
 
@@ -188,11 +188,11 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
                 if again.word == "differs":
                     row = then.record(run_id)
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
-                    faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs: {first} has it, {name} too")
+                    faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs between {first} and {name}")
                     faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in again.faults]
     yield from faults[: 2 * SHOWN]
     if len(faults) > 2 * SHOWN:
-        yield f"and {len(faults) - 2 * SHOWN} lines more"
+        yield f"and {len(faults) - 2 * SHOWN} more lines"
 
 
 def _not_identical(then: _ByRun, now: _ByRun, both: pd.Index[Any]) -> list[str]:
@@ -232,7 +232,7 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
         settings = results.measures[known].iloc[0].to_list()
         first = first or (name, settings)
         if first[1] != settings:
-            yield f"measures were taken with other settings in {first[0]} and {name}; take one of them anew"
+            yield f"measures were taken with other settings in {first[0]} and {name}; repeat one of them"
 
 
 # ---- all runs in one table -----------------------------------------------------------------------------------

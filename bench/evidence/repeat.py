@@ -122,8 +122,8 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     if (protocol := results.meta.get("protocol")) not in (None, PROTOCOL):
         raise BenchError(
             f"the results in {folder} were measured under protocol {protocol}, and this version of the package has "
-            f"protocol {PROTOCOL}, under which no run repeats their bits: repeat them with the version that made them "
-            "(the commit under their tables), or make them again with `bench run`"
+            f"protocol {PROTOCOL}, which cannot reproduce them: repeat them with the version that made them (the "
+            "commit under their tables), or run the experiment again with `bench run`"
         )
     planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
     done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]

@@ -90,7 +90,7 @@ class Plan:
         of, overrides = there.get("of", here.of), there.get("overrides", list(here.overrides))
         if (of, overrides) != (here.of, list(here.overrides)):  # of another experiment under the same --name
             was = " ".join([of, *(f"--set {override}" for override in overrides)])
-            return f"the results in {self.store.folder} are of {was}; give the same, or another --name"
+            return f"the results in {self.store.folder} are results of {was}; give the same settings, or another --name"
         if not self.strangers or self.redo:
             return ""
         return (

@@ -56,6 +56,6 @@ def check_data(planned: Plan) -> None:
         if (recorded := known.get(condition)) and recorded != (here := fingerprint(load_task(run.spec))):
             raise BenchError(
                 f"the data of task {run.spec.task.name} here (fingerprint {here}) are not those of the runs in "
-                f"{planned.store.folder / 'records.csv'} ({recorded}), so their numbers cannot stand in one table: "
-                "have the same files here, or give these runs results of their own with --name NAME"
+                f"{planned.store.folder / 'records.csv'} ({recorded}), so their results cannot be combined: "
+                "use the same files here, or write to separate results with --name NAME"
             )

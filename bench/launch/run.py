@@ -287,7 +287,7 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
     if not queued:
         return planned
     console.print(
-        f"Left to SLURM, in its queue already: {counted(len(queued), 'run')} (`bench cancel` takes them out)",
+        f"Left to SLURM, in its queue already: {counted(len(queued), 'run')} (`bench cancel` removes them)",
         style="yellow",
         highlight=False,
     )

@@ -146,7 +146,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
         texts = isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("condition", "label", "config"))
         final = one.get("final") if isinstance(one, dict) else None
         if not texts or not isinstance(final, list) or not all(isinstance(run_id, str) for run_id in final):
-            raise BenchError(f"{path} is damaged (its history has {shown(one)}); delete it to have it made again")
+            raise BenchError(f"{path} is damaged (its history has {shown(one)}); delete it and choices are made again")
     return history
 
 

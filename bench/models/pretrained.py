@@ -364,4 +364,4 @@ def weight_files(folder: Path) -> list[Path]:
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(folder / str(part) for part in parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(f"{index} is damaged: {first_line(error)}; get it again from where it came from") from error
+        raise BenchError(f"{index} is damaged: {first_line(error)}; replace it with an intact copy") from error

@@ -46,7 +46,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except ValueError as error:  # a NUL
-        raise OSError(errno.EINVAL, f"no path can be called this: {error}", str(path)) from error
+        raise OSError(errno.EINVAL, f"not a valid path: {error}", str(path)) from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)

@@ -32,7 +32,7 @@ def read_meta(path: Path, content: bytes) -> _Written:
     Raises:
         BenchError: it is no JSON, or not what `bench` writes there; everything wrong is listed.
     """
-    remedy = "restore it, or have it collected anew with `bench run`"
+    remedy = "restore it, or collect it again with `bench run`"
     try:
         meta = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -81,7 +81,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         other = state.get("run_id") if isinstance(state, dict) else None
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; {_DELETE}")
     if state.get("format") != FORMAT:
-        raise BenchError(f"{path} is of an older version of this package; {_DELETE}")
+        raise BenchError(f"{path} was written by an older version of this package; {_DELETE}")
     if missing := set(StateDict.__annotations__) - state.keys():
         raise BenchError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}); {_DELETE}")
     return cast(StateDict, state)
@@ -173,7 +173,7 @@ def _reason(error: Exception) -> str:
     return f"no {first}" if isinstance(error, KeyError) else first or type(error).__name__
 
 
-_DELETE = "delete it to run this one from the beginning"
+_DELETE = "delete it to start this run from the beginning"
 
 
 def keep_weights(path: Path, model: nn.Module, about: dict[str, str]) -> None:

@@ -70,7 +70,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
         BenchError: CUDA graphs are asked for, and they do.
     """
     if settings.cuda_graphs and dynamic:
-        raise BenchError("train.cuda_graphs needs batches of one shape; those of texts are as wide as their longest")
+        raise BenchError("train.cuda_graphs needs batches of one shape, but batches of texts vary in width")
     if not settings.compile:
         return model
     global _kept
@@ -84,7 +84,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
 
 @contextmanager
 def compilation_errors_told() -> Iterator[None]:
-    """Turn what torch.compile throws, which is pages long, into one message that says what to do."""
+    """Turn an error of torch.compile, which is pages long, into one message that says what to do."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:
@@ -93,5 +93,5 @@ def compilation_errors_told() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise BenchError(
             f"torch.compile fails for this model on this machine ({type(error).__name__}: {reason}); "
-            "compilation needs a C++ compiler, and Triton on a GPU: train.compile = false does without"
+            "compilation needs a C++ compiler, and Triton on a GPU: or set train.compile = false"
         ) from error

@@ -180,9 +180,9 @@ def set_up(
         BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
     if spec.train.compile == "auto":
-        raise BenchError('train.compile = "auto" is for launches to decide: true or false for a run by itself')
+        raise BenchError('train.compile = "auto" is decided by `bench run`; set true or false for a single run')
     if group.size != spec.train.processes:
-        raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
+        raise BenchError(f"train.processes = {spec.train.processes}, but this run has {group.size}")
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
     torch.manual_seed(derive(spec.seed, "init"))  # right before the model: what draws in between changes its weights
@@ -246,16 +246,16 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessG
     share = batch_size // group.size
     if m == batch_size and group.size > 1 and getattr(optimizer, "takes_losses", False):
         raise BenchError(
-            f"{type(optimizer).__name__} chooses among the examples that a perturbation is for; over {group.size} "
-            f"processes each needs its own: give it an m that divides {share}"
+            f"{type(optimizer).__name__} chooses examples within each perturbation; each of {group.size} processes "
+            f"needs its own perturbation: set an m that divides {share}"
         )
     if m == batch_size:
         return share, True
     if share % m:
-        raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
+        raise BenchError(f"m = {m} does not divide the per-process batch ({batch_size} / {group.size} = {share})")
     if group.size > 1:
         if not isinstance(optimizer, OptimizerWrapper):
-            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.OptimizerWrapper: one process only")
+            raise BenchError(f"{type(optimizer).__name__} has m, but is not a bench.OptimizerWrapper: use one process")
         optimizer.group = group
     return m, False
 

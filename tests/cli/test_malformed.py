@@ -79,7 +79,7 @@ def says(call: Callable[[], object]) -> str:
         ({"baseline": "x" * 100_000}, "baseline: no optimizer"),
         ({"title": "x", "x" * 100_000: 1}, "unknown key"),
         ({"optimizers.sgd.base": {"a": 1}}, "optimizers.sgd.base"),
-        ({"optimizers.sam.base": ["sgd"]}, "is no plain optimizer"),
+        ({"optimizers.sam.base": ["sgd"]}, "is not a plain optimizer"),
         ({"optimizers.sgd.lr": math.nan}, "optimizers.sgd.lr"),
         ({"train.epochs": 2**62, "optimizers.sgd.lr": "x" * 10**6}, "[...]"),
     ],

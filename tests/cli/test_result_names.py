@@ -61,7 +61,7 @@ def test_table_finds_results_as_run_names_them(bench: Bench, path: Path) -> None
 @pytest.mark.parametrize("command", ["table", "plot", "report", "diff"])
 def test_results_that_are_not_there_or_of_other_overrides_are_told(bench: Bench, path: Path, command: str) -> None:
     said = bench(command, path, "--set", "train.epochs=9", "--name", "short")
-    assert "results/short is of --set train.epochs=3; give the same, or another --name" in said.err
+    assert "results/short holds results of --set train.epochs=3; give the same settings, or another --name" in said.err
     assert 'no results of "shorter"; did you mean "short"?' in bench(command, path, "--name", "shorter").err
     assert 'no results of "tiny+train.epochs=9"' in bench(command, path, "--set", "train.epochs=9").err
 

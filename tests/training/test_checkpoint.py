@@ -164,7 +164,7 @@ def test_a_checkpoint_of_an_older_version_is_told(tmp_path: Path) -> None:
     state = torch.load(path, weights_only=True)
     del state["format"]
     torch.save(state, path)
-    with pytest.raises(BenchError, match=r"checkpoint\.pt is of an older version .* delete it"):
+    with pytest.raises(BenchError, match=r"checkpoint\.pt was written by an older version .* delete it"):
         do(spec, tmp_path)
 
 

@@ -41,7 +41,7 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
     context = context_of(_without_mathematics(study), width)
     if not context.conditions:
         raise BenchError(
-            f"{study.meta['name']}: no finished run with a score to draw; `bench status` tells where they stand"
+            f"{study.meta['name']}: no finished run with a score to draw; `bench status` shows their status"
         )
     with looks():
         drawings = {name: _as_written(drawing) for name, drawing in _figures(context, only).items()}

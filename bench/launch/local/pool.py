@@ -169,7 +169,7 @@ class _Pool:
             events = self._ask_all(MeasureSpeed(spec.model_dump_json()))
             answers = [event.content for event in events if event.kind == "speed"]
             if not answers:
-                reason = events[0].content if events else "the worker died; was memory short?"
+                reason = events[0].content if events else "the worker died, possibly out of memory"
                 continue
             if len(answers) == len(self.workers):
                 self.tried.add(configuration(spec))
@@ -327,7 +327,7 @@ class _Pool:
         if self.draining:
             return
         place = "its GPU" if device.startswith("cuda") else "this machine"
-        self.display.say(f"{run.name}: {reason}; once more, alone on {place}")
+        self.display.say(f"{run.name}: {reason}; retrying once, alone on {place}")
         self.lonely[device].append(run)
 
     def _replace(self, worker: _Worker) -> None:
@@ -344,13 +344,13 @@ class _Pool:
         self.workers[self.workers.index(worker)] = self._hire(worker.slot)
         self.deaths[run.spec.run_id] = deaths = self.deaths.get(run.spec.run_id, 0) + 1
         if deaths == 1:
-            self.display.say(f"{run.name}: worker died ({cause}); once more")
+            self.display.say(f"{run.name}: worker died ({cause}); retrying once")
             (self.lonely[worker.slot.device] if worker.alone else self.queue).appendleft(run)
             return
         if self.rehearsing:
-            self._failed(run, f"the worker process died twice in its first step, last by {cause}; was memory short?")
+            self._failed(run, f"the worker process died twice in its first step ({cause}), possibly out of memory")
             return
-        text = f"the worker process died twice under this run, last by {cause}; was memory short?"
+        text = f"the worker process died twice during this run ({cause}), possibly out of memory"
         folder = self.store.run(run.spec.run_id)
         try:
             with folder.claim():

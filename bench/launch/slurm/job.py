@@ -123,7 +123,7 @@ class Job:
         if (now := code_sha256()) != self.code:
             raise BenchError(
                 f"bench has changed since this job was submitted ({self.code}, now {now}): its runs would "
-                "mix two versions, and were not started. `bench run --on slurm` submits them anew"
+                "mix two versions, and were not started. `bench run --on slurm` submits them again"
             )
 
     def checkpoint(self) -> DelayedSubmission | None:

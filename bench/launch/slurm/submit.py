@@ -272,8 +272,8 @@ def _sbatch(script: Path, submission: Submission) -> str:
             unsure = True
     if unsure:
         raise Unsure(
-            f"sbatch failed: {_last_words(failure)}; whether SLURM has taken these jobs all the same is not known. If "
-            "it has, `bench status` will show them, and `bench cancel` stops them"
+            f"sbatch failed: {_last_words(failure)}; it is unknown whether SLURM accepted the jobs. If "
+            "it did, `bench status` will show them, and `bench cancel` stops them"
         ) from failure
     shutil.rmtree(submission.folder, ignore_errors=True)
     raise BenchError(f"sbatch refused the jobs: {_last_words(failure)}") from failure

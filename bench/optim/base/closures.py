@@ -44,7 +44,7 @@ def check_base(name: str, base: object) -> None:
     if needed or getattr(base, "needs_closure", False):
         raise ValueError(
             f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own: "
-            "the base must make its step from the gradients that are there, as SGD and Adam do"
+            "the base must compute its step from existing gradients, as SGD and Adam do"
         )
     for group in base.param_groups:
         fused = group.get("fused") and isinstance(base, torch.optim.SGD | torch.optim.Adagrad)
@@ -186,7 +186,8 @@ def no_sync_refused(name: str) -> Iterator[None]:
     if not averaged:
         raise RuntimeError(
             f"{name} needs gradients that are averaged over all processes in every pass, and no_sync() left this one "
-            "out, so that processes would part: take no_sync() away. With accelerate and Hugging Face's Trainer: "
+            "out, so that weights would differ between processes: remove no_sync(). With accelerate and Hugging Face's "
+            "Trainer: "
             'GradientAccumulationPlugin(sync_each_batch=True), accelerator_config={"gradient_accumulation_kwargs": '
             '{"sync_each_batch": True}}'
         )
@@ -210,6 +211,6 @@ def check_accelerate(method: torch.optim.Optimizer) -> None:
                 f"accelerate evaluates no closure in {steps - 1} of {steps} micro-batches "
                 f"(gradient_accumulation_steps): within accumulate(), call {name}.backward(closure), which is "
                 "optimizer.optimizer.backward, for each micro-batch, then optimizer.step() and optimizer.zero_grad(); "
-                "or, where one closure goes through all of them, leave gradient_accumulation_steps at 1"
+                "or, if one closure evaluates all micro-batches, leave gradient_accumulation_steps at 1"
             )
         frame = frame.f_back

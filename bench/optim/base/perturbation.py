@@ -154,8 +154,8 @@ class PerturbedOptimizer(OptimizerWrapper):
         """Return the steps since perturbing began; None before that and after its end."""
         if self._needs_total and self.total_steps is None:
             raise ValueError(
-                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are about shares of training: "
-                "say how long it is, total_steps=..."
+                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are shares of training: "
+                "give the length of training, total_steps=..."
             )
         total, done = self.total_steps or 1, self.steps_done
         # Rounded first: 11/20 of 200 steps comes out as 110.00000000000001, and is 110.
@@ -323,8 +323,8 @@ def normalisation_parameters(model: nn.Module | None, name: str, *, required: bo
     if model is None or (required and not parameters):
         raise ValueError(
             f'{name}: perturb_only="norm" needs '
-            + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")
-            + ("" if model is None else f", which {type(model).__name__} has none of")
+            + ("model=..., to find the normalisation layers" if model is None else "normalisation layers")
+            + ("" if model is None else f", but {type(model).__name__} has none")
         )
     return parameters
 

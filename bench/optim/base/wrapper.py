@@ -313,9 +313,9 @@ class OptimizerWrapper(Delegating):
             self._is_idle = old is not None and kept and old.is_left_on_purpose(returned)
             if kept and not self._is_idle:
                 raise RuntimeError(
-                    f"the closure of {type(self).__name__}.step has added to gradients that were there: it has to zero "
-                    "them by optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) for "
-                    "each, then optimizer.step()"
+                    f"the closure of {type(self).__name__}.step has added to existing gradients: it must zero them "
+                    "first with optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) "
+                    "for each, then optimizer.step()"
                 )
             old = None  # once is enough: later evaluations of a step start from none
             return returned
@@ -341,8 +341,8 @@ class OptimizerWrapper(Delegating):
             earlier_outside.put_back()
             if number == 0 and old_outside.is_kept():
                 raise RuntimeError(
-                    f"{type(self).__name__}.step over several closures leaves the mean of their gradients: those of "
-                    "parameters in none of its groups have to be zeroed before it, too"
+                    f"{type(self).__name__}.step over several closures leaves the mean of their gradients: zero the "
+                    "gradients of parameters outside its param_groups before the step, too"
                 )
         everything = [*self._parameters(), *self._outside()]
         torch._foreach_mul_([p.grad for p in everything if p.grad is not None], 1 / len(closures))

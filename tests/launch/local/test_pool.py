@@ -161,7 +161,7 @@ def test_a_worker_that_dies_twice_under_a_run_fails_it(short: Site) -> None:
     status, output = short.run("--seeds", "1", "--only", "sgd")
     assert status == 1
     assert "worker died (signal 9 (SIGKILL)); once more" in output
-    assert "the worker process died twice under this run" in output
+    assert "the worker process died twice during this run" in output
     assert short.births() == 2
 
 
@@ -317,7 +317,7 @@ def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[
     output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 130, output
     assert "Stopping: runs save where they are" in output
-    assert "Stopped. The same command goes on from here." in output
+    assert "Stopped. Run the same command again to continue." in output
     assert "Traceback" not in output
     assert site.litter() == []
     assert len(list(site.results.glob("runs/*/checkpoint.pt"))) == 2
@@ -436,7 +436,7 @@ def test_a_worker_that_dies_while_it_is_measured_costs_only_the_estimate(
     site.environment["XDG_CACHE_HOME"] = str(site.path / "cache")  # nothing is remembered there
     status, output = site.run()
     assert status == 0, output
-    assert "No estimate of the time: the worker died; was memory short?" in output
+    assert "No estimate of the time: the worker died, possibly out of memory" in output
     assert site.numbers() == undisturbed
 
 

@@ -148,7 +148,7 @@ def test_foreign_tables_broken_and_missing_files(write_profile: Callable[[str], 
     [
         (["--gpus", "0,x"], "must be whole numbers"),
         (["--gpus", "1,1"], "the same GPU twice"),
-        (["--gpus", "0", "--on", "slurm"], "SLURM's to say"),
+        (["--gpus", "0", "--on", "slurm"], "SLURM decides which GPUs"),
         (["--partition", "gpu", "--wait"], "--wait --partition: 1 problem\n  only with --on slurm"),
         (["--on", "slurm", "--time", "soon"], "--time soon: 1 problem"),
         (["--on", "slurm", "--sbatch", "=3"], "must be KEY=VALUE"),

@@ -249,7 +249,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone(site: Site, queue: Queue) ->
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 130, output
-    assert "No longer watching; the jobs go on" in output
+    assert "No longer watching; the jobs continue" in output
     site.slow(False)
     site.submit(*ONE, "--wait")
     assert len(site.weights()) == 1
