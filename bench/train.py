@@ -158,7 +158,7 @@ def train(
 
 
 def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory) -> None:
-    """Take steps of an epoch until it is over or a checkpoint is due; `state` tells afterwards which.
+    """Take steps until the epoch is over or a checkpoint is due; `state.progress` tells afterwards which.
 
     What is on its way (the sum of losses, the stream of augmentation) comes from `state.progress` and goes back there,
     to the bit, so that a run which goes on after a checkpoint and one that is resumed from it do the very same.
@@ -267,7 +267,7 @@ def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
 
 
 def _point(state: TrainingState) -> dict[str, float]:
-    """Return what a point of the curve says beside the measurements."""
+    """Return the fields of a curve point other than the measurements."""
     clocks, progress = state.clocks, state.progress
     passes, seconds = clocks.passes, clocks.train_seconds
     return {"epoch": progress.epoch + 1, "passes": passes, "train_seconds": seconds, "lr": progress.lr}
@@ -288,7 +288,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
-    """Return the fingerprint of the weights that are there.
+    """Return the fingerprint of the final weights.
 
     Args:
         keep: write the weights to the run's folder, too.
@@ -300,7 +300,7 @@ def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimizer remembers of each parameter, by the parameter's number."""
+    """Return the tensors of an optimizer's state, by parameter number and name."""
     state = optimizer.state_dict()["state"]
     values = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -328,7 +328,7 @@ def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _rankable(value: float) -> float:
-    """Return a number that is the better the higher; one that is not finite comes last."""
+    """Return the value as a key for `max`; a value that is not finite becomes -inf, the worst."""
     return value if math.isfinite(value) else -math.inf
 
 

@@ -1,4 +1,4 @@
-"""The question of an experiment and its answer in plain words, made of the numbers, never saying more than they do."""
+"""The question of an experiment and its answer in plain words, limited to what the numbers support."""
 
 from __future__ import annotations
 

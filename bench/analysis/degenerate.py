@@ -1,4 +1,4 @@
-"""Configurations whose runs have learned to give one answer to everything: they are flagged wherever they stand.
+"""Degenerate configurations, whose runs give the same answer to every example; tables and figures flag them.
 
 A tuned optimizer can win on validation that way where one class is common. What is looked at is recorded by
 `bench/training/evaluate.py`; records of before protocol 2 do not have it, and nothing is said of them.

@@ -1,4 +1,4 @@
-"""Seconds that contradict their passes, and the load that was recorded beside them."""
+"""Warnings on times that contradict the number of passes, with the recorded CPU share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means with honest intervals, and paired tests between optimizers that share their seeds.
+"""Means with confidence intervals, and paired tests between optimizers that share their seeds.
 
 What statsmodels and scipy.stats have is taken from them, and imported where it is needed: they are slow to import.
 """
@@ -249,7 +249,7 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def examples(shares: ArrayLike) -> int | None:
-    """Return of how many examples these are shares: the fewest that make each whole; None if over a million.
+    """Return the smallest number of examples that makes each share a whole count; None if over a million.
 
     Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
     is never overstated.

@@ -121,7 +121,7 @@ def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
 
 
 def tried_rows(results: Results, clock: Clock) -> list[Row]:
-    """Return every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
+    """Return every configuration as a row over the runs used for choosing; see `all_rows`."""
     records = choice.tuning(results.records)
     if records.empty:
         return []

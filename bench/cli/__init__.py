@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Tells the nearest command for one that does not exist."""
+    """A group of commands that suggests the nearest name for an unknown command."""
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
         name = arguments[0]
@@ -33,7 +33,7 @@ class _Commands(click.Group):
         return super().resolve_command(context, arguments)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; Ctrl-C ends it with the status of a signal, whatever it is in the middle of."""
+        """Run a command; Ctrl-C at any point ends it with the exit status of a signal."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt:

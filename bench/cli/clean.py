@@ -1,4 +1,4 @@
-"""`bench clean`, and what other commands say of results that are not those of their experiment as it is now."""
+"""`bench clean`, and the notes of other commands on results that no longer match their experiment."""
 
 from __future__ import annotations
 

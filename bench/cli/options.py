@@ -42,7 +42,7 @@ def _row(option: click.Option, context: click.Context) -> tuple[str, str]:
 
 
 class _Finite(click.FloatRange):
-    """A number: neither nan nor inf, which pass every comparison or none."""
+    """A finite number: nan and inf are refused, since range checks do not catch them all."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -75,7 +75,7 @@ name = click.option(
 
 
 def which(command: Any) -> Any:
-    """Give a command the options that say which results of an experiment it is about, --set and --name."""
+    """Add the options --set and --name to a command; they select the results that it works on."""
     return set_(name(command))
 
 
@@ -132,7 +132,7 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def run_options(command: Any) -> Any:
-    """Give a command the options that make `RunOptions`, which it takes as `options`."""
+    """Add the options of `RunOptions` to a command, which receives them as `options`."""
 
     @functools.wraps(command)
     def with_options(**arguments: Any) -> Any:

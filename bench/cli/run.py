@@ -308,7 +308,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
 
 
 def _show(launched: Launched, console: Console) -> None:
-    """Write tables, figures and the report, print the tables, and say what became of the launch."""
+    """Write tables, figures and the report; print the tables, the answer and the outcome of the launch."""
     from bench.analysis import report, tables
     from bench.analysis.render.terminal import show
     from bench.analysis.study import Study
@@ -326,7 +326,7 @@ def _show(launched: Launched, console: Console) -> None:
 
 
 def say_answer(study: Study) -> None:
-    """Print what the experiment asks and what its numbers say to that."""
+    """Print the question of the experiment and its answer."""
     from bench.analysis.answer import answer, question
     from bench.analysis.render.terminal import say
 

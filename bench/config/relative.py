@@ -64,7 +64,7 @@ def unreached(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Iterator
 
 
 def _own_training(raw: Mapping[str, Any], key: str, value: Any, said: set[str]) -> Iterator[str]:
-    """Name the optimizers whose own training settings stand before the common ones that an override changed."""
+    """Yield a note on optimizers whose own training settings take precedence over an overridden common one."""
     table, _, setting = key.partition(".")
     if table != "train":
         return

@@ -52,7 +52,7 @@ class _Document(BaseModel):
 
 
 class _FinalSettings(BaseModel):
-    """[final]: what was chosen is run on fresh seeds, and these numbers count."""
+    """[final]: chosen configurations run with fresh seeds, and tables report these runs."""
 
     model_config = STRICT
 
@@ -153,7 +153,7 @@ class Resolver(OptimizerResolver):
     # ---- the parts -------------------------------------------------------------------------------------------
 
     def phased(self, document: _Document) -> _Phased | None:
-        """Return the phases, which then have the seeds, or None if there are none."""
+        """Return the tuning and the final phase, which set the seeds; None if the experiment has no phases."""
         if document.tune is None and document.final is None:
             return None
         if "seeds" in self.raw:
@@ -189,7 +189,7 @@ class Resolver(OptimizerResolver):
     def size(
         self, document: _Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
     ) -> None:
-        """Refuse more runs than an experiment may have, before a list of them is made.
+        """Raise BadValue if the experiment has too many runs, before they are listed.
 
         Raises:
             BadValue: there are more, or too many configurations of one optimizer.
@@ -225,7 +225,7 @@ class Resolver(OptimizerResolver):
         return axes
 
     def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
-        """Return one point of what is varied: its values by column name, and the task, model and data settings."""
+        """Return one condition: its varied values by column name, and its task, model and data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():
             table, _, setting = key.partition(".")
@@ -245,7 +245,7 @@ class Resolver(OptimizerResolver):
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
     def columns(self, labels: Mapping[str, Label], metric: MetricMeta, about: Mapping[str, Task]) -> None:
-        """Refuse hyperparameters that would be written into a column of records.csv that something else has.
+        """Refuse hyperparameters with the name of another column of records.csv.
 
         Raises:
             BadValue: there is one; each is named.

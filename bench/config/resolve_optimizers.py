@@ -1,4 +1,4 @@
-"""The optimizers of an experiment: hyperparameters fixed, swept or searched, checked, and handed to who knows them."""
+"""The optimizers of an experiment: fixed, swept or searched hyperparameters, checked, for method and base."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ class OptimizerResolver(Checker):
         }
 
     def cost(self, label: str, entry: Label) -> float:
-        """Return the passes over the training set per run of a label; what changes them cannot be searched."""
+        """Return the passes over the training set per run of a label; a sweep that changes them is a problem."""
         costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in entry.configurations}
         if len(costs) > 1:
             self.problem(
@@ -346,7 +346,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _as_key(value: Any) -> Any:
-    """Return what is equal for equal values, and can be in a set as lists and tables cannot."""
+    """Return a hashable key that is equal for equal values, also for lists and tables."""
     if isinstance(value, list):
         return ("list", *map(_as_key, value))
     if isinstance(value, dict):

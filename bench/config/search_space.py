@@ -57,7 +57,7 @@ Axes = Mapping[str, Sequence[Any] | Range]
 
 
 def grid_size(sweep: Any) -> int:
-    """Return how many combinations of values a table `sweep` has, as far as it is one: 1 of what is not."""
+    """Return the number of combinations of a table `sweep`; an invalid part counts as 1."""
     if not isinstance(sweep, Mapping):
         return max(1, len(sweep)) if isinstance(sweep, Sequence) and not isinstance(sweep, str) else 1
     return math.prod(grid_size(values) for values in sweep.values())

@@ -13,12 +13,12 @@ LONGEST = 200
 
 
 def clipped(text: str) -> str:
-    """Return a text in the length that a message has room for, its middle left out."""
+    """Return a text, its middle left out if it is too long for a message."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 60]} [...] {text[-50:]}"
 
 
 def shown(value: object) -> str:
-    """Return the repr of a user's value in the length that a message has room for."""
+    """Return the repr of a user's value, shortened if it is too long for a message."""
     return clipped(repr(value))
 
 

@@ -30,7 +30,7 @@ BUCKET = 2**23
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of its run; by itself a run of one process, for which all of this does nothing.
+    """This process within the processes of its run; in a run of one process, nothing is exchanged.
 
     Attributes:
         rank: this process: 0 writes, evaluates and reports.
@@ -47,7 +47,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter], *values: Tensor) -> list[Tensor]:
-        """Replace every gradient by its mean over all processes; all of them call this, with as many values.
+        """Replace every gradient by its mean over all processes; all must call this, with equally many values.
 
         Args:
             parameters: the same in the same order in every process. A gradient that is missing counts as zero, and
@@ -78,7 +78,7 @@ class ProcessGroup:
         return [mean.to(value.dtype) for mean, value in zip(head[: len(values)], values, strict=True)]
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its mean over all processes; all processes must call this, with as many tensors."""
+        """Replace every tensor by its mean over all processes; all must call this, with equally many tensors."""
         if self.size == 1:
             return
         sent = []
@@ -124,7 +124,7 @@ class ProcessGroup:
         return [cast(T, _unpacked(part[: int(size)])) for part, size in zip(parts, sizes, strict=True)]
 
     def check_alike(self, what: str, value: Callable[[], object]) -> None:
-        """Raise BenchError, in all processes, where one has another value than the first; one alone asks for none."""
+        """Raise BenchError in all processes if one has a different value than the first; skip this for one process."""
         if self.size == 1:
             return
         values = self.gathered(value())
@@ -151,7 +151,7 @@ def _unpacked(packed: Tensor) -> object:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the tensors in order, in groups of one dtype and of about as many numbers as are sent at once."""
+    """Return the tensors in order, in groups of one dtype and of at most `BUCKET` numbers or of one tensor."""
     buckets: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:

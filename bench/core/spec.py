@@ -129,7 +129,7 @@ class OptimizerSpec(ComponentSpec):
 
 
 class PluginFile(_Frozen):
-    """A user's file this run uses; its content, not its place, is part of the run's identity."""
+    """A user's file this run uses; its content, not its path, is part of the run's identity."""
 
     path: str
     sha256: str

@@ -74,7 +74,7 @@ def cutout(images: Tensor, random: np.random.RandomState, size: int = 16) -> Ten
 
 
 def _outside(random: np.random.RandomState, count: int, length: int, size: int) -> np.ndarray[Any, Any]:
-    """(count, length) float32, one axis of squares at random centres: 0 where a position is within, else 1."""
+    """Return (count, length) float32, one axis of squares at random centres: 0 inside a square, else 1."""
     start = random.randint(length, size=(count, 1)) - size // 2
     position = np.arange(length)
     return ((position < start) | (position >= start + size)).astype(np.float32)

@@ -78,7 +78,7 @@ def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:
 
 
 def size(cell: str, decimal: Decimal = ".") -> float | None:
-    """Return what a cell is sorted by among numbers: the number, or 0 and 1 for false and true."""
+    """Return the sort key of a cell among numbers: the number, or 0 and 1 for false and true."""
     return TRUTH.get(cell.lower(), number(cell, decimal))
 
 

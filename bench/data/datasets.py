@@ -295,7 +295,7 @@ def damaged(path: Path, what: object) -> BenchError:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack an archive's folder of that name to that place, whole or not at all.
+    """Unpack the folder of the same name from an archive to `folder`, completely or not at all.
 
     Raises:
         BenchError: the archive is damaged or of something else, or the disk refuses.

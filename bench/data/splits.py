@@ -83,7 +83,7 @@ def quantile_bins(numbers: np.ndarray[Any, Any]) -> Indices:
 
 
 def stratified_order(stratum: Indices, random: np.random.RandomState) -> tuple[Indices, np.ndarray[Any, Any]]:
-    """Return a random order of the examples in which every stretch has each stratum in its share, and who comes first.
+    """Return a random order in which every stretch of examples has each stratum in proportion, and first members.
 
     The members of a stratum, shuffled, stand at equal distances, from a start of its own that is drawn, so that the
     first m examples have within one or two of m times its share of them (systematic sampling; Cochran, Sampling

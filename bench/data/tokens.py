@@ -103,7 +103,7 @@ class _Run:
 
 
 def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
-    """Tokenise texts, or find what came of it the last time.
+    """Tokenise texts, or read their cached tokens.
 
     Pairs that are too long lose tokens from the longer of the two first ("longest_first" of transformers). Where a
     tokenizer puts nothing between the texts of a pair (GPT-2's), its end-of-text token is put there, as Radford et al.

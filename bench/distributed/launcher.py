@@ -231,7 +231,7 @@ def _listen(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> str:
-    """Pass on the news until all processes have ended, and return how the run ended: "done" or "stopped"."""
+    """Pass on messages until all processes have ended, and return how the run ended: "done" or "stopped"."""
     told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
     while True:

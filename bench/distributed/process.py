@@ -1,4 +1,4 @@
-"""Entry point of one process of a distributed run: it joins the others, does its part, and reports the news."""
+"""Entry point of one process of a distributed run: it joins the others, does its part, and reports progress."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class ReadOnlyRunFolder(RunFolder):
-    """A run's folder for processes that are not the first: to read, and nothing is ever written."""
+    """A run's folder for all processes but the first: read-only."""
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
         pass

@@ -40,12 +40,12 @@ def new_secret() -> str:
 
 
 def sealed(secret: str, key: str, text: str) -> str:
-    """Return a text with the proof that who wrote it under this key knows the secret."""
+    """Return a text with an HMAC under the run's secret, valid for one key of the store."""
     return f"{_proof(secret, key, text)} {text}"
 
 
 def opened(secret: str, key: str, content: bytes) -> str | None:
-    """Return the text of a sealed one; None if another sender sealed it, or for another key."""
+    """Return the text of a sealed message; None if its HMAC does not match the secret and the key."""
     proof, _, text = content.decode(errors="replace").partition(" ")
     return text if hmac.compare_digest(proof.encode(), _proof(secret, key, text).encode()) else None
 

@@ -51,7 +51,7 @@ class Merged:
 
 
 class _ByRun:
-    """Results of which single runs are looked up, one after the other."""
+    """Results indexed by run_id, since many single runs are looked up."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -134,7 +134,7 @@ def _columns(of_parts: Iterator[list[str]]) -> list[str]:
 
 
 def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield what one configuration has otherwise in two parts: rows under one name must be of one thing."""
+    """Yield the settings that differ between two parts for configurations of the same name."""
     seen: dict[Any, tuple[str, dict[str, Any]]] = {}
     ids: dict[Any, tuple[str, str]] = {}
     for name, results in parts:
@@ -160,7 +160,7 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _other_data(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield tasks that had other data in two parts."""
+    """Yield the tasks whose data differ between two parts."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for name, results in parts:
         frame = keyed(results.records)
@@ -175,7 +175,7 @@ def _other_data(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield the runs that two parts have with numbers that `bench verify` would not take for the same."""
+    """Yield the runs whose numbers differ between two parts, by the rule of `bench verify`."""
     sides = [(name, _ByRun(results)) for name, results in parts]
     faults = []
     for number, (name, now) in enumerate(sides):
@@ -196,7 +196,7 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _not_identical(then: _ByRun, now: _ByRun, both: pd.Index[Any]) -> list[str]:
-    """Return those of the runs of which any cell is another, the clock's and the machine's left out."""
+    """Return the runs with any differing cell; times, memory and hardware are not compared."""
     if both.empty:
         return []
     other = _differing(then.rows.loc[both], now.rows.loc[both], (*SECONDS, "peak_memory_mb", "finished_at"))
@@ -239,7 +239,7 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame, list[Superseded]]:
-    """Return the records without final runs of what all runs of tuning do not choose, and how many those are."""
+    """Return the records without final runs that the merged tuning does not choose, and the superseded choices."""
     phases = selection.phased(meta)
     if not phases:
         return records, []
@@ -260,7 +260,7 @@ def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame
 
 
 def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
-    """Return the records with a row for every run that all parts together ask for, missing ones too."""
+    """Return the records with a row for every run that the parts together plan, including missing runs."""
     settings = ["experiment", "task", "model", *setting_columns(map(str, records))]
     known = set(records[[*PLACE]].itertuples(index=False, name=None))
     new = []
@@ -284,7 +284,7 @@ def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
 def _planned_nowhere(
     records: pd.DataFrame, condition: str, label: str, settings: list[str], meta: Meta
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows of an optimizer under a condition that no part has it under: as under another one."""
+    """Yield missing rows of an optimizer under a condition that no part planned, copied from another condition."""
     varied = list(meta.get("vary") or {})
     there = records[records["condition"] == condition].iloc[0]
     for row in records[records["optimizer"] == label].drop_duplicates(["phase", "config", "seed"]).to_dict("records"):
@@ -354,7 +354,7 @@ def _measures(parts: Sequence[Part], done: pd.DataFrame) -> tuple[pd.DataFrame |
 
 
 def _origins(parts: Sequence[Part], taken: Mapping[str, int]) -> Iterator[PartMeta]:
-    """Yield what experiment.json keeps of every part that runs were taken of."""
+    """Yield the entry in experiment.json of every part that contributed runs."""
     for name, results in parts:
         if not taken[name]:
             continue

@@ -183,7 +183,7 @@ def repeat(
 
 
 def _threads(recorded: Any) -> int:
-    """Return the number of threads that a run was done with; 1 where its environment is lost."""
+    """Return the number of threads of a recorded run; 1 if its environment is lost."""
     return 1 if recorded != recorded else int(recorded)
 
 

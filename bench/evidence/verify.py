@@ -99,7 +99,7 @@ def reproduction(run_id: str, then: Numbers, now: Numbers) -> Reproduction:
 
 
 def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, float]:
-    """Return by how much each final number of a run may differ on other hardware or with other versions, as stored.
+    """Return the allowed difference of each final number of a run on other hardware or with other versions.
 
     Args:
         recorded: the run's row of the records.

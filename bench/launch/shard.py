@@ -1,4 +1,4 @@
-"""The missing runs shared out among machines that share nothing: each works its own part out, and all agree."""
+"""Division of missing runs among machines without shared files: each computes its own part, and no two overlap."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shard:
 
 
 def parse(text: str) -> Shard:
-    """Return the shard that a text says.
+    """Parse a shard such as "2/5".
 
     Raises:
         BadValue: it says none.

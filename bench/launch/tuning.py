@@ -39,7 +39,7 @@ class Choices:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def superseded(self, store: Store, held: Held = NOTHING) -> list[Superseded]:
-        """Return choices that others have taken the place of, with their finished final runs, if there are any."""
+        """Return replaced choices that have finished final runs, with the number of these runs."""
         there = store.present()
         finished_before = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
         for earlier in self.history:
@@ -68,7 +68,7 @@ class Choices:
 
 
 def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Choices:
-    """Choose where tuning is over: wherever no run of it is left to do, failed ones counting as done.
+    """Choose configurations wherever every tuning run is done or has failed.
 
     Nothing but the validation numbers of these runs is read.
 
@@ -136,7 +136,7 @@ def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    """Return the choices that chosen.json has from before.
+    """Return the earlier choices recorded in chosen.json.
 
     Raises:
         BenchError: the file is damaged.
@@ -154,7 +154,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
 
 
 def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) -> pd.DataFrame:
-    """Return where every run of tuning stands, with its validation numbers."""
+    """Return every tuning run's status and validation numbers."""
     import pandas as pd
 
     there, rows = store.present(), []

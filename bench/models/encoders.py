@@ -236,7 +236,7 @@ def _check_reads_text(task: Task) -> None:
 
 
 def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | None]) -> None:
-    """Set depth and sizes, under the names that all architectures answer to, or most."""
+    """Set depth and sizes, under the configuration names that most architectures use."""
     sizes = {key: value for key, value in changed.items() if value}
     if "hidden_size" in sizes:
         sizes["hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"] = 4 * sizes["hidden_size"]

@@ -49,7 +49,7 @@ class Pretrained(ABC):
         """Return the error that says what is missing, and which file to put where or what else to do."""
 
     def how_to_get_them(self) -> str:
-        """Return what to do about files that are not on this machine, for an error."""
+        """Return the advice, for an error, on getting files that are not on this machine."""
         return "`bench prepare` downloads them"
 
     def locate(self) -> Path:

@@ -1,4 +1,4 @@
-"""Any model of timm (`model = "timm/resnet26"`), and what stands between a task's images and a net of another kind."""
+"""Any model of timm (`model = "timm/resnet26"`), with an adapter for images of another size or kind."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class ESAM(PerturbedOptimizer):
         return norm
 
     def _risen_most(self, rise: Tensor) -> Tensor:
-        """Return the numbers of the examples that make B+, of what the loss of each rises by."""
+        """Return the indices of the examples in B+, those whose loss rises most."""
         if self.variant == "paper":
             return rise.topk(max(1, round(self.gamma * len(rise)))).indices
         last = rise.topk(max(1, int(self.gamma * len(rise)))).values[-1]

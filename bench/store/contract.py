@@ -103,7 +103,7 @@ def _columns(frame: pd.DataFrame, needed: Iterator[str] | tuple[str, ...]) -> It
 
 
 def _cells(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
-    """Yield rows that belong to nothing that experiment.json knows."""
+    """Yield the faults of rows that do not match experiment.json."""
     yield from _among(frame, "optimizer", meta["labels"])
     if conditions := meta.get("conditions"):
         if "condition" not in frame:

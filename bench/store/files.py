@@ -1,4 +1,4 @@
-"""Files, read and written: whatever is in one or in its place is read or refused, and a write is whole or none.
+"""Reading and writing files: bad content is refused with a message, and a write is complete or has no effect.
 
 Only regular files are read: a FIFO would be waited for without end, and a device has none.
 """
@@ -38,7 +38,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Return a descriptor of a regular file, made if `flags` say so; nothing is waited for.
+    """Open a regular file without blocking, created if `flags` say so, and return its descriptor.
 
     Raises:
         OSError: as `read_bytes`.
@@ -108,7 +108,7 @@ def read_toml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return a TOML document, checked to be one that can be worked with.
+    """Return a TOML document without values that no setting can have.
 
     Raises:
         TOMLDecodeError: broken TOML.
@@ -140,7 +140,7 @@ def expanded(path: Path) -> Path:
 
 
 def _faults(document: dict[str, Any]) -> Iterator[str]:
-    """Yield what no setting can be. Without recursion, since nesting is one of the faults."""
+    """Yield the values that no setting can have; without recursion, since deep nesting is one of the faults."""
     waiting: list[tuple[str, Any, int]] = [("", document, 0)]
     while waiting:
         where, value, depth = waiting.pop()

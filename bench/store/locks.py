@@ -135,7 +135,7 @@ def _take(descriptor: int, path: Path) -> None:
 
 
 def _lock(descriptor: int, how: int) -> Literal["ours", "taken", "none here"]:
-    """Try to have the lock. On a file system that has none, the word of the lock file is all there is."""
+    """Try to take the system lock; on a file system without locks only the lock file's content counts."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -110,7 +110,7 @@ def publish_measures(measures: pd.DataFrame, directions: pd.DataFrame, folder: P
 
 
 def forget(run_ids: Collection[str], folder: Path) -> None:
-    """Take finished runs out of the records: their rows stay, as of runs that are missing.
+    """Remove finished runs from the records: their rows stay, with the status "missing".
 
     Raises:
         BenchError: the records are not as they were written.

@@ -162,7 +162,7 @@ def _move(path: Path, to: Path) -> None:
 
 
 def _check_bytes(path: Path) -> None:
-    """Compare all content with the checksums that torch wrote beside it, and which torch.load does not look at."""
+    """Compare all content with the checksums that torch wrote beside it, which torch.load does not check."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"wrong checksum of {damaged}")
@@ -193,7 +193,7 @@ def keep_weights(path: Path, model: nn.Module, about: dict[str, str]) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put kept weights into a model that was built as theirs was.
+    """Load kept weights into a model built from the same spec.
 
     Raises:
         BenchError: the file is damaged, or of another model.

@@ -36,7 +36,7 @@ SAFETY = 16
 def evaluate(
     model: nn.Module, task: Task, data: Data, autocast: torch.autocast, train: Split | None = None
 ) -> dict[str, float]:
-    """Loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
+    """Return loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
 
     Training examples with true and with replaced labels are also told apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def degeneracy(task: Task, learned: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return what tells a model that gives one answer to everything.
+    """Return the numbers that reveal a model which gives one answer to every example.
 
     constant: 1 if the answers to all examples are the same (one class; of numbers one number, to six digits), else 0.
     dummy_<score>: the score of the best constant answer of the training set, its most common class or its mean;

@@ -87,7 +87,7 @@ class FigureContext:
 
     @property
     def gap(self) -> str:
-        """Return what the axis of the generalization gap says, with its unit."""
+        """Return the axis label of the generalization gap, with its unit."""
         return f"{gap_of(self.meta['metric'])}{self.points}"
 
     @property

@@ -161,7 +161,7 @@ def _title(context: FigureContext, cost: str, alike: bool) -> str:
 
 
 def _points(context: FigureContext, rows: Sequence[Row], cost: str) -> list[Point]:
-    """Return the points that have a place: without a run on the hardware whose times count there is none."""
+    """Return the points that can be drawn: those with a run on the hardware whose times are compared."""
     return [point for point in _every_point(context, rows, cost) if not np.isnan(point[1].mean)]
 
 

@@ -91,7 +91,7 @@ def _figure(
 
 
 def _names(context: FigureContext) -> dict[str, float]:
-    """Return what stands beside each row, with how tall it is in inches."""
+    """Return the text beside each row, with its height in inches."""
     room = LONGEST_NARROW if context.narrow else LONGEST
     handles = [context.handle(label) for label in context.labels() if label != context.meta["baseline"]]
     names = [fold(str(handle.get_label()), room, TICK_SIZE) for handle in handles]

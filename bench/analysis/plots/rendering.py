@@ -27,7 +27,7 @@ WITHOUT_TIME = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """A figure as it is written.
+    """A figure as the bytes of its files.
 
     Attributes:
         caption: what it shows.
@@ -62,7 +62,7 @@ def render_all(
     forms: Sequence[str],
     processes: int | None = None,
 ) -> dict[str, Rendered]:
-    """Return every figure by its name, as it is written, the same bytes whatever does it.
+    """Return every rendered figure by its name; the bytes do not depend on the number of processes.
 
     Args:
         draw: gives the figures of a family.

@@ -66,7 +66,7 @@ def looks() -> Iterator[None]:
 
 
 def settle(figure: Figure) -> None:
-    """Lay the figure out for good, so that no form of it does so again when it is written."""
+    """Compute and fix the figure's layout, so that writing its file formats does not repeat it."""
     _lay_out(figure)
     figure.set_layout_engine(None)  # "none" would leave a stand-in, for which matplotlib draws twice per form
 
@@ -166,7 +166,7 @@ def value_axis(ax: Axes, values: Sequence[float], width: float, *, log: bool) ->
 
 
 def _with_room(texts: Sequence[str], centres: Any) -> list[str]:
-    """Tick labels at `centres`, "" for those that would touch another; the first and the last stay."""
+    """Return tick labels at `centres`, "" for those that would touch another; the first and the last stay."""
 
     def apart(one: int, other: int) -> bool:
         room = (text_width(texts[one]) + text_width(texts[other])) / 2 + TICK_GAP

@@ -178,7 +178,7 @@ def _head(lines: Sequence[str], kind: str) -> str:
 
 
 def _as_key(name: str) -> str:
-    """Return a name as a label may have it: no escape helps in one."""
+    """Return a name in a form that a LaTeX label accepts, where escapes do not work."""
     return re.sub(r"[^\w.:+=,-]+", "-", name)
 
 

@@ -119,7 +119,7 @@ def _slots_of_several_gpus(
 
 
 def slow_precision(specs: Sequence[RunSpec], shares: Sequence[Slot]) -> str:
-    """Return a warning of runs in a precision that is slow on these shares; "" where none is."""
+    """Return a warning about runs in a precision that is slow on these devices; "" if there are none."""
     on_cpu = any(share.device == "cpu" for share in shares)
     if not on_cpu or all(spec.train.precision != "bf16" for spec in specs) or has_bf16_units():
         return ""

@@ -49,7 +49,7 @@ class MeasureSpeed:
 
 @dataclass(frozen=True)
 class Rehearse:
-    """Build a run and take one step of it, and leave nothing of it; see `estimate.rehearse`."""
+    """Build a run and take one step of it; nothing is kept. See `estimate.rehearse`."""
 
     spec_json: str
     alone: bool = False

@@ -1,4 +1,4 @@
-"""The process that SLURM starts: it looks after the launcher of its node, and is there when signals come.
+"""The process that SLURM starts: it runs the launcher of its node and handles SLURM's signals.
 
 The runs themselves are done by `bench.launch.slurm.node`, a process of its own with the same launcher as on any
 machine. So submitit's handler, which runs in the middle of whatever this process does, meets only a wait, and handlers
@@ -181,7 +181,7 @@ class Job:
                 os.write(self._launcher.stdin.fileno(), b".")
 
     def _launch(self, submission: Submission, module: str) -> int:
-        """Start what does this node's work and wait for its end: its exit status."""
+        """Start the process that does this node's work, wait for its end, and return its exit status."""
         command = [sys.executable, "-m", module, str(self.folder), str(self.task)]
         blocked = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}  # SLURM sends them to all; they are for us alone
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)

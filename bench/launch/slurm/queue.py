@@ -1,4 +1,4 @@
-"""SLURM's commands, and what its controller and its accounts say of jobs."""
+"""SLURM's commands, and the state of jobs in its queue and its accounting."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class _Watch:
         return statuses
 
     def _look_at(self, run: PlannedRun, job: JobStatus | None, queue_is_silent: bool) -> bool:
-        """Show where a run stands; whether it is over."""
+        """Show a run's status, and return whether the run is over."""
         folder = self.store.run(run.spec.run_id)
         if result := folder.result():
             self.followed.outcome.finished += 1
@@ -145,7 +145,7 @@ class _Watch:
         return True
 
     def _retried(self, run: PlannedRun, job: JobStatus | None) -> int | None:
-        """Return when a run had failed that its job is to retry, or None."""
+        """Return the time of a run's earlier failure if its job will retry the run, else None."""
         if job is None or not job.live:
             return None
         key = job.submission.name

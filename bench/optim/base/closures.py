@@ -87,7 +87,7 @@ class OldGradient:
         return bool(gradient.any())  # waits for the device, but an error is next, or somebody zeroes past autograd
 
     def is_kept(self) -> bool:
-        """Return whether the closure, which is over, has left it as it was, or has added to it."""
+        """Return whether the closure did not zero the old gradient: it is unchanged or was added to."""
         if self.parameter is None:
             return False
         self._hook.remove()
@@ -108,7 +108,7 @@ def _versions(parameters: Sequence[Tensor]) -> list[int | None]:
 
 
 def check_backward(name: str, returned: object, parameters: Sequence[nn.Parameter]) -> None:
-    """Raise RuntimeError where a closure has left no gradient although its loss depends on the parameters."""
+    """Raise RuntimeError if a closure has computed no gradient although its loss depends on the parameters."""
     if returned is None or any(p.grad is not None for p in parameters):
         return
     if any_sharded(parameters):  # FSDP2 goes backward to tensors of its own
@@ -163,7 +163,7 @@ def mean_loss(name: str, returned: Sequence[Any]) -> Tensor | None:
 
 @contextmanager
 def no_sync_refused(name: str) -> Iterator[None]:
-    """Raise RuntimeError on leaving where the last forward pass through DistributedDataParallel was under `no_sync`.
+    """Raise RuntimeError, on exit, if DistributedDataParallel's last forward pass was under `no_sync`.
 
     Args:
         name: the method whose closure is evaluated in here.

@@ -38,7 +38,7 @@ class SameInputs:
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
-        """Look at what is called within.
+        """Record the inputs of the model's calls in this context, or compare them with those of the first pass.
 
         Raises:
             RuntimeError: within, where a call of a later pass has other inputs than the same call of the first.

@@ -75,7 +75,7 @@ def with_part(parameter: Any, part: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, parameter: Any) -> Tensor:
-    """Return of a tensor of the parameter's the part that this process holds.
+    """Return this process's part of a tensor that belongs to a parameter, for example its gradient.
 
     Args:
         tensor: spread over the processes as the parameter is, or the whole of it, the same in all of them.

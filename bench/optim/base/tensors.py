@@ -18,7 +18,7 @@ TINY = 1e-24
 
 
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients that there are, to be changed in place.
+    """Return the existing gradients of the parameters; callers may change them in place.
 
     A sparse one has each of its entries once from here on, a complex one is seen as its real and imaginary parts, and
     of a DTensor it is the part that is here.
@@ -51,7 +51,7 @@ def all_as_real(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or of a complex one a view of its parts (*shape, 2), as torch's optimizers see it.
+    """Return the tensor itself; for a complex one a real view (*shape, 2), as torch's optimizers use.
 
     Of a DTensor it is the part that is here.
     """
@@ -61,7 +61,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def _values(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the tensors themselves, or of sparse ones the values."""
+    """Return the tensors themselves; for sparse ones their values."""
     return [t._values() if t.is_sparse else t for t in tensors] if any(map(_is_sparse, tensors)) else tensors
 
 
