@@ -112,7 +112,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("experiment")
 @cli_options.which
-@click.option("--seeds", type=cli_options.COUNT)
+@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
 @cli_options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Show the status of every run of an experiment."""
@@ -148,7 +148,12 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @cli.command()
 @click.argument("experiment")
 @click.option(
-    "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "md", "tex", "csv"]),
+    default="terminal",
+    show_default=True,
+    help="Format of the printed tables.",
 )
 @click.option("--style", metavar="NAME", help="Print a paper's table beside our numbers: foret-table1, ...")
 @click.option(

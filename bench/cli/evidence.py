@@ -164,7 +164,12 @@ def check(archive: Path, unpack: Path | None) -> None:
 @click.argument("a")
 @click.argument("b", required=False)
 @click.option(
-    "--format", "format_", type=click.Choice(["terminal", "md", "csv"]), default="terminal", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "md", "csv"]),
+    default="terminal",
+    show_default=True,
+    help="Format of the printed tables.",
 )
 @cli_options.which
 @cli_options.out
@@ -281,9 +286,9 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
     "--device", metavar="DEVICE", help="Device to measure on: cpu, cuda:0, ... [default: a GPU, else the CPU]"
 )
 @click.option("--jobs", metavar="N", type=cli_options.AT_ONCE, help="Number of runs to repeat at once.")
-@click.option("--again", is_flag=True, help="Measure runs again that are measured already.")
+@click.option("--again", is_flag=True, help="Repeat the measurement of measured runs.")
 @click.option(
-    "--other-weights", is_flag=True, help="Measure weights that differ from the recorded ones, too, and mark them."
+    "--other-weights", is_flag=True, help="Also measure weights that differ from the recorded ones, and mark them."
 )
 @cli_options.which
 @cli_options.out

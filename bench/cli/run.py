@@ -61,7 +61,7 @@ SLURM: dict[str, dict[str, Any]] = {
     "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
     "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
     "cpus_per_job": {**_NUMBER, "help": "Cores per job and node."},
-    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as it does at once]"},
+    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as run at once]"},
     "max_jobs": {**_NUMBER, "help": "Jobs at once."},
     "max_array_size": {**_NUMBER, "help": "Jobs per array. [default: the site's limit]"},
     "grace_seconds": {
@@ -102,18 +102,20 @@ def _slurm_options(command: Any) -> Any:
 @click.command(cls=cli_options.Grouped, headings=HEADINGS)
 @click.argument("experiment")
 @cli_options.which
-@click.option(
-    "--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds to run; of a tuned one, final seeds."
-)
+@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
 @click.option(
-    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs are done."
+    "--on",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Run here, or as SLURM jobs.",
 )
 @cli_options.out
-@click.option("--dry-run", is_flag=True, help="List runs and costs, try a step of each kind, start none.")
-@click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
+@click.option("--dry-run", is_flag=True, help="List runs and costs, try one step per kind, start no run.")
+@click.option("--retry-failed", is_flag=True, help="Retry failed runs from their checkpoints.")
 @click.option("--redo", is_flag=True, help="Repeat finished runs whose folders are not here.")
-@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this share of the missing runs: 2/5.")
+@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do one part of the missing runs: 2/5.")
 @cli_options.run_options
 @_slurm_options
 def run(
@@ -133,7 +135,7 @@ def run(
 ) -> None:
     """Do the missing runs of an experiment and print its tables.
 
-    A finished run is never repeated; a half run goes on from its checkpoint.
+    A finished run is never repeated; a stopped run resumes from its checkpoint.
     """
     from bench.config.file import find
 
