@@ -137,7 +137,7 @@ class Forest:
 
 
 def forest(study: Study) -> Forest | None:
-    """Return what the forest plot shows: everything that is compared with the baseline; None where nothing is."""
+    """Return the content of the forest plot: every comparison with the baseline; None if there is none."""
     captions = study.captions
     found = [one for one in study.contrasts if one.theirs.label == captions.baseline and one.test.difference.n]
     if not found:
@@ -188,7 +188,7 @@ def _bounds(contrast: Contrast) -> tuple[float, float]:
 
 
 def dates(records: Any) -> str:
-    """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" where none is known."""
+    """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" if none is known."""
     if "finished_at" not in records:
         return ""
     days = sorted(str(moment)[:10] for moment in records["finished_at"].dropna())

@@ -49,7 +49,7 @@ def notes(study: Study) -> Iterator[str]:
 
 
 def cpu_share(results: Results, row: Row) -> float:
-    """Return a row's own CPU time per second of training, the mean over its finished runs; NaN where unrecorded.
+    """Return a row's own CPU time per second of training, the mean over its finished runs; NaN if unrecorded.
 
     On a CPU that is otherwise idle it is about the number of threads, on a busy one less.
     """

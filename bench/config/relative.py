@@ -19,7 +19,7 @@ Override = tuple[str, Any]
 
 
 def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
-    """Return a training setting with a multiple such as "2x" worked out; any other value comes back as it is.
+    """Return a training setting with a multiple such as "2x" resolved; any other value is returned unchanged.
 
     Args:
         key: of the setting, without "train.".

@@ -33,7 +33,7 @@ Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
 
 
 class _Document(BaseModel):
-    """The top level of the file; the inner tables are checked against what they name."""
+    """The top level of the file; the inner tables are checked later, against the task, model or optimizer they name."""
 
     model_config = STRICT
 
@@ -286,7 +286,7 @@ class Resolver(OptimizerResolver):
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
     ) -> ComponentSpec | None:
-        """Return a task or a model, given as a name or a table of a name and settings, as this condition changes it."""
+        """Return a task or model, given by name or as a table with a name, with the settings of this condition."""
         if not isinstance(value, str | dict):
             self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
             return None

@@ -185,7 +185,7 @@ class OptimizerResolver(Checker):
         return None
 
     def absolute(self, key: str, value: Any, common: Mapping[str, Any], where: str) -> Any:
-        """Return an optimizer's own training setting, a multiple of the common one worked out; None if it cannot be."""
+        """Return an optimizer's own training setting, with a multiple ("2x") resolved; None if it is invalid."""
         try:
             return relative.absolute(key, value, common)
         except ValueError as error:

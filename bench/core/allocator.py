@@ -1,4 +1,4 @@
-"""The memory allocator of worker processes: a faster one than glibc's, where one is installed.
+"""The memory allocator of worker processes: a faster one than glibc's, if one is installed.
 
 glibc gives large blocks back to the system when they are freed, so every training step pays for fresh pages again.
 mimalloc, tcmalloc and jemalloc keep them. An allocator must be named before a process starts, and changes no bit.

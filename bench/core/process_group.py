@@ -1,4 +1,4 @@
-"""The processes of one run: who is which, and what they tell each other.
+"""The processes of one run: rank and size, and the exchange of gradients and decisions.
 
 Every process takes every step; only what differs between them is exchanged: gradients and losses of their parts of a
 batch on the device's own channel, decisions and small things on one of the hosts (gloo), which waits for no GPU.

@@ -1,4 +1,4 @@
-"""Random changes of training images, a batch at a time on the device where it lies, each image with its own draw.
+"""Random changes of training images, one batch at a time on its device, each image with its own random draw.
 
 Images are (N, H, W, C): a batch is then made channels_last by a permute, which moves nothing. All numbers are drawn on
 the host, so that a seed means the same augmentation on every device, and nothing here waits for the device.

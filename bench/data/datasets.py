@@ -1,4 +1,4 @@
-"""Published data sets on disk: where they are, whether they are the real ones, and getting them.
+"""Published data sets on disk: their location, verification and download.
 
 There is one data folder (`bench.core.data_folder`). No file is taken for what its name says: what is read has been
 compared with the checksum of what the publisher gives out.

@@ -1,4 +1,4 @@
-"""Downloading one file of known checksum over bad connections: tried for minutes, and going on where it stopped.
+"""Downloading one file of known checksum over bad connections: retried for minutes, and resumed where it stopped.
 
 torch.hub and torchvision begin anew after every break, and huggingface_hub's way of going on is not public.
 """
@@ -125,7 +125,7 @@ def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: P
 
 
 def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
-    """Append to `part` what it still lacks.
+    """Append the missing bytes to `part`.
 
     Raises:
         OSError, HTTPException: the connection failed, or the server has not got it; what came is in `part`.
@@ -158,7 +158,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
 
 
 def _kind(error: Exception) -> Literal["unreachable", "final", "passing"]:
-    """Return whether there is no network, the server lacks the file, or waiting may help."""
+    """Classify an error: no network, a server without the file, or a fault that may pass."""
     if isinstance(error, urllib.error.HTTPError):
         return "final" if 400 <= error.code < 500 and error.code not in BUSY else "passing"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -46,7 +46,7 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image as it is looked at.
+    """Return height and width of an image after its EXIF rotation.
 
     Raises:
         BenchError: it cannot be read.

@@ -102,7 +102,7 @@ class Call:
 
     @classmethod
     def read(cls, path: Path) -> Call:
-        """Return the call in a file; an empty one where there is no file."""
+        """Return the call in a file, or an empty one if there is no file."""
         content = read_json(path, missing={})
         return cls(**{**content, "options": run_options.from_json(content.get("options", {}))})
 
@@ -116,7 +116,7 @@ class Rank:
     printed: IO[bytes]
 
     def death(self) -> dict[str, Any] | None:
-        """Return the report of a process that ended badly; None while the process lives, and if it ended well."""
+        """Return the report of a process that ended with an error; None if it is alive or ended well."""
         if not (code := self.process.poll()):
             return None
         self.printed.seek(0)

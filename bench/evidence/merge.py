@@ -332,7 +332,7 @@ def _curves(parts: Sequence[Part], done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measures(parts: Sequence[Part], done: pd.DataFrame) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """Return the measures of the runs whose weights are those of the records, of the first part that has them."""
+    """Return the measures of runs whose recorded weights were measured, from the first part that has them."""
     weights = done.drop_duplicates("run_id").set_index("run_id").get("weights_sha256", pd.Series(dtype=str))
     measures, directions, known = [], [], set[str]()
     for _, results in parts:

@@ -1,4 +1,4 @@
-"""Finished runs done once more, in a folder of their own: what `bench verify` compares and `bench measure` measures."""
+"""Repeating finished runs in a separate folder, for `bench verify` to compare and `bench measure` to measure."""
 
 from __future__ import annotations
 

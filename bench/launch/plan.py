@@ -101,7 +101,7 @@ class Plan:
         )
 
     def check_records(self) -> None:
-        """Raise BenchError where `refusal` says so."""
+        """Raise BenchError if `refusal` gives a reason."""
         if words := self.refusal():
             raise BenchError(words)
 

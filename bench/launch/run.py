@@ -1,4 +1,4 @@
-"""`bench run`: plan an experiment, do what is missing, collect what there is."""
+"""`bench run`: plan an experiment, do its missing runs, collect all results."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Choices:
         ]
 
     def changed(self) -> Iterator[str]:
-        """Yield a note for each choice that differs from those for which final runs were planned before."""
+        """Yield a note for each choice that differs from the choice of earlier final runs."""
         for (condition, label), config in self.chosen.items():
             before = [one["config"] for one in self.history if (one["condition"], one["label"]) == (condition, label)]
             if before and config not in before:
@@ -111,7 +111,7 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
 
 
 def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
-    """Write chosen.json, whole or not at all, before any final run starts; nothing where nothing is chosen."""
+    """Write chosen.json atomically before any final run starts; write nothing if nothing is chosen."""
     if experiment.phases is None or not (choices.chosen or choices.history):
         return
     history = {(one["condition"], one["label"], one["config"]): one for one in choices.history}

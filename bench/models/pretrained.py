@@ -1,4 +1,4 @@
-"""Files of pretrained models: a local copy, else what the hub's cache holds; only `fetch` downloads.
+"""Files of pretrained models: a local copy, else the hub's cache; only `fetch` downloads.
 
     TimmWeights(name)    weights of a timm model: <data folder>/weights/<name with tag>.safetensors (or .pth, .pt, .bin)
     Checkpoint(name)     a text encoder: a folder <data folder>/weights/<name>, or any other

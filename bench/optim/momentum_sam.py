@@ -129,5 +129,5 @@ class MomentumSAM(PerturbedOptimizer):
 
 
 def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Return whether weights are decayed beside the gradient: torch's say so in their groups, AdamW by its name."""
+    """Return whether weight decay is decoupled from the gradient, as the groups of torch's optimizers or AdamW say."""
     return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))

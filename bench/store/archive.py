@@ -107,7 +107,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 class _Metered(io.RawIOBase):
-    """A file of which no more is read than there is room for, so that no header can ask for gigabytes."""
+    """A file that refuses to read more than `room` bytes, so that no header can ask for gigabytes."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def _phase(frame: pd.DataFrame) -> pd.Series:
 
 
 def candidates(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame:
-    """Return every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
+    """Return every configuration, by `KEY`, with its counts, its validation means and whether it is chosen.
 
     Args:
         records: of the runs that are for choosing.

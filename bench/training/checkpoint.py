@@ -1,4 +1,4 @@
-"""The file that holds a run's whole state between two steps (`bench.training.state`), and the one before it.
+"""Checkpoints: the file with a run's whole state (`bench.training.state`), and the previous file.
 
 And the weights a run ends with, in a file of their own, where somebody has asked for them.
 """

@@ -51,7 +51,7 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
 
 
 def rendered(study: Study, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
-    """Return every figure as it is written, in the given forms and as CSV, drawn by a process per core.
+    """Return every figure rendered in the given forms and as CSV, drawn by one process per core.
 
     The same results give the same bytes.
 

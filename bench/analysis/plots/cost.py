@@ -73,7 +73,7 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
 
 
 def _moved(context: FigureContext, conditions: Sequence[str], costs: Iterable[str]) -> str:
-    """Return the remark that points are drawn beside their places, if any are."""
+    """Return the remark that points are drawn beside their true positions, if any are."""
     alike = any(_alike(_points(context, context.chosen(condition), cost)) for condition in conditions for cost in costs)
     return "Points of equal cost are drawn side by side." if alike else ""
 
@@ -208,7 +208,7 @@ def _draw(figure: Figure, ax: Axes, context: FigureContext, points: Sequence[Poi
 
 
 def _label_points(figure: Figure, ax: Axes, points: Sequence[Point], names: Mapping[str, str]) -> None:
-    """Write each name beside its point, at the first place around it that covers nothing, or the least."""
+    """Write each name beside its point, at the first free place around it, else at the least crowded place."""
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
     frame = ax.get_window_extent(renderer)

@@ -1,4 +1,4 @@
-"""The files of the figures: drawn by several processes at once where the machine has cores for it."""
+"""The files of the figures: drawn by several processes at once if the machine has several cores."""
 
 from __future__ import annotations
 

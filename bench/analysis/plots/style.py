@@ -124,7 +124,7 @@ def fold(text: str, inches: float, size: float = 8.0) -> str:
 
 
 def turn_ticks(ax: Axes) -> None:
-    """Turn the names below a panel, so that they need less room beside each other; the figure grows by it."""
+    """Rotate the names below a panel, so that they need less width; the figure becomes taller."""
     ax.tick_params(axis="x", labelrotation=40)
     for text in ax.get_xticklabels():
         text.set(horizontalalignment="right", rotation_mode="anchor")

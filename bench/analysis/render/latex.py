@@ -1,4 +1,4 @@
-"""A table in LaTeX: booktabs, numbers aligned by siunitx; turned where it is wide, over several pages where long."""
+"""A table in LaTeX: booktabs, numbers aligned by siunitx; rotated if it is wide, over several pages if it is long."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ STATES = ("done", "diverged", "failed", "running", "partial", "missing")
 
 @dataclass(frozen=True)
 class File:
-    """A file that can be saved from the page; `link` is empty where it is too large to be inside."""
+    """A file that can be saved from the page; `link` is empty if the file is too large to embed."""
 
     name: str
     link: str

@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def do(submission: Submission, task: int) -> Outcome:
-    """Do what is missing of a job's runs."""
+    """Do the missing runs of a job."""
     store = Store(submission.results)
     content, settings = submission.runs(), submission.settings
     total = Outcome()

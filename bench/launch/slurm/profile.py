@@ -103,7 +103,7 @@ class Profile(BaseModel):
 
     @property
     def grace(self) -> int:
-        """Return the seconds before its time limit at which a job is told to save."""
+        """Return the seconds before the time limit at which a job is told to save."""
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:

@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 
 
 def user() -> str:
-    """Return the name of the user that this process runs as, whatever LOGNAME says; the number if it has none."""
+    """Return the name of the user that this process runs as, not from LOGNAME; the user's number if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -171,7 +171,7 @@ def is_running(job: str) -> bool:
 
 
 def accounted(job_ids: Sequence[str]) -> dict[str, str]:
-    """Return the states of jobs that the controller has forgotten, where the site keeps accounts."""
+    """Return the states of jobs that the controller has forgotten, if the site keeps accounting records."""
     if not job_ids or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]

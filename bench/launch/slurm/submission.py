@@ -176,7 +176,7 @@ def read_all(store: Store) -> list[Submission]:
 
 
 def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
-    """Record the ids of a submission's jobs, and move each pickled job to where submitit looks for it."""
+    """Record the ids of a submission's jobs, and move each pickled job to the path that submitit reads."""
     known = replace(submission, job_ids=job_ids)
     for task, job in enumerate(job_ids):
         with suppress(FileNotFoundError):  # another command has been faster

@@ -149,7 +149,7 @@ def _free(plan: Plan, of_runs: Mapping[str, JobStatus]) -> list[PlannedRun]:
 
 
 def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]:
-    """Return how many jobs a new array may run at once beside those of earlier submissions in the queue.
+    """Return the number of jobs that a new array may run at once, given the queued jobs of earlier submissions.
 
     Returns:
         The number of jobs; and the earlier arrays after whose end the new array may begin, if they leave no room now.

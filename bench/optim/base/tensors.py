@@ -1,4 +1,4 @@
-"""Sums over many tensors at once: norms, scalar products, whether a number is not finite. Nothing waits."""
+"""Sums over many tensors at once: norms, scalar products, checks for non-finite numbers. No function waits."""
 
 from __future__ import annotations
 
