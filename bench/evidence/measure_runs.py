@@ -28,7 +28,7 @@ PLACE = ("run_id", "condition", "optimizer", "config", "seed")
 
 @dataclass(frozen=True)
 class Weights:
-    """The place of a run's final weights, and whether these weights were kept or made again."""
+    """The path of a run's final weights, and their origin: kept by the run or made by repeating it."""
 
     path: Path
     origin: str

@@ -144,7 +144,7 @@ def repeat(
     keep_weights: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Do runs again, on this machine, each with as many threads as it was recorded with.
+    """Repeat runs on this machine, each with its recorded number of threads.
 
     A run is done on hardware of the recorded name if there is some here: on the processor of a machine with GPUs, too.
 

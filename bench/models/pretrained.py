@@ -268,7 +268,7 @@ class Checkpoint(Pretrained):
         except Exception as error:
             raise self.absent(f"it cannot be downloaded now ({first_line(error)})") from error
         if self.find() is None:
-            raise self.absent("the hub does not have all of it")
+            raise self.absent("the hub lacks some of its files")
 
     def how_to_get_them(self) -> str:
         return "`bench prepare` downloads it"
@@ -314,7 +314,7 @@ class Checkpoint(Pretrained):
         try:
             return Path(self.name).expanduser().absolute()
         except RuntimeError as error:  # ~somebody who is not here
-            raise BenchError(f'checkpoint = "{self.name}": {error}; write the folder out') from error
+            raise BenchError(f'checkpoint = "{self.name}": {error}; give the full path of the folder') from error
 
     def _is_on_the_hub(self) -> bool:
         """Return whether the hub could have a repository of this name."""

@@ -122,7 +122,7 @@ class MomentumSAM(PerturbedOptimizer):
         if not self._has_found_all and any(self._kept(p) for p in parameters):  # the base has made its first step
             if missing := sum(self._momentum(p) is None for p in parameters):
                 raise ValueError(
-                    f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} of {missing} of "
+                    f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} for {missing} of "
                     f"{len(parameters)} parameters in this process: use a base that does, such as SGD or AdamW"
                 )
             self._has_found_all = True

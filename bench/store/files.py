@@ -136,7 +136,7 @@ def expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise BenchError(f"{path}: {error}; write the path out") from error
+        raise BenchError(f"{path}: {error}; give the full path") from error
 
 
 def _faults(document: dict[str, Any]) -> Iterator[str]:

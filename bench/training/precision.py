@@ -93,5 +93,5 @@ def compilation_errors_told() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise BenchError(
             f"torch.compile fails for this model on this machine ({type(error).__name__}: {reason}); "
-            "compilation needs a C++ compiler, and Triton on a GPU: or set train.compile = false"
+            "compilation needs a C++ compiler, and Triton on a GPU; or set train.compile = false"
         ) from error

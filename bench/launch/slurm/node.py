@@ -142,7 +142,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _start_forkserver() -> None:
-    """Make workers listen to SIGTERM, which is blocked here from the start.
+    """Start the fork server so that workers receive SIGTERM, which this process blocks from its start.
 
     SLURM sends it to all processes of a job, and perhaps our own signal with it. Workers save and stop by themselves
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would

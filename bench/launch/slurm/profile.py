@@ -96,7 +96,7 @@ class Profile(BaseModel):
             if key in OURS:
                 raise ValueError(f'"{key}" is set by bench')
             if key in NAMED:
-                raise ValueError(f'"{key}" has a setting of its own: one of {", ".join(cls.model_fields)}')
+                raise ValueError(f'"{key}" has its own setting among {", ".join(cls.model_fields)}')
             if not isinstance(value, str | int | float):
                 raise ValueError(f'"{key}" must be a text, a number or true')
         return given

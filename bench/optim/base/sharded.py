@@ -28,12 +28,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def has_others() -> bool:
-    """Return whether torch has been told of other processes, without which there are no DTensors."""
+    """Return whether torch is set up for several processes, without which there are no DTensors."""
     return dist.is_available() and dist.is_initialized()
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Return whether any of the tensors is a DTensor; where there are no other processes, without looking."""
+    """Return whether any of the tensors is a DTensor; without other processes no tensor is checked."""
     return has_others() and any(map(is_sharded, tensors))
 
 

@@ -119,7 +119,7 @@ def test_everything_that_is_wrong_is_told_at_once(write_profile: Callable[[str],
 
 
 def test_named_parameters_belong_to_their_settings() -> None:
-    with pytest.raises(BadValue, match='sbatch: "partition" has a setting of its own'):
+    with pytest.raises(BadValue, match='sbatch: "partition" has its own setting'):
         profile.load(None, {"sbatch": {"partition": "gpu"}})
 
 
