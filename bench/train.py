@@ -35,15 +35,15 @@ from bench.training.state import Clocks, Progress, TrainingState
 from bench.training.step import TrainingRun, set_up
 
 Report = Callable[[int, int, dict[str, float]], None]
-"""Told after every epoch: epochs done, epochs in all, the newest measurements."""
+"""Called after every epoch with the epochs done, the number of epochs and the newest measurements."""
 
 
 ASK_EVERY = 4
-"""Steps between two talks of processes on GPUs about stopping: a talk makes them wait for each other's hosts."""
+"""Steps between two exchanges about stopping among processes on GPUs: each exchange waits for all hosts."""
 
 
 EPOCH_SHARE = 0.1
-"""Of the time between two checkpoints, how much must be over for one at the end of an epoch, after its evaluation."""
+"""Share of the checkpoint interval that must have passed for a checkpoint at the end of an epoch."""
 
 
 class Stopped(Exception):
@@ -179,6 +179,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     clocks.examples += (step - progress.step) * run.batch_size
     clocks.tokens += sum(batch.tokens for batch in batches[progress.step : step])
     clocks.passes = run.passes
+    # The optimizer's own counter is not in a checkpoint: it starts from 0 after a resume.
     clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)
     clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
     state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), state_of(augment))

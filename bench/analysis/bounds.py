@@ -7,7 +7,7 @@ import math
 from bench.core.meta import MetricMeta
 
 Bounds = tuple[float, float]
-"""Lowest and highest value, infinite where there is none, as stored (accuracies: 0 and 1)."""
+"""Lowest and highest possible value as stored (accuracy: 0 and 1); infinite if there is no bound."""
 
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 POSITIVE: Bounds = (0.0, math.inf)

@@ -16,7 +16,7 @@ from bench.core.meta import MetricMeta
 from bench.store.selection import moments
 
 SPLITS = {"test": "test", "val": "validation"}
-"""The sets that an answer is looked at on; validation where there are no test numbers."""
+"""The sets on which degenerate answers are searched for; validation is used if there are no test numbers."""
 
 
 def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.store.records import Results
 
 MOST = 1 / 3
-"""By how much, relative to the passes, times may differ before it has to be said."""
+"""Largest relative difference between the ratio of times and the ratio of passes without a warning."""
 
 WHY = "the machine was busy with other work, or their passes cost differently"
 

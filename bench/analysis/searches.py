@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NONE = "not searched"
 
 FEW = 3
-"""Different searches that are told with their values; of more only what was searched is told, and how often."""
+"""Largest number of different searches whose values are listed; more are described without their values."""
 
 
 @dataclass(frozen=True)

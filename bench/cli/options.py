@@ -56,7 +56,7 @@ NOT_NEGATIVE = _Finite(min=0)
 POSITIVE = _Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 AT_ONCE = click.IntRange(min=1, max=10_000)
-"""Runs at once: a list is made of as many workers."""
+"""Runs at once, with a bound, since one worker is made for each."""
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."

@@ -75,7 +75,7 @@ SLURM: dict[str, dict[str, Any]] = {
 """The options that only a launch on SLURM understands. But for the first two they are settings of a `Profile`."""
 
 IN_PROFILE = {"gpus_per_job": "gpus", "cpus_per_job": "cpus"}
-"""What a profile calls them, where that is another name."""
+"""Options with another name in a `Profile`."""
 
 
 def _flag(name: str) -> str:

@@ -23,7 +23,7 @@ LONGEST_NAME = 200
 """Bytes of the name of a folder of results; file systems take 255, and archives and temporary files add to it."""
 
 FOLDER = re.compile(r"[\w+=,][\w.+=,-]*")
-"""What a user may call results."""
+"""Valid names of results."""
 
 # ---- finding and reading the file ----------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ def settings(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     names = map(str, plugins) if isinstance(plugins, list) else []
     named = {
         key: {"name": raw[key]} for key in ("task", "model") if isinstance(raw.get(key), str)
-    }  # as they are short for
+    }  # a bare name is short for a table with that name
     return {**_flat({**raw, **named}), **{f"plugins.{name}": _sha256(path.parent / name) for name in names}}
 
 

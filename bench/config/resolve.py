@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 MOST_RUNS = 100_000
-"""Runs that an experiment may have: planned in minutes and GB, where ten times as many would end in neither."""
+"""Most runs of an experiment: these take minutes and GB to plan; ten times as many could not be planned at all."""
 
 Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
-"""What is varied, by column name, and the task, the model and the data settings that it makes."""
+"""Varied values by column name, and the resulting task, model and data settings."""
 
 
 class _Document(BaseModel):

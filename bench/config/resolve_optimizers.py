@@ -26,7 +26,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 RANGE_KEYS = ("low", "high", "log")
 
 Configuration = tuple[dict[str, Any], OptimizerSpec, TrainSettings]
-"""The swept values by column name, and what they make of the optimizer and of its training."""
+"""Swept values by column name, and the resulting optimizer and training settings."""
 
 
 class TuneSettings(BaseModel):
@@ -288,6 +288,7 @@ class OptimizerResolver(Checker):
         if tune.budget == "passes":
             costs = {label: self.cost(label, entry) for label, entry in tuned.items()}
             least = min(costs.values())
+            # 1e-9: a quotient that is whole but for rounding must not lose a trial.
             allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
         sizes = {label: len(entry.configurations) for label, entry in tuned.items()}
         if tune.search == "grid" and sizes != allowed:

@@ -17,10 +17,10 @@ SEARCH_SEED = 20201003
 """Seed of every search. Optimizers that search the same axes hence try the same values."""
 
 DIGITS = 3
-"""Significant digits of a drawn number: nobody tunes finer, and the last bit of a logarithm is the machine's own."""
+"""Significant digits of a drawn number: finer tuning is useless, and last bits of a logarithm vary by machine."""
 
 MOST_DRAWN = 2**14
-"""Points to draw at most while looking for trials that differ; whole numbers and lists give some twice."""
+"""Most points drawn in search of different trials; whole numbers and lists give duplicates."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from bench.core.errors import nearest
 
 PLACEHOLDERS = {"model": "model", "task": "task", "label_noise": "data.label_noise"}
-"""What a title may hold in braces, and the key of the experiment that each stands for."""
+"""Placeholders of a title, each with the key of the experiment that it stands for."""
 
 
 def problems(title: str) -> Iterator[str]:

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 MANY = 50
-"""So many valid names, or problems, are not listed in a message any more."""
+"""Most valid names, or problems, that a message lists."""
 
 LONGEST = 200
-"""Characters of a value of the user's that a message shows."""
+"""Characters of a user's value that a message shows."""
 
 
 def clipped(text: str) -> str:

@@ -10,7 +10,7 @@ from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMet
 from bench.core.spec import PROTOCOL, RunSpec
 
 Place = tuple[str, str]
-"""Condition, in words, and label: where one configuration is chosen among several."""
+"""Condition, in words, and label: one configuration is chosen per place."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from bench.core.errors import BenchError
 T = TypeVar("T")
 
 BUCKET = 2**23
-"""Numbers that are sent at once: few enough to need little memory beside the gradients, enough to be worth sending."""
+"""Numbers per exchange: few enough to need little extra memory, many enough for an efficient exchange."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ SPELLED = {
     "ρ": "rho",
     "→": "->",
 }
-"""How our own signs are written where the encoding has none for them."""
+"""ASCII replacements for this package's own signs, for encodings without them."""
 
 
 def console(*, stderr: bool = False) -> Console:

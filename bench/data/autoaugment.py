@@ -21,7 +21,7 @@ from bench.data.augment import to_device
 
 Array = np.ndarray[Any, Any]
 Operation = tuple[str, float, int | None]
-"""Name, probability, and level of magnitude from 0 to 9, None for what has no magnitude."""
+"""Name, probability, and level of magnitude from 0 to 9; None for an operation without magnitude."""
 
 POLICY: tuple[tuple[Operation, Operation], ...] = (
     (("Invert", 0.1, None), ("Contrast", 0.2, 6)),

@@ -19,7 +19,7 @@ POOL = 32
 """Batches whose examples are sorted by length together; more would pad less and mix less."""
 
 MULTIPLE = 8
-"""Widths are rounded up to it: fewer shapes, and those that tensor cores like."""
+"""Widths are rounded up to a multiple of this: fewer shapes, and fast ones for tensor cores."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ NO_WORDS = {
     ),
     "a number with a sign": rf"[$€£¥] ?{DIGITS}|{DIGITS} ?[%$€£¥]",
 }
-"""By what they are: patterns of cells that are no words, and no numbers as they stand."""
+"""Patterns of cells that are neither words nor readable numbers, by a description of the cell."""
 
 REMEDIES = {
     "a number with a decimal comma": 'say task.decimal = "," (and write thousands without commas)',

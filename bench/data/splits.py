@@ -17,13 +17,13 @@ Phase = Literal["tune", "refit"] | None
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 VALIDATION_SEED = 20210507
-"""Seed of the permutation that decides which training examples are validation, in all runs that choose nothing."""
+"""Seed of the permutation that selects the validation examples, in all runs but those of tuning."""
 
 SAMPLE_SEED = 20261128
 """Seed of the permutation that decides which training examples are evaluated in the course of training, in all runs."""
 
 QUANTILES = 10
-"""Strata of a number to predict: bins of equal counts, in the order of the numbers."""
+"""Number of strata for a number to predict: bins of equal counts, in the order of the numbers."""
 
 FEWEST_PER_QUANTILE = 10
 """Examples per bin; fewer examples have fewer bins."""

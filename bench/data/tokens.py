@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 2
-"""Raised whenever tokens kept by an older version of this file must not be used any more."""
+"""Version of cached tokens; raise it when tokens cached by older code must not be used any more."""
 
 CHUNK = 2048
-"""Texts tokenised at a time: as Python's lists of integers they take ten times the room."""
+"""Texts tokenised at a time: Python's lists of integers take ten times the memory of the final arrays."""
 
 NO_LIMIT = 1_000_000
-"""transformers writes 1e30 for a tokenizer that knows no longest text."""
+"""Lengths from here on mean no limit: transformers writes 1e30 for a tokenizer without one."""
 
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
-"""A tokenizer has at least one of these; without, transformers would make one that knows no word."""
+"""A tokenizer has at least one of these files; without one, transformers would make an empty tokenizer."""
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *VOCABULARIES[1:])
 

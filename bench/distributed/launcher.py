@@ -38,16 +38,16 @@ from bench.store.run_folder import RunFolder, StorageError, read_json, to_json, 
 from bench.train import Report, Stopped, StopSign
 
 SETTLE_SECONDS = 1.0
-"""After a first failure, how long others may tell of theirs: the first sign of one is not always its cause."""
+"""Wait for reports of other processes after a first failure: the first report is not always the cause."""
 
 AWAY_SECONDS = 5.0
-"""The same for processes of other nodes, whose death is told by whoever looks after them."""
+"""The same for processes of other nodes, whose death is reported by the helper of their node."""
 
 FAREWELL_SECONDS = 60.0
-"""How long processes may take to end once the first has said that all is done."""
+"""Time for processes to end after the first one has reported the end of the run."""
 
 LAST_WORDS = 2_000
-"""Characters of what a process printed that are told when it died without a word."""
+"""Characters of a process's output that are shown if it died without reporting an error."""
 
 
 STUCK_MINUTES = 30.0

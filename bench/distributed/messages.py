@@ -23,10 +23,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from bench.distributed.rendezvous import LOOPBACK, new_secret, opened, sealed, serve
 
 LOOK_SECONDS = 0.1
-"""Between two looks of a process at whether it is to stop, and whether its starter lives."""
+"""Interval at which a process checks whether it must stop and whether its starter is alive."""
 
 PLACE_SECONDS = 1.0
-"""Between two looks at where a process is."""
+"""Interval at which a process's position in its code is recorded."""
 
 CONNECT_TIMEOUT = timedelta(minutes=1)
 """How long a process tries to reach its starter, whose store is there before it starts anything."""

@@ -24,16 +24,16 @@ from bench.store.records import Results
 from bench.store.run_folder import FINISHED
 
 Part = tuple[str, Results]
-"""What a part is called, and its results."""
+"""Name of a part, and its results."""
 
 NOWHERE = "-" * 12
-"""In place of the run_id of a run that no part has planned; `bench run` knows it."""
+"""Stand-in for the run_id of a run that no part has planned; `bench run` computes the real one."""
 
 MEASURED_WITH = ("examples", "eigenvalues", "m", "rho", "line_points", "plane_points", "precision")
-"""Columns of measures.csv that must be the same of all runs in it."""
+"""Columns of measures.csv that must have one value for all runs."""
 
 SHOWN = 5
-"""Faults of a kind that are told; of more, how many they are."""
+"""Faults of one kind that are listed; further ones are counted."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from bench.core.experiment import settings_text
 from bench.core.meta import Meta
 
 ALIKE = ("protocol", "metric", "baseline", "overrides")
-"""What must be the same in all parts."""
+"""Keys that must be equal in all parts."""
 
 TUNED_ALIKE = (("tune", "seeds"), ("tune", "search"), ("tune", "budget"), ("final", "refit"))
-"""What the choice hangs on beside the runs."""
+"""Keys on which a choice depends besides the runs."""
 
 Table = Mapping[str, Any]
 

@@ -27,7 +27,7 @@ from bench.training.environment import processor
 FILE = "compiling.json"
 
 WORTH = 0.95
-"""Of the time that runs take as written; compiled ones have to be faster than that."""
+"""Compilation is used if runs take less than this share of their uncompiled time."""
 
 
 def is_open(experiment: Experiment) -> bool:

@@ -27,7 +27,7 @@ FEW = 32
 """Examples of each split that a rehearsal evaluates."""
 
 LONG_STEP = 10.0
-"""Seconds from which on a step is not taken twice to know how long it takes."""
+"""A step that takes this many seconds is timed only once."""
 
 LONG = 86_400.0
 """Seconds from which on an estimate is shown as a warning: a day."""

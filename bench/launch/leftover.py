@@ -20,12 +20,12 @@ from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store
 
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
-"""So many settings that are others are named; where there are more, the run is another one."""
+"""Most changed settings that are listed; with more, the run counts as unlike every planned run."""
 
 OTHERWISE = "by a version of this package that measures otherwise"
 
 Settings = Mapping[str, Any]
-"""All that a spec says but the seed and where files lie, by dotted key."""
+"""All settings of a spec except the seed and paths, by dotted key."""
 
 
 @dataclass(frozen=True)

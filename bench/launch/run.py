@@ -29,7 +29,7 @@ from bench.store.records import Results
 from bench.store.run_folder import FINISHED, Store
 
 RUNS, SECONDS, SHARE = 10, 60.0, 50
-"""When a launch collects: after so many runs or seconds; and how much longer than it takes the pause is at least."""
+"""A launch collects after this many runs or seconds, with a pause of at least SHARE times the last collection."""
 
 
 @dataclass(frozen=True)

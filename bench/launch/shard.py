@@ -9,10 +9,10 @@ from bench.core.errors import BadValue
 from bench.core.experiment import PlannedRun
 
 MOST = 10_000
-"""Shards that work can be parted into."""
+"""Largest number of shards."""
 
 SLACK = 1.05
-"""By how much a shard may be longer than a fair one to keep the runs of a seed on one machine."""
+"""Factor by which a shard may exceed its fair length to keep the runs of a seed on one machine."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from bench.store.files import read_json, write_atomic
 from bench.training.environment import processor
 
 DAYS = 30
-"""For so long a measurement counts: it may have been made while others used the machine, too."""
+"""Days for which a measurement is used: it may have been made on a busy machine."""
 
 MOST = 500
-"""Measurements that are kept, the newest."""
+"""Number of newest measurements that are kept."""
 
 PACKAGE = Path(__file__).parents[1]
 

@@ -146,7 +146,7 @@ def _standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
     """Return a run's status from its folder and, if it is finished, its result."""
     result = folder.result()
     status: Status = folder.status() if result is None else result["status"]
-    if result is None and status in FINISHED:  # at this very moment
+    if result is None and status in FINISHED:  # it was finished between the two reads
         result = folder.result()
     return status, result
 

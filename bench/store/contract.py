@@ -24,7 +24,7 @@ MEASURED_TEXT = (
 """Columns of measures and directions that are no numbers."""
 
 DERIVED = ("gap_", "selected_")
-"""How the names of numbers begin that are made of others."""
+"""Prefixes of the names of numbers that are computed from other numbers."""
 
 LARGEST = 2.0**63
 """No seed, count or size is larger. Measured values may be anything that a float is."""

@@ -28,7 +28,7 @@ def replace_all(folder: Path, contents: Mapping[str, str]) -> None:
     try:
         for name, content in contents.items():
             write_atomic(staging / name, content)
-        os.rename(staging, folder / STAGED)
+        os.rename(staging, folder / STAGED)  # from here on the new files count, even if this process is killed
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:

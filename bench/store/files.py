@@ -24,7 +24,7 @@ DEEPEST = 32
 _NOTHING: Any = object()
 
 INTEGERS = range(-(2**63), 2**63)
-"""What TOML calls an integer. Python's own have no end, and floats made of them overflow."""
+"""The integers of TOML. Python's have no bound, and converting large ones to float overflows."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -44,6 +44,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: as `read_bytes`.
     """
     try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a process at its other end.
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except ValueError as error:  # a NUL
         raise OSError(errno.EINVAL, f"not a valid path: {error}", str(path)) from error

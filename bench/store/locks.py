@@ -25,12 +25,12 @@ from bench.store.files import open_regular
 BEAT = 20.0
 """Seconds between two signs of life of a holder."""
 STALE = 120.0
-"""Seconds without one after which a holder on another host is taken for dead."""
+"""Seconds without a sign of life after which a holder on another host counts as dead."""
 FIRST_BEAT = 2.0
 """Seconds until a holder looks for the first time whether the claim is still its own."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without `flock` answers."""
+"""Error codes of a file system without `flock`."""
 
 LOOKS, LOOKS_AT_A_HOLDER = 100, 4
 """How often, 0.02 s apart, a lock is tried that is taken: by nobody who is named and alive, and by a holder."""

@@ -19,7 +19,7 @@ from bench.core.process_group import ProcessGroup
 from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
-"""Of the state; one that an older version of the package wrote is not gone on from."""
+"""Version of the state; a checkpoint of an older version is not resumed."""
 
 
 class StateDict(TypedDict):

@@ -14,22 +14,22 @@ from bench.tasks.base import Data, Task
 from bench.training.folding import folded
 
 BATCH = {"cuda": 1024, "cpu": 128}
-"""Examples at a time: a GPU wants them many, a CPU no more than its caches hold. It changes rounding, nothing else."""
+"""Examples per batch: many on a GPU, on a CPU only as many as its caches hold. Only rounding depends on it."""
 
 TEXTS_ON_CPU = 16
-"""Texts at a time on a CPU: of more than so few the activations leave its caches; 128 sentences took twice the time."""
+"""Texts per batch on a CPU: activations of more texts do not fit its caches; 128 sentences took twice the time."""
 
 FEWEST = 2000
-"""Examples of a split from which on folding pays: it costs as much as evaluating some hundreds of them."""
+"""Fewest examples for which folding pays: it costs as much as evaluating some hundreds of examples."""
 
 ROUNDING = 1e-3
 """Largest difference, as a share of the largest output, that is taken for rounding."""
 
 CHECKED = 32
-"""Examples of a split on which it is seen how far folding moves outputs."""
+"""Examples on which the effect of folding on outputs is measured."""
 
 SAFETY = 16
-"""How many times as far as on these folding is taken to move any output of the split."""
+"""Factor on that measured effect, as a bound for all examples of the split."""
 
 
 @torch.no_grad()

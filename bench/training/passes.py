@@ -22,7 +22,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import chosen_optimizer
 
 STEPS = 12
-"""Steps over which passes are averaged: a method may take a second one in some of its steps only."""
+"""Steps over which passes are averaged: a method may take a second pass in only some of its steps."""
 
 
 def passes_per_step(choice: OptimizerSpec) -> float:

@@ -15,7 +15,7 @@ from bench.core.errors import BenchError
 from bench.core.spec import TrainSettings
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""What cuBLAS asks for before it computes deterministically; it is read when the process first uses the GPU."""
+"""Setting that cuBLAS needs for determinism; it is read when the process first uses the GPU."""
 
 
 def allow_deterministic_kernels() -> None:
@@ -52,7 +52,7 @@ def set_precision(settings: TrainSettings, device: torch.device) -> torch.autoca
 
 
 _kept: str | None = None
-"""What the compiled code is for that this process keeps."""
+"""Key of the compiled code that this process keeps."""
 
 
 def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False, code: str | None = None) -> nn.Module:

@@ -84,7 +84,7 @@ def _family(draw: Callable[[str], Mapping[str, Drawing]], forms: Sequence[str], 
 
 
 _work: Callable[[str], dict[str, Rendered]]
-"""What forked processes do: results and what is known of them come along with the fork, nothing is sent."""
+"""The function that forked processes run: it and the results are inherited by the fork, so nothing is pickled."""
 
 
 def _forked(

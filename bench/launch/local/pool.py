@@ -119,13 +119,13 @@ class _Pool:
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
-        """By device: runs that memory was short for, to be done once more with nothing else there."""
+        """By device: runs that ran out of memory, to be retried once with the device to themselves."""
         self.draining = False
         self.rehearsing = False
         self.absent = False
-        """Whether a rehearsal met data that are not here."""
+        """Whether a rehearsal needed data that are not downloaded."""
         self.tried: set[str] = set()
-        """Configurations of which a step was taken when they were measured."""
+        """Configurations that a speed measurement has already tried on every worker."""
         self.workers: list[_Worker] = []
         self.context = multiprocessing.get_context("forkserver")
         start_fork_server()
@@ -171,7 +171,7 @@ class _Pool:
             if not answers:
                 reason = events[0].content if events else "the worker died, possibly out of memory"
                 continue
-            if len(answers) == len(self.workers):
+            if len(answers) == len(self.workers):  # a rehearsal would only repeat what every worker has done
                 self.tried.add(configuration(spec))
             measured[name] = max(answers, key=lambda speed: speed.a_pass)
         speeds.remember({keys[name]: speed for name, speed in measured.items()})

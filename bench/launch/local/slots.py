@@ -68,6 +68,7 @@ def slots(
         return _slots_of_several_gpus(jobs, jobs_per_gpu, processes, cores, used)
     jobs = jobs or len(used) * jobs_per_gpu or max(1, core_count // max(processes, default=1))
     share = max(1, core_count // jobs)
+    # With more runs than cores no run is pinned.
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
     return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
 

@@ -34,7 +34,7 @@ MARGIN = 5.0
 """Seconds of the grace time that are left for queueing the job again."""
 
 IDLE_LIMIT = 3
-"""How often in a row a job may reach its time limit without getting any further before it is not queued again."""
+"""Number of time limits in a row, without any progress, after which a job is not queued again."""
 
 CANCELLED = "SLURM was ending this job for good when it was told to save, so it was not queued again"
 MARKED = "this job was started again after `bench cancel`, and has done nothing"

@@ -20,7 +20,7 @@ from bench.distributed.messages import MessageClient
 from bench.launch.slurm import submission as submissions
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the calls."""
+"""Interval between checks for new calls."""
 
 
 def main() -> int:

@@ -22,10 +22,10 @@ NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-pe
 """Parameters of sbatch that have a setting of their own."""
 
 SITE_WIDE = ("partition", "account", "qos", "constraint", "reservation", "wckey", "export")
-"""Parameters whose SBATCH_* variable, which sites have their users set, counts where neither file nor flag says."""
+"""Parameters whose SBATCH_* variable, which sites ask users to set, counts if neither file nor flag sets them."""
 
 MOST = 1_000_000
-"""Of anything that is counted, and GB of memory: no site has more."""
+"""Upper bound of counts, and of GB of memory: no site has more."""
 
 LONGEST_TIME = 10 * 366 * 24 * 60
 """Minutes of the longest time limit: ten years."""

@@ -16,16 +16,16 @@ OVER = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL"),
     *("DEADLINE", "REVOKED"),
 )
-"""States of jobs that do nothing any more."""
+"""States of jobs that have ended."""
 
 OF_SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SALLOC|SBATCH|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO)_")
 """Variables of SLURM: of an allocation that this process is in, and of the user's habits."""
 
 KEPT = {"SLURM_CONF", "SLURM_JWT"}
-"""Those of them that say which SLURM it is, and who asks."""
+"""Variables of these that are kept: they name the cluster's configuration and the user's token."""
 
 MANY = 500
-"""Names or ids in one command: its arguments have a longest length."""
+"""Names or ids per command, since the length of its arguments is limited."""
 
 
 @dataclass(frozen=True)

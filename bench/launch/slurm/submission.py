@@ -25,7 +25,7 @@ from bench.core.run_options import DEFAULTS, RunOptions
 from bench.store.run_folder import RunFolder, Store, locked, read_json, to_json, write_atomic
 
 ENDS = ("result.json", "error.txt")
-"""What a run leaves that is over."""
+"""Files that only an ended run has."""
 
 
 @dataclass(frozen=True)

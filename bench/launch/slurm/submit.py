@@ -32,11 +32,11 @@ from bench.launch.slurm.submission import JobSettings, Submission, code_sha256, 
 from bench.store.run_folder import to_json, write_atomic
 
 TIME_OUTS = 1000
-"""How often a job that reaches its time limit is queued again; every time it gets a little further."""
+"""Number of times that a job that reaches its time limit is queued again; it makes progress every time."""
 
 
 UNCLEAR = re.compile(r"timed out|unable to contact|communicat|transmitted|transport|does not answer|said: ", re.I)
-"""In what sbatch says when it fails: the controller may have taken the jobs all the same."""
+"""Errors of sbatch after which the controller may have accepted the jobs nevertheless."""
 
 LOOKS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each further look into the queue for jobs that sbatch is not sure of; a job waits a minute for us."""

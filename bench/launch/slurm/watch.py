@@ -16,17 +16,17 @@ from bench.launch.slurm.submission import failed_at
 from bench.store.run_folder import Store, reason_in
 
 SECONDS = 3.0
-"""Between two looks."""
+"""Interval between checks of the run folders."""
 
 QUEUE_SECONDS = 12.0
-"""Between two questions to SLURM, which a whole site shares."""
+"""Interval between queries to SLURM's controller, which the whole site shares."""
 
 LOOKS = 3
-"""How many looks must agree that a job is over before its unfinished runs are given up: files may come late."""
+"""Checks that must find a job ended before its unfinished runs are given up: files may appear late."""
 
 
 Lost = tuple[PlannedRun, str]
-"""A run whose job ended without finishing it, with what is known of that."""
+"""A run whose job ended without finishing it, with the reason if it is known."""
 
 
 @dataclass

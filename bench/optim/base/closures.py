@@ -18,7 +18,7 @@ from bench.optim.base.sharded import any_sharded, has_others
 from bench.optim.base.sparse import is_sparse
 
 Closure = Callable[..., Any]
-"""Runs forward and backward on one batch; what it returns, by custom the loss, is what `step` returns."""
+"""Runs forward and backward on one batch; its result, by convention the loss, is also the result of `step`."""
 
 
 def check_base(name: str, base: object) -> None:

@@ -13,7 +13,7 @@ from bench.optim.base.sharded import is_sharded, part_of
 from bench.optim.base.tensors import as_real
 
 Draw = Callable[[Tensor], None]
-"""Fills a tensor from a generator that is in the same place in all processes."""
+"""Fills a tensor from a generator that has the same state in all processes."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 

@@ -19,7 +19,7 @@ from bench.optim.base.sharded import any_sharded, reshard
 from bench.optim.base.watched import Watched, copy_all, is_plain, place_in_memory, write_all
 
 SMALL = 1 << 16
-"""Numbers in a tensor up to which it is copied in every step of two passes, whether they change it or not."""
+"""Tensors of at most this many numbers are copied in every step of two passes, even if unchanged."""
 
 _values, _items = methodcaller("values"), methodcaller("items")  # TorchScript's modules have dictionaries of their own
 

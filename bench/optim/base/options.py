@@ -29,7 +29,7 @@ def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
 
 
 Moment = BeforeValidator(_share_of_training)
-"""A share of training; in an experiment's file also "epoch 100": when so many epochs are done."""
+"""A share of training; in an experiment's file also "epoch 100": after 100 epochs."""
 
 
 def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | None:

@@ -160,6 +160,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         total, done = self.total_steps or 1, self.steps_done
         # Rounded first: 11/20 of 200 steps comes out as 110.00000000000001, and is 110.
         begin, end = (math.ceil(round(share * total, 6)) for share in (self.perturb_from, self.perturb_until))
+        # perturb_until = 1 has no end: a loop may take more steps than its total_steps.
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 
     def _moves(self) -> bool:

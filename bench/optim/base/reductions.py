@@ -58,6 +58,7 @@ class Reductions:
             return flag
         sharded = [along for parameter in self._parameters() for along in _sharded_along(parameter)]
         largest = flag.to(self._device())
+        # A dictionary, not a set: all processes must call the collectives in the same order.
         for mesh, dim in dict.fromkeys(sharded):
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=mesh.get_group(dim))
         if self.group is not None:

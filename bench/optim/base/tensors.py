@@ -14,7 +14,7 @@ from bench.optim.base.sparse import coalesced
 _is_sparse, _dtype = attrgetter("is_sparse"), attrgetter("dtype")
 
 TINY = 1e-24
-"""Beside squared norms, where 1e-12 is beside norms: of a gradient that is 0, no part is along anything."""
+"""Added to squared norms, as 1e-12 is to norms: the projection onto a gradient of 0 is then 0, not NaN."""
 
 
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

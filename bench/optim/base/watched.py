@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 SAMPLE = 1 << 12
-"""Numbers of a large tensor that are looked at where it is not copied, in the first step alone."""
+"""Numbers of a large, uncopied tensor that are compared, in the first step only."""
 
 
 class Watched:

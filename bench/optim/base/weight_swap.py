@@ -13,7 +13,7 @@ from bench.core.deprecated import renamed
 from bench.optim.base.tensors import all_as_real
 
 LARGE = 1 << 16
-"""Numbers in a weight from which on it is worth asking whether its e can stand in for it."""
+"""Weights with at least this many numbers are checked for `can_stand_in`; for smaller ones it does not pay."""
 
 
 class WeightSwap:
