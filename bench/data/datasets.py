@@ -168,7 +168,7 @@ class Dataset:
     def _remedy(self) -> str:
         folder = data_folder() / self.folder
         if self._is_archive and folder.exists():
-            return f"move {folder} away, and `bench prepare` makes it anew."
+            return f"move {folder} away, and `bench prepare` makes it again."
         return "`bench prepare` downloads it."
 
     def absent(self, reason: str) -> NotPrepared:

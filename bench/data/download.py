@@ -117,7 +117,7 @@ def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: P
         if _size(part) > have:
             have, idle = _size(part), 0
         if not left or idle >= len(waits):
-            kept = f"\n  {_size(part):,} bytes are kept: the same command goes on from there" if _size(part) else ""
+            kept = f"\n  {_size(part):,} bytes are kept: the same command resumes there" if _size(part) else ""
             raise DownloadError("\n".join(f"  {url}: {answer}" for url, answer in answers.items()) + kept)
         tell(f"{left[-1]}: {answers[left[-1]]}; trying again in {waits[idle]:g} s", progress.console)
         time.sleep(waits[idle])
@@ -201,7 +201,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, then run the same command again: it goes on where it stopped"
+            hint = "free some space, then run the same command again: it resumes where it stopped"
         else:
             hint = "choose a data folder you may write to with --data-dir DIR or the environment variable BENCH_DATA"
         raise StorageError(f"cannot write {path}: {error.strerror or error}; {hint}") from error

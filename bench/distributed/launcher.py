@@ -324,7 +324,7 @@ def main(arguments: list[str]) -> int:
             _all_of_them(spec, options)
             return 0
     except Stopped:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Run the same command again to continue.", file=sys.stderr)
         return 130
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -217,8 +217,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     hint = {
-        errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
-        errno.EDQUOT: "free some of your quota, then run the same command again: it goes on where it stopped",
+        errno.ENOSPC: "free some space, then run the same command again: it resumes where it stopped",
+        errno.EDQUOT: "free some of your quota, then run the same command again: it resumes where it stopped",
         errno.EACCES: "choose a folder you may write to with --out DIR",
         errno.EPERM: "choose a folder you may write to with --out DIR",
         errno.EROFS: "choose a folder you may write to with --out DIR",

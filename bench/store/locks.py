@@ -95,7 +95,7 @@ def held(path: Path, device: str | None) -> Iterator[RunLock]:
             thread.join(timeout=5)  # it may be waiting for a file server
             if not claim.lost:
                 with suppress(OSError):
-                    _write(descriptor, b"")
+                    _write(descriptor, b"")  # empty: other hosts see that the run is free
     finally:
         os.close(descriptor)
 

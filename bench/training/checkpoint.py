@@ -137,7 +137,7 @@ def resume(
             # In the place of the damaged one, which the next save would else keep instead of this one.
             _move(path, folder.checkpoint)
             what = faults[0].removesuffix(f"; {_DELETE}")
-            say(f"{what}; the run goes on from the checkpoint before it")
+            say(f"{what}; the run resumes from the checkpoint before it")
         return True
     if faults:
         raise BenchError("\n".join(faults))

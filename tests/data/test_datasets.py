@@ -198,7 +198,7 @@ def test_absent_data_is_one_message_with_all_one_needs(root: Path) -> None:
 def test_files_that_are_missing_are_named(root: Path) -> None:
     lay(root / "numbers", two=None)
     assert not NUMBERS.is_there()
-    again = f"move {root}/numbers away, and `bench prepare` makes it anew"
+    again = f"move {root}/numbers away, and `bench prepare` makes it again"
     for use in (NUMBERS.paths, NUMBERS.fetch):
         with pytest.raises(BenchError, match=f"^Numbers is in {root}/numbers without two: {again}"):
             use()

@@ -121,7 +121,7 @@ def _pairs(context: FigureContext) -> pd.DataFrame:
 
 
 def _data(context: FigureContext, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs with the names and the unit of the other files, and the mean difference of each optimizer."""
+    """Return the numbers of the figure's CSV: every pair, with its optimizer's mean difference and bounds."""
     metric = context.meta["metric"]
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
     of_each = pairs.groupby(KEY, sort=False)["difference"]

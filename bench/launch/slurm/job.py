@@ -44,7 +44,7 @@ LONGEST_GRACE = 600.0
 
 
 class Job:
-    """One job of a submission: does its runs, goes on with them when it is started again.
+    """One job of a submission: it does its runs, and resumes them when SLURM starts it again.
 
     Args:
         folder: of the submission.

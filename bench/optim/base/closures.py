@@ -144,7 +144,7 @@ def detached(returned: Any) -> Any:
 
 
 def mean_loss(name: str, returned: Sequence[Any]) -> Tensor | None:
-    """Return the mean of what closures over equal parts of a batch have returned; None where all have returned None.
+    """Return the mean of the results of closures over equal parts of a batch; None if all results are None.
 
     Raises:
         TypeError: one has returned neither a number nor a tensor with one.
