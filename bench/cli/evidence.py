@@ -53,7 +53,7 @@ def verify(
 
     find(experiment)
     if all_ and run_ids:
-        raise BadValue("--all", ["every run, or those named: not both"])
+        raise BadValue("--all", ["give --all or run ids, not both"])
     from bench.evidence import repeat
     from bench.evidence.verify import reproduction
     from bench.store import collecting
@@ -65,7 +65,7 @@ def verify(
     if not runs:
         raise BenchError(f"{then.folder} holds no finished run yet; `bench run` makes them")
     console = terminal.console(stderr=True)
-    which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all does all)"
+    which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all repeats all)"
     console.print(
         f"{then.experiment.name}: repeating {len(runs)} of {counted(len(then.finished), 'finished run')}{which}",
         highlight=False,
@@ -98,7 +98,7 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
         if found.word == "agrees":
             say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
     for note in dict.fromkeys(note for found in reproductions.values() for note in found.elsewhere):
-        say(f"Not as recorded: {note}. So bits need not repeat.")
+        say(f"Different from the record: {note}. Bits may differ then.")
     for note in dict.fromkeys(found.code for found in reproductions.values() if found.code):
         say(f"Code: {note}.")
     words = [found.word for found in reproductions.values()]
@@ -188,7 +188,7 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
     from bench.analysis.study import Study
 
     if b is None and not (overrides or results_name):
-        raise BadValue("bench diff", ["what to compare with? Give B, or --set or --name for other results of A"])
+        raise BadValue("bench diff", ["nothing to compare with: give B, or --set or --name for other results of A"])
     sides = read_results(a, out), read_results(b or a, out, overrides, results_name)
     found = compare(*map(Study, sides))
     if format_ == "terminal":
@@ -316,7 +316,7 @@ def measure(
 
     find(experiment)
     if all_ and run_ids:
-        raise BadValue("--all", ["every run, or those named: not both"])
+        raise BadValue("--all", ["give --all or run ids, not both"])
     import torch
 
     from bench.analysis import report, tables

@@ -46,7 +46,7 @@ def _check_free(name: str, own_task: bool, own_optimizer: bool) -> None:
     registry.load_builtins()
     for own, known in ((own_task, registry.tasks), (own_optimizer, registry.optimizers)):
         if own and name in known:
-            raise BadValue(f"bench new {name}", [f"{known.kind} {name} is there already; give another name"])
+            raise BadValue(f"bench new {name}", [f"{known.kind} {name} already exists; give another name"])
 
 
 def written(name: str, own_task: bool, own_optimizer: bool, place: str) -> dict[str, str]:

@@ -25,13 +25,13 @@ def tell_plan(plan: Plan, console: Console) -> None:
     if plan.count("running"):
         parts.append(f"{plan.count('running')} being done by another launch")
     if plan.count("failed") and not plan.retry_failed:
-        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
+        parts.append(f"{plan.count('failed')} failed before (--retry-failed retries them)")
     shard = f", shard {plan.shard}" if plan.shard else ""
     console.print(f"{plan.experiment.name}{shard}: {', '.join(parts)}", highlight=False, soft_wrap=True)
     if plan.to_be_chosen:
         passes = sum(plan.passes[run.spec.run_id] for run in plan.to_be_chosen)
         final = counted(len(plan.to_be_chosen), "final run")
-        waiting = f"then {final} ({counted(passes, 'pass')}) of what tuning chooses"
+        waiting = f"then {final} ({counted(passes, 'pass')}) of the configurations that tuning chooses"
         console.print(f"{plan.experiment.name}: {waiting}", highlight=False, soft_wrap=True)
     for change in (*plan.experiment.unreached, *plan.choices.changed()):
         console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -225,7 +225,7 @@ def _parts(key: str, source: str) -> list[str]:
         try:
             table: Any = parse_toml(f"{key} = 0")
         except ValueError as error:
-            raise BadValue(source, [f"{key} is no key: {error}"]) from error
+            raise BadValue(source, [f"{key} is not a valid key: {error}"]) from error
         parts = []
         while isinstance(table, dict):
             ((part, table),) = table.items()

@@ -17,7 +17,7 @@ def problems(title: str) -> Iterator[str]:
     try:
         fields = _fields(title)
     except ValueError:
-        yield 'a brace without its other half; one that is meant as such is written twice: "{{" or "}}"'
+        yield 'an unmatched brace; write a literal brace twice: "{{" or "}}"'
         return
     for field in fields:
         if field not in PLACEHOLDERS:

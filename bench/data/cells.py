@@ -24,7 +24,7 @@ NO_WORDS = {
 """Patterns of cells that are neither words nor readable numbers, by a description of the cell."""
 
 REMEDIES = {
-    "a number with a decimal comma": 'say task.decimal = "," (and write thousands without commas)',
+    "a number with a decimal comma": 'set task.decimal = "," (and write thousands without commas)',
     "a date or a time": 'leave the column out with task.drop = ["{column}"], or make numbers of it (days, hours)',
     "a number with a sign": "write the number alone",
 }

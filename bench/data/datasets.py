@@ -291,7 +291,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def damaged(path: Path, what: object) -> BenchError:
     """Return the error that says that a data file is damaged."""
-    return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` gets it again")
+    return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` downloads it again")
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -235,7 +235,7 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each format has its own
         what = f"the tokenizer in {folder} cannot be loaded: {first_line(error)}"
-        remedy = "" if isinstance(error, ImportError) else "; get its files again"
+        remedy = "" if isinstance(error, ImportError) else "; download its files again"
         raise BenchError(f"{what}{remedy}") from error
 
 

@@ -265,7 +265,7 @@ def _is_bad(message: dict[str, Any]) -> bool:
 
 def _standstill(places: dict[int, str], processes: int) -> str:
     where = [f"process {rank} is at {place.partition(' ')[2]}" for rank, place in sorted(places.items())]
-    silent = [f"process {rank} was never heard of" for rank in range(processes) if rank not in places]
+    silent = [f"process {rank} never reported" for rank in range(processes) if rank not in places]
     return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
 
 

@@ -230,7 +230,7 @@ def estimate(
     at_once = f"{min(workers, len(runs))} at a time" if len(runs) > 1 else "one run"
     return total, (
         f"Estimated time on this machine: {duration(total)} ({at_once}; measured: "
-        f"{1000 * slowest.a_pass:.3g} ms a pass of {what})"
+        f"{1000 * slowest.a_pass:.3g} ms per pass of {what})"
     )
 
 

@@ -22,7 +22,7 @@ RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
 """Most changed settings that are listed; with more, the run counts as unlike every planned run."""
 
-OTHERWISE = "by a version of this package that measures otherwise"
+OTHERWISE = "by a version of this package with other measuring rules"
 
 Settings = Mapping[str, Any]
 """All settings of a spec except the seed and paths, by dotted key."""

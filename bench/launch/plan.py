@@ -96,7 +96,7 @@ class Plan:
         return (
             f"the records in {self.store.folder} hold {counted(len(self.strangers), 'finished run')} of another "
             f"machine that are no part of {self.asked.name} as it is now: {'; '.join(leftover.told(self.strangers))}. "
-            "They are neither mixed with others nor dropped unasked: `bench clean` removes them from the records, "
+            "They are neither mixed with others nor removed unasked: `bench clean` removes them from the records, "
             "--redo replaces the records, --name NAME leaves them and gives this experiment results of its own"
         )
 

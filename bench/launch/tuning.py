@@ -62,8 +62,8 @@ class Choices:
             if before and config not in before:
                 where = f"{condition} {label}".strip()
                 yield (
-                    f"{where}: {config} is chosen now, {before[-1]} was before: more or other runs of tuning are "
-                    "there. Final runs of the earlier choice stay in runs/ and count nowhere."
+                    f"{where}: {config} is chosen now, {before[-1]} was before: the runs of tuning have changed. "
+                    "Final runs of the earlier choice stay in runs/ but are not reported."
                 )
 
 

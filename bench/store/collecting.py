@@ -121,7 +121,7 @@ def look(folder: RunFolder, held: Held, there: set[str], *, whole: bool = True) 
     row = held.rows.get(folder.run_id)
     if row is None or looked.status in FINISHED:
         return looked
-    faults = [f"{fault}; until then it counts as the records have it" for fault in looked.faults]
+    faults = [f"{fault}; until then its row in the records counts" for fault in looked.faults]
     return Found(row["status"], row, faults=faults, held=True)
 
 

@@ -130,7 +130,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str]) -> Iterator[str]:
                 if not _reads_as_number(value):
                     yield f"line {line}: {column} is {shown(value)}, not a number"
             if frame[column].notna().any():
-                yield f"column {column} has what is no number of 64 bits"
+                yield f"column {column} has a value that does not fit 64 bits"
 
 
 def _whole(frame: pd.DataFrame, columns: tuple[str, ...]) -> Iterator[str]:

@@ -109,7 +109,7 @@ def test_runs_of_an_older_version_say_so(
     store = finish(resolved, results)
     monkeypatch.setattr("bench.core.spec.PROTOCOL", 99)
     found = left(resolved, store)
-    because = "made by a version of this package that measures otherwise"
+    because = "made by a version of this package with other measuring rules"
     assert found == {f"sgd: {because}": 1, f"sam: {because}": 2}
 
 

@@ -164,7 +164,7 @@ def test_a_list_of_experiments_goes_on_past_any_document(bench: Bench, text: str
         ("a" + ".a" * 20_000 + "=1", "20001 parts between dots"),
         (f"seeds={DIGITS}", "more than 64 bits"),
         ("seeds=" + "9" * 5000, "more than 64 bits"),
-        ('optimizers."sgd.lr=1', "is no key"),
+        ('optimizers."sgd.lr=1', "is not a valid key"),
         ('optimizers."sgd".lr.x=1', "optimizers.sgd.lr is a value, not a table"),
         ("=1", "expected KEY=VALUE"),
         ("x" * 100_000, "expected KEY=VALUE"),

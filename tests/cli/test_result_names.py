@@ -92,7 +92,7 @@ def test_diff_compares_an_experiment_with_what_became_of_it(bench: Bench, path: 
     assert "tiny (A) and tiny+train.epochs=3 (B)" in said.out
     assert "short (B)" in bench("diff", path, path, "--name", "short", "--format", "md").out
     assert bench("diff", "short", path, *SET, "--format", "md").status == 0, "the same runs, whatever they are called"
-    assert "what to compare with?" in bench("diff", path).err
+    assert "nothing to compare with:" in bench("diff", path).err
 
 
 def test_results_under_a_name_know_their_experiment(bench: Bench, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

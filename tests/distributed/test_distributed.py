@@ -226,7 +226,7 @@ def test_runs_of_several_processes_get_as_many_gpus_each(machine: Callable[[int,
     ]
     for arguments, message in (
         ((None, 1, None, {1, 2}), "all must have as many"),
-        ((None, 1, None, {8}), "needs a GPU for each, and there are 5"),
+        ((None, 1, None, {8}), "needs one GPU per process, and 5 can be used"),
         ((3, 1, None, {2}), "do 2 at once"),
         ((None, 2, None, {2}), "do 2 at once"),
     ):

@@ -144,7 +144,7 @@ def test_a_folder_that_is_half_or_damaged_takes_no_finished_run_out(experiment: 
     assert len(records.read(store.folder).curves) == 12
     (said,) = launched.results.damaged
     assert said.startswith(f"{broken.path}/curve.jsonl is damaged")
-    assert said.endswith("until then it counts as the records have it")
+    assert said.endswith("until then its row in the records counts")
 
 
 def test_redo_does_again_what_left_no_folder_here_and_goes_on_where_it_was_stopped(

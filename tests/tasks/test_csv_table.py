@@ -168,7 +168,7 @@ def with_column(cells: list[str]) -> list[str]:
 def test_decimal_commas_are_numbers_if_that_is_said(make: Make) -> None:
     rows = with_column(["1,5", "2", "-0,25", "1.200,5", "1e2"])
     with pytest.raises(
-        BenchError, match=r'line 2, column "x": "1,5" is not a word but a number with a decimal comma: say'
+        BenchError, match=r'line 2, column "x": "1,5" is not a word but a number with a decimal comma: set'
     ):
         make("x;bought;z", rows, separator=";")
     x, _ = everything(make("x;bought;z", rows, separator=";", decimal=","))
@@ -181,7 +181,7 @@ def test_a_target_with_decimal_commas(make: Make) -> None:
     task = make("x;y", rows, "y", separator=";", decimal=",", regression=True)
     assert task.load()[0].targets.mean().item() == pytest.approx(0, abs=1e-6)
     with pytest.raises(
-        BenchError, match=r'"0,5" is not a number, which .* but a number with a decimal comma: say task.dec'
+        BenchError, match=r'"0,5" is not a number, which .* but a number with a decimal comma: set task.dec'
     ):
         make("x;y", rows, "y", separator=";", regression=True)
     with pytest.raises(

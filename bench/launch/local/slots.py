@@ -101,7 +101,7 @@ def _slots_of_several_gpus(
             "train.processes", [f"runs of {counts} processes: on GPUs all must have as many; choose some with --only"]
         )
     if not most:
-        raise BadValue(f"train.processes = {each}", [f"needs a GPU for each, and there are {len(gpus)} to use here"])
+        raise BadValue(f"train.processes = {each}", [f"needs one GPU per process, and {len(gpus)} can be used here"])
     if jobs_per_gpu > 1 or (jobs or 1) > most:
         asked = f"--jobs {jobs}" if jobs else f"--jobs-per-gpu {jobs_per_gpu}"
         raise BadValue(

@@ -50,7 +50,7 @@ class Job:
         folder: of the submission.
         task: which of its jobs this is.
         code: hash of the code it was submitted from.
-        idle: how often in a row it has reached its time limit without getting any further.
+        idle: how often in a row it has reached its time limit without progress.
     """
 
     def __init__(self, folder: Path, task: int, code: str, idle: int = 0) -> None:

@@ -234,6 +234,6 @@ def _told(model: nn.Module | None, tensor: Tensor) -> str:
     name = next((name for name, other in named if other is tensor), "a tensor")
     return (
         f"the second evaluation of the closure has changed {name} ({tensor.numel():,} numbers), which the first had "
-        "left alone, so that its value at the weights is lost. Change it in every evaluation, or in the first one "
-        "alone, which optimizer.first_pass tells"
+        "left alone, so that its value at the weights is lost. Change it in every evaluation, or only in the "
+        "first one, where optimizer.first_pass is true"
     )

@@ -82,7 +82,7 @@ def test_a_launch_says_a_line_a_run_and_a_second_one_repeats_nothing(short: Site
     lines = re.findall(r"\[\d/6\] (?:sgd|sam) seed \d: accuracy \d+\.\d % \(validation\), \d+\.\d s", output)
     assert len(lines) == RUNS
     assert re.search(
-        r"Estimated time on this machine: \d+ s \(2 at a time; measured: [\d.]+ ms a pass of touchy", output
+        r"Estimated time on this machine: \d+ s \(2 at a time; measured: [\d.]+ ms per pass of touchy", output
     )
     assert "\x1b" not in output  # no terminal: no colours, no cursor movements
     assert "Records, tables and figures are in results/touchy" in output
@@ -139,7 +139,7 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_retry_is_on_request(short
     (short.path / "raise").unlink()
     status, output = short.run()
     assert status == 1
-    assert "3 failed before (--retry-failed does them again)" in output
+    assert "3 failed before (--retry-failed retries them)" in output
     assert len(short.numbers()) == 3
 
     status, output = short.run("--retry-failed")
@@ -279,7 +279,7 @@ def test_a_second_launch_of_the_same_work_measures_nothing_and_tells_the_time_al
         monkeypatch.setattr(pool, "_ask_all", ask)
         pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
         pool.measure()
-        assert "measured: 1e+03 ms a pass of touchy" in console.file.getvalue()  # type: ignore[attr-defined]
+        assert "measured: 1e+03 ms per pass of touchy" in console.file.getvalue()  # type: ignore[attr-defined]
         assert len(asked) == 1, f"launch {launch}"
         assert len(pool.tried) == (1 if launch == 1 else 0), "of what was not measured now a rehearsal takes a step"
 
