@@ -47,7 +47,7 @@ EPOCH_SHARE = 0.1
 
 
 class Stopped(Exception):
-    """The run was asked to stop; it has a checkpoint and goes on from there."""
+    """The run was asked to stop; it has a checkpoint and can be resumed."""
 
 
 class StopSign:

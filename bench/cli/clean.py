@@ -61,7 +61,7 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
             f"`bench run {experiment}` writes them again."
         )
     if only_held := sum(one.only_held for one in leftovers):
-        print(f"{counted(only_held, 'run')} of them have no folder here: their only copy is in the records.")
+        print(f"{counted(only_held, 'run')} of them without a folder here: the only copy is in the records.")
     if not yes and not (sys.stdin.isatty() and click.confirm("Remove these runs?")):
         print("Nothing was removed; add --yes to remove these runs.")
         return

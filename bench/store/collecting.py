@@ -64,8 +64,8 @@ def held(store: Store) -> Held:
         if not elsewhere:
             return NOTHING
         raise BenchError(
-            f"{error}\n  {counted(len(elsewhere), 'finished run')} in records.csv have no folder here to collect them "
-            "from: restore the files, or delete experiment.json and records.csv to repeat those runs"
+            f"{error}\n  {counted(len(elsewhere), 'finished run')} in records.csv without a folder here cannot be "
+            "collected again: restore the files, or delete experiment.json and records.csv to repeat those runs"
         ) from error
 
 

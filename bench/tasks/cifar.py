@@ -169,7 +169,7 @@ class _ArraysOnly(pickle.Unpickler):
         }
         wanted = module.replace("numpy._core", "numpy.core"), name  # numpy 2 has renamed it
         if wanted not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a file of images")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a file of images")
         return known[wanted]
 
 

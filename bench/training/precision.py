@@ -25,7 +25,7 @@ def allow_deterministic_kernels() -> None:
 
 @functools.cache
 def has_bf16_units() -> bool:
-    """Return whether this machine's CPU multiplies bf16 matrices in hardware; True where the system does not tell.
+    """Return whether this machine's CPU multiplies bf16 matrices in hardware; True if the system does not tell.
 
     These are AMX on x86 and the bf16 extension on ARM. AVX-512's bf16 instructions do not count: with them alone bf16
     runs took 1.2 to 2 times as long as fp32 ones.

@@ -234,11 +234,11 @@ def test_damaged_records_are_collected_anew_where_all_runs_are_here_and_refused_
     shutil.rmtree(store.folder / "runs")
     for name, content in whole.items():
         (store.folder / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(BenchError, match=rf"{name}.*\n?.*have no folder here .*restore the files"):
+        with pytest.raises(BenchError, match=rf"{name}.*\n?.*without a folder here .*restore the files"):
             make_plan(experiment, store)
         (store.folder / name).write_bytes(content)
     (store.folder / "experiment.json").unlink()
-    with pytest.raises(BenchError, match=r"6 finished runs in records\.csv have no folder here"):
+    with pytest.raises(BenchError, match=r"6 finished runs in records\.csv without a folder here"):
         make_plan(experiment, store)
 
 
@@ -384,7 +384,7 @@ def test_clean_takes_runs_out_of_the_records_that_are_nowhere_else(
         assert "sgd: lr was 0.1, is 0.2 (2 runs)" in said.err
     listed = bench("clean", path)
     assert listed.out.count("done      sgd: lr was 0.1, is 0.2") == 2
-    assert "2 runs of them have no folder here" in listed.out
+    assert "2 runs of them without a folder here" in listed.out
     assert len(records.finished(store.folder)) == 6
     assert "tables and figures in results/tiny still show 2 of them" in listed.out
     assert bench("clean", path, "--yes").out.endswith("Removed 2 runs.\n")

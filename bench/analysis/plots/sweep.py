@@ -244,7 +244,7 @@ def _drawn(interval: Interval) -> tuple[float, float]:
 
 
 def _baseline(context: FigureContext, condition: str) -> Row | None:
-    """Return the row of the baseline's chosen configuration, over the runs used for choosing, like all rows here."""
+    """Return the row of the baseline's chosen configuration, computed, as all rows here, from the runs for choosing."""
     baseline = context.meta["baseline"]
     found = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)

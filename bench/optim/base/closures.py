@@ -194,7 +194,7 @@ def no_sync_refused(name: str) -> Iterator[None]:
 
 
 def check_accelerate(method: torch.optim.Optimizer) -> None:
-    """Raise RuntimeError where accelerate hands over a closure of one micro-batch after it has dropped those before.
+    """Raise RuntimeError if accelerate hands over a closure of one micro-batch after it has dropped those before.
 
     Its optimizer calls ours at the last of `gradient_accumulation_steps` micro-batches only: of the others' closures
     nothing is ever seen.

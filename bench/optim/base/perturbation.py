@@ -285,7 +285,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
 
     def with_first(self, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the parameters with a gradient in either pass, and their gradients at w, 0 where one is missing."""
+        """Return the parameters with a gradient in either pass, and their gradients at w, 0 if one is missing."""
         everything = [p for group in self.param_groups for p in group["params"]]
         parameters = [p for p in everything if p.grad is not None or p in first]
         for parameter in parameters:
