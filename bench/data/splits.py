@@ -1,4 +1,4 @@
-"""The split of training examples into validation and training, and the order of the latter."""
+"""The split of the training examples into validation and training sets, and the order of the training set."""
 
 from __future__ import annotations
 

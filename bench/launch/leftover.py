@@ -1,4 +1,4 @@
-"""Runs on disk that are no part of their experiment any more, since its file, a plug-in or the package has changed."""
+"""Runs on disk that no longer belong to their experiment, since its file, a plug-in or the package has changed."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def aligned_gradient(parameter: Any) -> Tensor:
 
 
 def with_part(parameter: Any, part: Tensor) -> Tensor:
-    """Return a tensor of which this process holds `part`: a DTensor spread as the parameter is, or `part` itself.
+    """Return `part` as this process's part of a DTensor sharded like the parameter, or `part` itself if that is plain.
 
     Args:
         part: real numbers: of a complex parameter its parts, along one dimension more.
