@@ -58,7 +58,7 @@ def aligned_gradient(parameter: Any) -> Tensor:
 
 
 def with_part(parameter: Any, part: Tensor) -> Tensor:
-    """Return `part` as this process's part of a DTensor sharded like the parameter, or `part` itself if that is plain.
+    """Return `part` as part of a DTensor sharded like the parameter; for a plain parameter, `part` itself.
 
     Args:
         part: real numbers: of a complex parameter its parts, along one dimension more.
