@@ -35,19 +35,19 @@ from bench.training.state import Clocks, Progress, TrainingState
 from bench.training.step import TrainingRun, set_up
 
 Report = Callable[[int, int, dict[str, float]], None]
-"""Told after every epoch: epochs done, epochs in all, the newest measurements."""
+"""Called after every epoch with the epochs done, the number of epochs and the newest measurements."""
 
 
 ASK_EVERY = 4
-"""Steps between two talks of processes on GPUs about stopping: a talk makes them wait for each other's hosts."""
+"""Steps between two exchanges about stopping among processes on GPUs: each exchange waits for all hosts."""
 
 
 EPOCH_SHARE = 0.1
-"""Of the time between two checkpoints, how much must be over for one at the end of an epoch, after its evaluation."""
+"""Share of the checkpoint interval that must have passed for a checkpoint at the end of an epoch."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop; it has a checkpoint and goes on from there."""
+    """The run was asked to stop; it has a checkpoint and can be resumed."""
 
 
 class StopSign:
@@ -60,7 +60,7 @@ class StopSign:
         self.is_up = False
 
     def put_up(self, *_: object) -> None:
-        """As a signal handler is called, or by anyone."""
+        """Request the stop; the arguments of a signal handler are ignored."""
         self.is_up = True
 
 
@@ -158,7 +158,7 @@ def train(
 
 
 def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory) -> None:
-    """Take steps of an epoch until it is over or a checkpoint is due; `state` tells afterwards which.
+    """Take steps until the epoch is over or a checkpoint is due; `state.progress` tells afterwards which.
 
     What is on its way (the sum of losses, the stream of augmentation) comes from `state.progress` and goes back there,
     to the bit, so that a run which goes on after a checkpoint and one that is resumed from it do the very same.
@@ -179,6 +179,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     clocks.examples += (step - progress.step) * run.batch_size
     clocks.tokens += sum(batch.tokens for batch in batches[progress.step : step])
     clocks.passes = run.passes
+    # The optimizer's own counter is not in a checkpoint: it starts from 0 after a resume.
     clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)
     clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
     state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), state_of(augment))
@@ -201,7 +202,7 @@ class CheckpointTimer:
         self._last = time.monotonic()
 
     def is_due(self, *, epoch_over: bool = False) -> bool:
-        """Return the same in all processes, all of which have to ask after the same step."""
+        """Return whether a checkpoint is due, the same in all processes; all must ask after the same step."""
         if not epoch_over and next(self._asked) % self._talks_every:
             return False
         late = time.monotonic() - self._last >= self.seconds * (EPOCH_SHARE if epoch_over else 1.0)
@@ -211,7 +212,7 @@ class CheckpointTimer:
         return word > 0
 
     def restart(self) -> None:
-        """Count the minutes anew: a checkpoint was written."""
+        """Restart the timer after a checkpoint was written."""
         self._last = time.monotonic()
 
 
@@ -267,7 +268,7 @@ def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
 
 
 def _point(state: TrainingState) -> dict[str, float]:
-    """Return what a point of the curve says beside the measurements."""
+    """Return the fields of a curve point other than the measurements."""
     clocks, progress = state.clocks, state.progress
     passes, seconds = clocks.passes, clocks.train_seconds
     return {"epoch": progress.epoch + 1, "passes": passes, "train_seconds": seconds, "lr": progress.lr}
@@ -288,7 +289,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
-    """Return the fingerprint of the weights that are there.
+    """Return the fingerprint of the final weights.
 
     Args:
         keep: write the weights to the run's folder, too.
@@ -300,7 +301,7 @@ def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimizer remembers of each parameter, by the parameter's number."""
+    """Return the tensors of an optimizer's state, by parameter number and name."""
     state = optimizer.state_dict()["state"]
     values = {f"{number} {name}": value for number, kept in state.items() for name, value in kept.items()}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -328,7 +329,7 @@ def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _rankable(value: float) -> float:
-    """Return a number that is the better the higher; one that is not finite comes last."""
+    """Return the value as a key for `max`; a value that is not finite becomes -inf, the worst."""
     return value if math.isfinite(value) else -math.inf
 
 

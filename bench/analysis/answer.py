@@ -1,4 +1,4 @@
-"""The question of an experiment and its answer in plain words, made of the numbers, never saying more than they do."""
+"""The question of an experiment and its answer in plain words, limited to what the numbers support."""
 
 from __future__ import annotations
 
@@ -250,5 +250,5 @@ class _Answer:
 
 
 def _degenerate(row: Row, before: str = "") -> str:
-    """Return the remark to put beside the name of a row that gives one answer to everything."""
+    """Return the remark for a degenerate row, to stand beside its name; "" for other rows."""
     return f"{before}degenerate: {row.degenerate}" if row.degenerate else ""

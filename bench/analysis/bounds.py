@@ -7,14 +7,14 @@ import math
 from bench.core.meta import MetricMeta
 
 Bounds = tuple[float, float]
-"""Lowest and highest value, infinite where there is none, as stored (accuracies: 0 and 1)."""
+"""Lowest and highest possible value as stored (accuracy: 0 and 1); infinite if there is no bound."""
 
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 POSITIVE: Bounds = (0.0, math.inf)
 
 
 def of_metric(metric: MetricMeta) -> Bounds:
-    """Return the bounds of a metric; records from before metrics had them know those of accuracy alone."""
+    """Return the bounds of a metric; records of older versions have bounds for accuracy only."""
     accuracy = (0.0, 1.0) if metric["key"] == "acc" else (None, None)
     low, high = metric.get("lowest", accuracy[0]), metric.get("highest", accuracy[1])
     return -math.inf if low is None else low, math.inf if high is None else high
@@ -27,6 +27,6 @@ def of_difference(metric: MetricMeta) -> Bounds:
 
 
 def of_rows(metric: MetricMeta) -> dict[str, Bounds]:
-    """Return the bounds of those fields of a `summary.Row` whose intervals cannot reach everywhere, by field."""
+    """Return, by field, the bounds of those fields of a `summary.Row` whose values are bounded."""
     levels = ("test_metric", "val_metric", "train_metric", "noisy_metric", "selected_metric")
     return {**dict.fromkeys(levels, of_metric(metric)), "gap_metric": of_difference(metric), "train_seconds": POSITIVE}

@@ -75,7 +75,7 @@ class Captions:
         )
 
     def gap(self) -> str:
-        """Return what the generalization gap is: positive where the test set is worse, for every metric."""
+        """Return the definition of the generalization gap: positive where the test set is worse, for every metric."""
         about = "(true labels, no augmentation)" if self.true_labels else "(no augmentation)"
         train = f"train {self.metric} {about}"
         if self.meta["metric"]["higher_is_better"]:
@@ -216,7 +216,7 @@ def gap_of(metric: MetricMeta) -> str:
 
 
 def relabelled(meta: Meta) -> bool:
-    """Return whether any training labels were replaced, so that true ones have to be told from others."""
+    """Return whether any training labels were replaced, so that captions must say which labels they mean."""
     return any([meta["data"].get("label_noise"), *varied(meta).get("label_noise", [])])
 
 

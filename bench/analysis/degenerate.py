@@ -1,4 +1,4 @@
-"""Configurations whose runs have learned to give one answer to everything: they are flagged wherever they stand.
+"""Degenerate configurations, whose runs give the same answer to every example; tables and figures flag them.
 
 A tuned optimizer can win on validation that way where one class is common. What is looked at is recorded by
 `bench/training/evaluate.py`; records of before protocol 2 do not have it, and nothing is said of them.
@@ -16,11 +16,11 @@ from bench.core.meta import MetricMeta
 from bench.store.selection import moments
 
 SPLITS = {"test": "test", "val": "validation"}
-"""The sets that an answer is looked at on; validation where there are no test numbers."""
+"""The sets on which degenerate answers are searched for; validation is used if there are no test numbers."""
 
 
 def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) -> list[str]:
-    """Return for each configuration in which way it is degenerate, in words; "" where it is not or is not known to be.
+    """Return, per configuration, a sentence on why it is degenerate; "" if it is not, or if that is unknown.
 
     Example:
         "the same answer to every test example in 5 of 5 runs", "the test accuracy of one constant answer"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 A, B = "A", "B"
 FINISHED = ("done", "diverged")
 ABOUT = ("title", "task", "model", "baseline", "seeds", "protocol", "vary", "sweeps", "phases")
-"""What experiment.json says that must be the same for two result sets to be of the same experiment."""
+"""Keys of experiment.json that must be equal for two result sets of the same experiment."""
 
 ENVIRONMENT = ("device", "threads", "torch", "python", "commit")
 MEASURED = ("train", "val", "test", "gap", "selected")

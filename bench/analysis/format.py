@@ -27,7 +27,7 @@ def counted(row: Row) -> str:
 
 
 def plain(interval: Interval, form: str) -> str:
-    """Return an interval in its own unit: mean ± half-width, or [low, high] where an end of it was cut off.
+    """Return an interval in its own unit: mean ± half-width, or [low, high] if one end was cut off.
 
     The mean alone where there is no interval; of several values that are all the same this is said.
     """
@@ -38,7 +38,7 @@ def plain(interval: Interval, form: str) -> str:
 
 
 def signed_bounds(difference: Interval, form: str) -> str:
-    """Return the bounds of a difference, e.g. "[+0.31, +1.33]", or that there are none."""
+    """Return the bounds of a difference, e.g. "[+0.31, +1.33]", or a text that says that there are none."""
     return _bracketed(difference, f"+z{form}") if difference.known else ALIKE.strip() if difference.alike else EMPTY
 
 

@@ -44,7 +44,7 @@ def headline(study: Study) -> str:
 
 
 def at_equal_passes(study: Study) -> str:
-    """Return the same against the optimizer that had as many passes, "" where there is none: twice the epochs, mostly.
+    """Return the headline against the optimizer with equal passes (mostly twice the epochs); "" if there is none.
 
     Example:
         "At equal passes, against sgd-2x: yes, +2.39 points"
@@ -94,7 +94,7 @@ def _price(found: Sequence[Contrast]) -> str:
 
 
 def _times(ratio: float) -> str:
-    """Return a ratio with one decimal, with two where that would make it 1."""
+    """Return a ratio with one decimal, or with two if one decimal would round it to 1."""
     return f"{ratio:.2f}" if abs(ratio - 1) < 0.05 else f"{ratio:.1f}"
 
 
@@ -103,7 +103,7 @@ def _times(ratio: float) -> str:
 
 @dataclass(frozen=True)
 class Branch:
-    """An optimizer against the baseline under one condition, with its places in the picture in percent of the width."""
+    """An optimizer against the baseline under one condition, with its positions in the plot in percent of the width."""
 
     name: str
     label: str
@@ -137,7 +137,7 @@ class Forest:
 
 
 def forest(study: Study) -> Forest | None:
-    """Return what the forest plot shows: everything that is compared with the baseline; None where nothing is."""
+    """Return the content of the forest plot: every comparison with the baseline; None if there is none."""
     captions = study.captions
     found = [one for one in study.contrasts if one.theirs.label == captions.baseline and one.test.difference.n]
     if not found:
@@ -182,13 +182,13 @@ def _numbers(captions: Captions, contrast: Contrast) -> str:
 
 
 def _bounds(contrast: Contrast) -> tuple[float, float]:
-    """Return the ends of the interval, both the mean where there is none."""
+    """Return the ends of the interval, or the mean twice if there is no interval."""
     interval = contrast.test.difference
     return (interval.low, interval.high) if interval.known else (interval.mean, interval.mean)
 
 
 def dates(records: Any) -> str:
-    """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" where none is known."""
+    """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" if none is known."""
     if "finished_at" not in records:
         return ""
     days = sorted(str(moment)[:10] for moment in records["finished_at"].dropna())

@@ -1,4 +1,4 @@
-"""Seconds that contradict their passes, and the load that was recorded beside them."""
+"""Warnings on times that contradict the number of passes, with the recorded CPU share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.store.records import Results
 
 MOST = 1 / 3
-"""By how much, relative to the passes, times may differ before it has to be said."""
+"""Largest relative difference between the ratio of times and the ratio of passes without a warning."""
 
 WHY = "the machine was busy with other work, or their passes cost differently"
 
@@ -49,7 +49,7 @@ def notes(study: Study) -> Iterator[str]:
 
 
 def cpu_share(results: Results, row: Row) -> float:
-    """Return a row's own CPU time per second of training, the mean over its finished runs; NaN where unrecorded.
+    """Return a row's own CPU time per second of training, the mean over its finished runs; NaN if unrecorded.
 
     On a CPU that is otherwise idle it is about the number of threads, on a busy one less.
     """

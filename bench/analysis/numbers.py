@@ -26,7 +26,7 @@ def bounds(name: str, interval: Interval, unit: str = "") -> Numbers:
 
 
 def condition(row: Row) -> Numbers:
-    """Return the name and the values of a row's condition; {} where nothing is varied."""
+    """Return the name and the values of a row's condition; {} if nothing is varied."""
     return {"condition": row.condition, **row.varied} if row.varied else {}
 
 

@@ -75,7 +75,7 @@ class Clock:
 
 
 def clock(results: Results) -> Clock:
-    """Return on which hardware seconds count: where most finished runs of their condition were done."""
+    """Return the hardware whose times are compared: the one that did most finished runs of a condition."""
     done = keyed(results.records[results.records["status"].isin(["done", "diverged"])])
     pairs = zip(done["device"], done["threads"], strict=True)
     done["kind"] = [_device(device, threads, None) for device, threads in pairs]
@@ -104,7 +104,7 @@ def title(meta: Meta, task: str) -> str:
 
 
 def _caution(results: Results) -> str:
-    """Return the warning on unverified data, also for diverged runs, since their data took part in what is reported."""
+    """Return the warning on unverified data; diverged runs count too, since tables report them."""
     if "data_verified" not in results.records:
         return ""
     unverified = results.records["data_verified"].astype(str).str.lower() == "false"

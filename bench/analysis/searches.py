@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NONE = "not searched"
 
 FEW = 3
-"""Different searches that are told with their values; of more only what was searched is told, and how often."""
+"""Largest number of different searches whose values are listed; more are described without their values."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def searches(results: Results) -> dict[str, Search]:
 
 
 def unequal(results: Results, pairs: Iterable[tuple[str, str]]) -> str:
-    """Return a sentence on the searches of the compared labels whose searches differ; "" where none do."""
+    """Return a sentence on compared labels whose searches differ; "" if none do."""
     of_label = {label: search if search.trials > 1 else None for label, search in searches(results).items()}
     named = {label for pair in pairs for label in pair if of_label[pair[0]] != of_label[pair[1]]}
     if not named:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.store.records import Results
 
 RISE_AT = 0.5
-"""How far along its direction the rise of the loss is told in one number, as a share of the norm of every filter."""
+"""Distance along the direction at which the rise of the loss is reported, as a share of every filter's norm."""
 
 CAVEAT = (
     "Sharpness describes solutions; it correlates poorly with generalization across models, data and training setups "

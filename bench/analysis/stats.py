@@ -1,4 +1,4 @@
-"""Means with honest intervals, and paired tests between optimizers that share their seeds.
+"""Means with confidence intervals, and paired tests between optimizers that share their seeds.
 
 What statsmodels and scipy.stats have is taken from them, and imported where it is needed: they are slow to import.
 """
@@ -138,10 +138,11 @@ def paired_t_p(differences: ArrayLike) -> float:
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Return the exact two-sided p of the sign-flip test: the share of all 2^n sign patterns with as large a mean.
+    """Return the exact two-sided p of the sign-flip test, from differences of shape (n,).
 
-    Assumes only that the differences are symmetric about 0 under the null (Fisher, The Design of Experiments,
-    1935, section 21). NaN for n = 0 and for n > 20, where the enumeration would be too large.
+    It is the share of all 2^n sign patterns whose |mean| is at least the observed one. It assumes only that the
+    differences are symmetric about 0 under the null (Fisher, The Design of Experiments, 1935, section 21). NaN for
+    n = 0 and for n > 20, where the enumeration would be too large.
     """
     sample = np.asarray(differences, dtype=float)
     if not 0 < len(sample) <= MAX_EXACT_N:
@@ -248,7 +249,7 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def examples(shares: ArrayLike) -> int | None:
-    """Return of how many examples these are shares: the fewest that make each whole; None if over a million.
+    """Return the smallest number of examples that makes each share a whole count; None if over a million.
 
     Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
     is never overstated.

@@ -37,7 +37,7 @@ class Study:
 
     @cached_property
     def clock(self) -> Clock:
-        """Return on which hardware seconds count."""
+        """Return the hardware whose times are compared."""
         return provenance.clock(self.results)
 
     @cached_property
@@ -47,7 +47,7 @@ class Study:
 
     @cached_property
     def tried(self) -> list[Row]:
-        """Return every configuration over the runs that it was, or was not, chosen by."""
+        """Return every configuration as a row over the runs used for choosing."""
         return summary.tried_rows(self.results, self.clock)
 
     @cached_property

@@ -121,7 +121,7 @@ def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
 
 
 def tried_rows(results: Results, clock: Clock) -> list[Row]:
-    """Return every configuration over the runs that it was, or was not, chosen by; see `all_rows`."""
+    """Return every configuration as a row over the runs used for choosing; see `all_rows`."""
     records = choice.tuning(results.records)
     if records.empty:
         return []
@@ -200,7 +200,7 @@ def interval_columns(key: str) -> dict[str, str]:
 
 
 def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with "tokens_per_second", NaN where no tokens were counted."""
+    """Return the records with "tokens_per_second", NaN if no tokens were counted."""
     tokens = records["tokens"].astype(float) if "tokens" in records else pd.Series(np.nan, records.index)
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
@@ -262,7 +262,7 @@ def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compa
 
 
 def _with_edges(rows: list[Row], meta: Meta) -> list[Row]:
-    """Return the rows; each chosen row names its values at an end of what was tried under its condition."""
+    """Return the rows; each chosen row names those of its values that lie at an end of the tried range."""
     spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Tells the nearest command for one that does not exist."""
+    """A group of commands that suggests the nearest name for an unknown command."""
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
         name = arguments[0]
@@ -33,7 +33,7 @@ class _Commands(click.Group):
         return super().resolve_command(context, arguments)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; Ctrl-C ends it with the status of a signal, whatever it is in the middle of."""
+        """Run a command; Ctrl-C at any point ends it with the exit status of a signal."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
@@ -112,7 +112,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("experiment")
 @cli_options.which
-@click.option("--seeds", type=cli_options.COUNT)
+@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
 @cli_options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Show the status of every run of an experiment."""
@@ -148,7 +148,12 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @cli.command()
 @click.argument("experiment")
 @click.option(
-    "--format", "format_", type=click.Choice(["terminal", "md", "tex", "csv"]), default="terminal", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "md", "tex", "csv"]),
+    default="terminal",
+    show_default=True,
+    help="Format of the printed tables.",
 )
 @click.option("--style", metavar="NAME", help="Print a paper's table beside our numbers: foret-table1, ...")
 @click.option(

@@ -1,4 +1,4 @@
-"""`bench clean`, and what other commands say of results that are not those of their experiment as it is now."""
+"""`bench clean`, and the notes of other commands on results that no longer match their experiment."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
         print(f"  {line}")
     if shown := records.finished(store.folder) & {one.run_id for one in leftovers}:
         print(
-            f"records.csv, tables and figures in {store.folder} are still of {len(shown)} of them; "
-            f"`bench run {experiment}` makes them anew."
+            f"records.csv, tables and figures in {store.folder} still show {len(shown)} of them; "
+            f"`bench run {experiment}` writes them again."
         )
     if only_held := sum(one.only_held for one in leftovers):
-        print(f"{counted(only_held, 'run')} of them left no folder here: what the records say of them is all there is.")
+        print(f"{counted(only_held, 'run')} of them without a folder here: the only copy is in the records.")
     if not yes and not (sys.stdin.isatty() and click.confirm("Remove these runs?")):
-        print("Nothing was removed; --yes removes them.")
+        print("Nothing was removed; add --yes to remove these runs.")
         return
     removed = {one.run_id for one in leftovers if one.only_held or leftover.remove(store.run(one.run_id))}
     with store.collecting():
         records.forget(removed, store.folder)
     print(f"Removed {counted(len(removed), 'run')}.")
     if len(removed) < len(leftovers):
-        print(f"{counted(len(leftovers) - len(removed), 'run')} stayed: being worked on by now.")
+        print(f"Kept {counted(len(leftovers) - len(removed), 'run')} that another process is working on.")
 
 
 def tell_leftovers(plan: Plan, console: Console) -> None:
@@ -81,7 +81,7 @@ def tell_leftovers(plan: Plan, console: Console) -> None:
     if finished:
         where = f"{counted(len(finished), 'finished run')} in {plan.store.folder / 'runs'}"
         console.print(
-            f"No part of the experiment any more: {where}: {'; '.join(told(finished))}. `bench clean` lists and "
+            f"No longer part of the experiment: {where}: {'; '.join(told(finished))}. `bench clean` lists and "
             "removes them.",
             style="yellow",
             highlight=False,

@@ -53,7 +53,7 @@ def verify(
 
     find(experiment)
     if all_ and run_ids:
-        raise BadValue("--all", ["every run, or those named: not both"])
+        raise BadValue("--all", ["give --all or run ids, not both"])
     from bench.evidence import repeat
     from bench.evidence.verify import reproduction
     from bench.store import collecting
@@ -65,7 +65,7 @@ def verify(
     if not runs:
         raise BenchError(f"{then.folder} holds no finished run yet; `bench run` makes them")
     console = terminal.console(stderr=True)
-    which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all does all)"
+    which = "" if run_ids or all_ else " (of each optimizer's chosen configuration, the first seed; --all repeats all)"
     console.print(
         f"{then.experiment.name}: repeating {len(runs)} of {counted(len(then.finished), 'finished run')}{which}",
         highlight=False,
@@ -98,7 +98,7 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
         if found.word == "agrees":
             say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
     for note in dict.fromkeys(note for found in reproductions.values() for note in found.elsewhere):
-        say(f"Not as recorded: {note}. So bits need not repeat.")
+        say(f"Different from the record: {note}. Bits may differ then.")
     for note in dict.fromkeys(found.code for found in reproductions.values() if found.code):
         say(f"Code: {note}.")
     words = [found.word for found in reproductions.values()]
@@ -150,11 +150,13 @@ def check(archive: Path, unpack: Path | None) -> None:
     if unpack is not None:
         archives.write_files(checked.files, unpack / checked.name)
     show(checked.tables, terminal.console())
-    print(f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables come out byte for byte")
+    print(
+        f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables are the same, byte for byte"
+    )
     if unpack is not None:
         print(f"unpacked to {unpack / checked.name}")
     if checked.other:
-        print(f"other here than in the archive (another version of sam-bench?): {', '.join(checked.other)}")
+        print(f"different here than in the archive (another version of sam-bench?): {', '.join(checked.other)}")
         sys.exit(1)
 
 
@@ -162,7 +164,12 @@ def check(archive: Path, unpack: Path | None) -> None:
 @click.argument("a")
 @click.argument("b", required=False)
 @click.option(
-    "--format", "format_", type=click.Choice(["terminal", "md", "csv"]), default="terminal", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "md", "csv"]),
+    default="terminal",
+    show_default=True,
+    help="Format of the printed tables.",
 )
 @cli_options.which
 @cli_options.out
@@ -181,7 +188,7 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
     from bench.analysis.study import Study
 
     if b is None and not (overrides or results_name):
-        raise BadValue("bench diff", ["what to compare with? Give B, or --set or --name for other results of A"])
+        raise BadValue("bench diff", ["nothing to compare with: give B, or --set or --name for other results of A"])
     sides = read_results(a, out), read_results(b or a, out, overrides, results_name)
     found = compare(*map(Study, sides))
     if format_ == "terminal":
@@ -279,9 +286,9 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
     "--device", metavar="DEVICE", help="Device to measure on: cpu, cuda:0, ... [default: a GPU, else the CPU]"
 )
 @click.option("--jobs", metavar="N", type=cli_options.AT_ONCE, help="Number of runs to repeat at once.")
-@click.option("--again", is_flag=True, help="Measure runs again that are measured already.")
+@click.option("--again", is_flag=True, help="Repeat the measurement of measured runs.")
 @click.option(
-    "--other-weights", is_flag=True, help="Measure weights that differ from the recorded ones, too, and mark them."
+    "--other-weights", is_flag=True, help="Also measure weights that differ from the recorded ones, and mark them."
 )
 @cli_options.which
 @cli_options.out
@@ -309,7 +316,7 @@ def measure(
 
     find(experiment)
     if all_ and run_ids:
-        raise BadValue("--all", ["every run, or those named: not both"])
+        raise BadValue("--all", ["give --all or run ids, not both"])
     import torch
 
     from bench.analysis import report, tables
@@ -338,7 +345,7 @@ def measure(
             console=console,
         )
     except KeyboardInterrupt:
-        console.print("Stopped; what is measured stays, and the same command goes on.", style="yellow")
+        console.print("Stopped. Measured runs are kept; run the same command again to continue.", style="yellow")
         sys.exit(130)
     study = Study(records.read(of.folder))
     built = tables.build(study)

@@ -20,7 +20,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 @click.option("--task", "own_task", is_flag=True, help="Add a file with a task of your own: data, outputs, metric.")
 @click.option("--optimizer", "own_optimizer", is_flag=True, help="Add a file with an optimizer of your own.")
 def new(name: str, own_task: bool, own_optimizer: bool) -> None:
-    """Write a commented experiment that runs at once, to be changed.
+    """Write a commented experiment file to start from; it runs as it is.
 
     NAME.toml goes into the folder experiments/ if there is one here, else into this folder.
     """
@@ -46,7 +46,7 @@ def _check_free(name: str, own_task: bool, own_optimizer: bool) -> None:
     registry.load_builtins()
     for own, known in ((own_task, registry.tasks), (own_optimizer, registry.optimizers)):
         if own and name in known:
-            raise BadValue(f"bench new {name}", [f"{known.kind} {name} is there already; give another name"])
+            raise BadValue(f"bench new {name}", [f"{known.kind} {name} already exists; give another name"])
 
 
 def written(name: str, own_task: bool, own_optimizer: bool, place: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def _row(option: click.Option, context: click.Context) -> tuple[str, str]:
 
 
 class _Finite(click.FloatRange):
-    """A number: neither nan nor inf, which pass every comparison or none."""
+    """A finite number: nan and inf are refused, since range checks do not catch them all."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -56,7 +56,7 @@ NOT_NEGATIVE = _Finite(min=0)
 POSITIVE = _Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 AT_ONCE = click.IntRange(min=1, max=10_000)
-"""Runs at once: a list is made of as many workers."""
+"""Runs at once, with a bound, since one worker is made for each."""
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
@@ -75,7 +75,7 @@ name = click.option(
 
 
 def which(command: Any) -> Any:
-    """Give a command the options that say which results of an experiment it is about, --set and --name."""
+    """Add the options --set and --name to a command; they select the results that it works on."""
     return set_(name(command))
 
 
@@ -132,7 +132,7 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def run_options(command: Any) -> Any:
-    """Give a command the options that make `RunOptions`, which it takes as `options`."""
+    """Add the options of `RunOptions` to a command, which receives them as `options`."""
 
     @functools.wraps(command)
     def with_options(**arguments: Any) -> Any:
@@ -165,7 +165,7 @@ def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), re
             there = read_json(folder / "experiment.json").get("overrides", [])
             if overrides and there != list(overrides):
                 was = " ".join(f"--set {override}" for override in there) or "no --set"
-                raise BenchError(f"{folder} is of {was}; give the same, or another --name")
+                raise BenchError(f"{folder} holds results of {was}; give the same settings, or another --name")
             return folder
     for folder in (out / name, Path(experiment)):
         if (folder / "experiment.json").exists() and not (overrides or results_name):

@@ -44,7 +44,7 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
         raise BadValue(f"--time {text}", [str(error)]) from error
 
 
-STOPPED = "Stopped. The same command goes on from here."
+STOPPED = "Stopped. Run the same command again to continue."
 _NUMBER = {"type": cli_options.COUNT, "metavar": "N"}
 SLURM: dict[str, dict[str, Any]] = {
     "profile": {
@@ -61,7 +61,7 @@ SLURM: dict[str, dict[str, Any]] = {
     "mem_gb": {"type": cli_options.POSITIVE, "metavar": "GB", "help": "Memory per job and node."},
     "gpus_per_job": {"type": click.IntRange(min=0, max=10_000), "metavar": "N", "help": "GPUs per job and node."},
     "cpus_per_job": {**_NUMBER, "help": "Cores per job and node."},
-    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as it does at once]"},
+    "runs_per_job": {**_NUMBER, "help": "Runs per job. [default: as many as run at once]"},
     "max_jobs": {**_NUMBER, "help": "Jobs at once."},
     "max_array_size": {**_NUMBER, "help": "Jobs per array. [default: the site's limit]"},
     "grace_seconds": {
@@ -75,7 +75,7 @@ SLURM: dict[str, dict[str, Any]] = {
 """The options that only a launch on SLURM understands. But for the first two they are settings of a `Profile`."""
 
 IN_PROFILE = {"gpus_per_job": "gpus", "cpus_per_job": "cpus"}
-"""What a profile calls them, where that is another name."""
+"""Options with another name in a `Profile`."""
 
 
 def _flag(name: str) -> str:
@@ -102,18 +102,20 @@ def _slurm_options(command: Any) -> Any:
 @click.command(cls=cli_options.Grouped, headings=HEADINGS)
 @click.argument("experiment")
 @cli_options.which
-@click.option(
-    "--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds to run; of a tuned one, final seeds."
-)
+@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
 @click.option("--only", multiple=True, metavar="LABEL", help="Run this optimizer only. Repeatable.")
 @click.option(
-    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where runs are done."
+    "--on",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Run here, or as SLURM jobs.",
 )
 @cli_options.out
-@click.option("--dry-run", is_flag=True, help="List runs and costs, try a step of each kind, start none.")
-@click.option("--retry-failed", is_flag=True, help="Do failed runs again, from their checkpoints.")
+@click.option("--dry-run", is_flag=True, help="List runs and costs, try one step per kind, start no run.")
+@click.option("--retry-failed", is_flag=True, help="Retry failed runs from their checkpoints.")
 @click.option("--redo", is_flag=True, help="Repeat finished runs whose folders are not here.")
-@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do this share of the missing runs: 2/5.")
+@click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do one part of the missing runs: 2/5.")
 @cli_options.run_options
 @_slurm_options
 def run(
@@ -133,7 +135,7 @@ def run(
 ) -> None:
     """Do the missing runs of an experiment and print its tables.
 
-    A finished run is never repeated; a half run goes on from its checkpoint.
+    A finished run is never repeated; a stopped run resumes from its checkpoint.
     """
     from bench.config.file import find
 
@@ -216,7 +218,7 @@ def _profile(slurm: dict[str, Any], options: RunOptions) -> Profile:
     from bench.launch.slurm import profile
 
     if options.gpus is not None:
-        raise BadValue("--gpus", ["which GPUs a job gets is SLURM's to say; --gpus-per-job N says how many"])
+        raise BadValue("--gpus", ["SLURM decides which GPUs a job gets; set their number by --gpus-per-job N"])
     flags = {IN_PROFILE.get(name, name): value for name, value in slurm.items() if name not in ("profile", "wait")}
     flags |= {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
     flags |= {"setup": list(slurm["setup"]) or None, "sbatch": profile.assignments(slurm["sbatch"])}
@@ -232,14 +234,18 @@ def _on_slurm(
     console: Console,
     lost: Sequence[Lost] = (),
 ) -> None:
-    """Submit what is missing; with `wait` see all phases through. `lost` are the runs of those before."""
+    """Submit missing runs; with `wait`, follow all phases to their end.
+
+    Args:
+        lost: runs of earlier phases that ended without a result, each with the reason.
+    """
     from bench.launch import run as launch
     from bench.launch.slurm import job_status, queue
     from bench.launch.slurm import profile as profiles
     from bench.launch.slurm import submit as slurm
 
     if ignored := profiles.ignored_variables():
-        text = f"Not heeded: {', '.join(ignored)}; what jobs get is for flags and the [slurm] table to say (--sbatch)."
+        text = f"Ignored: {', '.join(ignored)}; set the resources of jobs by flags (--sbatch) or in the [slurm] table."
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         for script in slurm.scripts(plan, profile):
@@ -257,8 +263,8 @@ def _on_slurm(
         console.print(f"Submitted {count}: {queue.ranges(submitted.jobs)}", highlight=False, soft_wrap=True)
     if submitted.jobs and not wait:
         console.print(
-            "`bench status` shows where they stand, `bench cancel` stops them; the same command again collects what is "
-            f"done in {plan.store.folder}, with --wait it stays until all is."
+            "`bench status` shows their progress, `bench cancel` stops them. Run the same command again to collect "
+            f"finished runs in {plan.store.folder}; with --wait it waits for all of them."
             + (" It submits the final runs once tuning is over." if plan.to_be_chosen else ""),
             highlight=False,
             soft_wrap=True,
@@ -292,7 +298,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
             followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(
-            "No longer watching; the jobs go on. The same command watches again, `bench cancel` stops them.",
+            "No longer watching; the jobs continue. The same command watches again, `bench cancel` stops them.",
             style="yellow",
             highlight=False,
         )
@@ -304,7 +310,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
 
 
 def _show(launched: Launched, console: Console) -> None:
-    """Write tables, figures and the report, print the tables, and say what became of the launch."""
+    """Write tables, figures and the report; print the tables, the answer and the outcome of the launch."""
     from bench.analysis import report, tables
     from bench.analysis.render.terminal import show
     from bench.analysis.study import Study
@@ -322,7 +328,7 @@ def _show(launched: Launched, console: Console) -> None:
 
 
 def say_answer(study: Study) -> None:
-    """Print what the experiment asks and what its numbers say to that."""
+    """Print the question of the experiment and its answer."""
     from bench.analysis.answer import answer, question
     from bench.analysis.render.terminal import say
 
@@ -344,8 +350,8 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
     if plan.to_be_chosen and not outcome.interrupted:
         waiting = ", ".join(dict.fromkeys(" ".join(filter(None, run.place)) for run in plan.to_be_chosen))
         console.print(
-            f"No final runs yet of {waiting}: runs of tuning are not finished, or none could be. The same command "
-            "goes on once they are.",
+            f"No final runs yet for {waiting}: tuning is not finished, or none of its runs succeeded. Run the same "
+            "command again to continue.",
             style="yellow",
             highlight=False,
             soft_wrap=True,
@@ -354,5 +360,5 @@ def _tell_outcome(launched: Launched, console: Console) -> None:
         console.print(STOPPED, style="yellow")
     page = launched.folder / "report.html"
     console.print(
-        f"Records, tables and figures are in {launched.folder}, all of it in {page}", highlight=False, soft_wrap=True
+        f"Records, tables and figures are in {launched.folder}, the report is {page}", highlight=False, soft_wrap=True
     )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def tell_plan(plan: Plan, console: Console) -> None:
-    """Print how many runs a launch finds done, will do, and leaves to others."""
+    """Print how many runs are done, how many this launch will do, and how many others are doing."""
     passes = sum(plan.passes[run.spec.run_id] for run in plan.to_do)
-    elsewhere = f" ({plan.count_held()} of them elsewhere, as the records have it)" * bool(plan.count_held())
+    elsewhere = f" ({plan.count_held()} of them on other machines, by the records)" * bool(plan.count_held())
     parts = [
         f"{plan.count('done', 'diverged')} done{elsewhere}",
         f"{len(plan.to_do)} to do ({counted(passes, 'pass')})",
@@ -25,13 +25,13 @@ def tell_plan(plan: Plan, console: Console) -> None:
     if plan.count("running"):
         parts.append(f"{plan.count('running')} being done by another launch")
     if plan.count("failed") and not plan.retry_failed:
-        parts.append(f"{plan.count('failed')} failed before (--retry-failed does them again)")
+        parts.append(f"{plan.count('failed')} failed before (--retry-failed retries them)")
     shard = f", shard {plan.shard}" if plan.shard else ""
     console.print(f"{plan.experiment.name}{shard}: {', '.join(parts)}", highlight=False, soft_wrap=True)
     if plan.to_be_chosen:
         passes = sum(plan.passes[run.spec.run_id] for run in plan.to_be_chosen)
         final = counted(len(plan.to_be_chosen), "final run")
-        waiting = f"then {final} ({counted(passes, 'pass')}) of what tuning chooses"
+        waiting = f"then {final} ({counted(passes, 'pass')}) of the configurations that tuning chooses"
         console.print(f"{plan.experiment.name}: {waiting}", highlight=False, soft_wrap=True)
     for change in (*plan.experiment.unreached, *plan.choices.changed()):
         console.print(change, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -52,7 +52,7 @@ def print_runs(plan: Plan) -> None:
     for run in plan.to_be_chosen:
         print(f"{NO_ID}  {run.name}, setting to be chosen: {counted(plan.passes[run.spec.run_id], 'pass')}")
     if open_:
-        print('train.compile = "auto": whether runs are compiled is measured when they start')
+        print('train.compile = "auto": a measurement before the first run decides whether runs are compiled')
 
 
 def show_running(plan: Plan, console: Console) -> None:

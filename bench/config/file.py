@@ -23,7 +23,7 @@ LONGEST_NAME = 200
 """Bytes of the name of a folder of results; file systems take 255, and archives and temporary files add to it."""
 
 FOLDER = re.compile(r"[\w+=,][\w.+=,-]*")
-"""What a user may call results."""
+"""Valid names of results."""
 
 # ---- finding and reading the file ----------------------------------------------------------------------------
 
@@ -38,7 +38,7 @@ def find(name: str) -> Path:
         return _find(name)
     except (OSError, ValueError) as error:  # a name longer than any file's, or with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BenchError(f"{clipped(name)!r} can be no experiment's name: {reason}") from error
+        raise BenchError(f"{clipped(name)!r} is not a valid experiment name: {reason}") from error
 
 
 def _find(name: str) -> Path:
@@ -95,17 +95,17 @@ def load(
 
 
 def settings(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a file says by dotted key, with a hash of each plug-in: what results of it are known again by."""
+    """Return a file's settings by dotted key, with a hash per plug-in, to compare with those of earlier results."""
     plugins = raw.get("plugins")
     names = map(str, plugins) if isinstance(plugins, list) else []
     named = {
         key: {"name": raw[key]} for key in ("task", "model") if isinstance(raw.get(key), str)
-    }  # as they are short for
+    }  # a bare name is short for a table with that name
     return {**_flat({**raw, **named}), **{f"plugins.{name}": _sha256(path.parent / name) for name in names}}
 
 
 def changed_keys(path: Path, meta: Meta) -> list[str]:
-    """Return the keys in which a file is not what results were made of; none where that cannot be told.
+    """Return the keys whose values have changed since the results were made; [] if that is unknown.
 
     Args:
         meta: experiment.json of the results; older ones tell of baseline and optimizers alone.
@@ -126,7 +126,7 @@ def changed_keys(path: Path, meta: Meta) -> list[str]:
 
 
 def beside(name: str) -> Path | None:
-    """Return the experiment file that results are asked for by, the file itself or one of that name; None without."""
+    """Return the experiment file for a path or a name of results, or None if there is no such file."""
     if name.endswith(".toml"):
         return Path(name) if Path(name).is_file() else None
     stem = Path(name).name
@@ -145,7 +145,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a TOML value as JSON can hold it: dates and times, which no setting is, as text."""
+    """Return a TOML value that JSON can hold: dates and times, which no setting uses, become text."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return value if isinstance(value, str | int | float | bool | dict) else str(value)
@@ -159,7 +159,7 @@ def _sha256(path: Path) -> str:
 
 
 def results_called(stem: str, overrides: Sequence[str], name: str | None = None) -> str:
-    """Return what the results of an experiment are called, which is their folder.
+    """Return the name of an experiment's results, which is also the name of their folder.
 
     Args:
         stem: of its file.
@@ -182,7 +182,7 @@ def results_called(stem: str, overrides: Sequence[str], name: str | None = None)
 
 
 def _override(raw: dict[str, Any], override: str) -> Override:
-    """Apply one --set KEY=VALUE to the raw document; return what it says."""
+    """Apply one --set KEY=VALUE to the raw document; return the key and the value."""
     source = f"--set {clipped(override)}"
     key, _, text = (part.strip() for part in override.partition("="))
     if not key.isprintable():
@@ -205,7 +205,7 @@ def _override(raw: dict[str, Any], override: str) -> Override:
 
 
 def _value(text: str, source: str) -> Any:
-    """Return the TOML value that a text is; a bare word is a string."""
+    """Parse a text as a TOML value; a bare word is a string."""
     try:
         document = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -225,7 +225,7 @@ def _parts(key: str, source: str) -> list[str]:
         try:
             table: Any = parse_toml(f"{key} = 0")
         except ValueError as error:
-            raise BadValue(source, [f"{key} is no key: {error}"]) from error
+            raise BadValue(source, [f"{key} is not a valid key: {error}"]) from error
         parts = []
         while isinstance(table, dict):
             ((part, table),) = table.items()
@@ -236,7 +236,7 @@ def _parts(key: str, source: str) -> list[str]:
 
 
 def _next(table: Mapping[str, Any], parts: list[str]) -> tuple[str, list[str]]:
-    """Return the key that is meant in a table, and the parts after it: a label may have dots in it, too."""
+    """Return the table's key that a dotted key starts with, and the remaining parts; a label may contain dots."""
     for end in range(len(parts), 1, -1):
         if (joined := ".".join(parts[:end])) in table:
             return joined, parts[end:]

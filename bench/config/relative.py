@@ -19,7 +19,7 @@ Override = tuple[str, Any]
 
 
 def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
-    """Return a training setting with a multiple such as "2x" worked out; any other value comes back as it is.
+    """Return a training setting with a multiple such as "2x" resolved; any other value is returned unchanged.
 
     Args:
         key: of the setting, without "train.".
@@ -40,10 +40,10 @@ def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
         raise ValueError(f'"{value}": only {", ".join(RELATIVE)} may be multiples; give a value')
     whole = common.get(key, TrainSettings.model_fields[key].default)
     if type(whole) is not int:
-        raise ValueError(f'"{value}" is a multiple of train.{key}, which is no whole number; set it in [train]')
+        raise ValueError(f'"{value}" is a multiple of train.{key}, which is not a whole number; set it in [train]')
     product = Fraction(match[1]) * whole
     if product.denominator != 1:
-        raise ValueError(f'"{value}" of train.{key} = {whole} is {float(product):g}, no whole number')
+        raise ValueError(f'"{value}" of train.{key} = {whole} is {float(product):g}, not a whole number')
     return int(product)
 
 
@@ -64,7 +64,7 @@ def unreached(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Iterator
 
 
 def _own_training(raw: Mapping[str, Any], key: str, value: Any, said: set[str]) -> Iterator[str]:
-    """Name the optimizers whose own training settings stand before the common ones that an override changed."""
+    """Yield a note on optimizers whose own training settings take precedence over an overridden common one."""
     table, _, setting = key.partition(".")
     if table != "train":
         return

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 MOST_RUNS = 100_000
-"""Runs that an experiment may have: planned in minutes and GB, where ten times as many would end in neither."""
+"""Most runs of an experiment: these take minutes and GB to plan; ten times as many could not be planned at all."""
 
 Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
-"""What is varied, by column name, and the task, the model and the data settings that it makes."""
+"""Varied values by column name, and the resulting task, model and data settings."""
 
 
 class _Document(BaseModel):
-    """The top level of the file; the inner tables are checked against what they name."""
+    """The top level of the file; the inner tables are checked later, against the task, model or optimizer they name."""
 
     model_config = STRICT
 
@@ -52,7 +52,7 @@ class _Document(BaseModel):
 
 
 class _FinalSettings(BaseModel):
-    """[final]: what was chosen is run on fresh seeds, and these numbers count."""
+    """[final]: chosen configurations run with fresh seeds, and tables report these runs."""
 
     model_config = STRICT
 
@@ -153,11 +153,11 @@ class Resolver(OptimizerResolver):
     # ---- the parts -------------------------------------------------------------------------------------------
 
     def phased(self, document: _Document) -> _Phased | None:
-        """Return the phases, which then have the seeds, or None if there are none."""
+        """Return the tuning and the final phase, which set the seeds; None if the experiment has no phases."""
         if document.tune is None and document.final is None:
             return None
         if "seeds" in self.raw:
-            self.problem("seeds", "[tune] and [final] have seeds of their own; take this one out")
+            self.problem("seeds", "[tune] and [final] set their own seeds; remove this key")
         for table in ("tune", "final"):
             if getattr(document, table) is None:
                 self.problem(
@@ -189,7 +189,7 @@ class Resolver(OptimizerResolver):
     def size(
         self, document: _Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
     ) -> None:
-        """Refuse more runs than an experiment may have, before a list of them is made.
+        """Raise BadValue if the experiment has too many runs, before they are listed.
 
         Raises:
             BadValue: there are more, or too many configurations of one optimizer.
@@ -216,7 +216,7 @@ class Resolver(OptimizerResolver):
             if table not in fixed or not setting:
                 self.problem(f"vary.{key}", "only keys of task, model and data can be varied: data.label_noise, ...")
             elif key == "task.path":
-                self.problem(f"vary.{key}", "other data are another question; make an experiment of each")
+                self.problem(f"vary.{key}", "cannot be varied; make one experiment per data set")
             elif isinstance(taken, dict) and setting in taken and setting != "name":
                 self.problem(f"{table}.{setting}", "both fixed and varied; keep one of the two")
             elif self.is_axis(f"vary.{key}", values):
@@ -225,7 +225,7 @@ class Resolver(OptimizerResolver):
         return axes
 
     def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
-        """Return one point of what is varied: its values by column name, and the task, model and data settings."""
+        """Return one condition: its varied values by column name, and its task, model and data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():
             table, _, setting = key.partition(".")
@@ -245,7 +245,7 @@ class Resolver(OptimizerResolver):
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
     def columns(self, labels: Mapping[str, Label], metric: MetricMeta, about: Mapping[str, Task]) -> None:
-        """Refuse hyperparameters that would be written into a column of records.csv that something else has.
+        """Refuse hyperparameters with the name of another column of records.csv.
 
         Raises:
             BadValue: there is one; each is named.
@@ -286,7 +286,7 @@ class Resolver(OptimizerResolver):
     def choice(
         self, registry: Registry, value: Any, where: str, varied: Mapping[str, Any] | None = None
     ) -> ComponentSpec | None:
-        """Return a task or a model, given as a name or a table of a name and settings, as this condition changes it."""
+        """Return a task or model, given by name or as a table with a name, with the settings of this condition."""
         if not isinstance(value, str | dict):
             self.problem(where, f"must be a name, or a table of a name and its settings, got {shown(value)}")
             return None

@@ -1,4 +1,4 @@
-"""The optimizers of an experiment: hyperparameters fixed, swept or searched, checked, and handed to who knows them."""
+"""The optimizers of an experiment: fixed, swept or searched hyperparameters, checked, for method and base."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 RANGE_KEYS = ("low", "high", "log")
 
 Configuration = tuple[dict[str, Any], OptimizerSpec, TrainSettings]
-"""The swept values by column name, and what they make of the optimizer and of its training."""
+"""Swept values by column name, and the resulting optimizer and training settings."""
 
 
 class TuneSettings(BaseModel):
@@ -117,8 +117,8 @@ class OptimizerResolver(Checker):
         elif tune and tuned and not axes:
             self.problem(
                 where,
-                "nothing is swept, so there is nothing to tune: give it a sweep (sweep.lr = ...), or say tune = false "
-                "to have it run at this setting, and every table say so",
+                "nothing is swept, so there is nothing to tune: add a sweep (sweep.lr = ...), or set tune = false "
+                "to run it at this setting, which every table then states",
             )
         elif ranges and (tune is None or tune.search == "grid"):
             need = 'tune.search = "random" or "sobol"' if tune else "a table [tune] with such a search"
@@ -165,8 +165,8 @@ class OptimizerResolver(Checker):
         elif m and m < batch and batch // processes % m:
             self.problem(
                 f"{where}.m",
-                f"must divide what each of {processes} processes has of a batch ({batch // processes}), or be the "
-                f"whole batch ({batch}), got {m}",
+                f"must divide the per-process batch ({batch} / {processes} = {batch // processes}) or equal batch_size "
+                f"({batch}), got {m}",
             )
 
     def base(self, entry: Entry, table: dict[str, Any], where: str) -> Entry | None:
@@ -179,13 +179,13 @@ class OptimizerResolver(Checker):
         if name is None:
             self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
         elif not isinstance(name, str) or name not in plain:
-            self.problem(f"{where}.base", f"{shown(name)} is no plain optimizer; {nearest(str(name), plain)}")
+            self.problem(f"{where}.base", f"{shown(name)} is not a plain optimizer; {nearest(str(name), plain)}")
         else:
             return optimizers[name]
         return None
 
     def absolute(self, key: str, value: Any, common: Mapping[str, Any], where: str) -> Any:
-        """Return an optimizer's own training setting, a multiple of the common one worked out; None if it cannot be."""
+        """Return an optimizer's own training setting, with a multiple ("2x") resolved; None if it is invalid."""
         try:
             return relative.absolute(key, value, common)
         except ValueError as error:
@@ -207,7 +207,7 @@ class OptimizerResolver(Checker):
                 if None in values:
                     return None
             if key in RESERVED:
-                self.problem(f"{where}.sweep.{key}", "cannot be swept; give each value an entry of its own")
+                self.problem(f"{where}.sweep.{key}", "cannot be swept; add one optimizer entry per value")
             elif key in fixed:
                 self.problem(f"{where}.{key}", "both fixed and swept; keep one of the two")
             elif axis := self.axis(f"{where}.sweep.{key}", values):
@@ -282,12 +282,13 @@ class OptimizerResolver(Checker):
         """Return the labels with as many configurations as the budget allows; a grid of another size is a problem."""
         tuned = {label: entry for label, entry in labels.items() if entry.tuned}
         if not tuned:
-            self.problem("tune", "no optimizer has anything to tune; take out [tune] and [final], and give seeds")
+            self.problem("tune", "no optimizer has a sweep to tune; remove [tune] and [final], and set seeds")
             return dict(labels)
         allowed = dict.fromkeys(tuned, tune.trials)
         if tune.budget == "passes":
             costs = {label: self.cost(label, entry) for label, entry in tuned.items()}
             least = min(costs.values())
+            # 1e-9: a quotient that is whole but for rounding must not lose a trial.
             allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
         sizes = {label: len(entry.configurations) for label, entry in tuned.items()}
         if tune.search == "grid" and sizes != allowed:
@@ -298,8 +299,8 @@ class OptimizerResolver(Checker):
             equal = "trials" if tune.budget == "trials" else "gradient passes"
             self.problem(
                 "tune.trials",
-                f"{tune.trials} trials, and as many {equal} for every optimizer, but the grids have {each}; change "
-                'their lists, or search = "sobol"',
+                f"{tune.trials} trials with equal {equal} for every optimizer, but the grids have {each}; change "
+                'their lists, or set search = "sobol"',
             )
         return {
             label: replace(entry, configurations=entry.configurations[: allowed[label]]) if entry.tuned else entry
@@ -307,12 +308,12 @@ class OptimizerResolver(Checker):
         }
 
     def cost(self, label: str, entry: Label) -> float:
-        """Return the passes over the training set per run of a label; what changes them cannot be searched."""
+        """Return the passes over the training set per run of a label; a sweep that changes them is a problem."""
         costs = {train.epochs * passes_per_step(optimizer) for _, optimizer, train in entry.configurations}
         if len(costs) > 1:
             self.problem(
                 f"optimizers.{label}.sweep",
-                'changes how many passes a run takes, which budget = "passes" cannot share out',
+                'changes the passes per run, which budget = "passes" does not allow; use budget = "trials"',
             )
         return max(costs)
 
@@ -346,7 +347,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _as_key(value: Any) -> Any:
-    """Return what is equal for equal values, and can be in a set as lists and tables cannot."""
+    """Return a hashable key that is equal for equal values, also for lists and tables."""
     if isinstance(value, list):
         return ("list", *map(_as_key, value))
     if isinstance(value, dict):

@@ -17,10 +17,10 @@ SEARCH_SEED = 20201003
 """Seed of every search. Optimizers that search the same axes hence try the same values."""
 
 DIGITS = 3
-"""Significant digits of a drawn number: nobody tunes finer, and the last bit of a logarithm is the machine's own."""
+"""Significant digits of a drawn number: finer tuning is useless, and last bits of a logarithm vary by machine."""
 
 MOST_DRAWN = 2**14
-"""Points to draw at most while looking for trials that differ; whole numbers and lists give some twice."""
+"""Most points drawn in search of different trials; whole numbers and lists give duplicates."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ Axes = Mapping[str, Sequence[Any] | Range]
 
 
 def grid_size(sweep: Any) -> int:
-    """Return how many combinations of values a table `sweep` has, as far as it is one: 1 of what is not."""
+    """Return the number of combinations of a table `sweep`; an invalid part counts as 1."""
     if not isinstance(sweep, Mapping):
         return max(1, len(sweep)) if isinstance(sweep, Sequence) and not isinstance(sweep, str) else 1
     return math.prod(grid_size(values) for values in sweep.values())

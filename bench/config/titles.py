@@ -9,15 +9,15 @@ from typing import Any
 from bench.core.errors import nearest
 
 PLACEHOLDERS = {"model": "model", "task": "task", "label_noise": "data.label_noise"}
-"""What a title may hold in braces, and the key of the experiment that each stands for."""
+"""Placeholders of a title, each with the key of the experiment that it stands for."""
 
 
 def problems(title: str) -> Iterator[str]:
-    """Yield what is wrong with the placeholders of a title."""
+    """Yield every problem with the placeholders of a title."""
     try:
         fields = _fields(title)
     except ValueError:
-        yield 'a brace without its other half; one that is meant as such is written twice: "{{" or "}}"'
+        yield 'an unmatched brace; write a literal brace twice: "{{" or "}}"'
         return
     for field in fields:
         if field not in PLACEHOLDERS:
@@ -41,7 +41,7 @@ def filled(title: str, tasks: Iterable[str], models: Iterable[str], label_noise:
 
 
 def with_overrides(shown: str, title: str, overrides: Sequence[str]) -> str:
-    """Return a filled title with the overrides that it does not follow after it, the last one of each key.
+    """Return a filled title, followed by the overrides that its placeholders do not show, the last one per key.
 
     Args:
         shown: the filled title.
@@ -57,7 +57,7 @@ def with_overrides(shown: str, title: str, overrides: Sequence[str]) -> str:
 
 
 def of_document(document: Mapping[str, Any]) -> str:
-    """Return the title of a file that nothing but its text is known of: tasks and models by the names they have there.
+    """Return the title of an unresolved experiment file, with tasks and models named as the file names them.
 
     For lists of experiments; a title that cannot be filled comes back as it is.
     """
@@ -78,7 +78,7 @@ def _names(document: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def _fields(title: str) -> list[str]:
-    """Return what stands in braces, with all that is in them."""
+    """Return the content of every placeholder of a title, with its conversion and format."""
     parts = ((field, conversion, form) for _, field, form, conversion in Formatter().parse(title))
     return [
         field + f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
@@ -93,5 +93,5 @@ def _listed(texts: Iterable[str]) -> str:
 
 
 def _about(key: str) -> str:
-    """Return what an override is about: model, task or a key of the data as placeholders know them, else the key."""
+    """Return the subject of an override: "model", "task" or a data key as placeholders name it, else the key."""
     return key.removeprefix("vary.").removesuffix(".name")

@@ -1,4 +1,4 @@
-"""The memory allocator of worker processes: a faster one than glibc's, where one is installed.
+"""The memory allocator of worker processes: a faster one than glibc's, if one is installed.
 
 glibc gives large blocks back to the system when they are freed, so every training step pays for fresh pages again.
 mimalloc, tcmalloc and jemalloc keep them. An allocator must be named before a process starts, and changes no bit.
@@ -25,12 +25,12 @@ PRELOAD = "LD_PRELOAD"
 TUNABLES = "GLIBC_TUNABLES"
 
 LIBRARIES = ("mimalloc", "tcmalloc", "jemalloc")
-"""In the order in which they are preferred."""
+"""Supported libraries, the preferred one first."""
 
 SYSTEM_NAMES = {"mimalloc": ("mimalloc",), "tcmalloc": ("tcmalloc_minimal", "tcmalloc"), "jemalloc": ("jemalloc",)}
 
 KEEP_PAGES = {"jemalloc": {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}}
-"""What a library needs to be told so that it keeps freed pages."""
+"""Environment variables that make a library keep freed pages."""
 
 GLIBC = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
 """Blocks up to 32 MiB (glibc's own limit) come from the heap, and the heap does not shrink."""

@@ -35,7 +35,7 @@ def data_folder() -> Path:
 
 
 def named_data_folder() -> str | None:
-    """Return the folder if the user has named one, given or by BENCH_DATA; None where it is the one in the cache."""
+    """Return the folder that the user has named, by an option or BENCH_DATA; None for the default in the cache."""
     named = _given or os.environ.get(VARIABLE)
     return os.path.realpath(os.path.expanduser(named)) if named else None
 

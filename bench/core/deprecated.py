@@ -26,6 +26,6 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def warn(old: str, new: str) -> None:
-    """Warn whoever has asked for an old name; to be called by a module's `__getattr__` itself."""
+    """Warn the caller that uses an old name; only a module's `__getattr__` may call this directly."""
     text = f"{old} is now called {new}; the old name will be gone after this release"
     warnings.warn(text, DeprecationWarning, stacklevel=3)

@@ -6,19 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 MANY = 50
-"""So many valid names, or problems, are not listed in a message any more."""
+"""Most valid names, or problems, that a message lists."""
 
 LONGEST = 200
-"""Characters of a value of the user's that a message shows."""
+"""Characters of a user's value that a message shows."""
 
 
 def clipped(text: str) -> str:
-    """Return a text in the length that a message has room for, its middle left out."""
+    """Return a text, its middle left out if it is too long for a message."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 60]} [...] {text[-50:]}"
 
 
 def shown(value: object) -> str:
-    """Return the repr of a user's value in the length that a message has room for."""
+    """Return the repr of a user's value, shortened if it is too long for a message."""
     return clipped(repr(value))
 
 

@@ -10,7 +10,7 @@ from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMet
 from bench.core.spec import PROTOCOL, RunSpec
 
 Place = tuple[str, str]
-"""Condition, in words, and label: where one configuration is chosen among several."""
+"""Condition, in words, and label: one configuration is chosen per place."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PlannedRun:
         phase: Literal["", "tune", "final"] = "",
         sets: Literal["tune", "refit"] | None = None,
     ) -> Iterator[PlannedRun]:
-        """Yield this run with each of the seeds, in a phase; `sets` is what its spec says of the three sets."""
+        """Yield this run once per seed, in a phase; `sets` is the phase of the spec, which decides the data split."""
         for seed in seeds:
             spec = self.spec.model_copy(update={"seed": seed, "phase": sets})
             yield replace(self, spec=spec, phase=phase)
@@ -134,11 +134,11 @@ class Experiment:
 
     @property
     def tuning(self) -> list[PlannedRun]:
-        """Return the runs of the tuning phase, which configurations are chosen by."""
+        """Return the runs of the tuning phase, from which configurations are chosen."""
         return [run for run in self.runs if run.phase == "tune"]
 
     def with_seeds(self, seeds: Iterable[int]) -> Experiment:
-        """Return the experiment over other seeds; where there are phases, over other final ones."""
+        """Return the experiment with other seeds; with phases, only the final seeds change."""
         seeds = tuple(seeds)
         runs: dict[Any, PlannedRun] = {}
         for run in self.runs:
@@ -156,7 +156,7 @@ class Experiment:
         return replace(self, runs=(*known, *final))
 
     def to_be_chosen(self) -> list[PlannedRun]:
-        """Return the final runs whose configuration is not chosen yet, each with a possible one and an empty config."""
+        """Return the final runs whose configuration is not chosen yet, with a candidate's spec and an empty config."""
         if self.phases is None:
             return []
         final = {run.place for run in self.runs if run.phase == "final"}

@@ -55,7 +55,7 @@ class TaskMeta(TypedDict):
 
 
 class DataMeta(TypedDict):
-    """Share of held-out data and changes of the data, where no condition says otherwise."""
+    """Share of held-out data and changes of the data, unless a condition changes them."""
 
     validation: Annotated[float, Gt(0), Lt(1)]
     train_size: NotRequired[int | None]

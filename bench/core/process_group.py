@@ -1,4 +1,4 @@
-"""The processes of one run: who is which, and what they tell each other.
+"""The processes of one run: rank and size, and the exchange of gradients and decisions.
 
 Every process takes every step; only what differs between them is exchanged: gradients and losses of their parts of a
 batch on the device's own channel, decisions and small things on one of the hosts (gloo), which waits for no GPU.
@@ -25,12 +25,12 @@ from bench.core.errors import BenchError
 T = TypeVar("T")
 
 BUCKET = 2**23
-"""Numbers that are sent at once: few enough to need little memory beside the gradients, enough to be worth sending."""
+"""Numbers per exchange: few enough to need little extra memory, many enough for an efficient exchange."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of its run; by itself a run of one process, for which all of this does nothing.
+    """This process within the processes of its run; in a run of one process, nothing is exchanged.
 
     Attributes:
         rank: this process: 0 writes, evaluates and reports.
@@ -47,7 +47,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter], *values: Tensor) -> list[Tensor]:
-        """Replace every gradient by its mean over all processes; all of them call this, with as many values.
+        """Replace every gradient by its mean over all processes; all must call this, with equally many values.
 
         Args:
             parameters: the same in the same order in every process. A gradient that is missing counts as zero, and
@@ -78,7 +78,7 @@ class ProcessGroup:
         return [mean.to(value.dtype) for mean, value in zip(head[: len(values)], values, strict=True)]
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its mean over all processes; all processes must call this, with as many tensors."""
+        """Replace every tensor by its mean over all processes; all must call this, with equally many tensors."""
         if self.size == 1:
             return
         sent = []
@@ -124,13 +124,13 @@ class ProcessGroup:
         return [cast(T, _unpacked(part[: int(size)])) for part, size in zip(parts, sizes, strict=True)]
 
     def check_alike(self, what: str, value: Callable[[], object]) -> None:
-        """Raise BenchError, in all processes, where one has another value than the first; one alone asks for none."""
+        """Raise BenchError in all processes if one has a different value than the first; skip this for one process."""
         if self.size == 1:
             return
         values = self.gathered(value())
         others = [str(rank) for rank, other in enumerate(values) if other != values[0]]
         if others:
-            raise BenchError(f"{what} of process {', '.join(others)} differ from those of process 0; they must not")
+            raise BenchError(f"processes are out of sync: {what} of process {', '.join(others)} differ from process 0")
 
 
 ALONE = ProcessGroup()
@@ -151,7 +151,7 @@ def _unpacked(packed: Tensor) -> object:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the tensors in order, in groups of one dtype and of about as many numbers as are sent at once."""
+    """Return the tensors in order, in groups of one dtype and of at most `BUCKET` numbers or of one tensor."""
     buckets: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:

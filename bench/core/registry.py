@@ -85,7 +85,7 @@ class Entry:
     member: str = ""
 
     def build(self, *args: Any, **params: Any) -> Any:
-        """Call the factory; that of a family is told the member's name after the other positional arguments.
+        """Call the factory; a family's factory also receives the member's name as the last positional argument.
 
         Raises:
             BenchError: it does not take these arguments, or returns None.

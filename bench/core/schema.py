@@ -13,7 +13,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Checker:
-    """Gathers what is wrong with one input.
+    """Collects the problems of one input.
 
     Attributes:
         source: the file at fault.
@@ -34,7 +34,7 @@ class Checker:
     def check(
         self, schema: type[Schema], *layers: tuple[str, Mapping[str, Any]], context: Mapping[str, Any] | None = None
     ) -> Schema | None:
-        """Validate a table; what is wrong is told under its dotted key, and None returned.
+        """Return a validated table; for an invalid one note each problem under its dotted key and return None.
 
         Args:
             layers: tables with their places in the file; the values of a later one go over those of an earlier one.
@@ -52,7 +52,7 @@ class Checker:
 
 
 def _say(fault: Any, schema: type[BaseModel]) -> str:
-    """Return a pydantic error in our words."""
+    """Return a pydantic error as one of this package's messages."""
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         return f"unknown key; {nearest(key, schema.model_fields)}"

@@ -43,7 +43,7 @@ class DataSettings(_Frozen):
     @classmethod
     def _one_size(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("train_size") is not None:
-            raise ValueError("train_size says the same; keep one of the two")
+            raise ValueError("train_size sets the same thing; keep one of the two")
         return value
 
 
@@ -105,14 +105,14 @@ class TrainSettings(_Frozen):
     @classmethod
     def _one_warmup(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("warmup_epochs"):
-            raise ValueError("warmup_epochs says the same; keep one of the two")
+            raise ValueError("warmup_epochs sets the same thing; keep one of the two")
         return value
 
     @field_validator("cuda_graphs")
     @classmethod
     def _graphs_are_of_compiled_code(cls, value: bool, info: ValidationInfo) -> bool:
         if value and not info.data.get("compile"):
-            raise ValueError("needs compile = true beside it")
+            raise ValueError("needs compile = true")
         return value
 
 
@@ -129,7 +129,7 @@ class OptimizerSpec(ComponentSpec):
 
 
 class PluginFile(_Frozen):
-    """A user's file this run uses; its content, not its place, is part of the run's identity."""
+    """A user's file this run uses; its content, not its path, is part of the run's identity."""
 
     path: str
     sha256: str

@@ -32,7 +32,7 @@ SPELLED = {
     "ρ": "rho",
     "→": "->",
 }
-"""How our own signs are written where the encoding has none for them."""
+"""ASCII replacements for this package's own signs, for encodings without them."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -59,7 +59,7 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 
 
 def let_go_of(stream: IO[str]) -> None:
-    """Turn a stream that nothing can be written to away from its file, so that Python's own last flush is quiet."""
+    """Redirect a stream that cannot be written to to os.devnull, so that Python's final flush raises no error."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""Random changes of training images, a batch at a time on the device where it lies, each image with its own draw.
+"""Random changes of training images, one batch at a time on its device, each image with its own random draw.
 
 Images are (N, H, W, C): a batch is then made channels_last by a permute, which moves nothing. All numbers are drawn on
 the host, so that a seed means the same augmentation on every device, and nothing here waits for the device.
@@ -74,7 +74,7 @@ def cutout(images: Tensor, random: np.random.RandomState, size: int = 16) -> Ten
 
 
 def _outside(random: np.random.RandomState, count: int, length: int, size: int) -> np.ndarray[Any, Any]:
-    """(count, length) float32, one axis of squares at random centres: 0 where a position is within, else 1."""
+    """Return (count, length) float32, one axis of squares at random centres: 0 inside a square, else 1."""
     start = random.randint(length, size=(count, 1)) - size // 2
     position = np.arange(length)
     return ((position < start) | (position >= start + size)).astype(np.float32)

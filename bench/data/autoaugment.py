@@ -21,7 +21,7 @@ from bench.data.augment import to_device
 
 Array = np.ndarray[Any, Any]
 Operation = tuple[str, float, int | None]
-"""Name, probability, and level of magnitude from 0 to 9, None for what has no magnitude."""
+"""Name, probability, and level of magnitude from 0 to 9; None for an operation without magnitude."""
 
 POLICY: tuple[tuple[Operation, Operation], ...] = (
     (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
@@ -173,7 +173,7 @@ def magnitude_of(name: str, level: int | None, height: int, width: int) -> float
 
 
 def _source_pixels(name: str, magnitude: float, height: int, width: int) -> Tensor:
-    """(H * W,) which pixel of the old image each pixel of the new one is; H * W where that lies outside.
+    """Return (H * W,), the old image's pixel for each pixel of the new image; H * W where it lies outside.
 
     Pixels are numbered row by row. Rotation is about the image's centre, shearing from its left edge.
     """
@@ -195,7 +195,7 @@ def _source_pixels(name: str, magnitude: float, height: int, width: int) -> Tens
 
 
 def _curve(name: str, magnitude: float, height: int, width: int) -> Tensor:
-    """(256,) uint8, what each value of a pixel becomes."""
+    """Return (256,) uint8, the new value for each value of a pixel."""
     values = torch.arange(256, dtype=torch.uint8)
     if name == "Invert":
         return 255 - values
@@ -207,7 +207,7 @@ def _curve(name: str, magnitude: float, height: int, width: int) -> Tensor:
 
 
 def _ratios(name: str, magnitude: float, height: int, width: int) -> Tensor:
-    """(2,) float32, shares of the old image and of the other in a blend, rounded to single precision at the end."""
+    """Return (2,) float32, the shares of the old and the other image in a blend, rounded to single precision."""
     return torch.tensor([1 + magnitude, -magnitude], dtype=torch.float64).float()
 
 
@@ -232,13 +232,13 @@ def _map_values(images: Tensor, curves: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, ratios: Tensor) -> Tensor:
-    """ratio * images + (1 - ratio) * other, cut off at 0 and 255; `ratios` are (..., 2)."""
+    """Return ratio * images + (1 - ratio) * other, clipped to 0..255; `ratios` are (..., 2)."""
     ratio, rest = ratios.view(-1, *[1] * (images.ndim - 1), 2).unbind(-1)
     return (images.float() * ratio).add_(other * rest).clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(n, H, W, 1) uint8, the brightness of each pixel."""
+    """Return (n, H, W, 1) uint8, the brightness of each pixel."""
     red, green, blue = images.float().unbind(-1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8)[..., None]
 

@@ -19,7 +19,7 @@ POOL = 32
 """Batches whose examples are sorted by length together; more would pad less and mix less."""
 
 MULTIPLE = 8
-"""Widths are rounded up to it: fewer shapes, and those that tensor cores like."""
+"""Widths are rounded up to a multiple of this: fewer shapes, and fast ones for tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def epoch(split: Split, random: np.random.RandomState, batch_size: int) -> list[
 
 
 def in_order(split: Split, batch_size: int) -> list[Batch]:
-    """All examples in the order they are in, the last batch perhaps smaller."""
+    """Return batches of all examples in their order; the last batch may be smaller."""
     return list(_batches(split, np.arange(len(split)), batch_size))
 
 
 def by_length(split: Split, batch_size: int) -> list[Batch]:
-    """All examples, the shortest first, the last batch perhaps smaller; those of one size stay in their order."""
+    """Return batches of all examples, the shortest first; examples of one length stay in their order."""
     order = np.arange(len(split)) if split.lengths is None else np.argsort(split.lengths, kind="stable")
     return list(_batches(split, order, batch_size))
 

@@ -21,10 +21,10 @@ NO_WORDS = {
     ),
     "a number with a sign": rf"[$€£¥] ?{DIGITS}|{DIGITS} ?[%$€£¥]",
 }
-"""By what they are: patterns of cells that are no words, and no numbers as they stand."""
+"""Patterns of cells that are neither words nor readable numbers, by a description of the cell."""
 
 REMEDIES = {
-    "a number with a decimal comma": 'say task.decimal = "," (and write thousands without commas)',
+    "a number with a decimal comma": 'set task.decimal = "," (and write thousands without commas)',
     "a date or a time": 'leave the column out with task.drop = ["{column}"], or make numbers of it (days, hours)',
     "a number with a sign": "write the number alone",
 }
@@ -78,7 +78,7 @@ def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:
 
 
 def size(cell: str, decimal: Decimal = ".") -> float | None:
-    """Return what a cell is sorted by among numbers: the number, or 0 and 1 for false and true."""
+    """Return the sort key of a cell among numbers: the number, or 0 and 1 for false and true."""
     return TRUTH.get(cell.lower(), number(cell, decimal))
 
 

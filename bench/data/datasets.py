@@ -1,4 +1,4 @@
-"""Published data sets on disk: where they are, whether they are the real ones, and getting them.
+"""Published data sets on disk: their location, verification and download.
 
 There is one data folder (`bench.core.data_folder`). No file is taken for what its name says: what is read has been
 compared with the checksum of what the publisher gives out.
@@ -168,7 +168,7 @@ class Dataset:
     def _remedy(self) -> str:
         folder = data_folder() / self.folder
         if self._is_archive and folder.exists():
-            return f"move {folder} away, and `bench prepare` makes it anew."
+            return f"move {folder} away, and `bench prepare` makes it again."
         return "`bench prepare` downloads it."
 
     def absent(self, reason: str) -> NotPrepared:
@@ -291,11 +291,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 def damaged(path: Path, what: object) -> BenchError:
     """Return the error that says that a data file is damaged."""
-    return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` gets it again")
+    return BenchError(f"{path} is damaged: {what}; move it away, and `bench prepare` downloads it again")
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack an archive's folder of that name to that place, whole or not at all.
+    """Unpack the folder of the same name from an archive to `folder`, completely or not at all.
 
     Raises:
         BenchError: the archive is damaged or of something else, or the disk refuses.

@@ -1,4 +1,4 @@
-"""Downloading one file of known checksum over bad connections: tried for minutes, and going on where it stopped.
+"""Downloading one file of known checksum over bad connections: retried for minutes, and resumed where it stopped.
 
 torch.hub and torchvision begin anew after every break, and huggingface_hub's way of going on is not public.
 """
@@ -117,7 +117,7 @@ def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: P
         if _size(part) > have:
             have, idle = _size(part), 0
         if not left or idle >= len(waits):
-            kept = f"\n  {_size(part):,} bytes are kept: the same command goes on from there" if _size(part) else ""
+            kept = f"\n  {_size(part):,} bytes are kept: the same command resumes there" if _size(part) else ""
             raise DownloadError("\n".join(f"  {url}: {answer}" for url, answer in answers.items()) + kept)
         tell(f"{left[-1]}: {answers[left[-1]]}; trying again in {waits[idle]:g} s", progress.console)
         time.sleep(waits[idle])
@@ -125,7 +125,7 @@ def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: P
 
 
 def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
-    """Append to `part` what it still lacks.
+    """Append the missing bytes to `part`.
 
     Raises:
         OSError, HTTPException: the connection failed, or the server has not got it; what came is in `part`.
@@ -158,7 +158,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
 
 
 def _kind(error: Exception) -> Literal["unreachable", "final", "passing"]:
-    """Return whether there is no network, the server lacks the file, or waiting may help."""
+    """Classify an error: no network, a server without the file, or a fault that may pass."""
     if isinstance(error, urllib.error.HTTPError):
         return "final" if 400 <= error.code < 500 and error.code not in BUSY else "passing"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -201,7 +201,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, then run the same command again: it goes on where it stopped"
+            hint = "free some space, then run the same command again: it resumes where it stopped"
         else:
             hint = "choose a data folder you may write to with --data-dir DIR or the environment variable BENCH_DATA"
         raise StorageError(f"cannot write {path}: {error.strerror or error}; {hint}") from error

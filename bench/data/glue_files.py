@@ -41,7 +41,7 @@ Row = tuple[int, Sequence[str], Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One split as it is given out.
+    """One split as published: in the zip and on the hub.
 
     Attributes:
         name: of the table in the zip.
@@ -57,12 +57,12 @@ class Part:
 
 
 class _Wrong(Exception):
-    """A fault in some rows; the caller, who knows where they are from, makes it an error for the user."""
+    """A fault in some rows; the caller, which knows the file, turns it into an error for the user."""
 
 
 @dataclass(frozen=True)
 class GlueFiles:
-    """One task's files: what is in them, where they are, and getting them.
+    """One task's files: their content, location and download.
 
     Attributes:
         name: the task's, as on the hub.

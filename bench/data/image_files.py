@@ -46,7 +46,7 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image as it is looked at.
+    """Return height and width of an image after its EXIF rotation.
 
     Raises:
         BenchError: it cannot be read.
@@ -72,13 +72,13 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if image.mode == DEEP and not np.isfinite(np.asarray(image)).all():
-        raise BenchError(f"{path} has pixels that are no finite number; write 0 there, or take the image out")
+        raise BenchError(f"{path} has pixels that are not finite; write 0 there, or remove the image")
     if fit:
         return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     if image.size != (width, height):
         raise BenchError(
-            f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; say to which size all of them "
-            "are brought: task.size = 32, or 64, 224, ..."
+            f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; set one size "
+            "for all: task.size = 32, or 64, 224, ..."
         )
     return image
 

@@ -1,4 +1,4 @@
-"""The split of training examples into validation and training, and the order of the latter."""
+"""The split of the training examples into validation and training sets, and the order of the training set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Phase = Literal["tune", "refit"] | None
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 VALIDATION_SEED = 20210507
-"""Seed of the permutation that decides which training examples are validation, in all runs that choose nothing."""
+"""Seed of the permutation that selects the validation examples, in all runs but those of tuning."""
 
 SAMPLE_SEED = 20261128
 """Seed of the permutation that decides which training examples are evaluated in the course of training, in all runs."""
 
 QUANTILES = 10
-"""Strata of a number to predict: bins of equal counts, in the order of the numbers."""
+"""Number of strata for a number to predict: bins of equal counts, in the order of the numbers."""
 
 FEWEST_PER_QUANTILE = 10
 """Examples per bin; fewer examples have fewer bins."""
@@ -83,7 +83,7 @@ def quantile_bins(numbers: np.ndarray[Any, Any]) -> Indices:
 
 
 def stratified_order(stratum: Indices, random: np.random.RandomState) -> tuple[Indices, np.ndarray[Any, Any]]:
-    """Return a random order of the examples in which every stretch has each stratum in its share, and who comes first.
+    """Return a random order in which every stretch of examples has each stratum in proportion, and first members.
 
     The members of a stratum, shuffled, stand at equal distances, from a start of its own that is drawn, so that the
     first m examples have within one or two of m times its share of them (systematic sampling; Cochran, Sampling

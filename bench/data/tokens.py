@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 2
-"""Raised whenever tokens kept by an older version of this file must not be used any more."""
+"""Version of cached tokens; raise it when tokens cached by older code must not be used any more."""
 
 CHUNK = 2048
-"""Texts tokenised at a time: as Python's lists of integers they take ten times the room."""
+"""Texts tokenised at a time: Python's lists of integers take ten times the memory of the final arrays."""
 
 NO_LIMIT = 1_000_000
-"""transformers writes 1e30 for a tokenizer that knows no longest text."""
+"""Lengths from here on mean no limit: transformers writes 1e30 for a tokenizer without one."""
 
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
-"""A tokenizer has at least one of these; without, transformers would make one that knows no word."""
+"""A tokenizer has at least one of these files; without one, transformers would make an empty tokenizer."""
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *VOCABULARIES[1:])
 
@@ -103,7 +103,7 @@ class _Run:
 
 
 def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
-    """Tokenise texts, or find what came of it the last time.
+    """Tokenise texts, or read their cached tokens.
 
     Pairs that are too long lose tokens from the longer of the two first ("longest_first" of transformers). Where a
     tokenizer puts nothing between the texts of a pair (GPT-2's), its end-of-text token is put there, as Radford et al.
@@ -180,9 +180,9 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path} cannot be read: {error}; get it again from where it came from") from error
+        raise BenchError(f"{path} cannot be read: {error}; replace it with an intact copy") from error
     if not isinstance(content, dict):
-        raise BenchError(f"{path} is damaged: it holds no table; get it again from where it came from")
+        raise BenchError(f"{path} is damaged: it holds no table; replace it with an intact copy")
     return content
 
 
@@ -235,7 +235,7 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each format has its own
         what = f"the tokenizer in {folder} cannot be loaded: {first_line(error)}"
-        remedy = "" if isinstance(error, ImportError) else "; get its files again"
+        remedy = "" if isinstance(error, ImportError) else "; download its files again"
         raise BenchError(f"{what}{remedy}") from error
 
 

@@ -14,7 +14,7 @@ TestShare = Annotated[float, Field(gt=0, lt=1)]
 
 TEST_SEED = 20201003  # the day the paper on SAM was put on arXiv; the split is the same in every run
 MISSING = ("", "?", "n/a", "na", "nan", "null")
-"""What stands in a table where there is no value, in lower case."""
+"""Cells that mean a missing value, in lower case."""
 
 
 def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tuple[Indices, Indices]:

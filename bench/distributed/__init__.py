@@ -1,1 +1,1 @@
-"""A run over several processes: started, joined, told about each other."""
+"""Runs over several processes: their launcher, entry point, messages and rendezvous."""

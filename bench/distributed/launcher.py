@@ -1,4 +1,4 @@
-"""One run over several processes, of this machine and of others: started, listened to, and ended together.
+"""Launcher of one run over several processes, on one machine or several: it starts, monitors and ends them.
 
     run_distributed(...)                           what the worker of a launch calls
     python -m bench.distributed SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
@@ -38,16 +38,16 @@ from bench.store.run_folder import RunFolder, StorageError, read_json, to_json, 
 from bench.train import Report, Stopped, StopSign
 
 SETTLE_SECONDS = 1.0
-"""After a first failure, how long others may tell of theirs: the first sign of one is not always its cause."""
+"""Wait for reports of other processes after a first failure: the first report is not always the cause."""
 
 AWAY_SECONDS = 5.0
-"""The same for processes of other nodes, whose death is told by whoever looks after them."""
+"""The same for processes of other nodes, whose death is reported by the helper of their node."""
 
 FAREWELL_SECONDS = 60.0
-"""How long processes may take to end once the first has said that all is done."""
+"""Time for processes to end after the first one has reported the end of the run."""
 
 LAST_WORDS = 2_000
-"""Characters of what a process printed that are told when it died without a word."""
+"""Characters of a process's output that are shown if it died without reporting an error."""
 
 
 STUCK_MINUTES = 30.0
@@ -102,7 +102,7 @@ class Call:
 
     @classmethod
     def read(cls, path: Path) -> Call:
-        """Return the call in a file; an empty one where there is no file."""
+        """Return the call in a file, or an empty one if there is no file."""
         content = read_json(path, missing={})
         return cls(**{**content, "options": run_options.from_json(content.get("options", {}))})
 
@@ -116,7 +116,7 @@ class Rank:
     printed: IO[bytes]
 
     def death(self) -> dict[str, Any] | None:
-        """Return the report of a process that ended badly; None while the process lives, and if it ended well."""
+        """Return the report of a process that ended with an error; None if it is alive or ended well."""
         if not (code := self.process.poll()):
             return None
         self.printed.seek(0)
@@ -153,7 +153,7 @@ def run_distributed(
     nodes = team.nodes if team else 1
     if len(devices) * nodes != spec.train.processes:
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
-        raise BenchError(f"train.processes = {spec.train.processes}, but there are {there} for this run")
+        raise BenchError(f"train.processes = {spec.train.processes}, but {there} are available for this run")
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
     news = MessageServer(spec.train.processes, nodes, team.address if team else LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
@@ -231,7 +231,7 @@ def _listen(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> str:
-    """Pass on the news until all processes have ended, and return how the run ended: "done" or "stopped"."""
+    """Pass on messages until all processes have ended, and return how the run ended: "done" or "stopped"."""
     told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
     while True:
@@ -265,7 +265,7 @@ def _is_bad(message: dict[str, Any]) -> bool:
 
 def _standstill(places: dict[int, str], processes: int) -> str:
     where = [f"process {rank} is at {place.partition(' ')[2]}" for rank, place in sorted(places.items())]
-    silent = [f"process {rank} was never heard of" for rank in range(processes) if rank not in places]
+    silent = [f"process {rank} never reported" for rank in range(processes) if rank not in places]
     return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
 
 
@@ -301,8 +301,10 @@ def _away_and_silent(news: MessageServer, ranks: Sequence[Rank]) -> set[int]:
 
 def _obituary(death: dict[str, Any], count: int) -> str:
     code, words = death["code"], death["words"]
-    cause = f"signal {-code} ({signal.Signals(-code).name}); was memory short?" if code < 0 else f"exit status {code}"
-    return f"process {death['rank']} of the {count} of this run died by {cause}" + (f"\n{words}" if words else "")
+    end = f"ended with exit status {code}"
+    if code < 0:
+        end = f"was killed by signal {-code} ({signal.Signals(-code).name}), possibly out of memory"
+    return f"process {death['rank']} of the {count} of this run {end}" + (f"\n{words}" if words else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -322,7 +324,7 @@ def main(arguments: list[str]) -> int:
             _all_of_them(spec, options)
             return 0
     except Stopped:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Run the same command again to continue.", file=sys.stderr)
         return 130
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)

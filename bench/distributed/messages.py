@@ -23,10 +23,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from bench.distributed.rendezvous import LOOPBACK, new_secret, opened, sealed, serve
 
 LOOK_SECONDS = 0.1
-"""Between two looks of a process at whether it is to stop, and whether its starter lives."""
+"""Interval at which a process checks whether it must stop and whether its starter is alive."""
 
 PLACE_SECONDS = 1.0
-"""Between two looks at where a process is."""
+"""Interval at which a process's position in its code is recorded."""
 
 CONNECT_TIMEOUT = timedelta(minutes=1)
 """How long a process tries to reach its starter, whose store is there before it starts anything."""
@@ -69,7 +69,7 @@ class MessageServer:
         return new
 
     def places(self) -> dict[int, str]:
-        """Return where each process is in its code, in words, which stay the same while a process does not move."""
+        """Return each process's position in its code, as a text that stays the same while the process is stuck."""
         texts = {rank: self._text(f"bench/place/{rank}") for rank in range(self.processes)}
         return {rank: text for rank, text in texts.items() if text is not None}
 
@@ -141,7 +141,7 @@ class MessageClient:
 
 
 def _stack(thread: int) -> tuple[tuple[int, int], ...]:
-    """Return where a thread is, down to the instruction of every function that it is in."""
+    """Return a thread's call stack, with the current instruction of each function."""
     frame, frames = sys._current_frames().get(thread), []
     while frame is not None:
         frames.append((id(frame.f_code), frame.f_lasti))

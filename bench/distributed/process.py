@@ -1,4 +1,4 @@
-"""Entry point of one process of a distributed run: it joins the others, does its part, and reports the news."""
+"""Entry point of one process of a distributed run: it joins the others, does its part, and reports progress."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class ReadOnlyRunFolder(RunFolder):
-    """A run's folder for processes that are not the first: to read, and nothing is ever written."""
+    """A run's folder for all processes but the first: read-only."""
 
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
         pass
@@ -97,7 +97,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Wait until no process of an earlier try works on the run: one may outlive its worker by an instant."""
+    """Hold a lock that waits for processes of an earlier try, which may outlive their worker by an instant."""
     path.mkdir(parents=True, exist_ok=True)
     with open(path / "processes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -145,7 +145,7 @@ def run_process(
 
 @contextmanager
 def _first_only(group: ProcessGroup, folder: RunFolder, claim: bool) -> Iterator[None]:
-    """Hold the folder in the first process; no other process begins before it does."""
+    """Hold the run's folder in the first process; the other processes wait until it does."""
     if not group.is_first:
         group.from_first(None)
         yield
@@ -190,7 +190,7 @@ def run_rank(
     options: RunOptions,
     watched: bool,
 ) -> int:
-    """Take part in a run as the one that the environment makes of this process.
+    """Do one rank's part of a run; the rank comes from the environment variables of this process.
 
     Args:
         place: from `place_of`.

@@ -40,12 +40,12 @@ def new_secret() -> str:
 
 
 def sealed(secret: str, key: str, text: str) -> str:
-    """Return a text with the proof that who wrote it under this key knows the secret."""
+    """Return a text with an HMAC under the run's secret, valid for one key of the store."""
     return f"{_proof(secret, key, text)} {text}"
 
 
 def opened(secret: str, key: str, content: bytes) -> str | None:
-    """Return the text of a sealed one; None if another sender sealed it, or for another key."""
+    """Return the text of a sealed message; None if its HMAC does not match the secret and the key."""
     proof, _, text = content.decode(errors="replace").partition(" ")
     return text if hmac.compare_digest(proof.encode(), _proof(secret, key, text).encode()) else None
 
@@ -137,7 +137,7 @@ def is_on_one_machine(environment: Mapping[str, str]) -> bool:
 
 
 def confined(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that have gloo and NCCL listen where the others of a run are, and nowhere else."""
+    """Return the variables that restrict gloo and NCCL to the network interface of the run's processes."""
     if is_on_one_machine(environment):
         loopback = interface_towards(LOOPBACK)
         return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} if loopback else {}
@@ -147,7 +147,7 @@ def confined(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def interface_towards(host: str) -> str | None:
-    """Return the name of the network interface by which this machine reaches a host; None where it cannot be told."""
+    """Return the name of the network interface by which this machine reaches a host; None if it is unknown."""
     ours = _source(host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -159,7 +159,7 @@ def interface_towards(host: str) -> str | None:
 
 
 def _source(host: str) -> str | None:
-    """Return the address of ours from which a host is reached; sends nothing."""
+    """Return this machine's address on the route to a host; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, 9))

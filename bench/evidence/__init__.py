@@ -1,1 +1,1 @@
-"""Results repeated, compared, merged, exported; final weights measured."""
+"""Checks of results: repeating, comparing, merging and exporting them, and measuring final weights."""

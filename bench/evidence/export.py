@@ -1,4 +1,4 @@
-"""`bench export` and `bench check`: everything about an experiment's results in one archive, and what is in one."""
+"""`bench export` and `bench check`: write an experiment's results to one archive, and check an archive."""
 
 from __future__ import annotations
 

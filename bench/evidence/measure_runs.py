@@ -28,7 +28,7 @@ PLACE = ("run_id", "condition", "optimizer", "config", "seed")
 
 @dataclass(frozen=True)
 class Weights:
-    """The place of a run's final weights, and whether these weights were kept or made again."""
+    """The path of a run's final weights, and their origin: kept by the run or made by repeating it."""
 
     path: Path
     origin: str
@@ -141,7 +141,7 @@ def _measure(
     if sha256 != recorded and not other_weights:
         raise BenchError(
             f"{run.name} ({run_id}): these are not the weights that the run ended with (sha256 {sha256}, recorded "
-            f"{recorded}; {weights.origin}); `bench verify` tells more, --other-weights measures them nevertheless"
+            f"{recorded}; {weights.origin}); `bench verify` shows details, --other-weights measures them anyway"
         )
     numbers, points = measure(ready, run.spec, settings, with_plane=with_plane)
     place: dict[str, Any] = {"run_id": run_id, "condition": run.condition_text, "optimizer": run.label}

@@ -24,16 +24,16 @@ from bench.store.records import Results
 from bench.store.run_folder import FINISHED
 
 Part = tuple[str, Results]
-"""What a part is called, and its results."""
+"""Name of a part, and its results."""
 
 NOWHERE = "-" * 12
-"""In place of the run_id of a run that no part has planned; `bench run` knows it."""
+"""Stand-in for the run_id of a run that no part has planned; `bench run` computes the real one."""
 
 MEASURED_WITH = ("examples", "eigenvalues", "m", "rho", "line_points", "plane_points", "precision")
-"""Columns of measures.csv that must be the same of all runs in it."""
+"""Columns of measures.csv that must have one value for all runs."""
 
 SHOWN = 5
-"""Faults of a kind that are told; of more, how many they are."""
+"""Faults of one kind that are listed; further ones are counted."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Merged:
 
 
 class _ByRun:
-    """Results of which single runs are looked up, one after the other."""
+    """Results indexed by run_id, since many single runs are looked up."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -134,7 +134,7 @@ def _columns(of_parts: Iterator[list[str]]) -> list[str]:
 
 
 def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield what one configuration has otherwise in two parts: rows under one name must be of one thing."""
+    """Yield the settings that differ between two parts for configurations of the same name."""
     seen: dict[Any, tuple[str, dict[str, Any]]] = {}
     ids: dict[Any, tuple[str, str]] = {}
     for name, results in parts:
@@ -154,13 +154,13 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
                 where = " ".join(filter(None, map(str, place)))
                 yield (
                     f"{where} seed {seed}: is run {run_id} in {first} and {here_id} in {name}: a setting, a plug-in or "
-                    "a data file is another"
+                    "a data file differs"
                 )
                 break
 
 
 def _other_data(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield tasks that had other data in two parts."""
+    """Yield the tasks whose data differ between two parts."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for name, results in parts:
         frame = keyed(results.records)
@@ -170,12 +170,12 @@ def _other_data(parts: Sequence[Part]) -> Iterator[str]:
         for task, condition, print_ in there.drop_duplicates().itertuples(index=False):
             first, known = seen.setdefault((task, condition), (name, print_))
             if known != print_:
-                yield f"task {task}: the data are others: fingerprint {known} in {first}, {print_} in {name}"
+                yield f"task {task}: the data differ: fingerprint {known} in {first}, {print_} in {name}"
                 break
 
 
 def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield the runs that two parts have with numbers that `bench verify` would not take for the same."""
+    """Yield the runs whose numbers differ between two parts, by the rule of `bench verify`."""
     sides = [(name, _ByRun(results)) for name, results in parts]
     faults = []
     for number, (name, now) in enumerate(sides):
@@ -188,15 +188,15 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
                 if again.word == "differs":
                     row = then.record(run_id)
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
-                    faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs: {first} has it, {name} too")
+                    faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs between {first} and {name}")
                     faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in again.faults]
     yield from faults[: 2 * SHOWN]
     if len(faults) > 2 * SHOWN:
-        yield f"and {len(faults) - 2 * SHOWN} lines more"
+        yield f"and {len(faults) - 2 * SHOWN} more lines"
 
 
 def _not_identical(then: _ByRun, now: _ByRun, both: pd.Index[Any]) -> list[str]:
-    """Return those of the runs of which any cell is another, the clock's and the machine's left out."""
+    """Return the runs with any differing cell; times, memory and hardware are not compared."""
     if both.empty:
         return []
     other = _differing(then.rows.loc[both], now.rows.loc[both], (*SECONDS, "peak_memory_mb", "finished_at"))
@@ -232,14 +232,14 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
         settings = results.measures[known].iloc[0].to_list()
         first = first or (name, settings)
         if first[1] != settings:
-            yield f"measures were taken with other settings in {first[0]} and {name}; take one of them anew"
+            yield f"measures were taken with other settings in {first[0]} and {name}; repeat one of them"
 
 
 # ---- all runs in one table -----------------------------------------------------------------------------------
 
 
 def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame, list[Superseded]]:
-    """Return the records without final runs of what all runs of tuning do not choose, and how many those are."""
+    """Return the records without final runs that the merged tuning does not choose, and the superseded choices."""
     phases = selection.phased(meta)
     if not phases:
         return records, []
@@ -260,7 +260,7 @@ def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame
 
 
 def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
-    """Return the records with a row for every run that all parts together ask for, missing ones too."""
+    """Return the records with a row for every run that the parts together plan, including missing runs."""
     settings = ["experiment", "task", "model", *setting_columns(map(str, records))]
     known = set(records[[*PLACE]].itertuples(index=False, name=None))
     new = []
@@ -284,7 +284,7 @@ def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
 def _planned_nowhere(
     records: pd.DataFrame, condition: str, label: str, settings: list[str], meta: Meta
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows of an optimizer under a condition that no part has it under: as under another one."""
+    """Yield missing rows of an optimizer under a condition that no part planned, copied from another condition."""
     varied = list(meta.get("vary") or {})
     there = records[records["condition"] == condition].iloc[0]
     for row in records[records["optimizer"] == label].drop_duplicates(["phase", "config", "seed"]).to_dict("records"):
@@ -332,7 +332,7 @@ def _curves(parts: Sequence[Part], done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measures(parts: Sequence[Part], done: pd.DataFrame) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """Return the measures of the runs whose weights are those of the records, of the first part that has them."""
+    """Return the measures of runs whose recorded weights were measured, from the first part that has them."""
     weights = done.drop_duplicates("run_id").set_index("run_id").get("weights_sha256", pd.Series(dtype=str))
     measures, directions, known = [], [], set[str]()
     for _, results in parts:
@@ -354,7 +354,7 @@ def _measures(parts: Sequence[Part], done: pd.DataFrame) -> tuple[pd.DataFrame |
 
 
 def _origins(parts: Sequence[Part], taken: Mapping[str, int]) -> Iterator[PartMeta]:
-    """Yield what experiment.json keeps of every part that runs were taken of."""
+    """Yield the entry in experiment.json of every part that contributed runs."""
     for name, results in parts:
         if not taken[name]:
             continue

@@ -10,16 +10,16 @@ from bench.core.experiment import settings_text
 from bench.core.meta import Meta
 
 ALIKE = ("protocol", "metric", "baseline", "overrides")
-"""What must be the same in all parts."""
+"""Keys that must be equal in all parts."""
 
 TUNED_ALIKE = (("tune", "seeds"), ("tune", "search"), ("tune", "budget"), ("final", "refit"))
-"""What the choice hangs on beside the runs."""
+"""Keys on which a choice depends besides the runs."""
 
 Table = Mapping[str, Any]
 
 
 def disagreements(parts: Sequence[tuple[str, Table]]) -> Iterator[str]:
-    """Yield in what experiment.json of the parts says that they are of other experiments."""
+    """Yield every key of experiment.json in which the parts disagree, so that they are different experiments."""
     (first, there), *others = parts
     for name, here in others:
         for key in ALIKE:
@@ -41,12 +41,12 @@ def disagreements(parts: Sequence[tuple[str, Table]]) -> Iterator[str]:
         ]
         for key in {*plugins[0]} & {*plugins[1]}:
             if plugins[0][key] != plugins[1][key]:
-                yield f"{key.replace('plugins.', 'plug-in ')} is another in {first} than in {name}"
+                yield f"{key.replace('plugins.', 'plug-in ')} differs between {first} and {name}"
 
 
 def _phases(first: str, there: Table | None, name: str, here: Table | None) -> Iterator[str]:
     if (there is None) != (here is None):
-        yield f"phases: [tune] and [final] are in {first if there else name} alone"
+        yield f"phases: only {first if there else name} has [tune] and [final]"
     elif there is not None and here is not None:
         for table, key in TUNED_ALIKE:
             if there[table].get(key) != here[table].get(key):
@@ -54,11 +54,11 @@ def _phases(first: str, there: Table | None, name: str, here: Table | None) -> I
         for what in ("trials", "spaces"):
             for label in {*there["tune"][what]} & {*here["tune"][what]}:
                 if there["tune"][what][label] != here["tune"][what][label]:
-                    yield f"tune.{what} of {label} are others in {first} than in {name}"
+                    yield f"tune.{what} of {label} differ between {first} and {name}"
 
 
 def merged_meta(parts: Sequence[Table]) -> Meta:
-    """Return experiment.json of all parts together: what one of them alone has is in it, the first has its way."""
+    """Return the experiment.json of all parts together: the union of their entries; the first part wins conflicts."""
     first = parts[0]
     meta: dict[str, Any] = {**first}
     for key in ("labels", "notes"):

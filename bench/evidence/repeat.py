@@ -1,4 +1,4 @@
-"""Finished runs done once more, in a folder of their own: what `bench verify` compares and `bench measure` measures."""
+"""Repeating finished runs in a separate folder, for `bench verify` to compare and `bench measure` to measure."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     if (protocol := results.meta.get("protocol")) not in (None, PROTOCOL):
         raise BenchError(
             f"the results in {folder} were measured under protocol {protocol}, and this version of the package has "
-            f"protocol {PROTOCOL}, under which no run repeats their bits: repeat them with the version that made them "
-            "(the commit under their tables), or make them again with `bench run`"
+            f"protocol {PROTOCOL}, which cannot reproduce them: repeat them with the version that made them (the "
+            "commit under their tables), or run the experiment again with `bench run`"
         )
     planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
     done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]
@@ -144,7 +144,7 @@ def repeat(
     keep_weights: bool = False,
     console: Console | None = None,
 ) -> Outcome:
-    """Do runs again, on this machine, each with as many threads as it was recorded with.
+    """Repeat runs on this machine, each with its recorded number of threads.
 
     A run is done on hardware of the recorded name if there is some here: on the processor of a machine with GPUs, too.
 
@@ -183,7 +183,7 @@ def repeat(
 
 
 def _threads(recorded: Any) -> int:
-    """Return the number of threads that a run was done with; 1 where its environment is lost."""
+    """Return the number of threads of a recorded run; 1 if its environment is lost."""
     return 1 if recorded != recorded else int(recorded)
 
 

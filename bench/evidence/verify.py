@@ -24,16 +24,16 @@ of other seeds usually do (their difference has sqrt(2) deviations). Ten runs of
 one, were all within: the farthest number at 0.8 of what is allowed, every other at 0.6 or less."""
 
 FLOOR_SCORE = 0.01
-"""Difference of a score, as stored, that is always allowed there: few seeds can lie close together by chance."""
+"""Difference of a score, as stored, that is always allowed then: few seeds can lie close together by chance."""
 
 FLOOR_LOSS = 0.05
 """The same for losses, relative to the recorded one."""
 
 SAME = ("device", "threads", "torch", "python")
-"""What must be as recorded for bits to be promised, beside the code."""
+"""Columns that must be as recorded, besides the code, for a repeated run to give the same bits."""
 
 EXACT = ("status", "data_fingerprint", "passes", "examples", "tokens", "sequences", "truncated")
-"""What is the same on every machine."""
+"""Columns that are equal on every machine."""
 
 BITS = ("initial_weights_sha256", "weights_sha256", "skipped_steps")
 
@@ -99,7 +99,7 @@ def reproduction(run_id: str, then: Numbers, now: Numbers) -> Reproduction:
 
 
 def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, float]:
-    """Return by how much each final number of a run may differ on other hardware or with other versions, as stored.
+    """Return the allowed difference of each final number of a run on other hardware or with other versions.
 
     Args:
         recorded: the run's row of the records.

@@ -27,11 +27,11 @@ from bench.training.environment import processor
 FILE = "compiling.json"
 
 WORTH = 0.95
-"""Of the time that runs take as written; compiled ones have to be faster than that."""
+"""Compilation is used if runs take less than this share of their uncompiled time."""
 
 
 def is_open(experiment: Experiment) -> bool:
-    """Return whether it is not decided yet if runs are compiled."""
+    """Return whether `train.compile = "auto"` is still undecided."""
     return any(run.spec.train.compile == "auto" for run in experiment.runs)
 
 
@@ -50,7 +50,7 @@ def _with_compile(run: PlannedRun, on: bool) -> PlannedRun:
 
 
 def as_decided(experiment: Experiment, folder: Path) -> Experiment:
-    """Return an experiment with what was decided for its results, where that is needed and known.
+    """Return an experiment with the recorded decision on compilation, if it needs one and one is recorded.
 
     Raises:
         BenchError: the file with the decision is damaged.
@@ -64,12 +64,12 @@ def as_decided(experiment: Experiment, folder: Path) -> Experiment:
     if decision is None:
         return experiment
     if not isinstance(decision, dict) or type(decision.get("compile")) is not bool:
-        raise BenchError(f"{path} is damaged: it has no compile = true or false; delete it to have that decided again")
+        raise BenchError(f"{path} is damaged: it has no compile = true or false; delete it to decide again")
     return with_decision(experiment, {"compile": decision["compile"], "why": str(decision.get("why", ""))})
 
 
 def refuse_open(experiment: Experiment, what: str) -> None:
-    """Raise BadValue where it is not decided yet whether runs are compiled.
+    """Raise BadValue if `train.compile = "auto"` is still undecided.
 
     Args:
         what: the option that has runs done on other machines, which might each decide otherwise.
@@ -92,7 +92,7 @@ def decide(
     display: ProgressDisplay,
     shares: Sequence[Slot],
 ) -> CompilingMeta:
-    """Measure runs both ways; return whether they are compiled, and why, in words.
+    """Measure runs with and without compilation; return the decision and its reason.
 
     Args:
         passes: of every run, by run_id.

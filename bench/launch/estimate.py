@@ -27,7 +27,7 @@ FEW = 32
 """Examples of each split that a rehearsal evaluates."""
 
 LONG_STEP = 10.0
-"""Seconds from which on a step is not taken twice to know how long it takes."""
+"""A step that takes this many seconds is timed only once."""
 
 LONG = 86_400.0
 """Seconds from which on an estimate is shown as a warning: a day."""
@@ -66,12 +66,12 @@ def samples(runs: Iterable[PlannedRun]) -> dict[str, RunSpec]:
 
 
 def configuration(spec: RunSpec) -> str:
-    """Return what runs that differ by their seed only have in common."""
+    """Return a key shared by runs that differ only by their seed: the spec without the seed, as JSON."""
     return spec.model_dump_json(exclude={"seed"})
 
 
 def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> Speed:
-    """Take a few steps of a run, and leave nothing of it.
+    """Measure the speed of a run by a few steps; nothing of the run is kept.
 
     Args:
         seconds: about how long to measure; slow steps are measured once.
@@ -107,7 +107,7 @@ def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> 
 
 
 def rehearse(spec: RunSpec, device: torch.device) -> float:
-    """Build a run, take one step and evaluate a few examples: what fails in it would have failed the run.
+    """Build a run, take one step and evaluate a few examples, to find errors before the run starts.
 
     Returns:
         The passes of the step.
@@ -123,26 +123,26 @@ def rehearse(spec: RunSpec, device: torch.device) -> float:
 
 
 def in_one_process(spec: RunSpec, device: torch.device) -> RunSpec:
-    """Return a spec of one process: on a GPU with one's share of the batch, on a CPU, which all share, the whole."""
+    """Return the spec for one process: with its share of the batch on a GPU, with the whole batch on a CPU."""
     processes = spec.train.processes
     share = spec.train.batch_size // (processes if device.type == "cuda" else 1)
     return spec.model_copy(update={"train": spec.train.model_copy(update={"processes": 1, "batch_size": share})})
 
 
 def _data_of(spec: RunSpec) -> str:
-    """Return a spec as JSON of which only the data matter: equal for all that can have the same in memory."""
+    """Return a spec as JSON with a fixed optimizer and fixed processes: equal for runs that can share loaded data."""
     plain = spec.train.model_copy(update={"processes": 1})
     return spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd"), "train": plain}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=1)
 def _loaded(spec_json: str, device: torch.device) -> tuple[Task, Data]:
-    """Load the data of a rehearsal, kept for the next: configurations come in the order of an experiment."""
+    """Load the data of a rehearsal, cached for the next one, which mostly has the same data."""
     return load(RunSpec.model_validate_json(spec_json), device)
 
 
 def evaluate_some(run: TrainingRun) -> None:
-    """Evaluate a few examples of every split, as the run will all of them."""
+    """Evaluate a few examples of every split in the same way as the run evaluates all of them."""
     data = run.data
     few = torch.arange(FEW, device=data.train.targets.device)
 
@@ -230,7 +230,7 @@ def estimate(
     at_once = f"{min(workers, len(runs))} at a time" if len(runs) > 1 else "one run"
     return total, (
         f"Estimated time on this machine: {duration(total)} ({at_once}; measured: "
-        f"{1000 * slowest.a_pass:.3g} ms a pass of {what})"
+        f"{1000 * slowest.a_pass:.3g} ms per pass of {what})"
     )
 
 

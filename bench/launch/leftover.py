@@ -1,4 +1,4 @@
-"""Runs on disk that are no part of their experiment any more, since its file, a plug-in or the package has changed."""
+"""Runs on disk that no longer belong to their experiment, since its file, a plug-in or the package has changed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store
 
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
-"""So many settings that are others are named; where there are more, the run is another one."""
+"""Most changed settings that are listed; with more, the run counts as unlike every planned run."""
 
-OTHERWISE = "by a version of this package that measures otherwise"
+OTHERWISE = "by a version of this package with other measuring rules"
 
 Settings = Mapping[str, Any]
-"""All that a spec says but the seed and where files lie, by dotted key."""
+"""All settings of a spec except the seed and paths, by dotted key."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A run that the experiment does not have (any more).
+    """A run on disk that the experiment does not plan, or no longer plans.
 
     Attributes:
         why: what is not as in the planned run that is nearest to it: "sgd: lr was 0.1, is 0.2".
@@ -48,7 +48,7 @@ class Leftover:
 
 
 def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> list[Leftover]:
-    """Return the runs in a store that no run of the experiment is or, after tuning, may be.
+    """Return the runs in a store that the experiment does not plan and cannot plan after tuning.
 
     Those that another number of seeds would count again are no leftovers, nor are those that someone works on.
 
@@ -81,7 +81,7 @@ def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> lis
 
 
 def strangers(experiment: Experiment, store: Store, ids: Collection[str], held: Held) -> list[Leftover]:
-    """Return the finished runs that the records alone hold and no run of the experiment is or, after tuning, may be.
+    """Return finished runs that exist only in the records and that the experiment cannot plan, even after tuning.
 
     Args:
         ids: the run_ids of the experiment's runs.
@@ -108,7 +108,7 @@ def strangers(experiment: Experiment, store: Store, ids: Collection[str], held: 
 
 
 def _columns(row: Mapping[str, Any]) -> Settings:
-    """Return what a row of records says of a run under the names that its specification has for the same."""
+    """Return the settings in a row of records, renamed from columns to the keys of a spec."""
     names = {"task": "task.name", "model": "model.name", "method": "optimizer.name", "base": "optimizer.base.name"}
     text = {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
     return {names.get(name, name): value for name, value in text.items() if row[name] is not None}
@@ -120,7 +120,7 @@ def size(folder: RunFolder) -> int:
 
 
 def remove(folder: RunFolder) -> bool:
-    """Remove a run with all its files; False, and nothing is touched, where someone works on it.
+    """Remove a run with all its files; return False, with nothing removed, if a process works on the run.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -138,13 +138,13 @@ def remove(folder: RunFolder) -> bool:
 
 
 def told(leftovers: Iterable[Leftover]) -> Iterator[str]:
-    """Yield a line for each reason, with how many runs it is that of."""
+    """Yield one line per reason, with the number of runs that have this reason."""
     for why, count in Counter(one.why for one in leftovers).items():
         yield f"{why} ({counted(count, 'run')})"
 
 
 def _planned(experiment: Experiment) -> Iterator[PlannedRun]:
-    """Yield every run that counts, or would if tuning chose otherwise."""
+    """Yield every planned run, and every final run that another choice of tuning would plan."""
     yield from experiment.runs
     if experiment.phases:
         for run in {(*run.place, run.config_text): run for run in experiment.tuning}.values():
@@ -168,7 +168,7 @@ def _settings(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_of_this_version(content: Mapping[str, Any], run_id: str) -> bool:
-    """Return whether a spec would be the same run today: the protocol, and what a spec says, have not changed."""
+    """Return whether a stored spec still gives this run_id, so that neither protocol nor spec format has changed."""
     try:
         return RunSpec.model_validate_json(json.dumps(content)).run_id == run_id
     except ValidationError:
@@ -176,7 +176,7 @@ def _is_of_this_version(content: Mapping[str, Any], run_id: str) -> bool:
 
 
 def _why(settings: Settings, known: Iterable[tuple[str, Settings]], otherwise: str | None) -> str | None:
-    """Return what is not as in the nearest planned run: `otherwise`, where that is no setting."""
+    """Return the settings that differ from the nearest planned run; if none differ, a text made of `otherwise`."""
     label, changes = min(
         ((label, _changes(settings, planned)) for label, planned in known),
         key=lambda pair: len(pair[1]),

@@ -26,7 +26,7 @@ from bench.training.step import load_task, steps_per_epoch
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run of an experiment with where it stands, in the order of the file.
+    """Every run of an experiment with its status, in the order of the file.
 
     Attributes:
         asked: the experiment as it was asked for.
@@ -53,7 +53,7 @@ class Plan:
     shard: Shard | None = None
 
     def meta(self) -> Meta:
-        """Return experiment.json, with what only the data and the results tell of phases, parts and shards."""
+        """Return experiment.json, with entries on phases, parts and shards that depend on data and results."""
         meta = self.experiment.meta()
         if "parts" in self.held.meta:
             meta["parts"] = self.held.meta["parts"]
@@ -85,23 +85,23 @@ class Plan:
         return leftover.strangers(self.experiment, self.store, self.ids, self.held)
 
     def refusal(self) -> str:
-        """Return why nothing may start: finished runs that are nowhere else would leave the records; else ""."""
+        """Return the reason to refuse a launch that would lose finished runs of the records; "" if there is none."""
         there, here = self.held.meta, self.asked
         of, overrides = there.get("of", here.of), there.get("overrides", list(here.overrides))
         if (of, overrides) != (here.of, list(here.overrides)):  # of another experiment under the same --name
             was = " ".join([of, *(f"--set {override}" for override in overrides)])
-            return f"the results in {self.store.folder} are of {was}; give the same, or another --name"
+            return f"the results in {self.store.folder} are results of {was}; give the same settings, or another --name"
         if not self.strangers or self.redo:
             return ""
         return (
             f"the records in {self.store.folder} hold {counted(len(self.strangers), 'finished run')} of another "
             f"machine that are no part of {self.asked.name} as it is now: {'; '.join(leftover.told(self.strangers))}. "
-            "They are neither mixed with others nor dropped unasked: `bench clean` removes them from the records, "
+            "They are neither mixed with others nor removed unasked: `bench clean` removes them from the records, "
             "--redo replaces the records, --name NAME leaves them and gives this experiment results of its own"
         )
 
     def check_records(self) -> None:
-        """Raise BenchError where `refusal` says so."""
+        """Raise BenchError if `refusal` gives a reason."""
         if words := self.refusal():
             raise BenchError(words)
 
@@ -169,7 +169,7 @@ def make_plan(
     redo: bool = False,
     shard: Shard | None = None,
 ) -> Plan:
-    """Look at every run's folder and at the records; with phases, plan the final runs of what tuning has led to.
+    """Return the plan, from run folders and records; with phases, include the final runs of chosen configurations.
 
     Args:
         only: labels to run; all if empty.
@@ -209,7 +209,7 @@ def make_plan(
 
 
 def whole(asked: Experiment, store: Store, held: Held, trusted: Held) -> tuple[Experiment, Choices]:
-    """Return an experiment with what the records hold of it beside what was asked for, and what tuning has led to.
+    """Return the experiment extended by the seeds and choices in its records, and the choices of tuning.
 
     Args:
         trusted: what of the records counts for choosing.
@@ -235,7 +235,7 @@ def _is_asked(run: PlannedRun, asked: Experiment, only: Collection[str]) -> bool
 
 
 def _before_shards(held: Held) -> set[str]:
-    """Return the runs that were finished when the work was shared out: what is missing to everyone is the rest.
+    """Return the runs that were finished before the missing runs were divided into shards.
 
     The runs that this machine has finished of its own shard since are not among them, or its shard would change with
     each of them.

@@ -1,4 +1,4 @@
-"""Have everything that an experiment needs on this machine, so that runs never download, and try what reads texts."""
+"""Preparation of an experiment: fetch its data and weights, so that runs never download, and try text models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fetch_files(experiment: Experiment) -> None:
 
 
 def check_data(planned: Plan) -> None:
-    """Raise BenchError where a task's data here are not those of the runs that the records hold from elsewhere."""
+    """Raise BenchError if a task's data here differ from the data of runs that other machines did."""
     there = planned.store.present()
     known = {
         run.condition_text: planned.trusted.rows[run_id].get("data_fingerprint")
@@ -56,6 +56,6 @@ def check_data(planned: Plan) -> None:
         if (recorded := known.get(condition)) and recorded != (here := fingerprint(load_task(run.spec))):
             raise BenchError(
                 f"the data of task {run.spec.task.name} here (fingerprint {here}) are not those of the runs in "
-                f"{planned.store.folder / 'records.csv'} ({recorded}), so their numbers cannot stand in one table: "
-                "have the same files here, or give these runs results of their own with --name NAME"
+                f"{planned.store.folder / 'records.csv'} ({recorded}), so their results cannot be combined: "
+                "use the same files here, or write to separate results with --name NAME"
             )

@@ -1,4 +1,4 @@
-"""`bench run`: plan an experiment, do what is missing, collect what there is."""
+"""`bench run`: plan an experiment, do its missing runs, collect all results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bench.store.records import Results
 from bench.store.run_folder import FINISHED, Store
 
 RUNS, SECONDS, SHARE = 10, 60.0, 50
-"""When a launch collects: after so many runs or seconds; and how much longer than it takes the pause is at least."""
+"""A launch collects after this many runs or seconds, with a pause of at least SHARE times the last collection."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def plan(
     shard: Shard | None = None,
     results_name: str | None = None,
 ) -> Plan:
-    """Read an experiment and look at what of it is done. See `run` for the arguments and errors."""
+    """Read an experiment and find out which runs are done. See `run` for the arguments and errors."""
     experiment = experiments.load(experiments.find(name), overrides, seeds, results_name)
     store = Store(out / experiment.name)
     return make_plan(experiment, store, only, retry_failed, redo=redo, shard=shard)
@@ -142,7 +142,7 @@ def run(
 
 
 def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console | None = None) -> Launched:
-    """Do a plan, the runs of tuning first, then the final ones of what is chosen by them. See `run`."""
+    """Do the runs of a plan: tuning runs first, then final runs of the chosen configurations. See `run`."""
     console = console or terminal.console(stderr=True)
     planned = _without_queued(planned, console)
     shares = slots(options.jobs, options.jobs_per_gpu or 1, options.gpus, _processes(planned))
@@ -176,7 +176,7 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
 
 
 def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
-    """Return a plan of which it is known whether its runs are compiled; what is measured for that is said."""
+    """Return the plan with `train.compile = "auto"` decided; an open decision is measured and printed."""
     if not compiling.is_open(planned.asked):
         return planned
     fetch_files(planned.experiment)
@@ -189,12 +189,12 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
 
 
 def _remade(planned: Plan, asked: Experiment) -> Plan:
-    """Return a plan for the same launch, of an experiment as it is asked for now."""
+    """Return a new plan for the same launch with another version of the experiment."""
     return make_plan(asked, planned.store, planned.only, planned.retry_failed, redo=planned.redo, shard=planned.shard)
 
 
 def next_phase(planned: Plan) -> Plan | None:
-    """Plan the final runs of what could not be chosen before and now can; None if there are none."""
+    """Plan the final runs of configurations that can be chosen only now; None if there are none."""
     if not planned.to_be_chosen:
         return None
     known = {run.spec.run_id for run in planned.chosen}  # not those that only an earlier choice has led to
@@ -204,12 +204,12 @@ def next_phase(planned: Plan) -> Plan | None:
 
 
 def collect(planned: Plan, outcome: Outcome) -> Launched:
-    """Collect all there is of an experiment, whoever did it, and write it down."""
+    """Collect all results of an experiment, from whichever launch, and write its records."""
     return Launched(planned, outcome, _collected(planned), planned.store.folder)
 
 
 def _collected(planned: Plan, changed: Collection[str] | None = None) -> Results:
-    """Return all there is of an experiment, now also in its records.
+    """Collect all results of an experiment, write its records, and return the results.
 
     Args:
         changed: see `records.collect`.
@@ -224,7 +224,7 @@ def _collected(planned: Plan, changed: Collection[str] | None = None) -> Results
 
 
 class Collector:
-    """Collects while a launch goes on, so that a machine that is lost takes no more than its last runs with it.
+    """Collects results during a launch, so that a machine that is lost loses no more than its last runs.
 
     That is after every tenth run, or a minute after one has ended, but never for more than a fiftieth of the time.
     """
@@ -235,7 +235,7 @@ class Collector:
         self.last, self.cost = time.monotonic(), 0.0
 
     def __call__(self, run_id: str | None = None) -> None:
-        """Take note of a run that has just ended, and collect if that is due."""
+        """Note a run that has just ended, and collect if it is time to."""
         self.fresh |= {run_id} if run_id else set()
         waited = time.monotonic() - self.last
         if not self.fresh or (len(self.fresh) < RUNS and waited < SECONDS) or waited < SHARE * self.cost:
@@ -251,7 +251,7 @@ class Collector:
 
 
 def estimate(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console) -> Outcome:
-    """Say how long a plan would take on this machine, and take one step of each configuration; see `execute`.
+    """Print how long a plan would take on this machine, and try one step per configuration; see `execute`.
 
     Where it is still to be measured whether runs are compiled, this is about them as they are written.
 
@@ -287,7 +287,7 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
     if not queued:
         return planned
     console.print(
-        f"Left to SLURM, in its queue already: {counted(len(queued), 'run')} (`bench cancel` takes them out)",
+        f"Left to SLURM, in its queue already: {counted(len(queued), 'run')} (`bench cancel` removes them)",
         style="yellow",
         highlight=False,
     )
@@ -295,5 +295,5 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
 
 
 def _processes(planned: Plan) -> set[int]:
-    """By how many processes the runs are done that would start now."""
+    """Return the numbers of processes per run among the runs that would start now."""
     return {run.spec.train.processes for run in (*planned.to_do, *planned.to_be_chosen)}

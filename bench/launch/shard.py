@@ -1,4 +1,4 @@
-"""The missing runs shared out among machines that share nothing: each works its own part out, and all agree."""
+"""Division of missing runs among machines without shared files: each computes its own part, and no two overlap."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bench.core.errors import BadValue
 from bench.core.experiment import PlannedRun
 
 MOST = 10_000
-"""Shards that work can be parted into."""
+"""Largest number of shards."""
 
 SLACK = 1.05
-"""By how much a shard may be longer than a fair one to keep the runs of a seed on one machine."""
+"""Factor by which a shard may exceed its fair length to keep the runs of a seed on one machine."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shard:
 
 
 def parse(text: str) -> Shard:
-    """Return the shard that a text says.
+    """Parse a shard such as "2/5".
 
     Raises:
         BadValue: it says none.

@@ -28,16 +28,16 @@ from bench.store.files import read_json, write_atomic
 from bench.training.environment import processor
 
 DAYS = 30
-"""For so long a measurement counts: it may have been made while others used the machine, too."""
+"""Days for which a measurement is used: it may have been made on a busy machine."""
 
 MOST = 500
-"""Measurements that are kept, the newest."""
+"""Number of newest measurements that are kept."""
 
 PACKAGE = Path(__file__).parents[1]
 
 
 def recalled(keys: Mapping[str, str]) -> dict[str, Speed]:
-    """Return the speeds that are remembered, by name; a file that is damaged or missing remembers none.
+    """Return the cached speeds, by name; {} if the cache file is damaged or missing.
 
     Args:
         keys: from `key`, by any name.
@@ -47,7 +47,7 @@ def recalled(keys: Mapping[str, str]) -> dict[str, Speed]:
 
 
 def remember(measured: Mapping[str, Speed]) -> None:
-    """Keep what was measured, by `key`; where the cache cannot be written, nothing is kept and nothing said."""
+    """Add measured speeds to the cache file, by `key`; a cache that cannot be written is ignored silently."""
     if not measured:
         return
     now = time.time()
@@ -60,7 +60,7 @@ def remember(measured: Mapping[str, Speed]) -> None:
 
 
 def key(spec: RunSpec, shares: Sequence[Slot]) -> str:
-    """Return what tells measurements apart: the kind of run, its method, the machine, its shares, code and versions."""
+    """Return a hash of everything that a speed depends on: kind of run, method, machine, shares, code, versions."""
     optimizer = spec.optimizer
     parts = {
         "kind": kind(spec),
@@ -90,7 +90,7 @@ def _path() -> Path:
 
 
 def _kept() -> dict[str, dict[str, Any]]:
-    """Return the entries of the file that are whole and not too old."""
+    """Return the entries of the cache file that are complete and not too old."""
     try:
         entries = read_json(_path(), missing={})
     except (BenchError, OSError, RuntimeError):

@@ -17,7 +17,7 @@ from bench.data.tokens import Tokens, first_line
 from bench.tasks.base import Task
 
 EXAMPLES = 64
-"""Texts among which the two are looked for."""
+"""Number of texts among which the two texts of a trial are selected."""
 
 MORE_PADDING = 8
 """Positions of padding that the longer of the two has in their batch, too, where the model has so many positions."""

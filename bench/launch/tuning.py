@@ -39,7 +39,7 @@ class Choices:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def superseded(self, store: Store, held: Held = NOTHING) -> list[Superseded]:
-        """Return choices that others have taken the place of, with their finished final runs, if there are any."""
+        """Return replaced choices that have finished final runs, with the number of these runs."""
         there = store.present()
         finished_before = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
         for earlier in self.history:
@@ -56,19 +56,19 @@ class Choices:
         ]
 
     def changed(self) -> Iterator[str]:
-        """Yield a note for each choice that differs from those for which final runs were planned before."""
+        """Yield a note for each choice that differs from the choice of earlier final runs."""
         for (condition, label), config in self.chosen.items():
             before = [one["config"] for one in self.history if (one["condition"], one["label"]) == (condition, label)]
             if before and config not in before:
                 where = f"{condition} {label}".strip()
                 yield (
-                    f"{where}: {config} is chosen now, {before[-1]} was before: more or other runs of tuning are "
-                    "there. Final runs of the earlier choice stay in runs/ and count nowhere."
+                    f"{where}: {config} is chosen now, {before[-1]} was before: the runs of tuning have changed. "
+                    "Final runs of the earlier choice stay in runs/ but are not reported."
                 )
 
 
 def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Choices:
-    """Choose where tuning is over: wherever no run of it is left to do, failed ones counting as done.
+    """Choose configurations wherever every tuning run is done or has failed.
 
     Nothing but the validation numbers of these runs is read.
 
@@ -111,7 +111,7 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
 
 
 def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
-    """Write chosen.json, whole or not at all, before any final run starts; nothing where nothing is chosen."""
+    """Write chosen.json atomically before any final run starts; write nothing if nothing is chosen."""
     if experiment.phases is None or not (choices.chosen or choices.history):
         return
     history = {(one["condition"], one["label"], one["config"]): one for one in choices.history}
@@ -136,7 +136,7 @@ def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    """Return the choices that chosen.json has from before.
+    """Return the earlier choices recorded in chosen.json.
 
     Raises:
         BenchError: the file is damaged.
@@ -146,7 +146,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
         texts = isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("condition", "label", "config"))
         final = one.get("final") if isinstance(one, dict) else None
         if not texts or not isinstance(final, list) or not all(isinstance(run_id, str) for run_id in final):
-            raise BenchError(f"{path} is damaged (its history has {shown(one)}); delete it to have it made again")
+            raise BenchError(f"{path} is damaged (its history has {shown(one)}); delete it and choices are made again")
     return history
 
 
@@ -154,7 +154,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
 
 
 def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) -> pd.DataFrame:
-    """Return where every run of tuning stands, with its validation numbers."""
+    """Return every tuning run's status and validation numbers."""
     import pandas as pd
 
     there, rows = store.present(), []

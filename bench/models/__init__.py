@@ -1,4 +1,4 @@
-"""The models. One file an architecture family; a factory takes the task and gives a torch module."""
+"""The models. One file per architecture family; a factory takes the task and returns a torch module."""
 
 from bench.models import conv1d as conv1d
 from bench.models import encoders as encoders

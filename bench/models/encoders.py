@@ -119,7 +119,7 @@ def encoder(
         sizes = {"layers": layers, "hidden": hidden, "heads": heads}
         given = ", ".join(f"{key} = {value}" for key, value in sizes.items() if value)
         raise BenchError(
-            f"{given}: a pretrained encoder is as it was trained; leave it out, or set from_scratch = true"
+            f"{given}: the size of a pretrained encoder is fixed; leave it out, or set from_scratch = true"
         )
     folder = Checkpoint(checkpoint, weights=not from_scratch).locate()
     config = configuration(folder, task.num_outputs, dropout)
@@ -236,7 +236,7 @@ def _check_reads_text(task: Task) -> None:
 
 
 def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | None]) -> None:
-    """Set depth and sizes, under the names that all architectures answer to, or most."""
+    """Set depth and sizes, under the configuration names that most architectures use."""
     sizes = {key: value for key, value in changed.items() if value}
     if "hidden_size" in sizes:
         sizes["hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"] = 4 * sizes["hidden_size"]
@@ -289,7 +289,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
     left = net.base_model.load_state_dict(twin.state_dict(), strict=False)
     apart = sorted(key for key in (*left.missing_keys, *left.unexpected_keys) if not _is_pooler(key))
     if apart:
-        raise BenchError(_misfit(file, net, f"{apart[0]} has no place in it, or no value"))
+        raise BenchError(_misfit(file, net, f"{apart[0]} is unknown to it, or has no value"))
 
 
 def _check_readable(folder: Path) -> Path:
@@ -302,7 +302,7 @@ def _check_readable(folder: Path) -> Path:
             with safe_open(str(path), framework="pt"):  # reads the header, and compares it with the size
                 pass
         except Exception as error:
-            raise BenchError(f"{path} is damaged: {first_line(error)}; get it again") from error
+            raise BenchError(f"{path} is damaged: {first_line(error)}; replace it with an intact copy") from error
     return files[0] if len(files) == 1 else folder / INDEX
 
 

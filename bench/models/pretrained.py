@@ -1,4 +1,4 @@
-"""Files of pretrained models: a local copy, else what the hub's cache holds; only `fetch` downloads.
+"""Files of pretrained models: a local copy, else the hub's cache; only `fetch` downloads.
 
     TimmWeights(name)    weights of a timm model: <data folder>/weights/<name with tag>.safetensors (or .pth, .pt, .bin)
     Checkpoint(name)     a text encoder: a folder <data folder>/weights/<name>, or any other
@@ -49,7 +49,7 @@ class Pretrained(ABC):
         """Return the error that says what is missing, and which file to put where or what else to do."""
 
     def how_to_get_them(self) -> str:
-        """Return what to do about files that are not on this machine, for an error."""
+        """Return the advice, for an error, on getting files that are not on this machine."""
         return "`bench prepare` downloads them"
 
     def locate(self) -> Path:
@@ -268,7 +268,7 @@ class Checkpoint(Pretrained):
         except Exception as error:
             raise self.absent(f"it cannot be downloaded now ({first_line(error)})") from error
         if self.find() is None:
-            raise self.absent("the hub does not have all of it")
+            raise self.absent("the hub lacks some of its files")
 
     def how_to_get_them(self) -> str:
         return "`bench prepare` downloads it"
@@ -314,7 +314,7 @@ class Checkpoint(Pretrained):
         try:
             return Path(self.name).expanduser().absolute()
         except RuntimeError as error:  # ~somebody who is not here
-            raise BenchError(f'checkpoint = "{self.name}": {error}; write the folder out') from error
+            raise BenchError(f'checkpoint = "{self.name}": {error}; give the full path of the folder') from error
 
     def _is_on_the_hub(self) -> bool:
         """Return whether the hub could have a repository of this name."""
@@ -364,4 +364,4 @@ def weight_files(folder: Path) -> list[Path]:
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(folder / str(part) for part in parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(f"{index} is damaged: {first_line(error)}; get it again from where it came from") from error
+        raise BenchError(f"{index} is damaged: {first_line(error)}; replace it with an intact copy") from error

@@ -23,7 +23,7 @@ from bench.tasks.base import Task
 
 
 class ShakeDrop(nn.Module):
-    """Disturb a residual branch: b + (1 - b) * alpha times it, its gradient b + (1 - b) * beta (equation 6).
+    """Scale a residual branch by b + (1 - b) * alpha and its gradient by b + (1 - b) * beta (equation 6).
 
     b is 1 with probability 1 - `chance`, alpha uniform in [-1, 1], beta uniform in [0, 1], drawn for each image. In
     eval mode the branch is multiplied by what the factor is on average, 1 - chance.

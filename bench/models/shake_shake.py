@@ -28,7 +28,7 @@ class ShakeShake(nn.Module):
 
 
 class TwoPaths(nn.Module):
-    """The shortcut where channels change: two 1x1 convolutions side by side, for half of the channels each.
+    """The shortcut of blocks that change the channels: two parallel 1x1 convolutions, each for half of the channels.
 
     Both subsample; the second sees the image moved right and down by a pixel, so that between them they use more of it.
     """

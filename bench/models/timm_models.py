@@ -1,4 +1,4 @@
-"""Any model of timm (`model = "timm/resnet26"`), and what stands between a task's images and a net of another kind."""
+"""Any model of timm (`model = "timm/resnet26"`), with an adapter for images of another size or kind."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     config = weights.config if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     path = weights.locate() if pretrained else None
     if pretrained and channels not in (1, config.input_size[0]):
-        raise BenchError(f'pretrained "{name}" sees colour or grey images, not {channels} channels')
+        raise BenchError(f'pretrained "{name}" takes colour or grey images, not {channels} channels')
     channels = config.input_size[0] if pretrained else channels
     size = image_size or config.input_size[-1]
     if config.fixed_input_size:

@@ -1,4 +1,4 @@
-"""The optimizers. One algorithm a file; plain ones are torch's own, methods such as SAM are built around one."""
+"""The optimizers. One algorithm per file; plain ones are torch's own, methods such as SAM wrap one of them."""
 
 from bench.optim import adam as adam
 from bench.optim import adamw as adamw

@@ -82,8 +82,8 @@ class ESAM(PerturbedOptimizer):
     ) -> None:
         if norm_group is not None:
             raise ValueError(
-                "ESAM takes no norm_group: it chooses the examples that go backward, which the schedule of a model in "
-                "stages does not let it; SAM, or ESAM over FSDP2 or tensor parallelism, which need none"
+                "ESAM does not support norm_group: it chooses the examples of the backward pass, which pipeline "
+                "schedules do not allow. Use SAM, or ESAM with FSDP2 or tensor parallelism, which need no norm_group"
             )
         if not 0 < beta <= 1 or not 0 < gamma <= 1:
             raise ValueError(f"ESAM: beta and gamma must be in (0, 1], got {beta} and {gamma}")
@@ -99,7 +99,7 @@ class ESAM(PerturbedOptimizer):
             got = f"shape {tuple(before.shape)}" if isinstance(before, Tensor) else f"type {type(before).__name__}"
             raise TypeError(
                 "ESAM.step takes a function that returns the losses of single examples, without backward: "
-                f"step(losses), where losses(examples) are those of some; got a result of {got}"
+                f"step(losses), where losses(examples) gives those of selected examples; got a result of {got}"
             )
         due = self.is_due()
         with nullcontext() if due else self.last_pass():
@@ -137,7 +137,7 @@ class ESAM(PerturbedOptimizer):
         return norm
 
     def _risen_most(self, rise: Tensor) -> Tensor:
-        """Return the numbers of the examples that make B+, of what the loss of each rises by."""
+        """Return the indices of the examples in B+, those whose loss rises most."""
         if self.variant == "paper":
             return rise.topk(max(1, round(self.gamma * len(rise)))).indices
         last = rise.topk(max(1, int(self.gamma * len(rise)))).values[-1]

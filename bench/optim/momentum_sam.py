@@ -71,7 +71,7 @@ class MomentumSAM(PerturbedOptimizer):
         )
         for group in self.param_groups:
             if not (group.get("momentum") or "betas" in group):
-                raise ValueError(f"MomentumSAM: {type(base).__name__} has no momentum here; give it momentum > 0")
+                raise ValueError(f"MomentumSAM: {type(base).__name__} has no momentum; set momentum > 0")
             if variant == "authors" and group.get("weight_decay") and _is_decoupled(base, group):
                 raise ValueError(
                     f'MomentumSAM: variant="authors" over {type(base).__name__}: its weight decay is no part of the '
@@ -122,12 +122,12 @@ class MomentumSAM(PerturbedOptimizer):
         if not self._has_found_all and any(self._kept(p) for p in parameters):  # the base has made its first step
             if missing := sum(self._momentum(p) is None for p in parameters):
                 raise ValueError(
-                    f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} of {missing} of "
-                    f"{len(parameters)} parameters in this process: take a base that does, as SGD and AdamW do"
+                    f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} for {missing} of "
+                    f"{len(parameters)} parameters in this process: use a base that does, such as SGD or AdamW"
                 )
             self._has_found_all = True
 
 
 def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Return whether weights are decayed beside the gradient: torch's say so in their groups, AdamW by its name."""
+    """Return whether weight decay is decoupled from the gradient, as the groups of torch's optimizers or AdamW say."""
     return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))

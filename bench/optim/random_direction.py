@@ -1,4 +1,4 @@
-"""A control for SAM: weights moved as far, but anywhere."""
+"""A control for SAM: weights moved by the same distance in a random direction."""
 
 from __future__ import annotations
 

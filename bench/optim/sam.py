@@ -142,5 +142,5 @@ def _called_weight(model: nn.Module | None) -> set[Tensor]:
         ValueError: there is no model to know names from.
     """
     if model is None:
-        raise ValueError('SAM: adaptive_on="weight" needs model=..., to know what its parameters are called')
+        raise ValueError('SAM: adaptive_on="weight" needs model=..., to find its parameters by name')
     return {parameter for name, parameter in model.named_parameters() if "weight" in name}

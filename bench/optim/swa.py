@@ -57,6 +57,6 @@ class SWA(Averaging):
 
     def weight(self) -> float | None:
         if self.total_steps is None:
-            raise ValueError("SWA: begin is a share of training: say how long it is, total_steps=...")
+            raise ValueError("SWA: begin is a share of training: give the length of training, total_steps=...")
         since = self.steps_done - int(self.begin * self.total_steps)
         return 1 / (since + 1) if since >= 0 else None

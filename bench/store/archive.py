@@ -67,10 +67,10 @@ def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
         manifest = json.loads(files.pop(MANIFEST))
         recorded, version, of = dict(manifest["sha256"]), manifest["format"], manifest["experiment"]
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise BenchError(f"{path} has no readable {MANIFEST}: it is not of `bench export`, or was changed") from error
+        raise BenchError(f"{path} has no readable {MANIFEST}: not written by `bench export`, or changed") from error
     if version != FORMAT or of != name:
         raise BenchError(
-            f"{path}: its {MANIFEST} is of another format or experiment ({shown([version, of])}); export it anew"
+            f"{path}: its {MANIFEST} is of another format or experiment ({shown([version, of])}); export it again"
         )
     faults = [f"{file}: missing" for file in recorded if file not in files]
     for file, content in files.items():
@@ -107,7 +107,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 class _Metered(io.RawIOBase):
-    """A file of which no more is read than there is room for, so that no header can ask for gigabytes."""
+    """A file that refuses to read more than `room` bytes, so that no header can ask for gigabytes."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Metered(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence != io.SEEK_SET or not 0 <= offset - self.file.tell() <= self.room:
-            raise tarfile.ReadError("its parts are not one after the other")
+            raise tarfile.ReadError("its members are not in sequence")
         self.room -= offset - self.file.tell()
         return self.file.seek(offset)
 

@@ -49,7 +49,7 @@ NOTHING = Held()
 
 
 def held(store: Store) -> Held:
-    """Return what the records hold; where they are damaged, nothing, if all of their runs are finished here too.
+    """Return the runs in the records; damaged records count as empty if all of their runs are finished here.
 
     Raises:
         BenchError: the records are not as they were written, and hold runs that are nowhere else.
@@ -64,8 +64,8 @@ def held(store: Store) -> Held:
         if not elsewhere:
             return NOTHING
         raise BenchError(
-            f"{error}\n  {counted(len(elsewhere), 'finished run')} in records.csv left no folder here to collect them "
-            "from: restore the files, or delete experiment.json and records.csv to have those runs done again"
+            f"{error}\n  {counted(len(elsewhere), 'finished run')} in records.csv without a folder here cannot be "
+            "collected again: restore the files, or delete experiment.json and records.csv to repeat those runs"
         ) from error
 
 
@@ -86,7 +86,7 @@ def _held(results: Results) -> Held:
 
 
 def _present(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the cells that are there. Counts are whole numbers, which a table makes floats of beside a missing one."""
+    """Return the cells with a value; counts become integers again, since pandas makes them floats beside a NaN."""
     there = {name: value for name, value in row.items() if value == value and value is not None}
     return there | {name: int(there[name]) for name in COUNTS if name in there and there[name] % 1 == 0}
 
@@ -111,7 +111,7 @@ class Found:
 
 
 def look(folder: RunFolder, held: Held, there: set[str], *, whole: bool = True) -> Found:
-    """Return what there is of a run: in its folder if it is finished there, else in the records, if they hold it.
+    """Return a run's status and numbers: from its folder if it is finished there, else from the records.
 
     Args:
         there: the runs that have a folder (`Store.present`).
@@ -121,7 +121,7 @@ def look(folder: RunFolder, held: Held, there: set[str], *, whole: bool = True) 
     row = held.rows.get(folder.run_id)
     if row is None or looked.status in FINISHED:
         return looked
-    faults = [f"{fault}; until then it counts as the records have it" for fault in looked.faults]
+    faults = [f"{fault}; until then its row in the records counts" for fault in looked.faults]
     return Found(row["status"], row, faults=faults, held=True)
 
 
@@ -143,16 +143,16 @@ def _in_folder(folder: RunFolder, *, whole: bool) -> Found:
 
 
 def _standing(folder: RunFolder) -> tuple[Status, dict[str, Any] | None]:
-    """Return where a run stands by its folder, and its result if it is finished, read once."""
+    """Return a run's status from its folder and, if it is finished, its result."""
     result = folder.result()
     status: Status = folder.status() if result is None else result["status"]
-    if result is None and status in FINISHED:  # at this very moment
+    if result is None and status in FINISHED:  # it was finished between the two reads
         result = folder.result()
     return status, result
 
 
 def _environments(folder: RunFolder) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return where a finished run was done, and what has to be said where that is lost."""
+    """Return the environments of a finished run, and a remark if they are lost."""
     try:
         environments, fault = folder.environments(), "is missing or empty"
     except BenchError as error:
@@ -173,7 +173,7 @@ def collect(
     known: Held | None = None,
     changed: Collection[str] | None = None,
 ) -> Results:
-    """Return what there is of every planned run, in two frames. A run that is not finished has a row all the same.
+    """Return the records and the curves of every planned run as two frames; unfinished runs have a row too.
 
     One that is damaged counts as failed, and `damaged` says why; where only the place is lost at which it was done, it
     counts as it is.
@@ -224,7 +224,7 @@ def collect(
 
 
 def _measured(looked: Mapping[str, Found], held: Held) -> pd.DataFrame:
-    """Return the evaluated epochs of all runs, wherever their numbers come from: run_id and what was measured."""
+    """Return the evaluated epochs of all runs, from run folders or records: run_id and the measured columns."""
     import pandas as pd
 
     points = [{"run_id": run_id, **point} for run_id, one in looked.items() for point in one.curve]

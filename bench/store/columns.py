@@ -65,7 +65,7 @@ def _of(role: Role) -> tuple[str, ...]:
 RUN, COSTS, CIRCUMSTANCES = _of("run"), _of("cost"), _of("circumstance")
 
 PLACE = ("condition", "phase", "optimizer", "config", "seed")
-"""Columns that say where in an experiment a run stands."""
+"""Columns that identify a run's place in an experiment."""
 
 PROGRESS = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
 """Columns of curves.csv beside those of the place and what is measured."""

@@ -31,7 +31,7 @@ def conditions(meta: Meta) -> list[str]:
 
 
 def keyed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return records or curves with text in all of `KEY`: "" if nothing is varied or swept, and in older files."""
+    """Return records or curves with text as condition and config: "" for empty cells and missing columns."""
     return frame.assign(**{column: _text(frame, column) for column in ("condition", "config")})
 
 

@@ -24,7 +24,7 @@ MEASURED_TEXT = (
 """Columns of measures and directions that are no numbers."""
 
 DERIVED = ("gap_", "selected_")
-"""How the names of numbers begin that are made of others."""
+"""Prefixes of the names of numbers that are computed from other numbers."""
 
 LARGEST = 2.0**63
 """No seed, count or size is larger. Measured values may be anything that a float is."""
@@ -103,7 +103,7 @@ def _columns(frame: pd.DataFrame, needed: Iterator[str] | tuple[str, ...]) -> It
 
 
 def _cells(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
-    """Yield rows that belong to nothing that experiment.json knows."""
+    """Yield the faults of rows that do not match experiment.json."""
     yield from _among(frame, "optimizer", meta["labels"])
     if conditions := meta.get("conditions"):
         if "condition" not in frame:
@@ -130,7 +130,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str]) -> Iterator[str]:
                 if not _reads_as_number(value):
                     yield f"line {line}: {column} is {shown(value)}, not a number"
             if frame[column].notna().any():
-                yield f"column {column} has what is no number of 64 bits"
+                yield f"column {column} has a value that does not fit 64 bits"
 
 
 def _whole(frame: pd.DataFrame, columns: tuple[str, ...]) -> Iterator[str]:

@@ -28,7 +28,7 @@ def replace_all(folder: Path, contents: Mapping[str, str]) -> None:
     try:
         for name, content in contents.items():
             write_atomic(staging / name, content)
-        os.rename(staging, folder / STAGED)
+        os.rename(staging, folder / STAGED)  # from here on the new files count, even if this process is killed
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
@@ -37,7 +37,7 @@ def replace_all(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def complete(folder: Path) -> None:
-    """Move files to their places that a process was killed over, if there are any; remove what never came to count.
+    """Finish a replacement that was interrupted by a kill, and remove staged files that never became valid.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -55,7 +55,7 @@ def complete(folder: Path) -> None:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Return where a file of the set is now."""
+    """Return the current path of a file of the set."""
     staged = folder / STAGED / name
     with suppress(OSError):
         if staged.exists():

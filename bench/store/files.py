@@ -1,4 +1,4 @@
-"""Files, read and written: whatever is in one or in its place is read or refused, and a write is whole or none.
+"""Reading and writing files: bad content is refused with a message, and a write is complete or has no effect.
 
 Only regular files are read: a FIFO would be waited for without end, and a device has none.
 """
@@ -24,7 +24,7 @@ DEEPEST = 32
 _NOTHING: Any = object()
 
 INTEGERS = range(-(2**63), 2**63)
-"""What TOML calls an integer. Python's own have no end, and floats made of them overflow."""
+"""The integers of TOML. Python's have no bound, and converting large ones to float overflows."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -38,15 +38,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Return a descriptor of a regular file, made if `flags` say so; nothing is waited for.
+    """Open a regular file without blocking, created if `flags` say so, and return its descriptor.
 
     Raises:
         OSError: as `read_bytes`.
     """
     try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a process at its other end.
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except ValueError as error:  # a NUL
-        raise OSError(errno.EINVAL, f"no path can be called this: {error}", str(path)) from error
+        raise OSError(errno.EINVAL, f"not a valid path: {error}", str(path)) from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -108,7 +109,7 @@ def read_toml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return a TOML document, checked to be one that can be worked with.
+    """Return a TOML document without values that no setting can have.
 
     Raises:
         TOMLDecodeError: broken TOML.
@@ -136,11 +137,11 @@ def expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise BenchError(f"{path}: {error}; write the path out") from error
+        raise BenchError(f"{path}: {error}; give the full path") from error
 
 
 def _faults(document: dict[str, Any]) -> Iterator[str]:
-    """Yield what no setting can be. Without recursion, since nesting is one of the faults."""
+    """Yield the values that no setting can have; without recursion, since deep nesting is one of the faults."""
     waiting: list[tuple[str, Any, int]] = [("", document, 0)]
     while waiting:
         where, value, depth = waiting.pop()
@@ -216,8 +217,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     hint = {
-        errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
-        errno.EDQUOT: "free some of your quota, then run the same command again: it goes on where it stopped",
+        errno.ENOSPC: "free some space, then run the same command again: it resumes where it stopped",
+        errno.EDQUOT: "free some of your quota, then run the same command again: it resumes where it stopped",
         errno.EACCES: "choose a folder you may write to with --out DIR",
         errno.EPERM: "choose a folder you may write to with --out DIR",
         errno.EROFS: "choose a folder you may write to with --out DIR",

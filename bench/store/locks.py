@@ -25,12 +25,12 @@ from bench.store.files import open_regular
 BEAT = 20.0
 """Seconds between two signs of life of a holder."""
 STALE = 120.0
-"""Seconds without one after which a holder on another host is taken for dead."""
+"""Seconds without a sign of life after which a holder on another host counts as dead."""
 FIRST_BEAT = 2.0
 """Seconds until a holder looks for the first time whether the claim is still its own."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without `flock` answers."""
+"""Error codes of a file system without `flock`."""
 
 LOOKS, LOOKS_AT_A_HOLDER = 100, 4
 """How often, 0.02 s apart, a lock is tried that is taken: by nobody who is named and alive, and by a holder."""
@@ -95,7 +95,7 @@ def held(path: Path, device: str | None) -> Iterator[RunLock]:
             thread.join(timeout=5)  # it may be waiting for a file server
             if not claim.lost:
                 with suppress(OSError):
-                    _write(descriptor, b"")
+                    _write(descriptor, b"")  # empty: other hosts see that the run is free
     finally:
         os.close(descriptor)
 
@@ -135,7 +135,7 @@ def _take(descriptor: int, path: Path) -> None:
 
 
 def _lock(descriptor: int, how: int) -> Literal["ours", "taken", "none here"]:
-    """Try to have the lock. On a file system that has none, the word of the lock file is all there is."""
+    """Try to take the system lock; on a file system without locks only the lock file's content counts."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -32,7 +32,7 @@ def read_meta(path: Path, content: bytes) -> _Written:
     Raises:
         BenchError: it is no JSON, or not what `bench` writes there; everything wrong is listed.
     """
-    remedy = "restore it, or have it collected anew with `bench run`"
+    remedy = "restore it, or collect it again with `bench run`"
     try:
         meta = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -51,15 +51,15 @@ def read_meta(path: Path, content: bytes) -> _Written:
 def _contradictions(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     labels = meta["labels"]
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", meta["metric"]["key"]):
-        yield "metric.key", f"is no name of a column: {shown(meta['metric']['key'])}"
+        yield "metric.key", f"is not a valid column name: {shown(meta['metric']['key'])}"
     for place, part in enumerate(meta.get("parts") or ()):
         if not re.fullmatch("[0-9a-f]{64}", part["run_ids_sha256"]):
             yield f"parts.{place}.run_ids_sha256", f"is no sha256: {shown(part['run_ids_sha256'])}"
     for key in ("labels", "seeds", "conditions"):
         if len(set(meta.get(key) or ())) < len(meta.get(key) or ()):
-            yield key, "has one of them twice"
+            yield key, "has a duplicate"
     if meta["baseline"] not in labels:
-        yield "baseline", f"{shown(meta['baseline'])} is no label; {nearest(meta['baseline'], labels)}"
+        yield "baseline", f"{shown(meta['baseline'])} is not a label; {nearest(meta['baseline'], labels)}"
     phases = meta.get("phases") or {"tune": {"trials": {}, "spaces": {}}, "untuned": []}
     tune = phases["tune"]
     for label in {*meta["sweeps"], *tune["trials"], *tune["spaces"], *phases["untuned"]} - {*labels}:

@@ -69,7 +69,7 @@ def finished(folder: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path} is no table of records ({error}); restore or remove it") from error
+        raise BenchError(f"{path} is not a table of records ({error}); restore or remove it") from error
     return set(records.loc[records.status.isin(FINISHED), "run_id"].dropna())
 
 
@@ -110,7 +110,7 @@ def publish_measures(measures: pd.DataFrame, directions: pd.DataFrame, folder: P
 
 
 def forget(run_ids: Collection[str], folder: Path) -> None:
-    """Take finished runs out of the records: their rows stay, as of runs that are missing.
+    """Remove finished runs from the records: their rows stay, with the status "missing".
 
     Raises:
         BenchError: the records are not as they were written.
@@ -175,7 +175,7 @@ def read(folder: Path) -> Results:
         except (ValueError, OverflowError) as error:
             fault = str(error)
         if not intact:
-            again = "delete it, and `bench measure" if name in MEASURED else "have it collected anew with `bench run"
+            again = "delete it, and `bench measure" if name in MEASURED else "collect it again with `bench run"
             raise BenchError(
                 f"{folder / name} is not as it was written: {fault}. Records are collected from runs, never edited: "
                 f"restore the file, or {again} {meta['name']}`"

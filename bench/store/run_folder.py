@@ -48,7 +48,7 @@ def reason_in(error: str) -> str:
 
 
 def _number(value: Any) -> bool:
-    """Return whether a value of a JSON file is a number in the range of a float, or stands for none."""
+    """Return whether a value of a JSON file is a number in the range of a float, or null."""
     return value is None or isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
 
 

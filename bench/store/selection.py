@@ -41,7 +41,7 @@ def _phase(frame: pd.DataFrame) -> pd.Series:
 
 
 def candidates(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame:
-    """Return every configuration that can be chosen, by `KEY`: the counts of `counts`, and validation's means.
+    """Return every configuration, by `KEY`, with its counts, its validation means and whether it is chosen.
 
     Args:
         records: of the runs that are for choosing.
@@ -55,7 +55,7 @@ def candidates(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame:
 
 
 def choose(frame: pd.DataFrame, metric: MetricMeta) -> pd.Series:
-    """Flag one configuration a condition and label: that with the best mean validation metric over the seeds.
+    """Flag one configuration per condition and label: that with the best mean validation metric over the seeds.
 
     It is chosen among the configurations whose planned runs all finished with a finite metric; only if there are none,
     among those with some such run. Ties go to the lower mean validation loss, then to the first listed. Neither test
@@ -110,7 +110,7 @@ def counts(groups: Any) -> pd.DataFrame:
 
 
 def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.DataFrame:
-    """Count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
+    """Return count, mean and sample deviation of each column over finished runs, as columns "<column>:<moment>"."""
     done = records[records["status"] == "done"]
     numbers = done[columns].astype(float)
     statistics: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])

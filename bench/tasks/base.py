@@ -246,7 +246,7 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
 
 
 def check_label_noise(task: Task, share: float) -> None:
-    """Raise BenchError where there are no classes to draw a wrong one from."""
+    """Raise BenchError if there are no classes to draw a wrong one from."""
     if share and task.num_outputs < 2:
         raise BenchError("data.label_noise needs a task with classes; this one is a regression")
 

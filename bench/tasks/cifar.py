@@ -153,7 +153,7 @@ def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray[Any, Any
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Makes Python's plain values and arrays of bytes, and nothing else.
+    """An unpickler that makes plain Python values and arrays of bytes, and nothing else.
 
     A pickle may otherwise call anything: to read it is to run it. Not even numpy's own part in that is used, since its
     dtype believes a file about its innermost flags, and numpy then fails anywhere.
@@ -169,12 +169,12 @@ class _ArraysOnly(pickle.Unpickler):
         }
         wanted = module.replace("numpy._core", "numpy.core"), name  # numpy 2 has renamed it
         if wanted not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a file of images")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a file of images")
         return known[wanted]
 
 
 class _Type:
-    """In place of a dtype, which only bytes have here."""
+    """A stand-in for numpy's dtype that accepts bytes only."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if code not in ("u1", b"u1"):
@@ -185,7 +185,7 @@ class _Type:
 
 
 class _Array:
-    """In place of an array, which is made empty first and then given a state."""
+    """A stand-in for numpy's array, which a pickle first makes empty and then fills by a state."""
 
     def __init__(self, *_: object) -> None:
         self.array: np.ndarray[Any, Any] | None = None

@@ -39,7 +39,7 @@ R2 = Metric(
 
 @register_task("csv")
 class CsvTable(Task):
-    """A table of your own, with a header: numbers and words in, a class or a number (`regression`) out.
+    """A CSV table of your own: predict a class, or a number (`regression`), from columns of numbers and words.
 
     Columns of numbers are standardised with the training rows' mean and deviation. Of a column of words (or one in
     `categorical`) each value that training rows have becomes a 0/1 input; values that only test rows have are all 0.
@@ -203,7 +203,7 @@ def _table(path: Path, separator: str) -> _Table:
         raise BenchError(f"{path}, line {reader.line_num}: {error}") from error
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice or "" in header:
-        raise BenchError(f"{path}: every column needs a name of its own in the first line; {twice or 'one has none'}")
+        raise BenchError(f"{path}: every column needs a unique name in the first line; {twice or 'one has none'}")
     if not rows:
         raise BenchError(f"{path} has no rows under its header")
     return _Table(path, header, rows, lines)
@@ -214,10 +214,10 @@ def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[
     cells = table.column(settings.target)
     for row, cell in enumerate(cells):
         if cell.lower() in MISSING:
-            raise table.fault(row, settings.target, "the target is missing; take the row out")
+            raise table.fault(row, settings.target, "the target is missing; remove the row")
         if settings.regression and reading.number(cell, settings.decimal) is None:
             hint = _hint(cell, settings.target)
-            raise table.fault(row, settings.target, f'"{cell}" is no number, which regression = true asks for{hint}')
+            raise table.fault(row, settings.target, f'"{cell}" is not a number, which regression = true needs{hint}')
     if settings.regression:
         return [], np.array([reading.number(cell, settings.decimal) for cell in cells], dtype=np.float64)
     chosen = reading.spellings(cells, settings.decimal)
@@ -229,10 +229,10 @@ def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[
         raise BenchError(f'{table.path}: column "{settings.target}" has one class only, "{names[0]}"')
     if len(names) > len(cells) // 3:
         hint = _hint(cells[0], settings.target)
-        hint = f'; "{cells[0]}" is no number{hint}' if hint else ""
+        hint = f'; "{cells[0]}" is not a number{hint}' if hint else ""
         raise BenchError(
             f'{table.path}: column "{settings.target}" has {len(names)} different values in {len(cells)} rows, too '
-            f"many for classes; if it is a number to predict, say task.regression = true{hint}"
+            f"many for classes; if it is a number to predict, set task.regression = true{hint}"
         )
     number_of = {name: number for number, name in enumerate(names)}
     return names, np.array([number_of[chosen[cell]] for cell in cells])
@@ -287,20 +287,20 @@ def _number_input(table: _Table, name: str, numbers: list[float | None], train: 
 
 
 def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float | None], missing: list[bool]) -> None:
-    """Raise BenchError if most cells of a column are numbers, or as little words as numbers (dates, amounts)."""
+    """Raise BenchError if most cells of a text column are not words: numbers, dates or amounts."""
     kinds = [
         "a number" if number is not None else reading.no_word(cell) for cell, number in zip(cells, numbers, strict=True)
     ]
     known = [kind for kind, empty in zip(kinds, missing, strict=True) if not empty]
     if sum(kind is not None for kind in known) <= len(known) / 2:
         return
-    as_categories = f'if they are categories, say so: task.categorical = ["{name}"]'
+    as_categories = f'if they are categories, set task.categorical = ["{name}"]'
     row = next(row for row, number in enumerate(numbers) if number is None and not missing[row])
     if sum(kind == "a number" for kind in known) > len(known) / 2:
         hint = _hint(cells[row], name)
-        raise table.fault(row, name, f'"{cells[row]}" is no number, as most of the column are{hint}; {as_categories}')
+        raise table.fault(row, name, f'"{cells[row]}" is not a number like most of the column{hint}; {as_categories}')
     row = next(row for row, kind in enumerate(kinds) if kind in reading.NO_WORDS and not missing[row])
-    raise table.fault(row, name, f'"{cells[row]}" is no word{_hint(cells[row], name)}; {as_categories}')
+    raise table.fault(row, name, f'"{cells[row]}" is not a word{_hint(cells[row], name)}; {as_categories}')
 
 
 def _hint(cell: str, column: str) -> str:

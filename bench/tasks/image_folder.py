@@ -107,8 +107,8 @@ def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]
     if "test" in folders or "train" in folders:
         if folders != ["test", "train"]:
             raise BenchError(
-                f"{root} has the folders {', '.join(folders)}; where there is train/ or test/ there are these two and "
-                "no other: what runs are validated on is held out of train/ (data.validation)"
+                f"{root} has the folders {', '.join(folders)}; if one is train/ or test/, both are needed and no "
+                "other: the validation set is held out of train/ (data.validation)"
             )
         names = _folders(root / "train")
         if names != _folders(root / "test"):

@@ -133,7 +133,7 @@ class PublishedImages(ImageTask):
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Constants that take a byte x to (x / 255 - mean) / std = x * scale + shift, each (H, W, C).
+    """Return scale and shift, each (H, W, C), with (x / 255 - mean) / std = x * scale + shift for a byte x.
 
     They are spread over a whole image because a kernel over runs of H * W * C numbers is much faster than one over C.
     """

@@ -1,4 +1,4 @@
-"""The file that holds a run's whole state between two steps (`bench.training.state`), and the one before it.
+"""Checkpoints: the file with a run's whole state (`bench.training.state`), and the previous file.
 
 And the weights a run ends with, in a file of their own, where somebody has asked for them.
 """
@@ -19,7 +19,7 @@ from bench.core.process_group import ProcessGroup
 from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
-"""Of the state; one that an older version of the package wrote is not gone on from."""
+"""Version of the state; a checkpoint of an older version is not resumed."""
 
 
 class StateDict(TypedDict):
@@ -81,7 +81,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         other = state.get("run_id") if isinstance(state, dict) else None
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; {_DELETE}")
     if state.get("format") != FORMAT:
-        raise BenchError(f"{path} is of an older version of this package; {_DELETE}")
+        raise BenchError(f"{path} was written by an older version of this package; {_DELETE}")
     if missing := set(StateDict.__annotations__) - state.keys():
         raise BenchError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}); {_DELETE}")
     return cast(StateDict, state)
@@ -137,7 +137,7 @@ def resume(
             # In the place of the damaged one, which the next save would else keep instead of this one.
             _move(path, folder.checkpoint)
             what = faults[0].removesuffix(f"; {_DELETE}")
-            say(f"{what}; the run goes on from the checkpoint before it")
+            say(f"{what}; the run resumes from the checkpoint before it")
         return True
     if faults:
         raise BenchError("\n".join(faults))
@@ -162,7 +162,7 @@ def _move(path: Path, to: Path) -> None:
 
 
 def _check_bytes(path: Path) -> None:
-    """Compare all content with the checksums that torch wrote beside it, and which torch.load does not look at."""
+    """Compare all content with the checksums that torch wrote beside it, which torch.load does not check."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"wrong checksum of {damaged}")
@@ -173,7 +173,7 @@ def _reason(error: Exception) -> str:
     return f"no {first}" if isinstance(error, KeyError) else first or type(error).__name__
 
 
-_DELETE = "delete it to run this one from the beginning"
+_DELETE = "delete it to start this run from the beginning"
 
 
 def keep_weights(path: Path, model: nn.Module, about: dict[str, str]) -> None:
@@ -193,7 +193,7 @@ def keep_weights(path: Path, model: nn.Module, about: dict[str, str]) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put kept weights into a model that was built as theirs was.
+    """Load kept weights into a model built from the same spec.
 
     Raises:
         BenchError: the file is damaged, or of another model.

@@ -14,29 +14,29 @@ from bench.tasks.base import Data, Task
 from bench.training.folding import folded
 
 BATCH = {"cuda": 1024, "cpu": 128}
-"""Examples at a time: a GPU wants them many, a CPU no more than its caches hold. It changes rounding, nothing else."""
+"""Examples per batch: many on a GPU, on a CPU only as many as its caches hold. Only rounding depends on it."""
 
 TEXTS_ON_CPU = 16
-"""Texts at a time on a CPU: of more than so few the activations leave its caches; 128 sentences took twice the time."""
+"""Texts per batch on a CPU: activations of more texts do not fit its caches; 128 sentences took twice the time."""
 
 FEWEST = 2000
-"""Examples of a split from which on folding pays: it costs as much as evaluating some hundreds of them."""
+"""Fewest examples for which folding pays: it costs as much as evaluating some hundreds of examples."""
 
 ROUNDING = 1e-3
 """Largest difference, as a share of the largest output, that is taken for rounding."""
 
 CHECKED = 32
-"""Examples of a split on which it is seen how far folding moves outputs."""
+"""Examples on which the effect of folding on outputs is measured."""
 
 SAFETY = 16
-"""How many times as far as on these folding is taken to move any output of the split."""
+"""Factor on that measured effect, as a bound for all examples of the split."""
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, task: Task, data: Data, autocast: torch.autocast, train: Split | None = None
 ) -> dict[str, float]:
-    """Loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
+    """Return loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
 
     Training examples with true and with replaced labels are also told apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def degeneracy(task: Task, learned: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return what tells a model that gives one answer to everything.
+    """Return the numbers that reveal a model which gives one answer to every example.
 
     constant: 1 if the answers to all examples are the same (one class; of numbers one number, to six digits), else 0.
     dummy_<score>: the score of the best constant answer of the training set, its most common class or its mean;

@@ -22,7 +22,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import chosen_optimizer
 
 STEPS = 12
-"""Steps over which passes are averaged: a method may take a second one in some of its steps only."""
+"""Steps over which passes are averaged: a method may take a second pass in only some of its steps."""
 
 
 def passes_per_step(choice: OptimizerSpec) -> float:
@@ -37,7 +37,7 @@ def passes_per_step(choice: OptimizerSpec) -> float:
 
 @functools.cache
 def _counted(factory: Callable[..., Any], base: Callable[..., Any] | None, choice_json: str) -> float:
-    """Count over some steps on a small network; 1, where the optimizer cannot do with it.
+    """Count the passes per step over a few steps on a small network; return 1 if the optimizer fails on it.
 
     Args:
         factory, base: tell optimizers of the same name in different plug-ins apart.

@@ -15,7 +15,7 @@ from bench.core.errors import BenchError
 from bench.core.spec import TrainSettings
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""What cuBLAS asks for before it computes deterministically; it is read when the process first uses the GPU."""
+"""Setting that cuBLAS needs for determinism; it is read when the process first uses the GPU."""
 
 
 def allow_deterministic_kernels() -> None:
@@ -25,7 +25,7 @@ def allow_deterministic_kernels() -> None:
 
 @functools.cache
 def has_bf16_units() -> bool:
-    """Return whether this machine's CPU multiplies bf16 matrices in hardware; True where the system does not tell.
+    """Return whether this machine's CPU multiplies bf16 matrices in hardware; True if the system does not tell.
 
     These are AMX on x86 and the bf16 extension on ARM. AVX-512's bf16 instructions do not count: with them alone bf16
     runs took 1.2 to 2 times as long as fp32 ones.
@@ -52,7 +52,7 @@ def set_precision(settings: TrainSettings, device: torch.device) -> torch.autoca
 
 
 _kept: str | None = None
-"""What the compiled code is for that this process keeps."""
+"""Key of the compiled code that this process keeps."""
 
 
 def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False, code: str | None = None) -> nn.Module:
@@ -70,7 +70,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
         BenchError: CUDA graphs are asked for, and they do.
     """
     if settings.cuda_graphs and dynamic:
-        raise BenchError("train.cuda_graphs needs batches of one shape; those of texts are as wide as their longest")
+        raise BenchError("train.cuda_graphs needs batches of one shape, but batches of texts vary in width")
     if not settings.compile:
         return model
     global _kept
@@ -84,7 +84,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
 
 @contextmanager
 def compilation_errors_told() -> Iterator[None]:
-    """Turn what torch.compile throws, which is pages long, into one message that says what to do."""
+    """Turn an error of torch.compile, which is pages long, into one message that says what to do."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:
@@ -93,5 +93,5 @@ def compilation_errors_told() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise BenchError(
             f"torch.compile fails for this model on this machine ({type(error).__name__}: {reason}); "
-            "compilation needs a C++ compiler, and Triton on a GPU: train.compile = false does without"
+            "compilation needs a C++ compiler, and Triton on a GPU; or set train.compile = false"
         ) from error

@@ -1,4 +1,4 @@
-"""All that the rest of a run hangs on between two steps, and how it becomes the content of a checkpoint and back."""
+"""The state of a run between two steps, and its conversion to the content of a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Put the run where a checkpoint was written, in this process of it.
+        """Restore this process's part of the run from the content of a checkpoint.
 
         Raises:
             LookupError: a key is missing, at any depth.
@@ -114,7 +114,7 @@ class TrainingState:
 
 
 def _check_keys(state: Any, like: Any, place: str = "") -> None:
-    """Raise LookupError if a state lacks a key that one of the same kind has, at any depth.
+    """Raise LookupError if a state lacks a key of the present state `like`, at any depth.
 
     Defaults would fill in for the key, and the run would go on with other numbers.
     """

@@ -70,7 +70,7 @@ class TrainingRun:
 
     @property
     def passes(self) -> int:
-        """Forward-backward passes over a batch so far, of all processes together."""
+        """Return the forward-backward passes over a batch so far, of all processes together."""
         return round(self.work * self.group.size)
 
     def batches(self, epoch: int) -> list[Batch]:
@@ -119,7 +119,7 @@ class TrainingRun:
         return closure
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> Closure:
-        """Return a closure of single examples' losses, some or all, for a method that calls backward itself."""
+        """Return a closure that gives the loss of each example, for a method that calls backward itself."""
 
         def losses(examples: Tensor | None = None) -> Tensor:
             x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
@@ -132,7 +132,7 @@ class TrainingRun:
 
     @contextmanager
     def measured_weights(self) -> Iterator[None]:
-        """Give the model the weights that its optimizer keeps for measuring, where it keeps some."""
+        """Put in the weights that the optimizer keeps for evaluation, if it keeps any, in this context."""
 
         def inputs() -> Iterator[Tensor]:
             for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size):
@@ -144,7 +144,7 @@ class TrainingRun:
             yield
 
     def warm_up(self) -> None:
-        """Have everything compiled and every kernel chosen before a clock runs; nothing else of it stays.
+        """Compile the model and choose every kernel before times are measured; nothing else changes.
 
         Raises:
             BenchError: the model cannot be compiled on this machine.
@@ -180,9 +180,9 @@ def set_up(
         BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
     if spec.train.compile == "auto":
-        raise BenchError('train.compile = "auto" is for launches to decide: true or false for a run by itself')
+        raise BenchError('train.compile = "auto" is decided by `bench run`; set true or false for a single run')
     if group.size != spec.train.processes:
-        raise BenchError(f"train.processes = {spec.train.processes}, but {group.size} are there to do this run")
+        raise BenchError(f"train.processes = {spec.train.processes}, but this run has {group.size}")
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
     torch.manual_seed(derive(spec.seed, "init"))  # right before the model: what draws in between changes its weights
@@ -220,7 +220,7 @@ def set_up(
 
 
 def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, device: torch.device) -> str | None:
-    """Return what decides the code that torch compiles for a run; None where the course of the run does, too.
+    """Return a key of the code that torch compiles for a run; None if the code also depends on the run's course.
 
     Batches of many widths, and a method that takes the losses of some examples, have torch compile for one shape after
     another until it stops; CUDA graphs are bound to the memory of one run.
@@ -233,7 +233,7 @@ def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, devic
 
 
 def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessGroup) -> tuple[int, bool]:
-    """Examples a closure is over, and whether closures average over all processes (see `Run`).
+    """Return the examples per closure, and whether closures average over all processes (see `TrainingRun`).
 
     Raises:
         BenchError: the batch does not divide into such parts.
@@ -246,16 +246,16 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessG
     share = batch_size // group.size
     if m == batch_size and group.size > 1 and getattr(optimizer, "takes_losses", False):
         raise BenchError(
-            f"{type(optimizer).__name__} chooses among the examples that a perturbation is for; over {group.size} "
-            f"processes each needs its own: give it an m that divides {share}"
+            f"{type(optimizer).__name__} chooses examples within each perturbation; each of {group.size} processes "
+            f"needs its own perturbation: set an m that divides {share}"
         )
     if m == batch_size:
         return share, True
     if share % m:
-        raise BenchError(f"m = {m} does not divide what each of {group.size} processes has of a batch ({share})")
+        raise BenchError(f"m = {m} does not divide the per-process batch ({batch_size} / {group.size} = {share})")
     if group.size > 1:
         if not isinstance(optimizer, OptimizerWrapper):
-            raise BenchError(f"{type(optimizer).__name__} has m, but is no bench.OptimizerWrapper: one process only")
+            raise BenchError(f"{type(optimizer).__name__} has m, but is not a bench.OptimizerWrapper: use one process")
         optimizer.group = group
     return m, False
 
@@ -278,7 +278,7 @@ def load_task(spec: RunSpec) -> Task:
 
 
 def encoder(spec: RunSpec, task: Task) -> Encode | None:
-    """Return the tokenizer of the model, which makes a text task's examples numbers; None for other tasks."""
+    """Return the model's tokenizer as a function of texts; None for a task without texts."""
     tokenizer = models[spec.model.name].tokenizer
     if not task.text or tokenizer is None:
         return None
@@ -303,7 +303,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def chosen_optimizer(choice: OptimizerSpec, parameters: list[Any], model: nn.Module) -> torch.optim.Optimizer:
-    """Return an optimizer over parameters, as torch takes them; a method around its base, where it has one."""
+    """Return the chosen optimizer over parameters: a plain one, or a method around its base."""
     if choice.base is None:
         return _optimizer(choice.name, parameters, **choice.params)
     base = _optimizer(choice.base.name, parameters, **choice.base.params)
@@ -336,5 +336,5 @@ def parameter_groups(model: nn.Module, weight_decay_on: str) -> list[Any]:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Full batches in an epoch; a set smaller than a batch is one batch."""
+    """Return the full batches in an epoch; a set smaller than a batch is one batch."""
     return max(1, examples // batch_size)

@@ -109,7 +109,7 @@ def test_runs_of_an_older_version_say_so(
     store = finish(resolved, results)
     monkeypatch.setattr("bench.core.spec.PROTOCOL", 99)
     found = left(resolved, store)
-    because = "made by a version of this package that measures otherwise"
+    because = "made by a version of this package with other measuring rules"
     assert found == {f"sgd: {because}": 1, f"sam: {because}": 2}
 
 
@@ -121,10 +121,10 @@ def test_run_and_status_name_finished_runs_that_an_edit_made_missing(
 ) -> None:
     path = write_experiment(tiny())
     finish(experiment.load(path), results)
-    assert "No part" not in bench("status", path).out
+    assert "No longer part" not in bench("status", path).out
     write_experiment(tiny({"optimizers.sgd.lr": 0.2}))
     for said in (bench("status", path).out, bench("run", path, "--dry-run").err):
-        assert "No part of the experiment any more: 2 finished runs in results/tiny/runs: " in said
+        assert "No longer part of the experiment: 2 finished runs in results/tiny/runs: " in said
         assert "sgd: lr was 0.1, is 0.2 (2 runs). `bench clean` lists and removes them." in said
 
 
@@ -143,8 +143,8 @@ def test_clean_lists_and_removes_once_it_is_told_to(
     assert (listed.status, store.present()) == (0, before)
     assert all(f"{run_id}  done      sgd: lr was 0.1, is 0.2" in listed.out for run_id in gone)
     assert "tiny: 2 runs, 0.0 MB" in listed.out
-    assert "are still of 2 of them; `bench run" in listed.out
-    assert "Nothing was removed; --yes removes them." in listed.out
+    assert "still show 2 of them; `bench run" in listed.out
+    assert "Nothing was removed; add --yes to remove these runs." in listed.out
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("click.confirm", lambda question: False)

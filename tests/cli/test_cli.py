@@ -449,7 +449,7 @@ def test_a_plugin_works_in_worker_processes_and_a_failure_in_it_is_told(
     assert "error.txt" in answer.err
     answer = bench("run", path, "--only", "sgd", "--seeds", 1)
     assert answer.status == 1
-    assert "0 to do (0 passes), 1 failed before (--retry-failed does them again)" in answer.err
+    assert "0 to do (0 passes), 1 failed before (--retry-failed retries them)" in answer.err
     assert re.search("failed: sgd +seed 0: RuntimeError: not today", bench("status", path, "--seeds", 1).out)
 
 

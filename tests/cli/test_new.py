@@ -53,8 +53,8 @@ def test_nothing_is_overwritten_and_then_nothing_is_written(bench: Bench) -> Non
     [
         (["My Own"], "must be small letters"),
         (["../mine"], "must be small letters"),
-        (["digits", "--task"], "task digits is there already"),
-        (["sgd", "--optimizer"], "optimizer sgd is there already"),
+        (["digits", "--task"], "task digits already exists"),
+        (["sgd", "--optimizer"], "optimizer sgd already exists"),
     ],
 )
 def test_a_name_that_cannot_be_is_told(bench: Bench, arguments: list[str], words: str) -> None:

@@ -61,7 +61,7 @@ def test_table_finds_results_as_run_names_them(bench: Bench, path: Path) -> None
 @pytest.mark.parametrize("command", ["table", "plot", "report", "diff"])
 def test_results_that_are_not_there_or_of_other_overrides_are_told(bench: Bench, path: Path, command: str) -> None:
     said = bench(command, path, "--set", "train.epochs=9", "--name", "short")
-    assert "results/short is of --set train.epochs=3; give the same, or another --name" in said.err
+    assert "results/short holds results of --set train.epochs=3; give the same settings, or another --name" in said.err
     assert 'no results of "shorter"; did you mean "short"?' in bench(command, path, "--name", "shorter").err
     assert 'no results of "tiny+train.epochs=9"' in bench(command, path, "--set", "train.epochs=9").err
 
@@ -92,7 +92,7 @@ def test_diff_compares_an_experiment_with_what_became_of_it(bench: Bench, path: 
     assert "tiny (A) and tiny+train.epochs=3 (B)" in said.out
     assert "short (B)" in bench("diff", path, path, "--name", "short", "--format", "md").out
     assert bench("diff", "short", path, *SET, "--format", "md").status == 0, "the same runs, whatever they are called"
-    assert "what to compare with?" in bench("diff", path).err
+    assert "nothing to compare with:" in bench("diff", path).err
 
 
 def test_results_under_a_name_know_their_experiment(bench: Bench, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

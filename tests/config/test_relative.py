@@ -72,7 +72,7 @@ def test_shares_of_what_they_divide_and_swept_multiples(load: Load) -> None:
     [
         (
             {"train.epochs": 5, "optimizers.sgd-2x.train": {"epochs": "1.5x"}},
-            'optimizers.sgd-2x.train.epochs: "1.5x" of train.epochs = 5 is 7.5, no whole number',
+            'optimizers.sgd-2x.train.epochs: "1.5x" of train.epochs = 5 is 7.5, not a whole number',
         ),
         (
             {"optimizers.sgd-2x.train": {"batch_size": "2x"}},
@@ -103,7 +103,7 @@ def test_without_common_epochs_both_places_are_named(load: Load) -> None:
     with pytest.raises(BadValue) as caught:
         load({"train": {"batch_size": 256}})
     assert "train.epochs: required, but missing" in caught.value.problems
-    multiple = '"2x" is a multiple of train.epochs, which is no whole number; set it in [train]'
+    multiple = '"2x" is a multiple of train.epochs, which is not a whole number; set it in [train]'
     assert f"optimizers.sgd-2x.train.epochs: {multiple}" in caught.value.problems
 
 

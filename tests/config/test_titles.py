@@ -63,8 +63,8 @@ def test_the_title_in_the_results_is_the_shown_one(load: Load) -> None:
         ("{}", 'title: unknown placeholder "{}"; valid: '),
         ("{model.__class__}", 'title: unknown placeholder "{model.__class__}"; '),
         ("{model!r:>9}", 'title: unknown placeholder "{model!r:>9}"; '),
-        ("a { b", "title: a brace without its other half"),
-        ("a } b", "title: a brace without its other half"),
+        ("a { b", "title: an unmatched brace"),
+        ("a } b", "title: an unmatched brace"),
     ],
 )
 def test_a_placeholder_that_there_is_not_is_told_with_those_there_are(load: Load, title: str, problem: str) -> None:

@@ -185,7 +185,7 @@ def test_an_experiment_without_phases_says_nothing_of_them(load: Load) -> None:
 SOBOL = {"seeds": 2, "trials": 4, "search": "sobol"}
 UNEQUAL = {"sgd": {"sweep": {"lr": [0.1, 0.2]}}, "sam": {"base": "sgd", "sweep": {"lr": [0.1], "rho": [1, 2, 3, 4]}}}
 REFUSED = [
-    ({"seeds": 3}, "seeds", ["[tune] and [final] have seeds of their own; take this one out"]),
+    ({"seeds": 3}, "seeds", ["[tune] and [final] set their own seeds; remove this key"]),
     ({"final": ...}, "final", ["required, but missing"]),
     ({"tune": ...}, "tune", ["required, but missing"]),
     ({"tune": {"seeds": 2}}, "tune.trials", ["required, but missing"]),
@@ -203,7 +203,7 @@ REFUSED = [
     ({"optimizers.adam": {"lr": 0.1}}, "optimizers.adam", ["nothing is swept", "tune = false"]),
     ({"optimizers.sgd.tune": False}, "optimizers.sgd.tune", ["something is swept; keep one of the two"]),
     ({"optimizers.sgd.tune": "no"}, "optimizers.sgd.tune", ["must be true or false, got 'no'"]),
-    ({"optimizers": {"sgd": {"lr": 0.1, "tune": False}}}, "tune", ["no optimizer has anything to tune"]),
+    ({"optimizers": {"sgd": {"lr": 0.1, "tune": False}}}, "tune", ["no optimizer has a sweep to tune"]),
     ({"optimizers.sgd.sweep.lr": LR}, "optimizers.sgd.sweep.lr", ['a range needs tune.search = "random" or "sobol"']),
     (
         {**RANGES, "optimizers.sgd.sweep.lr": {"low": 1, "hihg": 2}},
@@ -226,7 +226,7 @@ REFUSED = [
     (
         {"tune": {**SOBOL, "budget": "passes"}, "optimizers.sgd.sweep": {"lr": LR, "train": {"epochs": [1, 2, 3, 4]}}},
         "optimizers.sgd.sweep",
-        ["changes how many passes a run takes"],
+        ["changes the passes per run"],
     ),
     (
         {"tune": {"seeds": 1, "trials": 4, "budget": "passes"}},

@@ -131,8 +131,8 @@ def test_cuda_graphs_need_compiled_code() -> None:
 @pytest.mark.parametrize(
     ("table", "settings", "words"),
     [
-        ("train", {"epochs": 3, "warmup_epochs": 1, "warmup_ratio": 0.1}, "warmup_epochs says the same"),
-        ("data", {"train_size": 10, "train_share": 0.5}, "train_size says the same"),
+        ("train", {"epochs": 3, "warmup_epochs": 1, "warmup_ratio": 0.1}, "warmup_epochs sets the same thing"),
+        ("data", {"train_size": 10, "train_share": 0.5}, "train_size sets the same thing"),
     ],
 )
 def test_two_ways_to_say_the_same_are_not_mixed(table: str, settings: dict[str, Any], words: str) -> None:

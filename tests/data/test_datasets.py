@@ -198,7 +198,7 @@ def test_absent_data_is_one_message_with_all_one_needs(root: Path) -> None:
 def test_files_that_are_missing_are_named(root: Path) -> None:
     lay(root / "numbers", two=None)
     assert not NUMBERS.is_there()
-    again = f"move {root}/numbers away, and `bench prepare` makes it anew"
+    again = f"move {root}/numbers away, and `bench prepare` makes it again"
     for use in (NUMBERS.paths, NUMBERS.fetch):
         with pytest.raises(BenchError, match=f"^Numbers is in {root}/numbers without two: {again}"):
             use()
@@ -308,7 +308,7 @@ def test_a_damaged_gzip_is_told_even_if_any_data_is_allowed(root: Path, damage: 
     (folder / "one.gz").write_bytes(damage(gzip.compress(os.urandom(1000))))
     for use in (content, content_md5):
         with pytest.raises(
-            BenchError, match=r"one\.gz is damaged: .*; move it away, and `bench prepare` gets it again"
+            BenchError, match=r"one\.gz is damaged: .*; move it away, and `bench prepare` downloads it again"
         ):
             use(folder / "one.gz")
     with pytest.raises(BenchError, match=r"one\.gz is damaged"):
@@ -390,7 +390,7 @@ def test_an_archive_that_is_not_the_real_one_is_refused_and_left(root: Path, raw
     with pytest.raises(BenchError) as error:
         NUMBERS.fetch(retries=QUICK)
     assert str(error.value).startswith(f"{archive} is not the official Numbers:\n  md5 is {md5(raw)}, that of the off")
-    with pytest.raises(BenchError, match=rf"^{archive} is damaged: .*`bench prepare` gets it again$"):
+    with pytest.raises(BenchError, match=rf"^{archive} is damaged: .*`bench prepare` downloads it again$"):
         NUMBERS.fetch(allow_unverified=True, retries=QUICK)
     assert tree(root) == {"numbers.tar.gz": raw, ".numbers.lock": b""}
     assert not list(root.glob("*numbers*/"))

@@ -361,7 +361,7 @@ def test_each_server_s_last_answer_and_what_is_kept_are_told(server: Server, wan
     first, second, kept = str(error.value).splitlines()
     assert first == f"  {server.url}: HTTP 503 Service Unavailable"
     assert second.startswith(f"  {nobody}: [Errno ")
-    assert kept == "  1,234 bytes are kept: the same command goes on from there"
+    assert kept == "  1,234 bytes are kept: the same command resumes there"
     assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[:1234]
 
 

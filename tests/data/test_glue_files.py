@@ -209,7 +209,8 @@ def test_a_broken_table_is_told_with_the_line(root: Path, name: str, table: str 
         part = "dev_mismatched"
     folder = lay(root, name, tables={part: table})
     with pytest.raises(
-        BenchError, match=f"^{folder}/{part}.tsv is damaged: {what}.*; move it away, and `bench prepare` gets it again$"
+        BenchError,
+        match=f"^{folder}/{part}.tsv is damaged: {what}.*; move .*, and `bench prepare` downloads it again$",
     ):
         load(name)
 

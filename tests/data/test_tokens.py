@@ -343,7 +343,7 @@ def test_a_folder_without_a_tokenizer_is_told(folder: Path) -> None:
 @pytest.mark.parametrize("content", ['{"model": ', '{"model": {"type": "Unheard"}}', "[]"])
 def test_a_damaged_tokenizer_is_told(folder: Path, content: str) -> None:
     (folder / "tokenizer.json").write_text(content)
-    with pytest.raises(BenchError, match=f"the tokenizer in {folder} cannot be loaded: .*get its files again"):
+    with pytest.raises(BenchError, match=f"the tokenizer in {folder} cannot be loaded: .*download its files again"):
         encode(SINGLE, folder, 9)
 
 

@@ -74,5 +74,5 @@ def test_the_path_cannot_be_varied(plan: Callable[[str], PlannedRun], tmp_path: 
     plan("data/table.csv")
     path = tmp_path / "own.toml"
     path.write_text(path.read_text() + '[vary]\ntask.path = ["data/table.csv", "b.csv"]\n')
-    with pytest.raises(BadValue, match=r"vary\.task\.path: other data are another question"):
+    with pytest.raises(BadValue, match=r"vary\.task\.path: cannot be varied; make one experiment per data set"):
         load(path)

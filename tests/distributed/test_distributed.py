@@ -113,8 +113,8 @@ def spec_with(
         ({"train.processes": 0}, r"train\.processes"),
         (
             {"train.processes": 4, "optimizers.sam.m": 128},
-            r"optimizers\.sam\.m: must divide what each of 4 processes has of a batch \(64\), or be the whole "
-            r"batch \(256\), got 128",
+            r"optimizers\.sam\.m: must divide the per-process batch \(256 / 4 = 64\) or equal batch_size "
+            r"\(256\), got 128",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_batch_that_can_be_shared_is_planned_and_has_ids_of_its_own(tiny: Any,
 
 
 def test_a_run_of_two_is_not_done_by_one() -> None:
-    with pytest.raises(BenchError, match=r"train\.processes = 2, but 1 are there"):
+    with pytest.raises(BenchError, match=r"train\.processes = 2, but this run has 1"):
         set_up(spec_with(ComponentSpec(name="mlp", params={"width": 8})), CPU)
 
 
@@ -145,7 +145,9 @@ def test_a_small_training_set_that_cannot_be_shared_is_told() -> None:
     sgd = torch.optim.SGD(model.parameters())
     with pytest.raises(BenchError, match=r"train\.processes = 2 does not divide the batch of 899"):
         share_out(sgd, 899, ProcessGroup(0, 2))
-    with pytest.raises(BenchError, match=r"m = 75 does not divide what each of 4 .* \(225\)|m = 450 does not"):
+    with pytest.raises(
+        BenchError, match=r"m = 75 does not divide the per-process .* \(900 / 4 = 225\)|m = 450 does not"
+    ):
         share_out(SAM(sgd, m=450), 900, ProcessGroup(0, 4))
     sgd.m = 10  # type: ignore[attr-defined]
     with pytest.raises(BenchError, match="SGD has m, but is no"):
@@ -224,7 +226,7 @@ def test_runs_of_several_processes_get_as_many_gpus_each(machine: Callable[[int,
     ]
     for arguments, message in (
         ((None, 1, None, {1, 2}), "all must have as many"),
-        ((None, 1, None, {8}), "needs a GPU for each, and there are 5"),
+        ((None, 1, None, {8}), "needs one GPU per process, and 5 can be used"),
         ((3, 1, None, {2}), "do 2 at once"),
         ((None, 2, None, {2}), "do 2 at once"),
     ):
@@ -416,8 +418,8 @@ def died(rank: int, code: int) -> dict[str, Any]:
         ([told("bug", 0, 2.0), died(0, 1), told("told", 1, 1.0), died(1, 1)], BenchError, "told at 1.0"),
         ([told("disk", 1, 1.0), told("bug", 0, 2.0)], StorageError, "disk at 1.0"),
         ([told("bug", 1, 1.0), died(1, 1)], ProcessFailed, "in process 1 of 2:\nbug at 1.0"),
-        ([told("bug", 0, 1.0), died(1, -9)], BenchError, r"signal 9 \(SIGKILL\); was memory short\?\nlast words"),
-        ([died(1, 7)], BenchError, "process 1 of the 2 of this run died by exit status 7"),
+        ([told("bug", 0, 1.0), died(1, -9)], BenchError, r"signal 9 \(SIGKILL\), possibly out of memory\nlast words"),
+        ([died(1, 7)], BenchError, "process 1 of the 2 of this run ended with exit status 7"),
     ],
 )
 def test_the_error_of_a_run_is_its_cause(messages: Any, error: type[Exception], words: str) -> None:
@@ -440,7 +442,7 @@ def test_a_death_on_another_node_is_waited_for() -> None:
             return []
 
     found = _cause(Late(told("bug", 0, 1.0)), [])  # type: ignore[arg-type]
-    assert "process 1 of the 2 of this run died by signal 9 (SIGKILL)" in str(found)
+    assert "process 1 of the 2 of this run was killed by signal 9 (SIGKILL)" in str(found)
 
 
 def test_another_node_that_stays_silent_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,7 +611,7 @@ def listening_of(pid: int) -> set[str]:
 def test_one_that_dies_ends_both_and_is_named(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.order(1, 7, "SIGKILL")
-    with pytest.raises(BenchError, match=r"process 1 of the 2 of this run died by signal 9 \(SIGKILL\)"):
+    with pytest.raises(BenchError, match=r"process 1 of the 2 of this run was killed by signal 9 \(SIGKILL\)"):
         site.do()
     assert processes_of(site.folder.path) == []
     assert site.folder.result() is None

@@ -195,7 +195,7 @@ def test_other_bits_on_the_same_machine_are_refused_and_within_tolerance_on_anot
     a, b = (part(name, experiment, experiment.runs) for name in "ab")
     run_id = a.records.run_id[0]
     said = refused(a, change(b, first, test_acc=0.999))
-    assert f"run {run_id} (sgd, seed 0) differs: a has it, b too" in said
+    assert f"run {run_id} (sgd, seed 0) differs between a and b" in said
     assert "test_acc" in said
     bits = {"device": "another CPU", "weights_sha256": "f" * 16}
     assert merge([("a", a), ("b", change(b, first, **bits))]).twice == 6
@@ -216,7 +216,7 @@ def test_other_bits_on_the_same_machine_are_refused_and_within_tolerance_on_anot
         ("vary", {"label_noise": [0.0]}, "vary: nothing is varied in a, label_noise in b"),
         ("sweeps", {"sam": ["lr"]}, "sam: ['rho'] is swept in a, ['lr'] in b"),
         ("metric", {"key": "r2", "name": "R2"}, "metric is accuracy in a, R2 in b"),
-        ("phases", {"tune": {}, "final": {}}, "phases: [tune] and [final] are in b alone"),
+        ("phases", {"tune": {}, "final": {}}, "phases: only b has [tune] and [final]"),
     ],
 )
 def test_what_is_of_another_experiment_is_refused(
@@ -235,7 +235,7 @@ def test_other_settings_and_other_data_are_refused(write_experiment: Write, tiny
     later = load(write_experiment(tiny({"seeds": [5]})))
     c = part("c", later, later.runs)
     prints = [change(one, lambda frame: frame.index >= 0, data_fingerprint=text) for one, text in ((a, "1"), (c, "2"))]
-    assert "task digits: the data are others: fingerprint 1 in a, 2 in b" in refused(*prints)
+    assert "task digits: the data differ: fingerprint 1 in a, 2 in b" in refused(*prints)
     assert "is run" in refused(a, change(a, first, run_id="0" * 12))
 
 

@@ -89,7 +89,7 @@ def test_measures_taken_with_other_settings_are_refused(halves: tuple[Results, R
     a, b = (measured(half) for half in halves[:2])
     assert b.measures is not None
     b.measures["rho"] = 0.5
-    with pytest.raises(BenchError, match="measures were taken with other settings in a and b; take one of them anew"):
+    with pytest.raises(BenchError, match="measures were taken with other settings in a and b; repeat one of them"):
         merge([("a", a), ("b", b)])
 
 

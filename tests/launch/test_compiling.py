@@ -146,7 +146,7 @@ def test_parts_that_were_decided_otherwise_are_not_merged(open_: Experiment, tmp
 def test_a_run_by_itself_decides_nothing(open_: Experiment) -> None:
     import torch
 
-    with pytest.raises(BenchError, match="true or false for a run by itself"):
+    with pytest.raises(BenchError, match="set true or false for a single run"):
         set_up(open_.runs[0].spec, torch.device("cpu"))
 
 
@@ -156,7 +156,7 @@ def test_a_dry_run_shows_no_ids_and_writes_nothing(
     said = bench("run", write_experiment(tiny({"train.compile": "auto"})), "--dry-run")
     assert said.status == 0, said.err
     assert said.out.count("------------  ") == 6
-    assert "whether runs are compiled is measured when they start" in said.out
+    assert "decides whether runs are compiled" in said.out
     assert not Path("results").exists()
 
 

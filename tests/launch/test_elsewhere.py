@@ -144,7 +144,7 @@ def test_a_folder_that_is_half_or_damaged_takes_no_finished_run_out(experiment: 
     assert len(records.read(store.folder).curves) == 12
     (said,) = launched.results.damaged
     assert said.startswith(f"{broken.path}/curve.jsonl is damaged")
-    assert said.endswith("until then it counts as the records have it")
+    assert said.endswith("until then its row in the records counts")
 
 
 def test_redo_does_again_what_left_no_folder_here_and_goes_on_where_it_was_stopped(
@@ -234,11 +234,11 @@ def test_damaged_records_are_collected_anew_where_all_runs_are_here_and_refused_
     shutil.rmtree(store.folder / "runs")
     for name, content in whole.items():
         (store.folder / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(BenchError, match=rf"{name}.*\n?.*left no folder here .*restore the files"):
+        with pytest.raises(BenchError, match=rf"{name}.*\n?.*without a folder here .*restore the files"):
             make_plan(experiment, store)
         (store.folder / name).write_bytes(content)
     (store.folder / "experiment.json").unlink()
-    with pytest.raises(BenchError, match=r"6 finished runs in records\.csv left no folder here"):
+    with pytest.raises(BenchError, match=r"6 finished runs in records\.csv without a folder here"):
         make_plan(experiment, store)
 
 
@@ -368,7 +368,7 @@ def test_status_and_run_say_what_only_the_records_hold(
     said = bench("run", tmp_path / "tiny.toml")
     assert (said.status, said.err.splitlines()[0]) == (
         0,
-        "tiny: 6 done (6 of them elsewhere, as the records have it), 0 to do (0 passes)",
+        "tiny: 6 done (6 of them on other machines, by the records), 0 to do (0 passes)",
     )
     assert (store.folder / "report.html").is_file()
 
@@ -384,9 +384,9 @@ def test_clean_takes_runs_out_of_the_records_that_are_nowhere_else(
         assert "sgd: lr was 0.1, is 0.2 (2 runs)" in said.err
     listed = bench("clean", path)
     assert listed.out.count("done      sgd: lr was 0.1, is 0.2") == 2
-    assert "2 runs of them left no folder here" in listed.out
+    assert "2 runs of them without a folder here" in listed.out
     assert len(records.finished(store.folder)) == 6
-    assert "tables and figures in results/tiny are still of 2 of them" in listed.out
+    assert "tables and figures in results/tiny still show 2 of them" in listed.out
     assert bench("clean", path, "--yes").out.endswith("Removed 2 runs.\n")
     results = records.read(store.folder)
     assert list(results.records.status) == ["missing"] * 2 + ["done"] * 4

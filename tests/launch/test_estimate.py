@@ -74,7 +74,7 @@ def test_the_estimate_in_words(load: Callable[..., Experiment]) -> None:
     assert seconds == 3000
     assert words == (
         "Estimated time on this machine: 50 min 00 s "
-        "(2 at a time; measured: 1e+03 ms a pass of mlp on digits, batches of 256)"
+        "(2 at a time; measured: 1e+03 ms per pass of mlp on digits, batches of 256)"
     )
 
 

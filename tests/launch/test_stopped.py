@@ -29,7 +29,7 @@ def test_stopped_before_any_run_has_ended_it_says_so_and_no_more(bench: Bench, t
     said = bench("run", "digits_noise", "--out", tmp_path)
     assert said.status == 130
     assert said.out == ""
-    assert said.err.splitlines()[1:] == ["Stopped. The same command goes on from here."]
+    assert said.err.splitlines()[1:] == ["Stopped. Run the same command again to continue."]
 
 
 @pytest.mark.usefixtures("stopped")
@@ -40,4 +40,4 @@ def test_stopped_after_a_run_has_ended_it_shows_the_tables(bench: Bench, tmp_pat
     (folder.path / "error.txt").write_text("OSError: no space\n")
     said = bench("run", "digits_noise", "--out", tmp_path)
     assert "sgd (lr=0.003)" in said.out
-    assert "Stopped. The same command goes on from here." in said.err
+    assert "Stopped. Run the same command again to continue." in said.err

@@ -51,6 +51,6 @@ def test_grpo_at_a_vanishing_rho_is_the_bare_bases(setting: Setting, every: int)
 @pytest.mark.parametrize("every", [1, 2])
 def test_grpo_whose_passes_see_different_batches_is_told_in_its_first_steps(setting: Setting, every: int) -> None:
     with pytest.raises(
-        RuntimeError, match=r"SAM\.step: the second pass of a step is over another batch than the first"
+        RuntimeError, match=r"SAM\.step: the second pass of a step uses a different batch than the first"
     ):
         rewarded(replace(setting, method=partial(SAM, rho=0.5)), CarelessGRPOTrainer, every=every)

@@ -81,7 +81,7 @@ def test_a_folder_that_is_not_there_or_not_whole_is_told(bert: Path, tmp_path: P
         with pytest.raises(BenchError, match=f'^checkpoint = "{unhad}": '):
             registry.models["encoder"].fetch_weights({"checkpoint": str(unhad), "from_scratch": False})
     assert hub == []
-    with pytest.raises(BenchError, match=r'checkpoint = "~nobody-of-that-name/x": .*; write the folder out'):
+    with pytest.raises(BenchError, match=r'checkpoint = "~nobody-of-that-name/x": .*; give the full path'):
         Checkpoint("~nobody-of-that-name/x").locate()
 
 
@@ -212,5 +212,5 @@ def test_a_checkpoint_without_safetensors_is_refused_before_it_is_downloaded(mon
 
 def test_what_the_hub_lacks_is_told_after_downloading(monkeypatch: pytest.MonkeyPatch) -> None:
     Hub(monkeypatch, "config.json", "model.safetensors")
-    with pytest.raises(BenchError, match=r"without tokenizer.json .*: the hub does not have all of it"):
+    with pytest.raises(BenchError, match=r"without tokenizer.json .*: the hub lacks some of its files"):
         registry.models["encoder"].fetch_weights({"checkpoint": NAME, "from_scratch": False})

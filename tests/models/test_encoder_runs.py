@@ -239,8 +239,8 @@ def test_wrong_labels_and_shares_of_the_training_set_are_as_for_images(data: Pat
         ({"task": "digits", "vary": {"task.name": ["glue/rte", "digits"]}}, "reads text, which"),
         ({"task": {"name": "glue/rte", "max_length": 1000}}, "less than or equal to 512"),
         ({"data": {"train_share": 0.0}}, "data.train_share: must be greater than 0"),
-        ({"data": {"train_share": 0.5, "train_size": 3}}, "train_size says the same"),
-        ({"train": {"epochs": 1, "warmup_epochs": 1, "warmup_ratio": 0.1}}, "warmup_epochs says the same"),
+        ({"data": {"train_share": 0.5, "train_size": 3}}, "train_size sets the same thing"),
+        ({"train": {"epochs": 1, "warmup_epochs": 1, "warmup_ratio": 0.1}}, "warmup_epochs sets the same thing"),
     ],
 )
 def test_what_cannot_go_together_is_told_before_anything_runs(

@@ -152,7 +152,7 @@ def test_a_file_of_another_net_is_told_with_the_first_misfit(
 def test_a_damaged_file_is_told(bert: Path) -> None:
     path = bert / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BenchError, match=rf"^{re.escape(str(path))} is damaged: .*; get it again"):
+    with pytest.raises(BenchError, match=rf"^{re.escape(str(path))} is damaged: .*; replace it"):
         made(bert)
 
 

@@ -254,7 +254,7 @@ def test_sizes_that_do_not_go_together_are_told(bert: Path) -> None:
 
 
 def test_a_pretrained_net_has_the_size_it_has(bert: Path) -> None:
-    with pytest.raises(BenchError, match=r"^layers = 1, heads = 2: a pretrained encoder is as it was trained; leave"):
+    with pytest.raises(BenchError, match=r"^layers = 1, heads = 2: the size of a pretrained encoder is fixed; leave"):
         made(bert, layers=1, heads=2)
 
 

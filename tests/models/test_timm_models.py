@@ -170,7 +170,7 @@ def test_the_constants_are_tiny_and_not_saved() -> None:
 
 @pytest.mark.usefixtures("local")
 def test_a_pretrained_net_sees_no_other_number_of_channels() -> None:
-    with pytest.raises(BenchError, match='pretrained "test_vit" sees colour or grey images, not 4 channels'):
+    with pytest.raises(BenchError, match='pretrained "test_vit" takes colour or grey images, not 4 channels'):
         build(MODEL, Images(4, 32, 32), pretrained=True)
 
 

@@ -190,7 +190,7 @@ def test_a_closure_that_adds_to_gradients_that_are_there_is_refused(
     closures = [Watch(optimizer, loss, zero_grad=False) for _ in range(parts)]
     optimizer.step(closures)  # there are none yet
     before = snapshot(model.parameters())
-    with pytest.raises(RuntimeError, match=r"it has to zero them by optimizer\.zero_grad\(\).*optimizer\.backward"):
+    with pytest.raises(RuntimeError, match=r"must zero them first with optimizer\.zero_grad\(\).*optimizer\.backward"):
         optimizer.step(closures)
     assert same_bits(model.parameters(), before)
     optimizer.zero_grad()

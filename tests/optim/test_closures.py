@@ -186,7 +186,7 @@ def test_one_that_adds_to_what_is_there_is_refused_however_often(times: int, met
         for _ in range(times):
             loss().backward()  # type: ignore[no-untyped-call]
 
-    with pytest.raises(RuntimeError, match="has added to gradients that were there"):
+    with pytest.raises(RuntimeError, match="has added to existing gradients"):
         optimizer.step(closure)
     optimizer.step(Watch(optimizer, loss))
 

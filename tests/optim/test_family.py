@@ -257,7 +257,7 @@ def test_momentum_sam_follows_adams_first_moment() -> None:
 
 
 def test_momentum_sam_needs_momentum() -> None:
-    with pytest.raises(ValueError, match="SGD has no momentum here"):
+    with pytest.raises(ValueError, match="SGD has no momentum; set"):
         MomentumSAM(SGD([nn.Parameter(torch.ones(1))], lr=0.1))
 
 

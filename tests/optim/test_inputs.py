@@ -61,7 +61,7 @@ def test_a_closure_that_draws_another_batch_in_the_second_pass_is_told_what(what
     model = Net()
     optimizer, draw = optimizer_of(model), drawing(DIFFERENT[what])
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(RuntimeError, match=rf"over another batch than the first: Net is called with {what}"):
+    with pytest.raises(RuntimeError, match=rf"uses a different batch than the first: Net is called with {what}"):
         optimizer.step(closure_over(optimizer, lambda: model(*draw()).square().mean()))
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -218,7 +218,7 @@ def test_only_norm_moves_scales_and_shifts_of_normalisation_under_their_own_norm
 
 def test_only_norm_of_a_model_without_is_told() -> None:
     model, _ = problem()
-    with pytest.raises(ValueError, match='perturb_only="norm" needs normalisation layers, which Sequential has none'):
+    with pytest.raises(ValueError, match='perturb_only="norm" needs normalisation layers, but Sequential has none'):
         SAM(SGD(model.parameters(), lr=0.1), model=model, perturb_only="norm")
     with pytest.raises(ValueError, match="needs model="):
         SAM(SGD(model.parameters(), lr=0.1), perturb_only="norm")
@@ -245,11 +245,11 @@ def test_ascent_decay_adds_each_groups_weight_decay_to_the_ascent_and_to_nothing
         ({"perturb_evry": 2}, TypeError, "SAM has no option 'perturb_evry'; did you mean \"perturb_every\""),
         ({"perturb_every": 0}, ValueError, "perturb_every must be >= 1, got 0"),
         ({"perturb_from": 1.0}, ValueError, "perturb_from must be less than 1"),
-        ({"perturb_from": "epoch 5"}, ValueError, "perturb_from epochs are known in an experiment's file only"),
+        ({"perturb_from": "epoch 5"}, ValueError, "perturb_from epochs can be used only in an experiment file"),
         ({"perturb_from": 0.5, "perturb_until": 0.5}, ValueError, r"perturb_until must be above perturb_from \(0.5\)"),
         ({"perturb_only": "bias"}, ValueError, "perturb_only must be 'norm', got 'bias'"),
         ({"rho_schedule": "step"}, ValueError, "rho_schedule must be 'constant', 'linear', 'cosine' or 'lr'"),
-        ({"rho_end": 0.1}, ValueError, "rho_end needs rho_schedule beside it"),
+        ({"rho_end": 0.1}, ValueError, "rho_end needs rho_schedule too"),
         ({"rho_schedule": "linear", "rho_end": -0.1}, ValueError, "rho_end must be >= 0"),
         ({"ascent_decay": 1}, ValueError, "ascent_decay must be a valid boolean"),
     ],
@@ -280,7 +280,7 @@ def test_an_experiment_file_is_checked_against_the_same_options(tmp_path: Path) 
         load(path)
     for words in (
         "optimizers.sam.perturb_until: must be above perturb_from (0.5), got 0.4",
-        "optimizers.sam.rho_end: needs rho_schedule beside it",
+        "optimizers.sam.rho_end: needs rho_schedule too",
         'optimizers.sam.perturb_evry: unknown hyperparameter of sam over sgd; did you mean "perturb_every"?',
     ):
         assert words in str(caught.value)

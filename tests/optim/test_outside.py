@@ -137,7 +137,7 @@ def test_over_several_closures_what_was_left_outside_is_an_error() -> None:
     optimizer = SAM(SGD(net.inside.parameters(), lr=0.1), rho=0.5, model=net)
     loss_of(net).backward()  # type: ignore[no-untyped-call]
     before = snapshot(net.parameters())
-    with pytest.raises(RuntimeError, match="parameters in none of its groups have to be zeroed before it, too"):
+    with pytest.raises(RuntimeError, match="gradients of parameters outside its param_groups before the step, too"):
         optimizer.step([closure_of(net, optimizer, part) for part in torch.split(X, 4)])
     assert same_bits(net.parameters(), before)
 

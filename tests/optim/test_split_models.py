@@ -126,9 +126,9 @@ def test_checkpoints_over_other_bases(in_two: Both, base: str) -> None:
     ("what", "words"),
     [
         ("without reduction", "FSDP2 has to reduce gradients in every pass"),
-        ("without zeroing", "has added to gradients that were there"),
+        ("without zeroing", "has added to existing gradients"),
         ("fused sgd", "torch has no fused SGD for DTensors"),
-        ("esam in stages", "ESAM takes no norm_group"),
+        ("esam in stages", "ESAM does not support norm_group"),
     ],
 )
 def test_what_cannot_be_is_said(in_two: Both, what: str, words: str) -> None:

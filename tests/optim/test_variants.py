@@ -285,7 +285,7 @@ def test_with_one_cycle_the_smallest_lr_is_the_one_that_it_ends_at() -> None:
 
 
 def test_a_smallest_lr_is_for_a_rho_that_follows_lr() -> None:
-    with pytest.raises(ValueError, match=r'SAM: lr_min needs rho_schedule = "lr" beside it, got 0.1'):
+    with pytest.raises(ValueError, match=r'SAM: lr_min needs rho_schedule = "lr" too, got 0.1'):
         SAM(SGD([nn.Parameter(torch.ones(1))], lr=0.1), lr_min=0.1, rho_schedule="linear", total_steps=3)
 
 

@@ -136,7 +136,7 @@ def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
 
 def test_records_that_are_no_table_stop_a_launch(tmp_path: Path) -> None:
     (tmp_path / "records.csv").write_text("what,is\nthis,?\n")
-    with pytest.raises(BenchError, match=r"records\.csv is no table of records .*; restore or remove it"):
+    with pytest.raises(BenchError, match=r"records\.csv is not a table of records .*; restore or remove it"):
         records.finished(tmp_path)
     assert records.finished(tmp_path / "nowhere") == set()
 

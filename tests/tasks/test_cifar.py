@@ -201,7 +201,7 @@ def batch(**changes: Any) -> dict[str, Any]:
 )
 def test_a_file_of_something_else_is_told(data_folder: Path, value: Any, message: str) -> None:
     path = spoil(data_folder, pickle.dumps(value))
-    with pytest.raises(BenchError, match=f"^{path} is damaged: {message}.*; move it away, and `bench prepare` gets it"):
+    with pytest.raises(BenchError, match=f"^{path} is damaged: {message}.*; move .*, and `bench prepare` downloads"):
         CIFAR100(allow_unverified_data=True).load()
 
 
@@ -251,7 +251,7 @@ def test_a_file_that_wants_to_run_something_is_refused_and_nothing_runs(
     trace.rmdir()
     path = spoil(data_folder, pickle.dumps(batch(more=call), protocol))
     with pytest.raises(
-        BenchError, match=f"^{path} is damaged: UnpicklingError: it asks for .*, which is no part of a f"
+        BenchError, match=f"^{path} is damaged: UnpicklingError: it asks for .*, which is not part of a f"
     ):
         CIFAR100(allow_unverified_data=True).load()
     assert not trace.exists()

@@ -168,7 +168,7 @@ def with_column(cells: list[str]) -> list[str]:
 def test_decimal_commas_are_numbers_if_that_is_said(make: Make) -> None:
     rows = with_column(["1,5", "2", "-0,25", "1.200,5", "1e2"])
     with pytest.raises(
-        BenchError, match=r'line 2, column "x": "1,5" is no word but a number with a decimal comma: say'
+        BenchError, match=r'line 2, column "x": "1,5" is not a word but a number with a decimal comma: set'
     ):
         make("x;bought;z", rows, separator=";")
     x, _ = everything(make("x;bought;z", rows, separator=";", decimal=","))
@@ -181,11 +181,11 @@ def test_a_target_with_decimal_commas(make: Make) -> None:
     task = make("x;y", rows, "y", separator=";", decimal=",", regression=True)
     assert task.load()[0].targets.mean().item() == pytest.approx(0, abs=1e-6)
     with pytest.raises(
-        BenchError, match=r'"0,5" is no number, which .* but a number with a decimal comma: say task.dec'
+        BenchError, match=r'"0,5" is not a number, which .* but a number with a decimal comma: set task.dec'
     ):
         make("x;y", rows, "y", separator=";", regression=True)
     with pytest.raises(
-        BenchError, match=r'task.regression = true; "0,5" is no number but a number with a decimal comma'
+        BenchError, match=r'task.regression = true; "0,5" is not a number but a number with a decimal comma'
     ):
         make("x;y", rows, "y", separator=";")
 
@@ -193,14 +193,17 @@ def test_a_target_with_decimal_commas(make: Make) -> None:
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["2024-01-31", "2023-12-01 10:00", "unknown"], r'"2024-01-31" is no word but a date or a time: leave the col'),
-        (["31.01.2024", "1.2.24"], r'task.drop = \["x"\], or make numbers of it .*; if they are categories, say so'),
-        (["12 Jan 2024", "Feb 3, 2024"], r'"12 Jan 2024" is no word but a date'),
-        (["10:30", "23:59:59"], r'"10:30" is no word but a date or a time'),
-        (["12%", "3.5 %"], r'"12%" is no word but a number with a sign: write the number alone'),
-        (["$1200", "€ 3"], r'"\$1200" is no word but a number with a sign'),
-        (["3", "4", "5", "1,5"], r'"1,5" is no number, as most of the column are but a number with a decimal comma'),
-        (["1_000", "2000", "3000"], r'"1_000" is no number, as most of the column are; if they are categories'),
+        (
+            ["2024-01-31", "2023-12-01 10:00", "unknown"],
+            r'"2024-01-31" is not a word but a date or a time: leave the col',
+        ),
+        (["31.01.2024", "1.2.24"], r'task.drop = \["x"\], or make numbers of it .*; if they are categories, set'),
+        (["12 Jan 2024", "Feb 3, 2024"], r'"12 Jan 2024" is not a word but a date'),
+        (["10:30", "23:59:59"], r'"10:30" is not a word but a date or a time'),
+        (["12%", "3.5 %"], r'"12%" is not a word but a number with a sign: write the number alone'),
+        (["$1200", "€ 3"], r'"\$1200" is not a word but a number with a sign'),
+        (["3", "4", "5", "1,5"], r'"1,5" is not a number like most of the column but a number with a decimal comma'),
+        (["1_000", "2000", "3000"], r'"1_000" is not a number like most of the column; if they are categories'),
     ],
 )
 def test_dates_and_amounts_are_no_words(make: Make, cells: list[str], said: str) -> None:
@@ -256,12 +259,16 @@ def test_how_many_cells_were_filled_is_told_at_the_start(make: Make, capsys: pyt
     [
         ([*ROWS, "1,2"], {}, r"own.csv, line 32: 2 cells, but the header has 4"),
         ([*ROWS, "1,2,red,"], {}, r'line 32, column "bought": the target is missing'),
-        ([*ROWS, "1O,2,red,yes"], {}, r'line 32, column "number": "1O" is no number, as most of the column are'),
-        ([*ROWS, "inf,2,red,yes"], {}, r'line 32, column "number": "inf" is no number'),
+        ([*ROWS, "1O,2,red,yes"], {}, r'line 32, column "number": "1O" is not a number like most of the column'),
+        ([*ROWS, "inf,2,red,yes"], {}, r'line 32, column "number": "inf" is not a number'),
         (ROWS, {"target": "bougt"}, r'no column "bougt"; did you mean "bought"\?'),
         (ROWS, {"drop": ["colr"]}, r'no column "colr"; did you mean "colour"\?'),
         (ROWS, {"target": "number"}, r'"number" has 30 different values in 30 rows, .* task.regression = true'),
-        (ROWS, {"regression": True}, r'line 2, column "bought": "no" is no number, which regression = true asks for'),
+        (
+            ROWS,
+            {"regression": True},
+            r'line 2, column "bought": "no" is not a number, which regression = true needs',
+        ),
         ([*ROWS, "1,2,red,maybe"], {}, r'1 of class "maybe"; at least 3 are needed'),
         ([row.replace(",no", ",yes") for row in ROWS], {}, r'column "bought" has one class only, "yes"'),
         (ROWS, {"drop": ["number", "size", "colour"]}, r"no column beside the target to learn from"),
@@ -283,7 +290,7 @@ def test_a_column_of_names_is_no_category(make: Make) -> None:
 
 
 def test_names_of_columns_are_there_and_different(make: Make) -> None:
-    with pytest.raises(BenchError, match=r"a name of its own in the first line; \['size'\]"):
+    with pytest.raises(BenchError, match=r"a unique name in the first line; \['size'\]"):
         make("size,size,colour,bought")
     with pytest.raises(BenchError, match="one has none"):
         make("size,,colour,bought")

@@ -230,7 +230,7 @@ def test_a_pixel_that_is_no_number_is_told(tmp_path: Path) -> None:
             Image.fromarray(np.full((4, 4), np.nan if name == "dog" else 1, np.float32)).save(
                 tmp_path / name / f"{number}.tif"
             )
-    with pytest.raises(BenchError, match=r"dog/\d.tif has pixels that are no finite number"):
+    with pytest.raises(BenchError, match=r"dog/\d.tif has pixels that are not finite"):
         task(tmp_path).fetch()
 
 

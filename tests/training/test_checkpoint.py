@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_gone_on_from(
     with pytest.warns(UserWarning, match=message) as told:
         assert do(SPEC, tmp_path)["resumes"] == 1  # of the older state, which had none
     assert str(told[0].message).startswith(str(folder.checkpoint))
-    assert str(told[0].message).endswith("; the run goes on from the checkpoint before it")
+    assert str(told[0].message).endswith("; the run resumes from the checkpoint before it")
     assert numbers(folder) == numbers(straight)
     assert folder.checkpoints() == []
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_an_older_version_is_told(tmp_path: Path) -> None:
     state = torch.load(path, weights_only=True)
     del state["format"]
     torch.save(state, path)
-    with pytest.raises(BenchError, match=r"checkpoint\.pt is of an older version .* delete it"):
+    with pytest.raises(BenchError, match=r"checkpoint\.pt was written by an older version .* delete it"):
         do(spec, tmp_path)
 
 

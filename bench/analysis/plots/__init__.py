@@ -41,7 +41,7 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
     context = context_of(_without_mathematics(study), width)
     if not context.conditions:
         raise BenchError(
-            f"{study.meta['name']}: no finished run with a score to draw; `bench status` tells where they stand"
+            f"{study.meta['name']}: no finished run with a score to draw; `bench status` shows their status"
         )
     with looks():
         drawings = {name: _as_written(drawing) for name, drawing in _figures(context, only).items()}
@@ -51,7 +51,7 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
 
 
 def rendered(study: Study, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
-    """Return every figure as it is written, in the given forms and as CSV, drawn by a process per core.
+    """Return every figure rendered in the given forms and as CSV, drawn by one process per core.
 
     The same results give the same bytes.
 

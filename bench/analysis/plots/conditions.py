@@ -257,12 +257,12 @@ def _means(axis: Axis, intervals: Mapping[float, Interval]) -> tuple[list[float]
 
 
 def _look(context: FigureContext, label: str, axis: Axis) -> Style:
-    """Return the usual look, without lines between categories, where there is nothing for a line to pass through."""
+    """Return the usual look; between categories without connecting lines, since no value lies between them."""
     return context.styles[label] if axis.numeric else {**context.styles[label], "linestyle": "none"}
 
 
 def _scale(ax: Axes, axis: Axis, width: float) -> None:
-    """Set limits and ticks, which the points cannot give, since they stand beside the values they belong to."""
+    """Set limits and ticks from the values, since points are drawn slightly beside their values."""
     places = list(axis.places.values())
     if not axis.numeric:
         _categories(ax, axis, width)

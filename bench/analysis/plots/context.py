@@ -87,7 +87,7 @@ class FigureContext:
 
     @property
     def gap(self) -> str:
-        """Return what the axis of the generalization gap says, with its unit."""
+        """Return the axis label of the generalization gap, with its unit."""
         return f"{gap_of(self.meta['metric'])}{self.points}"
 
     @property
@@ -151,13 +151,13 @@ class FigureContext:
         return [[column] for column in columns] if self.narrow else [list(columns)]
 
     def in_full(self, rows: Sequence[Row], focus: str | None) -> tuple[list[Row], list[Row]]:
-        """Return the rows to draw in full and those to draw pale, where the panel is about one of many labels."""
+        """Return the rows to draw in full (the focused label and the baseline) and the rows to draw pale."""
         shown = {focus, self.meta["baseline"]}
         full = [row for row in rows if focus is None or row.label in shown]
         return full, [row for row in rows if row not in full]
 
     def figure(self, heading: str = "") -> Figure:
-        """Return an empty figure, with what must be said of the data above all panels."""
+        """Return an empty figure, with warnings about the data and the heading above all panels."""
         figure = Figure(figsize=(self.width, self.width), layout="constrained")
         said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.study.source.caution, heading) if text]
         if said:
@@ -184,7 +184,7 @@ class FigureContext:
     def multiples(
         self, titles: Sequence[str], x: str, y: str, heading: str = "", **sharing: Any
     ) -> tuple[Figure, list[Axes]]:
-        """Return a figure with a small panel for each title; `x` and `y` name the axes at its sides."""
+        """Return a figure with one small panel per title; `x` and `y` label the outer axes."""
         across = min(len(titles), ACROSS_NARROW if self.narrow else ACROSS)
         figure = self.figure(heading)
         grid = np.asarray(figure.subplots(-(-len(titles) // across), across, squeeze=False, **sharing)).ravel()
@@ -200,7 +200,7 @@ class FigureContext:
         return figure, list(grid[: len(titles)])
 
     def named(self, labels: Sequence[str], condition: str) -> list[str]:
-        """Return the titles of the panels of some labels: with what was chosen under the condition."""
+        """Return a panel title per label: the label with its configuration chosen under the condition."""
         names = {row.label: row.name for row in self.chosen(condition)}
         return [names[label] for label in labels]
 
@@ -209,7 +209,7 @@ class FigureContext:
         return [row.label for row in self.chosen(condition) if row.label != self.meta["baseline"]]
 
     def key_of_multiples(self, *, marker: bool = False) -> list[Line2D]:
-        """Return the legend of small panels: the baseline, and what is pale."""
+        """Return the legend of small panels: one entry for the baseline, one for the pale lines."""
         baseline = self.meta["baseline"]
         own = [self.handle(baseline, line=not marker, marker=marker)] if baseline in self.labels() else []
         look = POINT if marker else {}
@@ -238,7 +238,7 @@ def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def pale(ax: Axes, lines: Iterable[tuple[Iterable[float], Iterable[float]]], **look: Any) -> None:
-    """Draw what a panel is not about, all of it as one artist."""
+    """Draw the lines of all other labels in a pale colour, as one artist."""
     x: list[float] = []
     y: list[float] = []
     for across, up in lines:

@@ -70,7 +70,7 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
 
 
 def _moved(context: FigureContext, conditions: Sequence[str], costs: Iterable[str]) -> str:
-    """Return the remark that points are drawn beside their places, if any are."""
+    """Return the remark that points are drawn beside their true positions, if any are."""
     alike = any(_alike(_points(context, context.chosen(condition), cost)) for condition in conditions for cost in costs)
     return "Points of equal cost are drawn side by side." if alike else ""
 
@@ -150,7 +150,7 @@ def _title(context: FigureContext, cost: str, alike: bool) -> str:
 
 
 def _points(context: FigureContext, rows: Sequence[Row], cost: str) -> list[Point]:
-    """Return the points that have a place: without a run on the hardware whose times count there is none."""
+    """Return the points that can be drawn: those with a run on the hardware whose times are compared."""
     return [point for point in _every_point(context, rows, cost) if not np.isnan(point[1].mean)]
 
 

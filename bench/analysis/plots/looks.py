@@ -71,7 +71,7 @@ def label_styles(labels: Sequence[str]) -> dict[str, Style]:
 
 
 def _unlike(label: str, others: Sequence[Look]) -> Look:
-    """Return the look for an unknown label that can be told best from those that are taken."""
+    """Return the look for an unknown label that differs most from the looks in use."""
     number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8])
     colour = FOR_OTHERS[number % len(FOR_OTHERS)]
     same = [look for look in others if look.colour == colour]

@@ -91,7 +91,7 @@ def _figure(
 
 
 def _names(context: FigureContext) -> dict[str, float]:
-    """Return what stands beside each row, with how tall it is in inches."""
+    """Return the text beside each row, with its height in inches."""
     room = LONGEST_NARROW if context.narrow else LONGEST
     handles = [context.handle(label) for label in context.labels() if label != context.meta["baseline"]]
     names = [fold(str(handle.get_label()), room, TICK_SIZE) for handle in handles]
@@ -121,7 +121,7 @@ def _pairs(context: FigureContext) -> pd.DataFrame:
 
 
 def _data(context: FigureContext, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs with the names and the unit of the other files, and the mean difference of each optimizer."""
+    """Return the numbers of the figure's CSV: every pair, with its optimizer's mean difference and bounds."""
     metric = context.meta["metric"]
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
     of_each = pairs.groupby(KEY, sort=False)["difference"]

@@ -1,4 +1,4 @@
-"""The files of the figures: drawn by several processes at once where the machine has cores for it."""
+"""The files of the figures: drawn by several processes at once if the machine has several cores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITHOUT_TIME = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """A figure as it is written.
+    """A figure as the bytes of its files.
 
     Attributes:
         caption: what it shows.
@@ -62,7 +62,7 @@ def render_all(
     forms: Sequence[str],
     processes: int | None = None,
 ) -> dict[str, Rendered]:
-    """Return every figure by its name, as it is written, the same bytes whatever does it.
+    """Return every rendered figure by its name; the bytes do not depend on the number of processes.
 
     Args:
         draw: gives the figures of a family.
@@ -84,7 +84,7 @@ def _family(draw: Callable[[str], Mapping[str, Drawing]], forms: Sequence[str], 
 
 
 _work: Callable[[str], dict[str, Rendered]]
-"""What forked processes do: results and what is known of them come along with the fork, nothing is sent."""
+"""The function that forked processes run: it and the results are inherited by the fork, so nothing is pickled."""
 
 
 def _forked(

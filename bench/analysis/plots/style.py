@@ -66,7 +66,7 @@ def looks() -> Iterator[None]:
 
 
 def settle(figure: Figure) -> None:
-    """Lay the figure out for good, so that no form of it does so again when it is written."""
+    """Compute and fix the figure's layout, so that writing its file formats does not repeat it."""
     _lay_out(figure)
     figure.set_layout_engine(None)  # "none" would leave a stand-in, for which matplotlib draws twice per form
 
@@ -124,7 +124,7 @@ def fold(text: str, inches: float, size: float = 8.0) -> str:
 
 
 def turn_ticks(ax: Axes) -> None:
-    """Turn the names below a panel, so that they need less room beside each other; the figure grows by it."""
+    """Rotate the names below a panel, so that they need less width; the figure becomes taller."""
     ax.tick_params(axis="x", labelrotation=40)
     for text in ax.get_xticklabels():
         text.set(horizontalalignment="right", rotation_mode="anchor")
@@ -166,7 +166,7 @@ def value_axis(ax: Axes, values: Sequence[float], width: float, *, log: bool) ->
 
 
 def _with_room(texts: Sequence[str], centres: Any) -> list[str]:
-    """Tick labels at `centres`, "" for those that would touch another; the first and the last stay."""
+    """Return tick labels at `centres`, "" for those that would touch another; the first and the last stay."""
 
     def apart(one: int, other: int) -> bool:
         room = (text_width(texts[one]) + text_width(texts[other])) / 2 + TICK_GAP

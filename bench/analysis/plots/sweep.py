@@ -244,7 +244,7 @@ def _drawn(interval: Interval) -> tuple[float, float]:
 
 
 def _baseline(context: FigureContext, condition: str) -> Row | None:
-    """Return the baseline's chosen configuration, over the same kind of runs as everything drawn."""
+    """Return the row of the baseline's chosen configuration, computed, as all rows here, from the runs for choosing."""
     baseline = context.meta["baseline"]
     found = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
     return next((row for row in found if row.scored), None)
@@ -284,7 +284,7 @@ def _band(ax: Axes, interval: Interval, style: Style) -> None:
 
 
 def _handles(context: FigureContext, sweeps: list[Row], *, named: bool = True) -> list[Artist]:
-    """Return the legend; `named` leaves the optimizers out, where panels are named after them."""
+    """Return the legend; `named` omits the optimizers, since panels are titled with their names."""
     several = {row.label for row in sweeps if len(row.swept) > 1}
     handles = [
         Line2D([], [], label=label, **{**context.styles[label], **(ONE_OF_MANY if label in several else {})})

@@ -39,7 +39,7 @@ Panel = tuple[str, str, str]
 
 
 def evaluated_often(runs: pd.DataFrame) -> bool:
-    """Return whether there is a course to draw: points at the end of training are in the other figures."""
+    """Return whether any run was evaluated more than once, so that there are curves to draw."""
     return bool((runs.groupby("run_id").size() > 1).any())
 
 
@@ -87,7 +87,7 @@ def chosen_curves(context: FigureContext) -> pd.DataFrame:
 
 
 def _sampled(records: pd.DataFrame) -> Mapping[str, float]:
-    """Return of how many training examples a run's points before the last epoch are, by run_id, where not of all."""
+    """Return, by run_id, the training examples evaluated before the last epoch, for runs that evaluate a sample."""
     if not {"eval_train", "examples"} <= {*records}:
         return {}
     size = pd.to_numeric(records["eval_train"], errors="coerce")

@@ -1,4 +1,4 @@
-"""A table in LaTeX: booktabs, numbers aligned by siunitx; turned where it is wide, over several pages where long."""
+"""A table in LaTeX: booktabs, numbers aligned by siunitx; rotated if it is wide, over several pages if it is long."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _head(lines: Sequence[str], kind: str) -> str:
 
 
 def _as_key(name: str) -> str:
-    """Return a name as a label may have it: no escape helps in one."""
+    """Return a name in a form that a LaTeX label accepts, where escapes do not work."""
     return re.sub(r"[^\w.:+=,-]+", "-", name)
 
 

@@ -16,7 +16,7 @@ NARROWEST = 12  # columns for the names, however narrow the terminal
 
 
 def show(tables: Sequence[Table], console: Console) -> None:
-    """Print tables for the terminal, the first one last, where the reader's eye is.
+    """Print tables in reverse order, so that the first table is next to the prompt.
 
     Names fold, headers stack and conditions are headings, so that 80 columns are enough.
 

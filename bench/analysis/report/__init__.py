@@ -41,7 +41,7 @@ STATES = ("done", "diverged", "failed", "running", "partial", "missing")
 
 @dataclass(frozen=True)
 class File:
-    """A file that can be saved from the page; `link` is empty where it is too large to be inside."""
+    """A file that can be saved from the page; `link` is empty if the file is too large to embed."""
 
     name: str
     link: str
@@ -132,7 +132,7 @@ def _files(table: Table) -> list[File]:
 
 
 def _file(name: str, content: str) -> File:
-    """Return a file as a link that holds it, so that it is there when the page is mailed alone."""
+    """Return a file as a link that contains its content, so that the page can be mailed alone."""
     raw = content.encode()
     if len(raw) > LARGEST:
         return File(name, "")

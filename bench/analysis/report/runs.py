@@ -114,7 +114,15 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
     numbers = {name: curves[column].to_numpy(float) for name, column in columns.items() if column in curves}
     numbers = {name: values for name, values in numbers.items() if np.isfinite(values).any()}
     if not numbers:
-        return {"series": [], "low": 0, "high": 1, "levels": LEVELS, "epochs": [], "of": [None] * len(records), "drawn": []}
+        return {
+            "series": [],
+            "low": 0,
+            "high": 1,
+            "levels": LEVELS,
+            "epochs": [],
+            "of": [None] * len(records),
+            "drawn": [],
+        }
     measured = np.concatenate([values[np.isfinite(values)] for values in numbers.values()])
     low, high = float(measured.min()), float(measured.max())
     heights = {name: _heights(values, low, high) for name, values in numbers.items()}

@@ -50,7 +50,7 @@ def build(
     condition_in_numbers: bool = True,
     keys: int = 0,
 ) -> Table:
-    """Return a table with one line per item, led by the item's condition where anything is varied.
+    """Return a table with one line per item, led by the item's condition if anything is varied.
 
     Args:
         name: file name without ending.

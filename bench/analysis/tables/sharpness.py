@@ -1,4 +1,4 @@
-"""The table of what `bench measure` found, beside what the runs reached: sharpness and calibration."""
+"""The table of `bench measure`: sharpness and calibration, beside the scores of the runs."""
 
 from __future__ import annotations
 

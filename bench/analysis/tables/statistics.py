@@ -145,7 +145,7 @@ def _test_sets(study: Study) -> Iterator[str]:
 
 
 def sizes_of_test_sets(results: Results) -> dict[str, int]:
-    """Return condition -> examples of the test set, where the metric is a share of them, derived from the scores."""
+    """Return, by condition, the size of the test set as derived from the scores, for metrics that are shares."""
     key = results.meta["metric"]["key"]
     runs = finished(results)
     if "test_acc" not in runs:

@@ -57,7 +57,7 @@ class Tuned:
 
     @property
     def place(self) -> str:
-        """Return where the choice lies in what was searched."""
+        """Return the position of the choice in the searched list or range."""
         if self.row is None or not self.row.done:
             return EMPTY
         where = {key: _where(value, self.space[key]) for key, value in self.row.swept.items()}

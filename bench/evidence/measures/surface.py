@@ -18,7 +18,7 @@ Part = tuple[Tensor, Tensor]
 
 
 class Surface:
-    """A model's mean loss over examples, with the labels that they have (where labels were replaced: those).
+    """A model's mean loss over examples with their training labels, including replaced labels.
 
     Args:
         model: it is set to eval mode; its weights are moved about, and always put back bit for bit.

@@ -55,7 +55,7 @@ def run_local(
     grace_seconds: float = GRACE_SECONDS,
     meanwhile: Callable[[str | None], None] = lambda run_id: None,
 ) -> Outcome:
-    """Do all the runs, several at once; a failed one is recorded and the others go on.
+    """Do all runs, several at once; a failed run is recorded and the others continue.
 
     Args:
         runs: what is to do, in the order of doing.
@@ -93,7 +93,7 @@ def run_local(
 def speeds_here(
     runs: Sequence[PlannedRun], store: Store, display: ProgressDisplay, shares: Sequence[Slot]
 ) -> tuple[dict[str, Speed], str]:
-    """Return what every kind of these runs costs on this machine, and why the last one that is missing is."""
+    """Return the measured cost of each kind of run on this machine, and why a cost is missing ("" if none is)."""
     pool = _Pool(runs, store, display)
     try:
         pool.start(shares[: len(runs)])
@@ -119,13 +119,13 @@ class _Pool:
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
-        """By device: runs that memory was short for, to be done once more with nothing else there."""
+        """By device: runs that ran out of memory, to be retried once with the device to themselves."""
         self.draining = False
         self.rehearsing = False
         self.absent = False
-        """Whether a rehearsal met data that are not here."""
+        """Whether a rehearsal needed data that are not downloaded."""
         self.tried: set[str] = set()
-        """Configurations of which a step was taken when they were measured."""
+        """Configurations that a speed measurement has already tried on every worker."""
         self.workers: list[_Worker] = []
         self.context = multiprocessing.get_context("forkserver")
         start_fork_server()
@@ -144,9 +144,9 @@ class _Pool:
         return _Worker(slot, process, ours)
 
     def measure(self) -> None:
-        """Say how long the queue will take: a few steps of every kind of run, on all workers at once, are timed.
+        """Print how long the queue will take, after timing a few steps of each kind of run on all workers at once.
 
-        What an earlier launch has timed here is not timed again.
+        Times that an earlier launch measured on this machine are not measured again.
         """
         if words := slow_precision([run.spec for run in self.queue], [worker.slot for worker in self.workers]):
             self.display.say(words)
@@ -157,7 +157,7 @@ class _Pool:
             self.display.estimated(list(self.queue), measured, len(self.workers))
 
     def speeds(self) -> tuple[dict[str, Speed], str]:
-        """Return what every kind of run in the queue costs, and why the last one that is missing is."""
+        """Return the measured cost of each kind of queued run, and why a cost is missing ("" if none is)."""
         kinds, reason = samples(self.queue), ""
         shares = [worker.slot for worker in self.workers]
         keys = {name: speeds.key(spec, shares) for name, spec in kinds.items()}
@@ -169,16 +169,16 @@ class _Pool:
             events = self._ask_all(MeasureSpeed(spec.model_dump_json()))
             answers = [event.content for event in events if event.kind == "speed"]
             if not answers:
-                reason = events[0].content if events else "the worker died; was memory short?"
+                reason = events[0].content if events else "the worker died, possibly out of memory"
                 continue
-            if len(answers) == len(self.workers):
+            if len(answers) == len(self.workers):  # a rehearsal would only repeat what every worker has done
                 self.tried.add(configuration(spec))
             measured[name] = max(answers, key=lambda speed: speed.a_pass)
         speeds.remember({keys[name]: speed for name, speed in measured.items()})
         return known | measured, reason
 
     def _ask_all(self, question: MeasureSpeed) -> list[Event]:
-        """Return the answers of all workers; one that dies over the question gives none, and is replaced."""
+        """Return the answers of all workers; a worker that dies while measuring gives none and is replaced."""
         for worker in self.workers:
             worker.connection.send(question)
         events = []
@@ -191,7 +191,7 @@ class _Pool:
         return events
 
     def rehearse(self) -> None:
-        """Build every configuration and take one step of it; what fails there would have failed the run."""
+        """Build every configuration and take one step with it, to find failures before any run starts."""
         of_seeds = {configuration(run.spec): run for run in reversed(self.queue)}
         self.queue = deque(run for name, run in reversed(of_seeds.items()) if name not in self.tried)
         self.rehearsing = True
@@ -200,7 +200,7 @@ class _Pool:
             self.display.say(f"Took one step of {len(of_seeds)} configurations: all of them can run.")
 
     def work_off(self) -> None:
-        """Hand out runs and listen, until the queue is empty and all is quiet."""
+        """Hand out runs and receive messages until the queue is empty and no worker has a run."""
         while self.queue or any(self.lonely.values()) or any(worker.run for worker in self.workers):
             self._hand_out()
             self._listen(timeout=1.0)
@@ -222,7 +222,7 @@ class _Pool:
                 self._give(place, run)
 
     def _next(self, device: str) -> PlannedRun | None:
-        """Return the next run for a free worker of a device; None while a run there has it alone, or waits to."""
+        """Return the next run for a free worker of a device; None while a run has, or awaits, the device alone."""
         busy = [worker for worker in self.workers if worker.run and worker.slot.device == device]
         if self.lonely[device]:
             return None if busy else self.lonely[device][0]
@@ -299,17 +299,17 @@ class _Pool:
             self.display.dropped(run)
 
     def _compare_passes(self, run: PlannedRun, passes: float) -> None:
-        """Tell of an optimizer whose passes could not be counted when they were planned."""
+        """Print a warning if an optimizer's passes per step could not be counted when the runs were planned."""
         self.display.dropped(run)
         name, planned = run.spec.optimizer.name, passes_per_step(run.spec.optimizer)
         if optimizers[name].passes is undeclared and planned == 1 and not math.isclose(passes, planned, abs_tol=1e-6):
             self.display.say(
-                f"{run.name}: its first step took {passes:g} passes, and 1 is planned with; say how many "
+                f"{run.name}: its first step took {passes:g} passes, but 1 was planned; declare how many "
                 f'{name} takes: register_optimizer("{name}", passes=lambda params: {passes:g})'
             )
 
     def _absent(self, run: PlannedRun, reason: str) -> None:
-        """End a rehearsal whose data a launch would fetch first: no step can be tried, and nothing is wrong."""
+        """End a rehearsal because its data are not downloaded yet: no step can be tried, which is no failure."""
         self.display.dropped(run)
         self.queue.clear()
         if not self.absent:
@@ -322,12 +322,12 @@ class _Pool:
         self.display.failed(run, reason)
 
     def _short_of_memory(self, device: str, run: PlannedRun, reason: str) -> None:
-        """One more try, when nothing else of this launch is on the device. It fails if that is not enough."""
+        """Queue one retry of a run that ran out of memory, with the device to itself; a second shortage fails it."""
         self.display.dropped(run)
         if self.draining:
             return
         place = "its GPU" if device.startswith("cuda") else "this machine"
-        self.display.say(f"{run.name}: {reason}; once more, alone on {place}")
+        self.display.say(f"{run.name}: {reason}; retrying once, alone on {place}")
         self.lonely[device].append(run)
 
     def _replace(self, worker: _Worker) -> None:
@@ -344,13 +344,13 @@ class _Pool:
         self.workers[self.workers.index(worker)] = self._hire(worker.slot)
         self.deaths[run.spec.run_id] = deaths = self.deaths.get(run.spec.run_id, 0) + 1
         if deaths == 1:
-            self.display.say(f"{run.name}: worker died ({cause}); once more")
+            self.display.say(f"{run.name}: worker died ({cause}); retrying once")
             (self.lonely[worker.slot.device] if worker.alone else self.queue).appendleft(run)
             return
         if self.rehearsing:
-            self._failed(run, f"the worker process died twice in its first step, last by {cause}; was memory short?")
+            self._failed(run, f"the worker process died twice in its first step ({cause}), possibly out of memory")
             return
-        text = f"the worker process died twice under this run, last by {cause}; was memory short?"
+        text = f"the worker process died twice during this run ({cause}), possibly out of memory"
         folder = self.store.run(run.spec.run_id)
         try:
             with folder.claim():
@@ -362,7 +362,7 @@ class _Pool:
         self._failed(run, text)
 
     def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Ask all workers to save and stop, and wait for them, but not for ever. A further Ctrl-C ends the wait."""
+        """Ask all workers to save and stop, and wait for them for a limited time; another Ctrl-C ends the wait."""
         self.draining = True
         self.queue.clear()
         self.lonely.clear()
@@ -384,7 +384,7 @@ class _Pool:
 
 
 def _dismiss(worker: _Worker) -> None:
-    """Tell a worker that it is not needed any more; one that still has a run is not asked."""
+    """Tell an idle worker to end, and kill a worker that still has a run."""
     if worker.run is None:
         with suppress(OSError):
             worker.connection.send(None)

@@ -13,7 +13,7 @@ PRELOAD = ["bench.launch.local.worker", "torch._dynamo"]
 
 
 def start_fork_server() -> None:
-    """Start the fork server, on a faster allocator where there is one; it imports while this process goes on.
+    """Start the fork server, with a faster allocator if there is one; it imports while this process continues.
 
     It has no threads and no CUDA context, so forking it is safe. One that runs already is kept.
 

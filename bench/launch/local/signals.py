@@ -40,11 +40,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def heard(self) -> None:
-        """Take note that the KeyboardInterrupt has arrived."""
+        """Record that the KeyboardInterrupt has arrived."""
         self._unheard = False
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt where one has not arrived: Python drops those that come while it frees an object."""
+        """Raise a KeyboardInterrupt that was lost: Python drops exceptions raised while it frees an object."""
         if self._unheard:
             raise KeyboardInterrupt
 

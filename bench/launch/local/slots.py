@@ -68,6 +68,7 @@ def slots(
         return _slots_of_several_gpus(jobs, jobs_per_gpu, processes, cores, used)
     jobs = jobs or len(used) * jobs_per_gpu or max(1, core_count // max(processes, default=1))
     share = max(1, core_count // jobs)
+    # With more runs than cores no run is pinned.
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
     return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
 
@@ -100,7 +101,7 @@ def _slots_of_several_gpus(
             "train.processes", [f"runs of {counts} processes: on GPUs all must have as many; choose some with --only"]
         )
     if not most:
-        raise BadValue(f"train.processes = {each}", [f"needs a GPU for each, and there are {len(gpus)} to use here"])
+        raise BadValue(f"train.processes = {each}", [f"needs one GPU per process, and {len(gpus)} can be used here"])
     if jobs_per_gpu > 1 or (jobs or 1) > most:
         asked = f"--jobs {jobs}" if jobs else f"--jobs-per-gpu {jobs_per_gpu}"
         raise BadValue(
@@ -119,7 +120,7 @@ def _slots_of_several_gpus(
 
 
 def slow_precision(specs: Sequence[RunSpec], shares: Sequence[Slot]) -> str:
-    """Return a warning of runs in a precision that is slow on these shares; "" where none is."""
+    """Return a warning about runs in a precision that is slow on these devices; "" if there are none."""
     on_cpu = any(share.device == "cpu" for share in shares)
     if not on_cpu or all(spec.train.precision != "bf16" for spec in specs) or has_bf16_units():
         return ""

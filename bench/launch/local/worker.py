@@ -49,7 +49,7 @@ class MeasureSpeed:
 
 @dataclass(frozen=True)
 class Rehearse:
-    """Build a run and take one step of it, and leave nothing of it; see `estimate.rehearse`."""
+    """Build a run and take one step of it; nothing is kept. See `estimate.rehearse`."""
 
     spec_json: str
     alone: bool = False
@@ -71,7 +71,7 @@ class Event:
 
 
 def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> None:
-    """Do jobs as they come, until the launcher says so (None), hangs up or dies.
+    """Do jobs in the order received, until the launcher sends None, closes the connection or dies.
 
     Args:
         environment: the launcher's variables now; those of the fork server may be older.
@@ -173,7 +173,7 @@ def _run(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Do a run here, or in as many processes as it asks for."""
+    """Do a run in this process, or in several processes if its spec asks for them."""
     spec = RunSpec.model_validate_json(job.spec_json)
     devices = slot.devices(spec.train.processes)
     if spec.train.processes == 1:

@@ -1,4 +1,4 @@
-"""The process that SLURM starts: it looks after the launcher of its node, and is there when signals come.
+"""The process that SLURM starts: it runs the launcher of its node and handles SLURM's signals.
 
 The runs themselves are done by `bench.launch.slurm.node`, a process of its own with the same launcher as on any
 machine. So submitit's handler, which runs in the middle of whatever this process does, meets only a wait, and handlers
@@ -34,7 +34,7 @@ MARGIN = 5.0
 """Seconds of the grace time that are left for queueing the job again."""
 
 IDLE_LIMIT = 3
-"""How often in a row a job may reach its time limit without getting any further before it is not queued again."""
+"""Number of time limits in a row, without any progress, after which a job is not queued again."""
 
 CANCELLED = "SLURM was ending this job for good when it was told to save, so it was not queued again"
 MARKED = "this job was started again after `bench cancel`, and has done nothing"
@@ -44,13 +44,13 @@ LONGEST_GRACE = 600.0
 
 
 class Job:
-    """One job of a submission: does its runs, goes on with them when it is started again.
+    """One job of a submission: it does its runs, and resumes them when SLURM starts it again.
 
     Args:
         folder: of the submission.
         task: which of its jobs this is.
         code: hash of the code it was submitted from.
-        idle: how often in a row it has reached its time limit without getting any further.
+        idle: how often in a row it has reached its time limit without progress.
     """
 
     def __init__(self, folder: Path, task: int, code: str, idle: int = 0) -> None:
@@ -123,7 +123,7 @@ class Job:
         if (now := code_sha256()) != self.code:
             raise BenchError(
                 f"bench has changed since this job was submitted ({self.code}, now {now}): its runs would "
-                "mix two versions, and were not started. `bench run --on slurm` submits them anew"
+                "mix two versions, and were not started. `bench run --on slurm` submits them again"
             )
 
     def checkpoint(self) -> DelayedSubmission | None:
@@ -173,7 +173,7 @@ class Job:
         return time.monotonic() - self._started >= max(usable - 60, usable / 2)
 
     def _ask_to_stop(self) -> None:
-        """Tell the launcher, once: a second signal would have it kill its workers while they save."""
+        """Ask the launcher to stop, only once: on a second signal it would kill its workers while they save."""
         if self._launcher is None:
             self._stop_asked = True
         elif self._launcher.stdin is not None:
@@ -181,7 +181,7 @@ class Job:
                 os.write(self._launcher.stdin.fileno(), b".")
 
     def _launch(self, submission: Submission, module: str) -> int:
-        """Start what does this node's work and wait for its end: its exit status."""
+        """Start the process that does this node's work, wait for its end, and return its exit status."""
         command = [sys.executable, "-m", module, str(self.folder), str(self.task)]
         blocked = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}  # SLURM sends them to all; they are for us alone
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)

@@ -44,7 +44,7 @@ class JobStatus:
 
     @property
     def runs(self) -> list[str]:
-        """Return the ids of the runs that it does."""
+        """Return the ids of the job's runs."""
         return self.submission.tasks[self.task]
 
     @property
@@ -129,7 +129,7 @@ def statuses(store: Store) -> dict[str, JobStatus]:
 
 
 def elsewhere(store: Store, run_ids: Collection[str]) -> tuple[set[str], str]:
-    """Find out which of the runs that are to be done on this machine a job in SLURM's queue does or will do.
+    """Return the runs planned for this machine that a job in SLURM's queue is doing or will do.
 
     Returns:
         Their ids; and a warning if some were submitted of which that cannot be found out.

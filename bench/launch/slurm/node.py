@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def do(submission: Submission, task: int) -> Outcome:
-    """Do what is missing of a job's runs."""
+    """Do the missing runs of a job."""
     store = Store(submission.results)
     content, settings = submission.runs(), submission.settings
     total = Outcome()
@@ -142,7 +142,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _start_forkserver() -> None:
-    """Make workers listen to SIGTERM, which is blocked here from the start.
+    """Start the fork server so that workers receive SIGTERM, which this process blocks from its start.
 
     SLURM sends it to all processes of a job, and perhaps our own signal with it. Workers save and stop by themselves
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would

@@ -1,4 +1,4 @@
-"""Entry point on the further nodes of a SLURM job: starts the processes of runs that the first node's worker does.
+"""Entry point on all nodes of a SLURM job but the first: starts processes of the runs that the first node controls.
 
 It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping too, is
 between that and the processes; which end by themselves when it does.
@@ -20,7 +20,7 @@ from bench.distributed.messages import MessageClient
 from bench.launch.slurm import submission as submissions
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the calls."""
+"""Interval between checks for new calls."""
 
 
 def main() -> int:

@@ -22,10 +22,10 @@ NAMED = {"partition", "account", "qos", "constraint", "time"} | {"mem", "cpus-pe
 """Parameters of sbatch that have a setting of their own."""
 
 SITE_WIDE = ("partition", "account", "qos", "constraint", "reservation", "wckey", "export")
-"""Parameters whose SBATCH_* variable, which sites have their users set, counts where neither file nor flag says."""
+"""Parameters whose SBATCH_* variable, which sites ask users to set, counts if neither file nor flag sets them."""
 
 MOST = 1_000_000
-"""Of anything that is counted, and GB of memory: no site has more."""
+"""Upper bound of counts, and of GB of memory: no site has more."""
 
 LONGEST_TIME = 10 * 366 * 24 * 60
 """Minutes of the longest time limit: ten years."""
@@ -96,14 +96,14 @@ class Profile(BaseModel):
             if key in OURS:
                 raise ValueError(f'"{key}" is set by bench')
             if key in NAMED:
-                raise ValueError(f'"{key}" has a setting of its own: one of {", ".join(cls.model_fields)}')
+                raise ValueError(f'"{key}" has its own setting among {", ".join(cls.model_fields)}')
             if not isinstance(value, str | int | float):
                 raise ValueError(f'"{key}" must be a text, a number or true')
         return given
 
     @property
     def grace(self) -> int:
-        """Return the seconds before its time limit at which a job is told to save."""
+        """Return the seconds before the time limit at which a job is told to save."""
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""SLURM's commands, and what its controller and its accounts say of jobs."""
+"""SLURM's commands, and the state of jobs in its queue and its accounting."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ OVER = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL"),
     *("DEADLINE", "REVOKED"),
 )
-"""States of jobs that do nothing any more."""
+"""States of jobs that have ended."""
 
 OF_SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SALLOC|SBATCH|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO)_")
 """Variables of SLURM: of an allocation that this process is in, and of the user's habits."""
 
 KEPT = {"SLURM_CONF", "SLURM_JWT"}
-"""Those of them that say which SLURM it is, and who asks."""
+"""Variables of these that are kept: they name the cluster's configuration and the user's token."""
 
 MANY = 500
-"""Names or ids in one command: its arguments have a longest length."""
+"""Names or ids per command, since the length of its arguments is limited."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 
 
 def user() -> str:
-    """Return the name of the user that this process runs as, whatever LOGNAME says; the number if it has none."""
+    """Return the name of the user that this process runs as, not from LOGNAME; the user's number if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -171,7 +171,7 @@ def is_running(job: str) -> bool:
 
 
 def accounted(job_ids: Sequence[str]) -> dict[str, str]:
-    """Return the states of jobs that the controller has forgotten, where the site keeps accounts."""
+    """Return the states of jobs that the controller has forgotten, if the site keeps accounting records."""
     if not job_ids or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]

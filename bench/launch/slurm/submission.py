@@ -25,7 +25,7 @@ from bench.core.run_options import DEFAULTS, RunOptions
 from bench.store.run_folder import RunFolder, Store, locked, read_json, to_json, write_atomic
 
 ENDS = ("result.json", "error.txt")
-"""What a run leaves that is over."""
+"""Files that only an ended run has."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class Submission:
 
     @property
     def array_id(self) -> str:
-        """Return SLURM's number for all of its jobs."""
+        """Return the id that SLURM gives to the whole array."""
         return self.job_ids[0].partition("_")[0]
 
     def ids_of(self, number: str) -> list[str]:
-        """Return the ids of its jobs, from SLURM's number for all of them."""
+        """Return the ids of the submission's jobs, from the id of the array."""
         return [f"{number}_{task}" for task in range(len(self.tasks))] if len(self.tasks) > 1 else [number]
 
     @property
     def cancelled(self) -> bool:
-        """Return whether its jobs are to do nothing any more, even if SLURM starts them again."""
+        """Return whether the submission is cancelled: its jobs then do nothing, even if SLURM starts them again."""
         return (self.folder / "cancelled").exists()
 
     def mark_cancelled(self) -> None:
@@ -176,7 +176,7 @@ def read_all(store: Store) -> list[Submission]:
 
 
 def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
-    """Record the ids of a submission's jobs, and move each pickled job to where submitit looks for it."""
+    """Record the ids of a submission's jobs, and move each pickled job to the path that submitit reads."""
     known = replace(submission, job_ids=job_ids)
     for task, job in enumerate(job_ids):
         with suppress(FileNotFoundError):  # another command has been faster
@@ -197,7 +197,7 @@ def submitting(store: Store) -> Iterator[None]:
 
 
 def code_sha256() -> str:
-    """Hash of all files of this package, names and contents."""
+    """Return a hash of all files of this package, names and contents."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):

@@ -32,11 +32,11 @@ from bench.launch.slurm.submission import JobSettings, Submission, code_sha256, 
 from bench.store.run_folder import to_json, write_atomic
 
 TIME_OUTS = 1000
-"""How often a job that reaches its time limit is queued again; every time it gets a little further."""
+"""Number of times that a job that reaches its time limit is queued again; it makes progress every time."""
 
 
 UNCLEAR = re.compile(r"timed out|unable to contact|communicat|transmitted|transport|does not answer|said: ", re.I)
-"""In what sbatch says when it fails: the controller may have taken the jobs all the same."""
+"""Errors of sbatch after which the controller may have accepted the jobs nevertheless."""
 
 LOOKS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each further look into the queue for jobs that sbatch is not sure of; a job waits a minute for us."""
@@ -149,7 +149,7 @@ def _free(plan: Plan, of_runs: Mapping[str, JobStatus]) -> list[PlannedRun]:
 
 
 def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]:
-    """Return how many jobs a new array may run at once beside those of earlier submissions in the queue.
+    """Return the number of jobs that a new array may run at once, given the queued jobs of earlier submissions.
 
     Returns:
         The number of jobs; and the earlier arrays after whose end the new array may begin, if they leave no room now.
@@ -272,8 +272,8 @@ def _sbatch(script: Path, submission: Submission) -> str:
             unsure = True
     if unsure:
         raise Unsure(
-            f"sbatch failed: {_last_words(failure)}; whether SLURM has taken these jobs all the same is not known. If "
-            "it has, `bench status` will show them, and `bench cancel` stops them"
+            f"sbatch failed: {_last_words(failure)}; it is unknown whether SLURM accepted the jobs. If "
+            "it did, `bench status` will show them, and `bench cancel` stops them"
         ) from failure
     shutil.rmtree(submission.folder, ignore_errors=True)
     raise BenchError(f"sbatch refused the jobs: {_last_words(failure)}") from failure

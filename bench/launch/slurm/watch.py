@@ -16,17 +16,17 @@ from bench.launch.slurm.submission import failed_at
 from bench.store.run_folder import Store, reason_in
 
 SECONDS = 3.0
-"""Between two looks."""
+"""Interval between checks of the run folders."""
 
 QUEUE_SECONDS = 12.0
-"""Between two questions to SLURM, which a whole site shares."""
+"""Interval between queries to SLURM's controller, which the whole site shares."""
 
 LOOKS = 3
-"""How many looks must agree that a job is over before its unfinished runs are given up: files may come late."""
+"""Checks that must find a job ended before its unfinished runs are given up: files may appear late."""
 
 
 Lost = tuple[PlannedRun, str]
-"""A run whose job ended without finishing it, with what is known of that."""
+"""A run whose job ended without finishing it, with the reason if it is known."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Watch:
         return statuses
 
     def _look_at(self, run: PlannedRun, job: JobStatus | None, queue_is_silent: bool) -> bool:
-        """Show where a run stands; whether it is over."""
+        """Show a run's status, and return whether the run is over."""
         folder = self.store.run(run.spec.run_id)
         if result := folder.result():
             self.followed.outcome.finished += 1
@@ -145,7 +145,7 @@ class _Watch:
         return True
 
     def _retried(self, run: PlannedRun, job: JobStatus | None) -> int | None:
-        """Return when a run had failed that its job is to retry, or None."""
+        """Return the time of a run's earlier failure if its job will retry the run, else None."""
         if job is None or not job.live:
             return None
         key = job.submission.name

@@ -1,1 +1,1 @@
-"""The parts of all methods: the wrapper around a base optimizer, perturbation, state, weights that return."""
+"""The parts of all methods: the wrapper around a base optimizer, perturbation, state, and weights that are restored."""

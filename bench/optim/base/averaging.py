@@ -19,7 +19,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 
 
 class Averaging(StatefulWrapper):
-    """A base optimizer, and beside it an average of the weights it goes through, which is what gets evaluated.
+    """A base optimizer that also keeps an average of its weights; the average is evaluated.
 
     Training is the base's, bit for bit. After each step a <- a + weight * (w - a), beginning with a = w. A skipped step
     leaves w where it was, and counts as one that stayed there. The average is in the state_dict as "averaged_weights".

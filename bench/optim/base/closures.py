@@ -18,7 +18,7 @@ from bench.optim.base.sharded import any_sharded, has_others
 from bench.optim.base.sparse import is_sparse
 
 Closure = Callable[..., Any]
-"""Runs forward and backward on one batch; what it returns, by custom the loss, is what `step` returns."""
+"""Runs forward and backward on one batch; its result, by convention the loss, is also the result of `step`."""
 
 
 def check_base(name: str, base: object) -> None:
@@ -44,7 +44,7 @@ def check_base(name: str, base: object) -> None:
     if needed or getattr(base, "needs_closure", False):
         raise ValueError(
             f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own: "
-            "the base must make its step from the gradients that are there, as SGD and Adam do"
+            "the base must compute its step from existing gradients, as SGD and Adam do"
         )
     for group in base.param_groups:
         fused = group.get("fused") and isinstance(base, torch.optim.SGD | torch.optim.Adagrad)
@@ -87,7 +87,7 @@ class OldGradient:
         return bool(gradient.any())  # waits for the device, but an error is next, or somebody zeroes past autograd
 
     def is_kept(self) -> bool:
-        """Return whether the closure, which is over, has left it as it was, or has added to it."""
+        """Return whether the closure did not zero the old gradient: it is unchanged or was added to."""
         if self.parameter is None:
             return False
         self._hook.remove()
@@ -108,7 +108,7 @@ def _versions(parameters: Sequence[Tensor]) -> list[int | None]:
 
 
 def check_backward(name: str, returned: object, parameters: Sequence[nn.Parameter]) -> None:
-    """Raise RuntimeError where a closure has left no gradient although its loss depends on the parameters."""
+    """Raise RuntimeError if a closure has computed no gradient although its loss depends on the parameters."""
     if returned is None or any(p.grad is not None for p in parameters):
         return
     if any_sharded(parameters):  # FSDP2 goes backward to tensors of its own
@@ -144,7 +144,7 @@ def detached(returned: Any) -> Any:
 
 
 def mean_loss(name: str, returned: Sequence[Any]) -> Tensor | None:
-    """Return the mean of what closures over equal parts of a batch have returned; None where all have returned None.
+    """Return the mean of the results of closures over equal parts of a batch; None if all results are None.
 
     Raises:
         TypeError: one has returned neither a number nor a tensor with one.
@@ -163,7 +163,7 @@ def mean_loss(name: str, returned: Sequence[Any]) -> Tensor | None:
 
 @contextmanager
 def no_sync_refused(name: str) -> Iterator[None]:
-    """Raise RuntimeError on leaving where the last forward pass through DistributedDataParallel was under `no_sync`.
+    """Raise RuntimeError, on exit, if DistributedDataParallel's last forward pass was under `no_sync`.
 
     Args:
         name: the method whose closure is evaluated in here.
@@ -186,14 +186,15 @@ def no_sync_refused(name: str) -> Iterator[None]:
     if not averaged:
         raise RuntimeError(
             f"{name} needs gradients that are averaged over all processes in every pass, and no_sync() left this one "
-            "out, so that processes would part: take no_sync() away. With accelerate and Hugging Face's Trainer: "
+            "out, so that weights would differ between processes: remove no_sync(). With accelerate and Hugging Face's "
+            "Trainer: "
             'GradientAccumulationPlugin(sync_each_batch=True), accelerator_config={"gradient_accumulation_kwargs": '
             '{"sync_each_batch": True}}'
         )
 
 
 def check_accelerate(method: torch.optim.Optimizer) -> None:
-    """Raise RuntimeError where accelerate hands over a closure of one micro-batch after it has dropped those before.
+    """Raise RuntimeError if accelerate hands over a closure of one micro-batch after it has dropped those before.
 
     Its optimizer calls ours at the last of `gradient_accumulation_steps` micro-batches only: of the others' closures
     nothing is ever seen.
@@ -210,6 +211,6 @@ def check_accelerate(method: torch.optim.Optimizer) -> None:
                 f"accelerate evaluates no closure in {steps - 1} of {steps} micro-batches "
                 f"(gradient_accumulation_steps): within accumulate(), call {name}.backward(closure), which is "
                 "optimizer.optimizer.backward, for each micro-batch, then optimizer.step() and optimizer.zero_grad(); "
-                "or, where one closure goes through all of them, leave gradient_accumulation_steps at 1"
+                "or, if one closure evaluates all micro-batches, leave gradient_accumulation_steps at 1"
             )
         frame = frame.f_back

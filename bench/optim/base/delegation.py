@@ -1,4 +1,4 @@
-"""An optimizer around another one: whose groups, whose state, whose checkpoint."""
+"""An optimizer around another one, with which it shares parameter groups, state and checkpoints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Delegating(torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def _parameters(self) -> list[nn.Parameter]:
-        """Return all parameters, in a list that is only to be read: of a single group it is that group's own."""
+        """Return all parameters as a read-only list: with a single group it is the group's own list, not a copy."""
         if len(self.param_groups) == 1:
             own: list[nn.Parameter] = self.param_groups[0]["params"]
             return own
@@ -91,7 +91,7 @@ class Delegating(torch.optim.Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state_dict of this kind, or one of the bare base: settings that it lacks stay as they are."""
+        """Load a state_dict of this method or of its bare base; settings missing from it stay as they are."""
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = _or_else(before(self, state_dict), state_dict)
@@ -150,7 +150,7 @@ class Delegating(torch.optim.Optimizer):
 
 
 def within(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
-    """Yield an optimizer and all that it is built around, the outermost first."""
+    """Yield an optimizer and all optimizers nested inside it, the outermost first."""
     yield optimizer
     for part in vars(optimizer).values():
         if isinstance(part, torch.optim.Optimizer):
@@ -158,7 +158,7 @@ def within(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
 
 
 def _free_key(name: str, method: str, base: torch.optim.Optimizer) -> str:
-    """Return a key for the param_groups that no setting of the base has, nor of an optimizer inside of it."""
+    """Return a key for the param_groups that neither the base nor an optimizer inside the base uses."""
     taken = {key for optimizer in within(base) for key in optimizer.defaults}
     return f"{method.lower()}_{name}" if name in taken else name
 
@@ -169,7 +169,7 @@ def _or_else(result: dict[str, Any] | None, otherwise: dict[str, Any]) -> dict[s
 
 @contextmanager
 def quiet_global_hooks() -> Iterator[None]:
-    """Keep hooks on the steps of all optimizers from firing for the base: for the method they do, once a step."""
+    """Suppress torch's global step hooks in this context: they already fire for the method, once per step."""
     every: list[dict[int, Any]] = [of_torch._global_optimizer_pre_hooks, of_torch._global_optimizer_post_hooks]
     kept = [dict(hooks) for hooks in every]
     for hooks in every:

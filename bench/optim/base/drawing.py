@@ -1,4 +1,4 @@
-"""Random numbers for the weights of a whole model: the same ones, in however many processes its weights are."""
+"""Random numbers for the weights of a whole model, independent of the number of processes that share it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bench.optim.base.sharded import is_sharded, part_of
 from bench.optim.base.tensors import as_real
 
 Draw = Callable[[Tensor], None]
-"""Fills a tensor from a generator that is in the same place in all processes."""
+"""Fills a tensor from a generator that has the same state in all processes."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
 def drawn(like: Tensor, parameter: Any, draw: Draw) -> Tensor:
-    """Return random numbers of the shape of `like`, one for each real number of a parameter's part that is here.
+    """Return random numbers in the shape of `like`, one per real number of this process's part of a parameter.
 
     Of a DTensor every process draws the whole, one parameter at a time, and keeps its part.
     """
@@ -33,7 +33,7 @@ def drawn(like: Tensor, parameter: Any, draw: Draw) -> Tensor:
 
 
 def pass_over(parameters: Sequence[Tensor], draw: Draw, group: dist.ProcessGroup | None, device: torch.device) -> None:
-    """Draw what processes before this one in the group draw for parameters of theirs, and forget it.
+    """Advance the generator past the numbers that processes before this one in the group draw.
 
     Args:
         parameters: those of this process that are drawn for, in their order.

@@ -1,4 +1,4 @@
-"""The gradients that earlier micro-batches of a step have left, to which the next one's are added."""
+"""Gradients accumulated by earlier micro-batches of a step, set aside while the next one is evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.optim.base.weight_swap import holds_its_memory_alone
 
 
 class Earlier:
-    """Gradients that are set aside while the passes of another micro-batch find theirs.
+    """Accumulated gradients that are set aside while another micro-batch computes its own.
 
     They come back when that one is over, or already when the backward pass begins whose gradients are to be followed
     (`while_adding`): whoever averages gradients over processes in that pass, as DistributedDataParallel does, then
@@ -33,14 +33,14 @@ class Earlier:
                 parameter.grad = None
 
     def put_back(self, *_: Tensor) -> None:
-        """Add them to the gradients that are there; once."""
+        """Add the set-aside gradients to the present ones; a second call does nothing."""
         waiting, self._waiting = self._waiting, []
         for parameter, gradient in waiting:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     @contextmanager
     def while_adding(self) -> Iterator[None]:
-        """Make the backward pass in this context add to the earlier gradients, whatever the closure zeroes first."""
+        """Add the earlier gradients when the backward pass in this context begins, after the closure's zero_grad."""
         if not self._waiting or not has_others():
             yield
             return

@@ -19,7 +19,7 @@ from bench.optim.base.sharded import any_sharded, reshard
 from bench.optim.base.watched import Watched, copy_all, is_plain, place_in_memory, write_all
 
 SMALL = 1 << 16
-"""Numbers in a tensor up to which it is copied in every step of two passes, whether they change it or not."""
+"""Tensors of at most this many numbers are copied in every step of two passes, even if unchanged."""
 
 _values, _items = methodcaller("values"), methodcaller("items")  # TorchScript's modules have dictionaries of their own
 
@@ -30,7 +30,7 @@ Slot = tuple[Any, str, Tensor]
 
 @dataclass
 class Group:
-    """Small tensors of one device and dtype, as foreach kernels take them, with copies from before and after a pass.
+    """Small tensors of one device and dtype, ready for foreach kernels, with copies from before and after a pass.
 
     Copies' memory stays theirs from step to step.
     """
@@ -41,7 +41,7 @@ class Group:
 
 
 class ForwardState:
-    """Have a second pass over a batch find what the first one found, and leave what the first one left.
+    """State of a model that the second pass over a batch must find, and leave, exactly as the first pass did.
 
     It belongs to an optimizer, and is about the buffers of its model (statistics of batch norm, a queue of keys), the
     model's parameters in none of its groups (a momentum encoder), which a forward pass may move too, and the gradients
@@ -82,7 +82,7 @@ class ForwardState:
 
     @torch.no_grad()
     def note(self, model: nn.Module | None, own: list[nn.Parameter]) -> None:
-        """Remember everything before the first pass.
+        """Record the state before the first pass.
 
         Args:
             own: the parameters that the optimizer has.
@@ -99,14 +99,14 @@ class ForwardState:
             watched.note(self._first, room >= 0)
 
     def see(self, returned: object, own: list[nn.Parameter]) -> None:
-        """Learn from the graph of a loss, once, what gets gradients beside the model: the loss may have parameters."""
+        """Find, once, tensors outside the model that get gradients (parameters of the loss), from the loss's graph."""
         if self._leaves is None and isinstance(returned, Tensor) and returned.grad_fn is not None:
             known = {id(p) for p in own}
             self._leaves = [weakref.ref(leaf) for leaf in leaves(returned) if id(leaf) not in known]
 
     @contextmanager
     def kept(self, model: nn.Module | None, own: list[nn.Parameter]) -> Iterator[None]:
-        """Undo, on leaving, what a pass does to all this.
+        """Undo, on exit, every change that the pass in this context makes to this state.
 
         Raises:
             RuntimeError: the pass has changed a large tensor that the one before it had left alone.
@@ -152,7 +152,7 @@ class ForwardState:
             watched.rewind(last)
 
     def outside(self, model: nn.Module | None, own: list[nn.Parameter]) -> list[Tensor]:
-        """Return what may get gradients and is in no group: parameters of the model, and what `see` has found."""
+        """Return tensors outside the param_groups that may get gradients: of the model, and found by `see`."""
         self._look(model, own)
         if not self._leaves:
             return self._outside
@@ -163,7 +163,7 @@ class ForwardState:
     # ---- what there is --------------------------------------------------------------------------------------------
 
     def _look(self, model: nn.Module | None, own: list[nn.Parameter]) -> None:
-        """Find all tensors, unless every module holds what it held when they were last looked for."""
+        """Find all tensors again if any module holds other tensors than at the last search."""
         if any_sharded(own):
             reshard(model)  # in place of its parameters FSDP2 may have others, whole ones, whose memory it frees again
         if (
@@ -204,7 +204,7 @@ class ForwardState:
 
 
 def kept_buffers(model: nn.Module | None) -> AbstractContextManager[None]:
-    """Undo, on leaving, every change of the model's buffers: of any size, by any number of passes."""
+    """Undo, on exit, every change to the model's buffers, of any size and by any number of passes."""
     return ForwardState(small=math.inf).kept(model, [] if model is None else list(model.parameters()))
 
 
@@ -234,6 +234,6 @@ def _told(model: nn.Module | None, tensor: Tensor) -> str:
     name = next((name for name, other in named if other is tensor), "a tensor")
     return (
         f"the second evaluation of the closure has changed {name} ({tensor.numel():,} numbers), which the first had "
-        "left alone, so that its value at the weights is lost. Change it in every evaluation, or in the first one "
-        "alone, which optimizer.first_pass tells"
+        "left alone, so that its value at the weights is lost. Change it in every evaluation, or only in the "
+        "first one, where optimizer.first_pass is true"
     )

@@ -38,7 +38,7 @@ class SameInputs:
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
-        """Look at what is called within.
+        """Record the inputs of the model's calls in this context, or compare them with those of the first pass.
 
         Raises:
             RuntimeError: within, where a call of a later pass has other inputs than the same call of the first.
@@ -76,9 +76,10 @@ class SameInputs:
             self.seen.append({name: tensor.detach().clone() for name, tensor in given.items()})
         elif call < len(self.seen) and (what := _difference(self.seen[call], given)):
             raise RuntimeError(
-                f"{self.name}: the second pass of a step is over another batch than the first: {type(module).__name__} "
-                f"is called with {what}. Draw the batch outside of the closure (of a Trainer whose training_step does: "
-                "see docs/sam-in-your-own-code.md). If it is meant, optimizer.checked_steps = 0"
+                f"{self.name}: the second pass of a step uses a different batch than the first: "
+                f"{type(module).__name__} is called with {what}. Draw the batch outside of the closure (of a Trainer "
+                "whose training_step does: see docs/sam-in-your-own-code.md). If this is intended, set "
+                "optimizer.checked_steps = 0"
             )
 
 

@@ -22,14 +22,14 @@ def _share_of_training(moment: Any, info: ValidationInfo) -> Any:
         raise ValueError('must be a share of training (0.5) or a number of epochs ("epoch 100")')
     epochs = (info.context or {}).get("epochs")
     if not epochs:
-        raise ValueError("epochs are known in an experiment's file only: say the share of training")
+        raise ValueError("epochs can be used only in an experiment file; give a share of training (0.5)")
     if int(said[1]) > epochs:
         raise ValueError(f"training ends at epoch {epochs}")
     return int(said[1]) / epochs
 
 
 Moment = BeforeValidator(_share_of_training)
-"""A share of training; in an experiment's file also "epoch 100": when so many epochs are done."""
+"""A share of training; in an experiment's file also "epoch 100": after 100 epochs."""
 
 
 def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | None:
@@ -41,13 +41,13 @@ def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | N
 
 def _of_a_schedule(end: float | None, info: ValidationInfo) -> float | None:
     if end is not None and info.data.get("rho_schedule") in (None, "constant"):
-        raise ValueError('needs rho_schedule beside it: "linear", "cosine" or "lr"')
+        raise ValueError('needs rho_schedule too: "linear", "cosine" or "lr"')
     return end
 
 
 def _of_the_lr(lowest: float | None, info: ValidationInfo) -> float | None:
     if lowest is not None and info.data.get("rho_schedule") != "lr":
-        raise ValueError('needs rho_schedule = "lr" beside it')
+        raise ValueError('needs rho_schedule = "lr" too')
     return lowest
 
 

@@ -41,7 +41,7 @@ class PerturbedGroup:
 
 
 class PerturbedOptimizer(OptimizerWrapper):
-    """A method that takes its gradient at weights moved by rho along some direction: by itself, the gradient's.
+    """A method that takes its gradient at weights moved by rho along a direction; by default, the gradient's.
 
     Subclasses say which direction (`ascent`), and what to make of the two gradients (`combine`).
 
@@ -133,11 +133,11 @@ class PerturbedOptimizer(OptimizerWrapper):
     # ---- what makes one method another ------------------------------------------------------------------------
 
     def ascent(self, weights: list[Tensor]) -> Tensor:
-        """Turn the gradients of `weights` into the direction to go, in place, and return what its length is by."""
+        """Overwrite the gradients of `weights` with the ascent direction, and return the norm to divide it by."""
         return self.reductions.norm(weights, gradients(weights))
 
     def combine(self, first: dict[Tensor, Tensor]) -> None:
-        """Turn the gradients found at the moved weights, in place, into those that the base will follow.
+        """Overwrite the gradients found at the moved weights with the gradients that the base will follow.
 
         Args:
             first: the gradients at w, where `keeps_first_gradient` asks for them.
@@ -154,12 +154,13 @@ class PerturbedOptimizer(OptimizerWrapper):
         """Return the steps since perturbing began; None before that and after its end."""
         if self._needs_total and self.total_steps is None:
             raise ValueError(
-                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are about shares of training: "
-                "say how long it is, total_steps=..."
+                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are shares of training: "
+                "give the length of training, total_steps=..."
             )
         total, done = self.total_steps or 1, self.steps_done
         # Rounded first: 11/20 of 200 steps comes out as 110.00000000000001, and is 110.
         begin, end = (math.ceil(round(share * total, 6)) for share in (self.perturb_from, self.perturb_until))
+        # perturb_until = 1 has no end: a loop may take more steps than its total_steps.
         return done - begin if begin <= done and (done < end or self.perturb_until == 1) else None
 
     def _moves(self) -> bool:
@@ -183,7 +184,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     # ---- where ------------------------------------------------------------------------------------------------
 
     def movable(self, has: Callable[[Tensor], bool] | None = None) -> list[PerturbedGroup]:
-        """Return what is perturbed, group by group; by default among the parameters with a gradient."""
+        """Return the parameters to perturb, group by group; by default only those with a gradient."""
         groups = []
         for group in self.param_groups:
             here = group["params"] if self.perturbed is None else [p for p in group["params"] if p in self.perturbed]
@@ -195,7 +196,7 @@ class PerturbedOptimizer(OptimizerWrapper):
 
     @contextmanager
     def at_the_worst_point(self) -> Iterator[Tensor]:
-        """Move the weights along the ascent; the norm that must be finite. e is built in the gradients' storage.
+        """Move the weights along the ascent direction; yield the norm, which must be finite.
 
         Gradients are listed in functions of their own: a list kept here would keep e alive through the second pass.
         """
@@ -229,7 +230,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor]],
         sparse: Collection[Rows] = (),
     ) -> Iterator[None]:
-        """Add e to the weights, and put the very same bits back on leaving, come what may.
+        """Add e to the weights, and restore the exact bits on exit, also after an error.
 
         Args:
             e: of a group, its direction, whose tensors are used up, and what that is multiplied by.
@@ -256,7 +257,7 @@ class PerturbedOptimizer(OptimizerWrapper):
             reshard(self.model)
 
     def rewinder(self) -> Callable[..., None]:
-        """Return a function that has a later pass find random numbers and the state of the model as they are now.
+        """Return a function that restores the present random state and model state before a later pass.
 
         It is to be called within `kept_state`, with last=False where it will be called again.
         """
@@ -270,11 +271,11 @@ class PerturbedOptimizer(OptimizerWrapper):
         return rewind
 
     def kept_state(self) -> AbstractContextManager[None]:
-        """Undo what later passes do to the state of the model: see `bench.optim.base.forward_state.ForwardState`."""
+        """Undo changes of later passes to the model's state: see `bench.optim.base.forward_state.ForwardState`."""
         return self.state_of_forward.kept(self.model, self._parameters())
 
     def generator(self, device: str | None = None) -> torch.Generator:
-        """Return the random generator of this part of this step's batch, the same in every process.
+        """Return the random generator for this part of this step's batch, the same in every process.
 
         Args:
             device: where they are drawn; None: where the parameters are.
@@ -284,7 +285,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
 
     def with_first(self, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the parameters with a gradient in either pass, and their gradients at w, 0 where one is missing."""
+        """Return the parameters with a gradient in either pass, and their gradients at w, 0 if one is missing."""
         everything = [p for group in self.param_groups for p in group["params"]]
         parameters = [p for p in everything if p.grad is not None or p in first]
         for parameter in parameters:
@@ -298,7 +299,7 @@ class PerturbedOptimizer(OptimizerWrapper):
 
 
 def _share_of_the_way(lr: float | Tensor, lowest: float, peak: float | Tensor) -> float | Tensor:
-    """Return how much of the way from the lowest lr to its peak is left, from 0 to 1; 1 where there is no way."""
+    """Return (lr - lowest) / (peak - lowest), at least 0; 1 if peak and lowest are equal."""
     if isinstance(lr, Tensor) or isinstance(peak, Tensor):  # on a device, which is not waited for
         way = torch.as_tensor(peak - lowest, dtype=torch.float32)
         return torch.where(way > 0, (lr - lowest) / way, 1.0).clamp(min=0.0)
@@ -323,8 +324,8 @@ def normalisation_parameters(model: nn.Module | None, name: str, *, required: bo
     if model is None or (required and not parameters):
         raise ValueError(
             f'{name}: perturb_only="norm" needs '
-            + ("model=..., to know which parameters are normalisation's" if model is None else "normalisation layers")
-            + ("" if model is None else f", which {type(model).__name__} has none of")
+            + ("model=..., to find the normalisation layers" if model is None else "normalisation layers")
+            + ("" if model is None else f", but {type(model).__name__} has none")
         )
     return parameters
 

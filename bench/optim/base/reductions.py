@@ -1,4 +1,4 @@
-"""Norms, scalar products and decisions that are those of a whole model, of which this process may hold a part."""
+"""Norms, scalar products and decisions over a whole model, of which this process may hold only a part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.optim.base.tensors import dot, global_norm
 
 
 class Reductions:
-    """Sums over tensors of parameters, wherever their numbers are.
+    """Sums over tensors of parameters that may be sharded over several processes.
 
     DTensors (FSDP2, tensor parallelism) are summed over the dimensions of their mesh along which they are sharded, so
     what is replicated counts once. Plain parameters count where they are. For models that are split otherwise (pipeline
@@ -44,7 +44,7 @@ class Reductions:
         return squares.sqrt().to(_precision(parameters))
 
     def dot(self, parameters: Sequence[Tensor], left: list[Tensor], right: list[Tensor]) -> Tensor:
-        """Return the scalar product over all tensors together, as `norm` does the norm."""
+        """Return the scalar product over all tensors together; see `norm` for the arguments."""
         if self._is_here(parameters):
             return dot(left, right)
         total = self._total(parameters, lambda here: dot([left[n] for n in here], [right[n] for n in here]).double())
@@ -58,6 +58,7 @@ class Reductions:
             return flag
         sharded = [along for parameter in self._parameters() for along in _sharded_along(parameter)]
         largest = flag.to(self._device())
+        # A dictionary, not a set: all processes must call the collectives in the same order.
         for mesh, dim in dict.fromkeys(sharded):
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=mesh.get_group(dim))
         if self.group is not None:
@@ -68,7 +69,7 @@ class Reductions:
         return self.group is None and not any_sharded(parameters)
 
     def _total(self, parameters: Sequence[Tensor], summed: Callable[[list[int]], Tensor]) -> Tensor:
-        """Return a sum over all processes, from what it is over parameters here, given by their positions."""
+        """Return a sum over all processes; `summed` gives the sum over this process's parameters at some positions."""
         alike: dict[tuple[Any, ...], list[int]] = {}
         for n, parameter in enumerate(parameters):
             alike.setdefault(_sharded_along(parameter), []).append(n)

@@ -28,12 +28,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def has_others() -> bool:
-    """Return whether torch has been told of other processes, without which there are no DTensors."""
+    """Return whether torch is set up for several processes, without which there are no DTensors."""
     return dist.is_available() and dist.is_initialized()
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Return whether any of the tensors is a DTensor; where there are no other processes, without looking."""
+    """Return whether any of the tensors is a DTensor; without other processes no tensor is checked."""
     return has_others() and any(map(is_sharded, tensors))
 
 
@@ -58,7 +58,7 @@ def aligned_gradient(parameter: Any) -> Tensor:
 
 
 def with_part(parameter: Any, part: Tensor) -> Tensor:
-    """Return a tensor of which this process holds `part`: a DTensor spread as the parameter is, or `part` itself.
+    """Return `part` as part of a DTensor sharded like the parameter; for a plain parameter, `part` itself.
 
     Args:
         part: real numbers: of a complex parameter its parts, along one dimension more.
@@ -75,7 +75,7 @@ def with_part(parameter: Any, part: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, parameter: Any) -> Tensor:
-    """Return of a tensor of the parameter's the part that this process holds.
+    """Return this process's part of a tensor that belongs to a parameter, for example its gradient.
 
     Args:
         tensor: spread over the processes as the parameter is, or the whole of it, the same in all of them.

@@ -10,7 +10,7 @@ def is_sparse(parameter: Tensor) -> bool:
 
 
 def with_sparse_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return those that have one."""
+    """Return the parameters that have a sparse gradient."""
     return [p for p in parameters if (gradient := p.grad) is not None and gradient.is_sparse]
 
 
@@ -23,13 +23,13 @@ def coalesced(parameter: Tensor) -> Tensor:
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """Return the parameter that some rows are of (see `Rows`), or of any other itself."""
+    """Return the parameter that the rows belong to (see `Rows`), or the given parameter itself."""
     table: Tensor = getattr(parameter, "rows_of", parameter)
     return table
 
 
 class Rows:
-    """Those entries of a parameter that its sparse gradient (an embedding's) has, which alone SAM moves.
+    """The entries of a parameter that its sparse gradient (an embedding's) contains; SAM moves only these.
 
     Attributes:
         copy: they, with the stored numbers as gradient, to go through a step as any dense parameter.

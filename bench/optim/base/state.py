@@ -16,7 +16,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 
 
 class StatefulWrapper(OptimizerWrapper):
-    """A method that remembers something of each parameter from one step to the next.
+    """A method that keeps one tensor per parameter from one step to the next.
 
     Attributes:
         remembers: the name under which it stands in `state_dict()["state"]`, beside what the base keeps there.
@@ -42,11 +42,11 @@ class StatefulWrapper(OptimizerWrapper):
         return [self.memory[p] if p in self.memory else self.nothing_of(p) for p in parameters]
 
     def nothing_of(self, parameter: Tensor) -> Tensor:
-        """Return what stands for the memory of a parameter of which there is none yet: zeros."""
+        """Return the initial memory of a parameter: zeros."""
         return torch.zeros_like(as_real(parameter))
 
     def note(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Keep what this part of the step has to say of some parameters; the tensors are ours from now on."""
+        """Add tensors to what this step notes of some parameters; the caller must not use the tensors afterwards."""
         if self._parts == 0:
             self._noted = {}
         for parameter, tensor in zip(parameters, tensors, strict=True):
@@ -85,7 +85,7 @@ class StatefulWrapper(OptimizerWrapper):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """Return the base's state, with the memory too while a checkpoint is loaded into a new optimizer."""
+        """Return the base's state; while a checkpoint is loaded into a new optimizer, the memory is in it too."""
         if not self._shows_all:
             return self.base.state
         whole = defaultdict(dict, {p: dict(kept) for p, kept in self.base.state.items()})

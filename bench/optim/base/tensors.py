@@ -1,4 +1,4 @@
-"""Sums over many tensors at once: norms, scalar products, whether a number is not finite. Nothing waits."""
+"""Sums over many tensors at once: norms, scalar products, checks for non-finite numbers. No function waits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.optim.base.sparse import coalesced
 _is_sparse, _dtype = attrgetter("is_sparse"), attrgetter("dtype")
 
 TINY = 1e-24
-"""Beside squared norms, where 1e-12 is beside norms: of a gradient that is 0, no part is along anything."""
+"""Added to squared norms, as 1e-12 is to norms: the projection onto a gradient of 0 is then 0, not NaN."""
 
 
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients that there are, to be changed in place.
+    """Return the existing gradients of the parameters; callers may change them in place.
 
     A sparse one has each of its entries once from here on, a complex one is seen as its real and imaginary parts, and
     of a DTensor it is the part that is here.
@@ -51,7 +51,7 @@ def all_as_real(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or of a complex one a view of its parts (*shape, 2), as torch's optimizers see it.
+    """Return the tensor itself; for a complex one a real view (*shape, 2), as torch's optimizers use.
 
     Of a DTensor it is the part that is here.
     """
@@ -61,7 +61,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def _values(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the tensors themselves, or of sparse ones the values."""
+    """Return the tensors themselves; for sparse ones their values."""
     return [t._values() if t.is_sparse else t for t in tensors] if any(map(_is_sparse, tensors)) else tensors
 
 

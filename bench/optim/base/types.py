@@ -10,4 +10,4 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Variant = Literal["paper", "authors"]
-"""Where the authors' code does not do what their paper's text says: which of the two."""
+"""Choice between the paper's text and the authors' code, for methods in which these differ."""

@@ -1,4 +1,4 @@
-"""Tensors that may be too large to copy in every step, or are of a kind that foreach kernels do not take."""
+"""Tensors that are too large to copy in every step, or that foreach kernels do not accept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 SAMPLE = 1 << 12
-"""Numbers of a large tensor that are looked at where it is not copied, in the first step alone."""
+"""Numbers of a large, uncopied tensor that are compared, in the first step only."""
 
 
 class Watched:
-    """A tensor that a second pass must find as the first one did, and leave as the first one did.
+    """A tensor whose value the second pass must find, and leave, exactly as the first pass did.
 
     It is copied where it is small, or where a first pass has changed it, in this step or in one before. A pass has
     changed it if its version is a higher one, which autograd counts up at every write that it sees, or its memory is
@@ -40,12 +40,12 @@ class Watched:
 
     @property
     def nbytes(self) -> float:
-        """Return the bytes of a copy; infinite if none is made unless the tensor is known to move."""
+        """Return the bytes of a copy; infinite for a tensor that is copied only once it is known to change."""
         torchs_own = _is_usual(self.tensor) and self.tensor.untyped_storage().resizable()
         return self.tensor.nbytes if torchs_own else math.inf
 
     def note(self, first: bool, room: bool) -> None:
-        """Remember what it is before a first pass.
+        """Record the tensor before the first pass.
 
         Args:
             first: whether this is the first step.
@@ -58,7 +58,7 @@ class Watched:
         self._sample = _sample(self.tensor) if unsure else None
 
     def keep(self, first: bool) -> None:
-        """Remember what the first pass has made of it."""
+        """Record the tensor after the first pass, and whether that pass has changed it."""
         noted, mark, self._mark = self._mark is not None, self._mark, _mark(self.tensor)
         known_to_move = self.moves and not self._is_small()
         changed = noted and (mark != self._mark or known_to_move or self._differs(self._before, first))
@@ -76,10 +76,10 @@ class Watched:
         self._sample = None
 
     def rewind(self, last: bool) -> None:
-        """Make it what it was before the first pass, if that has changed it and is known.
+        """Restore the tensor's value from before the first pass, if that pass changed it and a copy exists.
 
         Args:
-            last: whether it will not be asked for again.
+            last: whether this is the last rewind of the step, so that the copy can be freed.
         """
         if self._before is not None:
             self._rewound = True
@@ -87,7 +87,7 @@ class Watched:
             self._before = None if last else self._before
 
     def put_back(self) -> bool:
-        """Make it what the first pass has left; return False where the second has changed it and that is not known."""
+        """Restore the value that the first pass left; return False if the second changed it and no copy exists."""
         after, rewound = self._after, self._rewound
         self._before, self._after, self._rewound = None, None, False
         changed = _mark(self.tensor) != self._mark
@@ -102,7 +102,7 @@ class Watched:
         return not is_lazy(self.tensor) and self.tensor.numel() <= self.small
 
     def _differs(self, copy: Tensor | None, first: bool = False) -> bool:
-        """Compare numbers where that takes no time: of small tensors, on a device, which would be waited for, once."""
+        """Return whether the tensor differs from its copy; after the first step only small CPU tensors are compared."""
         if copy is None or not _is_usual(self.tensor):
             return False
         return (first or (self._is_small() and copy.device.type == "cpu")) and not _same_bits(self.tensor, copy)
@@ -122,14 +122,14 @@ def is_plain(tensor: Tensor, small: float) -> bool:
 
 
 def copy_all(copies: list[Tensor], tensors: list[Tensor]) -> None:
-    """Copy plain tensors, into memory of earlier copies where they have their shapes."""
+    """Copy plain tensors, reusing the memory of earlier copies of the same shapes."""
     if not _are_alike(copies, tensors):
         copies[:] = [torch.empty_like(tensor) for tensor in tensors]
     torch._foreach_copy_(copies, tensors)
 
 
 def write_all(tensors: list[Tensor], copies: list[Tensor]) -> None:
-    """Write copies of plain tensors back, with their shapes where these have changed."""
+    """Write copies back into plain tensors, restoring shapes that have changed."""
     if _are_alike(copies, tensors):
         torch._foreach_copy_(tensors, copies)
     else:
@@ -144,12 +144,12 @@ def _are_alike(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def place_in_memory(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory, of which it may have a part; 0 where it has none that is known."""
+    """Return the address of the memory that a tensor lies in, perhaps as a part of it; 0 if it is unknown."""
     return tensor.untyped_storage().data_ptr() if _has_address(tensor) else 0
 
 
 def _is_usual(tensor: Tensor) -> bool:
-    """Return whether a tensor's numbers lie in memory as its strides tell, and not in tensors that it wraps."""
+    """Return whether a tensor is an ordinary strided one: not lazy, nested, quantized, meta or a wrapper."""
     return (
         not is_lazy(tensor)
         and tensor.layout == torch.strided
@@ -166,14 +166,14 @@ def _is_expanded(tensor: Tensor) -> bool:
 
 
 def _mark(tensor: Tensor) -> Any:
-    """Return what differs once a tensor has been written to, as far as that is counted: in inference mode it is not."""
+    """Return a mark that changes when the tensor is written to; writes to inference tensors are not counted."""
     if is_lazy(tensor) or tensor.is_inference():
         return ()
     return tensor._version, tensor.data_ptr() if _has_address(tensor) else 0
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return a copy of some of the numbers, from all over the tensor."""
+    """Return a copy of evenly spaced entries of the tensor."""
     each = max(1, int(SAMPLE ** (1 / max(1, tensor.ndim))))
     return tensor[tuple(slice(None, None, max(1, -(-n // each))) for n in tensor.shape)].clone()
 

@@ -1,4 +1,4 @@
-"""Weights that are somewhere else for the length of a pass, and then back, the very same bits."""
+"""Weights that are displaced during a pass and restored afterwards to the exact bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.core.deprecated import renamed
 from bench.optim.base.tensors import all_as_real
 
 LARGE = 1 << 16
-"""Numbers in a weight from which on it is worth asking whether its e can stand in for it."""
+"""Weights with at least this many numbers are checked for `can_stand_in`; for smaller ones it does not pay."""
 
 
 class WeightSwap:
@@ -31,7 +31,7 @@ class WeightSwap:
         self._copies: list[Tensor] = []  # of those in place
 
     def add(self, weights: Sequence[Tensor], direction: Sequence[Tensor], factor: Tensor) -> None:
-        """Move some weights by e = factor * direction, whose tensors are ours from now on, and real (`all_as_real`)."""
+        """Move weights by e = factor * direction; the real tensors (`all_as_real`) of direction are overwritten."""
         here, along = [], []
         for weight, e in zip(all_as_real(weights), direction, strict=True):
             if weight.numel() >= LARGE and can_stand_in(e, weight):
@@ -56,7 +56,7 @@ class WeightSwap:
 
 
 def copies_of(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """Return a copy of each tensor: on a GPU by few kernels, on a CPU by few calls (from torch 2.14 on)."""
+    """Return a copy of each tensor, made by few kernels (GPU) or, from torch 2.14 on, few calls (CPU)."""
     clone = getattr(torch, "_foreach_clone", None)
     if clone is not None and tensors[0].device.type == "cpu":
         clones: Sequence[Tensor] = clone(tensors)
@@ -67,7 +67,7 @@ def copies_of(tensors: list[Tensor]) -> Sequence[Tensor]:
 
 
 def can_stand_in(e: Tensor, weight: Tensor) -> bool:
-    """Return whether a weight's memory may hold its e for a while without anyone noticing.
+    """Return whether the memory of e may stand in for the weight's own during a pass without side effects.
 
     Whoever shares the weight's memory (a view, a state_dict, a numpy array) would not see it move, and to whoever
     shares that of e (buckets in which gradients are exchanged) it belongs as well. On a GPU, CUDA graphs and
@@ -86,7 +86,7 @@ def can_stand_in(e: Tensor, weight: Tensor) -> bool:
 
 
 def holds_its_memory_alone(tensor: Tensor) -> bool:
-    """Return whether no other tensor, and nobody outside of torch, has part of a strided tensor's memory."""
+    """Return whether a strided tensor shares its memory with no other tensor and no holder outside torch."""
     memory = tensor.untyped_storage()
     holders = torch._C._storage_Use_Count(memory._cdata)
     return holders == 2 and memory.nbytes() == tensor.numel() * tensor.element_size()  # the tensor and `memory`

@@ -34,7 +34,7 @@ Loss = TypeVar("Loss")
 
 
 class OptimizerWrapper(Delegating):
-    """A base optimizer, fed a gradient that the method makes from as many evaluations of the closure as it needs.
+    """A base optimizer that follows a gradient computed by the method from one or more evaluations of the closure.
 
     By itself it is the base optimizer, with clipping and with protection from non-finite gradients. SAM and its kin
     override `gradient`. It shares the base's `param_groups`, state and checkpoints (see `bench.optim.base.delegation`),
@@ -123,7 +123,7 @@ class OptimizerWrapper(Delegating):
 
     @contextmanager
     def last_pass(self) -> Iterator[None]:
-        """Make the pass in this context, whose gradients are followed, add to those of earlier micro-batches.
+        """Add the gradients of the pass in this context, the ones to follow, to those of earlier micro-batches.
 
         See `bench.optim.base.earlier.Earlier`. Not for a method that makes something else of these gradients.
         """
@@ -207,7 +207,7 @@ class OptimizerWrapper(Delegating):
         return loss
 
     def make_state(self) -> None:
-        """Make the base create its state and change nothing else: for torch.distributed.checkpoint to load into.
+        """Make the base create its state, for torch.distributed.checkpoint to load into; change nothing else.
 
         It calls `step()` with gradients and lr set to 0, which no training loop does.
         """
@@ -259,7 +259,7 @@ class OptimizerWrapper(Delegating):
         return returned
 
     def _tell_of(self, norm: Tensor | None) -> None:
-        """Make gradients not finite where the norm of one on the way is, or one in another part of the model.
+        """Make the gradients non-finite if an intermediate norm, or a gradient in another part of the model, is.
 
         For whoever looks at gradients before `step` does: a GradScaler of this process's own.
         """
@@ -272,7 +272,7 @@ class OptimizerWrapper(Delegating):
             here[0].mul_(1 + 0 * norm)  # 1 * g is g to the bit
 
     def _evaluated(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """Return what `gradient` makes of the closure, which can read in `first_pass` which evaluation it is."""
+        """Call `gradient` with a checked closure; `first_pass` tells the closure which evaluation it is."""
         # What a stage of a pipeline is called with comes from weights that have moved.
         is_stage = self.reductions.group is not None
         checked = 0 < self._checked_so_far <= self.checked_steps and not self.takes_losses and not is_stage
@@ -313,9 +313,9 @@ class OptimizerWrapper(Delegating):
             self._is_idle = old is not None and kept and old.is_left_on_purpose(returned)
             if kept and not self._is_idle:
                 raise RuntimeError(
-                    f"the closure of {type(self).__name__}.step has added to gradients that were there: it has to zero "
-                    "them by optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) for "
-                    "each, then optimizer.step()"
+                    f"the closure of {type(self).__name__}.step has added to existing gradients: it must zero them "
+                    "first with optimizer.zero_grad(). To accumulate over micro-batches: optimizer.backward(closure) "
+                    "for each, then optimizer.step()"
                 )
             old = None  # once is enough: later evaluations of a step start from none
             return returned
@@ -323,7 +323,7 @@ class OptimizerWrapper(Delegating):
         return checked
 
     def _mean_gradient(self, closures: Sequence[Closure]) -> tuple[Any, list[Tensor]]:
-        """Leave the mean of the parts' gradients in `.grad`; the mean loss, and the norms met on the way."""
+        """Leave the mean of the parts' gradients in `.grad`; return the mean loss and the intermediate norms."""
         losses, norms = [], []
         self._parts, self._parts_before = 0, self.group.rank * len(closures)
         old_outside = OldGradient(self._outside() if len(closures) > 1 else [])
@@ -341,15 +341,15 @@ class OptimizerWrapper(Delegating):
             earlier_outside.put_back()
             if number == 0 and old_outside.is_kept():
                 raise RuntimeError(
-                    f"{type(self).__name__}.step over several closures leaves the mean of their gradients: those of "
-                    "parameters in none of its groups have to be zeroed before it, too"
+                    f"{type(self).__name__}.step over several closures leaves the mean of their gradients: zero the "
+                    "gradients of parameters outside its param_groups before the step, too"
                 )
         everything = [*self._parameters(), *self._outside()]
         torch._foreach_mul_([p.grad for p in everything if p.grad is not None], 1 / len(closures))
         return mean_loss(f"{type(self).__name__}.step", losses), norms
 
     def _outside(self) -> list[Tensor]:
-        """Return what may get gradients and is in no group."""
+        """Return tensors outside the param_groups that may get gradients."""
         return self.state_of_forward.outside(self.model, self._parameters())
 
     def _update_unless(self, skip: Tensor) -> None:
@@ -378,7 +378,7 @@ class OptimizerWrapper(Delegating):
                 base.step()
 
     def nothing_to_follow(self) -> bool:
-        """Return whether the first pass has computed no gradient, so that a second one would not be worth it.
+        """Return whether the first pass has computed no gradient, so that a second pass would be useless.
 
         A closure may leave out a batch, or gradients as they are: Lightning's does where `training_step` returns None,
         and in the epoch for batch norm of its StochasticWeightAveraging. Over several processes others may have some,

@@ -92,7 +92,7 @@ def test_a_run_out_of_memory_is_done_once_more_alone_in_a_new_process(site: Path
     status, output = sweep(site)
     assert status == 0, output
     message = (
-        r"width=64 sgd seed 0: out of memory: CUDA out of memory\. Tried .* GiB\.; once more, alone on this machine"
+        r"width=64 sgd seed 0: out of memory: CUDA out of memory\. Tried .* GiB\.; retrying once, alone on this machine"
     )
     assert re.search(message, output), output
     assert "FAILED" not in output

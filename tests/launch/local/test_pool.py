@@ -82,7 +82,7 @@ def test_a_launch_says_a_line_a_run_and_a_second_one_repeats_nothing(short: Site
     lines = re.findall(r"\[\d/6\] (?:sgd|sam) seed \d: accuracy \d+\.\d % \(validation\), \d+\.\d s", output)
     assert len(lines) == RUNS
     assert re.search(
-        r"Estimated time on this machine: \d+ s \(2 at a time; measured: [\d.]+ ms a pass of touchy", output
+        r"Estimated time on this machine: \d+ s \(2 at a time; measured: [\d.]+ ms per pass of touchy", output
     )
     assert "\x1b" not in output  # no terminal: no colours, no cursor movements
     assert "Records, tables and figures are in results/touchy" in output
@@ -139,7 +139,7 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_retry_is_on_request(short
     (short.path / "raise").unlink()
     status, output = short.run()
     assert status == 1
-    assert "3 failed before (--retry-failed does them again)" in output
+    assert "3 failed before (--retry-failed retries them)" in output
     assert len(short.numbers()) == 3
 
     status, output = short.run("--retry-failed")
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_twice_under_a_run_fails_it(short: Site) -> None:
     status, output = short.run("--seeds", "1", "--only", "sgd")
     assert status == 1
     assert "worker died (signal 9 (SIGKILL)); once more" in output
-    assert "the worker process died twice under this run" in output
+    assert "the worker process died twice during this run" in output
     assert short.births() == 2
 
 
@@ -279,7 +279,7 @@ def test_a_second_launch_of_the_same_work_measures_nothing_and_tells_the_time_al
         monkeypatch.setattr(pool, "_ask_all", ask)
         pool.workers = [local._Worker(slots(1)[0], None, None)]  # type: ignore[arg-type]
         pool.measure()
-        assert "measured: 1e+03 ms a pass of touchy" in console.file.getvalue()  # type: ignore[attr-defined]
+        assert "measured: 1e+03 ms per pass of touchy" in console.file.getvalue()  # type: ignore[attr-defined]
         assert len(asked) == 1, f"launch {launch}"
         assert len(pool.tried) == (1 if launch == 1 else 0), "of what was not measured now a rehearsal takes a step"
 
@@ -317,7 +317,7 @@ def test_ctrl_c_saves_stops_and_says_how_to_go_on(site: Site, undisturbed: dict[
     output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 130, output
     assert "Stopping: runs save where they are" in output
-    assert "Stopped. The same command goes on from here." in output
+    assert "Stopped. Run the same command again to continue." in output
     assert "Traceback" not in output
     assert site.litter() == []
     assert len(list(site.results.glob("runs/*/checkpoint.pt"))) == 2
@@ -436,7 +436,7 @@ def test_a_worker_that_dies_while_it_is_measured_costs_only_the_estimate(
     site.environment["XDG_CACHE_HOME"] = str(site.path / "cache")  # nothing is remembered there
     status, output = site.run()
     assert status == 0, output
-    assert "No estimate of the time: the worker died; was memory short?" in output
+    assert "No estimate of the time: the worker died, possibly out of memory" in output
     assert site.numbers() == undisturbed
 
 

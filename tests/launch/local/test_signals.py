@@ -107,7 +107,7 @@ def test_three_signals_within_60_ms_have_a_launch_save_and_stop(tmp_path: Path) 
         pause.wait(0.02)
     output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 130, output
-    assert "Stopped. The same command goes on from here." in output
+    assert "Stopped. Run the same command again to continue." in output
     assert "Traceback" not in output
     assert len(list((tmp_path / "results").glob("*/runs/*/checkpoint.pt"))) == 2
     assert not list((tmp_path / "results").rglob("*.tmp"))

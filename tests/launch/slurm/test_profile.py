@@ -119,7 +119,7 @@ def test_everything_that_is_wrong_is_told_at_once(write_profile: Callable[[str],
 
 
 def test_named_parameters_belong_to_their_settings() -> None:
-    with pytest.raises(BadValue, match='sbatch: "partition" has a setting of its own'):
+    with pytest.raises(BadValue, match='sbatch: "partition" has its own setting'):
         profile.load(None, {"sbatch": {"partition": "gpu"}})
 
 
@@ -148,7 +148,7 @@ def test_foreign_tables_broken_and_missing_files(write_profile: Callable[[str], 
     [
         (["--gpus", "0,x"], "must be whole numbers"),
         (["--gpus", "1,1"], "the same GPU twice"),
-        (["--gpus", "0", "--on", "slurm"], "SLURM's to say"),
+        (["--gpus", "0", "--on", "slurm"], "SLURM decides which GPUs"),
         (["--partition", "gpu", "--wait"], "--wait --partition: 1 problem\n  only with --on slurm"),
         (["--on", "slurm", "--time", "soon"], "--time soon: 1 problem"),
         (["--on", "slurm", "--sbatch", "=3"], "must be KEY=VALUE"),

@@ -108,7 +108,7 @@ def test_a_failed_run_is_told_with_its_log_and_repeated_on_request(site: Site, q
     (site.path / "raise").unlink()
     status, output = site.bench("run", *ONE, "--on", "slurm", "--wait")
     assert status == 1
-    assert "1 failed before (--retry-failed does them again)" in output
+    assert "1 failed before (--retry-failed retries them)" in output
     output = site.submit(*ONE, "--retry-failed", "--wait")
     assert len(site.weights()) == 1
     assert "FAILED" not in output
@@ -184,7 +184,7 @@ def test_a_job_that_gets_no_further_is_not_queued_for_ever(site: Site, queue: Qu
     site.submit(*ONE, "--time", "1", "--grace-seconds", "10")
     (job,) = site.job_ids()
     assert queue.wait_until_over([job]) == ["FAILED"]
-    words = "failed: reached its time limit of 1 min 3 times without getting any further, and was not queued again"
+    words = "failed: reached its time limit of 1 min 3 times without progress, and was not queued again"
     assert words in site.bench("status", "--seeds", "1")[1]
     (site.path / "stuck").unlink()
     site.submit(*ONE, "--wait")
@@ -249,7 +249,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone(site: Site, queue: Queue) ->
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 130, output
-    assert "No longer watching; the jobs go on" in output
+    assert "No longer watching; the jobs continue" in output
     site.slow(False)
     site.submit(*ONE, "--wait")
     assert len(site.weights()) == 1

@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_on_the_other_node_is_named_and_the_run_can_be_
     queue.wait_for(site.working)
     os.kill(ranks(site)["n2"], signal.SIGKILL)
     assert queue.wait_until_over(site.job_ids()) == ["FAILED"]
-    assert "process 1 of the 2 of this run died by signal 9 (SIGKILL)" in site.bench("status", "--seeds", "1")[1]
+    assert "process 1 of the 2 of this run was killed by signal 9 (SIGKILL)" in site.bench("status", "--seeds", "1")[1]
     site.slow(False)
     site.submit(*ON_BOTH, "--seeds", "1", "--retry-failed", "--wait")
     assert site.weights().items() <= undisturbed.items()
