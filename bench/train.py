@@ -121,7 +121,7 @@ def train(
             state.progress = Progress(epoch, lr=run.optimizer.param_groups[0]["lr"])
         while state.progress.step < run.steps:
             take_steps(state, timer, memory)
-            if state.progress.step < run.steps:
+            if state.progress.step < run.steps or timer.stopping:  # an evaluation may take longer than a stop may wait
                 save(state, folder, timer)
 
         # ---- a loss that is not a number ends the run, and is told -------------------------------------------

@@ -291,6 +291,15 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, name: str, base: 
     assert not stopped.checkpoint.exists()
 
 
+def test_a_stop_at_the_last_step_of_all_comes_before_the_evaluation(tmp_path: Path) -> None:
+    spec = make_spec(epochs=1)
+    straight = do(spec, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        do(spec, tmp_path / "stopped", stop=stop_after(STEPS))
+    assert not Store(tmp_path / "stopped").run(spec.run_id).curve(), "nothing is measured before the stop"
+    assert do(spec, tmp_path / "stopped")["weights_sha256"] == straight["weights_sha256"]
+
+
 def test_batch_norm_models_resume_with_the_same_bits(tmp_path: Path) -> None:
     spec = make_spec(optimizer_choice("sam", "sgd")).model_copy(
         update={"model": ComponentSpec(name="resnet8", params={"width": 2})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from bench.config import search_space, titles
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
-from bench.core.experiment import Experiment, Phases, PlannedRun
+from bench.core.experiment import Experiment, Phases, PlannedRun, settings_text
 from bench.core.meta import MetricMeta, SuiteMeta, TaskMeta
 from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, PluginFile, RunSpec, TrainSettings
@@ -127,6 +127,11 @@ class Resolver(OptimizerResolver):
         about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in valid}
         metric = self.metric(about)
         self.columns(labels, metric, about)
+        self.distinct("vary", (condition for condition, *_ in valid))
+        for label, one in labels.items():
+            self.distinct(f"optimizers.{label}", (config for config, *_ in one.configurations))
+        if self.problems:
+            raise self.verdict()
         notes = [about[task.name].note for _, task, _, _ in valid] + [models[m.name].note for _, _, m, _ in valid]
         phases = _phases(phased, labels) if phased else None
         return Experiment(
@@ -263,6 +268,14 @@ class Resolver(OptimizerResolver):
                     )
         if self.problems:
             raise self.verdict()
+
+    def distinct(self, where: str, points: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse points that are different and read the same: their text tells configurations apart everywhere."""
+        named: dict[str, Mapping[str, Any]] = {}
+        for point in points:
+            text = settings_text(point)
+            if named.setdefault(text, point) != point:
+                self.problem(where, f"two points are the same to six digits ({text}); round their values, or drop one")
 
     def metric(self, about: Mapping[str, Task]) -> MetricMeta:
         """Return the score of the tasks, which must be the same, since one table cannot hold two kinds."""

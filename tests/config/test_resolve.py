@@ -333,6 +333,14 @@ def test_all_problems_of_a_file_are_told_at_once(write_experiment: Write, tiny: 
     assert str(caught.value).startswith(f"{path}: 13 problems\n")
 
 
+def test_values_that_read_the_same_are_refused(load: Load) -> None:
+    near = [0.1234567, 0.1234568]
+    with pytest.raises(BadValue, match=r"optimizers\.sam: two points are the same to six digits \(rho=0\.123457\)"):
+        load({"optimizers.sam.sweep": {"rho": near}})
+    with pytest.raises(BadValue, match=r"vary: two points are the same to six digits"):
+        load({"vary": {"data.label_noise": near}})
+
+
 def test_a_problem_that_a_sweep_meets_at_every_point_is_told_once(load: Load) -> None:
     with pytest.raises(BadValue) as caught:
         load({"optimizers.sam": {"base": "sgd", "sweep": {"rho": [0.1, 0.2, 0.3]}}})

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from bench.config.file import load
 from bench.core.errors import BenchError
 from bench.optim.base.options import AscentOptions, share_perturbed
+from bench.optim.base.perturbation import normalisation_parameters
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, problem, same_bits, snapshot
@@ -214,6 +215,14 @@ def test_only_norm_moves_scales_and_shifts_of_normalisation_under_their_own_norm
     assert flat(watch.e).norm().item() == pytest.approx(0.3, rel=1e-9)
     for name, before, now in zip(names, watch.weights[0], model.parameters(), strict=True):
         assert name == "0.bias" or not torch.equal(before, now), "everything is trained"
+
+
+def test_normalisation_is_known_by_its_kind_whatever_its_name() -> None:
+    class BatchNormAct2d(nn.BatchNorm2d):
+        """timm's layers are named so."""
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.GroupNorm(2, 4))
+    assert normalisation_parameters(model, "SAM") == {*model[1].parameters(), *model[2].parameters()}
 
 
 def test_only_norm_of_a_model_without_is_told() -> None:

@@ -94,12 +94,12 @@ def _points(study: Study) -> dict[tuple[str, str], pd.DataFrame]:
     columns = ["run_id", "epoch", "passes", "train_seconds", "value"]
     runs = timed(finished(results), study.clock).rename(columns={metric: "value", "epochs": "epoch"})
     curves = timed(keyed(results.curves), study.clock).rename(columns={metric: "value"})
-    before = curves[columns].merge(runs[["run_id", "epoch"]], on="run_id", suffixes=("", "_last"))
+    one = ["run_id", *KEY]  # a run that stands under two labels has a row and a curve under each
+    before = curves[[*columns, *KEY]].merge(runs[[*one, "epoch"]], on=one, suffixes=("", "_last"))
     before = before[before["epoch"] < before["epoch_last"]].assign(last=False)
-    every = pd.concat([before[[*columns, "last"]], runs[columns].assign(last=True)], ignore_index=True)
-    every = every.merge(runs[["run_id", "seed", "condition", "optimizer", "config"]], on="run_id").dropna(
-        subset="value"
-    )
+    last = runs[[*columns, *KEY]].assign(last=True)
+    every = pd.concat([before[last.columns], last], ignore_index=True)
+    every = every.merge(runs[[*one, "seed"]], on=one, validate="many_to_one").dropna(subset="value")
     wanted = {(row.condition, row.label): row.config for row in study.chosen}
     every = every.sort_values(["seed", "epoch"], kind="stable")
     places: Any = every.groupby(KEY, sort=False).indices

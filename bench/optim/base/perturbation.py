@@ -306,6 +306,13 @@ def _share_of_the_way(lr: float | Tensor, lowest: float, peak: float | Tensor) -
     return max(0.0, (lr - lowest) / (peak - lowest)) if peak > lowest else 1.0
 
 
+NORMALISATION = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
+"""torch's layers; timm's BatchNormAct2d and its like are subclasses of them under other names."""
+
+
 def normalisation_parameters(model: nn.Module | None, name: str, *, required: bool = True) -> set[nn.Parameter]:
     """Return the scales and shifts of normalisation layers.
 
@@ -319,7 +326,7 @@ def normalisation_parameters(model: nn.Module | None, name: str, *, required: bo
     """
     parameters: set[nn.Parameter] = set()
     for module in [] if model is None else model.modules():
-        if type(module).__name__.rstrip("123d").endswith("Norm"):
+        if isinstance(module, NORMALISATION) or type(module).__name__.rstrip("123d").endswith("Norm"):
             parameters |= set(module.parameters(recurse=False))
     if model is None or (required and not parameters):
         raise ValueError(

@@ -136,3 +136,12 @@ def test_the_table_has_a_block_a_budget_and_condition(make_results: Make) -> Non
 def test_one_optimizer_has_no_budgets(make_results: Make) -> None:
     names = [table.name for table in tables.build(Study(make_results({"sgd": {}})))]
     assert not {"budgets", "statistics"} & set(names)
+
+
+def test_a_run_that_stands_under_two_labels_counts_once_in_each(make_results: Make) -> None:
+    alone, twice = make_results({"sgd": {}, "sam": {}}), make_results({"sgd": {}, "twin": {}, "sam": {}})
+    for frame in (twice.records, twice.curves):
+        frame["run_id"] = frame["run_id"].str.replace("twin", "sgd")
+    for equal in ("epochs", "passes", "time"):
+        once, both = within(alone, equal), within(twice, equal)
+        assert both["sgd"].values.tolist() == both["twin"].values.tolist() == once["sgd"].values.tolist()
