@@ -38,7 +38,8 @@ def block(path: Path) -> str:
         [
             *(f"**{title}**", "", *lines, ""),
             f"Mean over {seeds} seeds ± half-width of the 95 % Student-t interval. Difference: paired by seed, with",
-            "its 95 % interval. Passes: gradient passes relative to SGD's. Gap: train accuracy minus test accuracy.",
+            "its 95 % interval. Passes: gradient passes relative to SGD's. Gap: train accuracy on true labels minus",
+            "test accuracy. sgd-2x: SGD for twice the epochs, with as many passes as SAM.",
         ]
     )
 

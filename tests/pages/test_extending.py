@@ -65,6 +65,19 @@ def test_the_experiment_runs(mine: Path) -> None:
     assert passes["fisher-sam"] == 2 * passes["sign-sgd"]
 
 
+@pytest.mark.slow
+def test_the_metric_is_what_is_chosen_and_compared_by(mine: Path) -> None:
+    experiment = FILES["extended.toml"].replace('"tumours.py"', '"tumours.py", "macro_f1.py"')
+    Path("f1.toml").write_text(experiment.replace('task = "breast_cancer"', 'task = "digits-f1"'))
+    done = prefork.run([sys.executable, "-m", "bench", "run", "f1.toml", "--only", "rmsprop"], cwd=mine)
+    assert done.returncode == 0, done.stderr
+    records = pd.read_csv("results/f1/records.csv")
+    done_runs = records[records["status"] == "done"]
+    assert done_runs["test_f1"].between(0.5, 1).all()
+    assert done_runs["test_balanced"].between(0.5, 1).all()
+    assert "test macro F1 (%)" in Path("results/f1/tables/results.md").read_text()
+
+
 def test_the_variant_ascends_as_its_formula_says(mine: Path) -> None:
     registry.load_plugin(Path("fisher_sam.py"))
     model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
