@@ -23,13 +23,17 @@ FAMILIES = {"timm/": "timm/test_vit"}
 LARGE = ("wrn28_10", "pyramidnet272", "shakeshake26_2x96d", "vit_small", "vit_s16", "vit_b16")
 """Too slow for every task: they get a few small colour images alone."""
 SMALL_IMAGES = Images(3, 8, 8)
+SIGNALS = Images(40)
 PARAMS: dict[str, dict[str, Any]] = {"vit_s16": {"pretrained": False}, "vit_b16": {"pretrained": False}}
 
-IMAGE_MODELS = [entry for entry in registry.models if entry.plugin is None and entry.tokenizer is None]
+IMAGE_MODELS = [
+    entry for entry in registry.models if entry.plugin is None and entry.tokenizer is None and entry.name != "conv1d"
+]
 NAMES = [FAMILIES.get(entry.name, entry.name) for entry in IMAGE_MODELS]
 CASES = [
     *((name, task) for name in NAMES if name not in LARGE for task in TASKS),
     *((name, "small") for name in LARGE),
+    ("conv1d", "signals"),
 ]
 
 
@@ -50,7 +54,7 @@ class Case:
 @pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     name, of = request.param
-    task = TASKS.get(of, SMALL_IMAGES)
+    task = {**TASKS, "signals": SIGNALS}.get(of, SMALL_IMAGES)
     return Case(name, task, build(name, task, **PARAMS.get(name, {})), *task.batch(2 if name in LARGE else 4))
 
 
@@ -86,6 +90,8 @@ def test_in_eval_mode_an_example_does_not_see_its_batch(case: Case) -> None:
 
 def test_channels_last_gives_the_same_outputs_and_reaches_every_convolution(case: Case) -> None:
     """No layer on the way puts the channels back in front: the next convolution would turn them round once more."""
+    if case.inputs.dim() != 4:
+        pytest.skip("signals have no other order of their channels")
     model = copy.deepcopy(case.model).eval()
     with torch.no_grad():
         contiguous = model(case.inputs)
