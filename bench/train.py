@@ -26,6 +26,7 @@ from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.seeding import continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.optim.base.schedule import scheduler
+from bench.store.columns import PROGRESS
 from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
 from bench.training import checkpoint
@@ -79,10 +80,12 @@ def train(
     Args:
         folder: where the run lives; claimed by the caller.
         device: where data and model live.
-        report: called after every epoch.
+        spec: the run; all that decides its numbers.
+        report: called after every epoch; the measurements are empty where the epoch is not evaluated.
         options: how often checkpoints are written (between two steps, and at the end of an epoch after a tenth of that
             time), and whether the final weights are kept.
-        stop: asked after every step and every epoch; True makes a checkpoint and ends the work.
+        stop: asked after every step (every fourth on several GPUs) and every epoch; True makes a checkpoint and ends
+            the work.
         group: the processes that do the run together, all of which call this (see `bench/distributed/launcher.py`): the
             first evaluates and writes; whoever is asked to stop stops all of them, after the same step.
         say: takes what the user should know although the run goes on: that a checkpoint was damaged.
@@ -319,8 +322,7 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
     """Return the last epoch's numbers; where there is validation, also the test score of the epoch it would choose."""
     key, sign = task.metric.key, 1 if task.metric.higher_is_better else -1
-    about = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
-    final = {name: value for name, value in curve[-1].items() if name not in about}
+    final = {name: value for name, value in curve[-1].items() if name not in PROGRESS}
     if "val_loss" not in final:
         return final
     best = max(curve, key=lambda point: [*map(_rankable, (sign * point[f"val_{key}"], -point["val_loss"]))])

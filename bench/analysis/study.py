@@ -67,7 +67,7 @@ class Study:
 
     @cached_property
     def unequal_searches(self) -> list[str]:
-        """Return the sentence on compared optimizers that were searched differently, if there are any."""
+        """Return one sentence on compared optimizers that were searched differently; nothing if there are none."""
         sentence = searches.unequal(self.results, contrasts.pairs(self.contrasts))
         return [sentence] if sentence else []
 

@@ -6,11 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # typing's cannot be checked by pydantic before Python 3.12
-)
+from typing import Annotated, Any, NotRequired
 
 from annotated_types import Ge, Gt, Lt, MinLen
 from typing_extensions import TypedDict

@@ -12,7 +12,9 @@ from bench.core.errors import BadValue
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Settings of a launch that change no number of any run, so that none of them is in its run_id.
+    """Settings of a launch that are no part of a run, so that none of them is in its run_id.
+
+    `jobs` decides how many threads a run gets; with another number of threads the last bits of its numbers may differ.
 
     Attributes:
         jobs: runs at once; None: one per GPU, else one per core.

@@ -53,9 +53,13 @@ def build(
     """Return a table with one line per item, led by the item's condition if anything is varied.
 
     Args:
+        study: the experiment.
         name: file name without ending.
         title: what the table shows, behind the experiment's title.
+        columns: those of an item, in the order of the CSV; the shown ones are the text's, too.
+        items: what the lines are of.
         caption: the first sentences of the caption; those that end every caption follow.
+        notes: the footnotes.
         row: returns the row whose condition an item stands under.
         condition_in_numbers: whether the CSV has the condition's name beside its values.
         keys: the number of leading columns, besides the condition's, that name a block of lines.
