@@ -104,8 +104,8 @@ class Job:
             status = self._launch(submission, "bench.launch.slurm.node")
         except UncompletedJobError as error:  # submitit's, out of its handler, when the job is not queued again
             message = (
-                f"reached its time limit of {submission.settings.time} min {IDLE_LIMIT} times without getting any "
-                "further, and was not queued again; give it more with --time"
+                f"reached its time limit of {submission.settings.time} min {IDLE_LIMIT} times without progress, "
+                "and was not queued again; give it more with --time"
             )
             state, message = ("cancelled", CANCELLED) if self._cancelled else ("failed", message)
             submission.write_note(self.task, replace(note, state=state, message=message))
