@@ -104,7 +104,7 @@ def test_a_method_knows_how_long_the_training_is_and_draws_from_the_runs_seed() 
 def test_a_method_that_chooses_examples_needs_an_m_over_several_processes() -> None:
     optimizer = set_up(method_spec("esam", {}), CPU).optimizer
     assert share_out(optimizer, 64, ProcessGroup()) == (64, True)
-    with pytest.raises(BenchError, match=r"ESAM chooses .* over 2 processes .* set an m that divides 32"):
+    with pytest.raises(BenchError, match=r"ESAM chooses .* each of 2 processes needs .* set an m that divides 32"):
         share_out(optimizer, 64, ProcessGroup(rank=0, size=2))
 
 

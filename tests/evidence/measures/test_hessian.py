@@ -21,9 +21,11 @@ from tests.models.helpers import DIGITS, Images, build
 
 DOUBLE = torch.float64
 SMALL_IMAGES = Images(3, 8, 8)
+SIGNALS = Images(40)
 
 FAMILIES = (
     "mlp",
+    "conv1d",
     "resnet8",
     "wrn16_8",
     "shakeshake26_2x96d",
@@ -98,9 +100,10 @@ def assert_right(surface: Surface, *, step: float = 1e-6) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_products_are_right_for_every_family_of_models(name: str) -> None:
-    inputs, targets = SMALL_IMAGES.batch(4)
-    model = build(name, SMALL_IMAGES)
-    assert_right(Surface(model, SMALL_IMAGES, Split(inputs.double(), targets), DOUBLE))
+    task = SIGNALS if name == "conv1d" else SMALL_IMAGES
+    inputs, targets = task.batch(4)
+    model = build(name, task)
+    assert_right(Surface(model, task, Split(inputs.double(), targets), DOUBLE))
 
 
 def test_every_module_of_models_has_a_family() -> None:
