@@ -75,7 +75,7 @@ def test_status_clean_and_run_are_about_the_named_results(bench: Bench, path: Pa
     for options in (["--name", "short"], ["--set", "train.epochs=4", "--name", "short"]):
         said = bench("run", path, *options)
         assert said.status == 2
-        assert "the results in results/short are of tiny --set train.epochs=3; give the same" in said.err
+        assert "the results in results/short are results of tiny --set train.epochs=3; give the same" in said.err
     assert records.files(Path("results/short")) == before
 
 
@@ -83,7 +83,7 @@ def test_another_experiment_does_not_get_into_named_results(bench: Bench, path: 
     other = path.with_name("other.toml")
     shutil.copy(path, other)
     said = bench("run", other, *SET, "--name", "short", "--redo")
-    assert (said.status, "are of tiny --set train.epochs=3" in said.err) == (2, True)
+    assert (said.status, "are results of tiny --set train.epochs=3" in said.err) == (2, True)
 
 
 def test_diff_compares_an_experiment_with_what_became_of_it(bench: Bench, path: Path) -> None:

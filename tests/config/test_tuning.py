@@ -231,7 +231,7 @@ REFUSED = [
     (
         {"tune": {"seeds": 1, "trials": 4, "budget": "passes"}},
         "tune.trials",
-        ["as many gradient passes for every optimizer", "sgd 4, sam 4 (2 allowed)"],
+        ["with equal gradient passes for every optimizer", "sgd 4, sam 4 (2 allowed)"],
     ),
 ]
 
