@@ -91,7 +91,10 @@ def notes(site: Path) -> list[tuple[str, int, int]]:
 def test_a_run_out_of_memory_is_done_once_more_alone_in_a_new_process(site: Path) -> None:
     status, output = sweep(site)
     assert status == 0, output
-    message = r"width=64 sgd seed 0: out of memory: CUDA out of memory\. Tried .* GiB\.; retrying once, alone on this\s+machine"
+    message = (
+        r"width=64 sgd seed 0: out of memory: CUDA out of memory\. Tried .* GiB\.; "
+        r"retrying once, alone on this\s+machine"
+    )
     assert re.search(message, output), output
     assert "FAILED" not in output
     (first, old, crowd), (second, new, nobody), *steps = notes(site)

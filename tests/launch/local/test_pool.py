@@ -160,7 +160,7 @@ def test_a_worker_that_dies_twice_under_a_run_fails_it(short: Site) -> None:
     (short.path / "die").touch()
     status, output = short.run("--seeds", "1", "--only", "sgd")
     assert status == 1
-    assert "worker died (signal 9 (SIGKILL)); once more" in output
+    assert "worker died (signal 9 (SIGKILL)); retrying once" in output
     assert "the worker process died twice during this run" in output
     assert short.births() == 2
 
