@@ -6,7 +6,7 @@ OFFLINE := .venv/installed-offline
 
 .DEFAULT_GOAL := help
 .PHONY: help setup offline quickstart digits-tuned cifar10-smoke cifar100-smoke glue-smoke cifar10-sam cifar100-sam \
-  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint docs perf tables check-tables \
+  vit-sam glue-sam sam-family sam-family-cifar-smoke sam-family-cifar10 slurm-demo test lint docs perf tables atlas check-tables \
   lock clean
 
 help: ## show the targets
@@ -87,8 +87,12 @@ tables: setup ## make tables, figures and the report of every result set again, 
 	@for set in results/*/experiment.json; do \
 	  $(BIN)/bench report "$$(dirname "$$set")" || exit 1; \
 	done
+	$(BIN)/bench atlas > /dev/null
 	$(BIN)/python -m tests.pages.readme_block
 	$(BIN)/python -m tests.pages.keys_block
+
+atlas: setup ## make the atlas of all result sets again: where SAM helps
+	$(BIN)/bench atlas
 
 check-tables: tables ## the same, and see that not a byte differs from what is committed
 	@git status --porcelain -- results README.md docs | (! grep .) || (echo "these differ from what is committed"; exit 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli import atlas as cli_atlas
 from bench.cli import clean as cli_clean
 from bench.cli import evidence as cli_evidence
 from bench.cli import options as cli_options
@@ -76,6 +77,7 @@ cli.add_command(cli_run.run)
 cli.add_command(new)
 cli.add_command(cli_run.cancel)
 cli.add_command(cli_clean.clean)
+cli.add_command(cli_atlas.atlas)
 EVIDENCE = (
     *(cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.merge),
     *(cli_evidence.export, cli_evidence.check),

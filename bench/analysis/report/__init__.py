@@ -5,15 +5,12 @@ It loads nothing: style sheet, script, figures and data are inside, and its cont
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 
 from bench.analysis import plots, render
@@ -22,6 +19,7 @@ from bench.analysis.headline import at_equal_passes, dates, forest, headline
 from bench.analysis.plots.looks import label_styles
 from bench.analysis.plots.rendering import Rendered
 from bench.analysis.render.table import Table
+from bench.analysis.report.embedding import embedded, figure_on_page, policy, templates
 from bench.analysis.report.runs import data
 from bench.analysis.study import Study
 from bench.store.conditions import conditions
@@ -34,17 +32,7 @@ HERE = Path(__file__).parent
 SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
 NAMED = 5  # so many runs of one failure are named
 ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
-FORMS = {"csv": "text/csv", "md": "text/markdown", "tex": "text/x-tex"}
-LARGEST = 200_000  # bytes of a file that is put into the page
 STATES = ("done", "diverged", "failed", "running", "partial", "missing")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that can be saved from the page; `link` is empty if the file is too large to embed."""
-
-    name: str
-    link: str
 
 
 @dataclass(frozen=True)
@@ -77,34 +65,30 @@ def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered])
         figures: what `bench.analysis.plots.rendered` gives, with "svg" among the forms; empty if no run has finished.
     """
     css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html.j2").render(
-        meta=study.meta,
-        headline=headline(study),
-        equal=at_equal_passes(study),
-        forest=forest(study),
-        colours={label: style["color"] for label, style in label_styles(study.meta["labels"]).items()},
-        question=question(study),
-        answers=answer(study),
-        source=study.source,
-        counts=_counts(study.results),
-        dates=dates(study.results.records),
-        conditions=[name for name in conditions(study.meta) if name],
-        tables=[(one, _files(one)) for one in tables],
-        figures=[_figure(study.meta["name"], name, one) for name, one in figures.items()],
-        failures=list(_failures(study.results.records)),
-        setups=list(_setups(study.results.records)),
-        policy=_policy(css, script),
-        css=css,
-        script=script,
-        data=_script_safe(data(study)),
+    return (
+        templates(HERE)
+        .get_template("page.html.j2")
+        .render(
+            meta=study.meta,
+            headline=headline(study),
+            equal=at_equal_passes(study),
+            forest=forest(study),
+            colours={label: style["color"] for label, style in label_styles(study.meta["labels"]).items()},
+            question=question(study),
+            answers=answer(study),
+            source=study.source,
+            counts=_counts(study.results),
+            dates=dates(study.results.records),
+            conditions=[name for name in conditions(study.meta) if name],
+            tables=[(one, embedded(one)) for one in tables],
+            figures=[figure_on_page(study.meta["name"], name, one) for name, one in figures.items()],
+            failures=list(_failures(study.results.records)),
+            setups=list(_setups(study.results.records)),
+            policy=policy(css, script),
+            css=css,
+            script=script,
+            data=_script_safe(data(study)),
+        )
     )
 
 
@@ -112,31 +96,6 @@ def _counts(results: Results) -> dict[str, int]:
     """Return how many planned runs are in each state; states without runs are left out."""
     found = results.records["status"].value_counts()
     return {state: int(found[state]) for state in STATES if state in found}
-
-
-def _figure(experiment: str, name: str, figure: Rendered) -> dict[str, Any]:
-    width, height = figure.size
-    return {
-        "name": name,
-        "caption": figure.caption,
-        "source": f"data:image/svg+xml;base64,{base64.b64encode(figure.content['svg']).decode()}",
-        "width": f"{96 * width:.0f}",
-        "height": f"{96 * height:.0f}",
-        "file": _file(f"{experiment}-figure-{name}.csv", figure.content["csv"].decode()),
-    }
-
-
-def _files(table: Table) -> list[File]:
-    stem = f"{table.experiment}-table-{table.name}"
-    return [_file(f"{stem}.{form}", render.render(table, form)) for form in FORMS]
-
-
-def _file(name: str, content: str) -> File:
-    """Return a file as a link that contains its content, so that the page can be mailed alone."""
-    raw = content.encode()
-    if len(raw) > LARGEST:
-        return File(name, "")
-    return File(name, f"data:{FORMS[name.rpartition('.')[2]]};base64,{base64.b64encode(raw).decode()}")
 
 
 def _failures(records: pd.DataFrame) -> Iterator[Failure]:
@@ -164,15 +123,6 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "unknown" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else value for value in values
         )
         yield {**dict(zip(SETUP, shown, strict=True)), "runs": len(runs)}
-
-
-def _policy(css: str, script: str) -> str:
-    """Return a content security policy that loads nothing and allows only our own style sheet and script."""
-    style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _script_safe(value: Any) -> str:

@@ -69,20 +69,28 @@ def build(
     condition: list[Column[T]] = [_axis(head, column, row) for head, column in axes]
     if condition and condition_in_numbers:
         condition.insert(0, hidden(lambda item: {"condition": row(item).condition}))
-    every = [*condition, *columns]
-    shown = [column for column in every if column.head]
+    heads, rows, frame = lines([*condition, *columns], items)
     return Table(
         experiment=study.meta["name"],
         name=name,
         title=f"{study.meta['title']}: {title}",
         caption=[*caption, *captions.closing()],
-        columns=[column.head for column in shown],
-        rows=[[column.cell(item) for column in shown] for item in items],
+        columns=heads,
+        rows=rows,
         footnotes=list(notes),
-        numbers=pd.DataFrame(
-            [{key: value for column in every for key, value in column.numbers(item).items()} for item in items]
-        ),
+        numbers=frame,
         keys=len(captions.varied) + keys,
+    )
+
+
+def lines(columns: Sequence[Column[T]], items: Sequence[T]) -> tuple[list[str], list[list[str]], pd.DataFrame]:
+    """Return the heads, the cells of each item, and the numbers of each item for the CSV."""
+    shown = [column for column in columns if column.head]
+    numbers = [{key: value for column in columns for key, value in column.numbers(item).items()} for item in items]
+    return (
+        [column.head for column in shown],
+        [[column.cell(item) for column in shown] for item in items],
+        pd.DataFrame(numbers),
     )
 
 

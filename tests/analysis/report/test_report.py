@@ -17,6 +17,7 @@ import pytest
 
 from bench.analysis import report, tables
 from bench.analysis.headline import headline
+from bench.analysis.report import embedding
 from bench.analysis.report.runs import LEVELS, POINTS, data
 from bench.analysis.study import Study
 from bench.cli import cli
@@ -145,7 +146,7 @@ def test_files_are_inside_byte_for_byte(written: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_named_only(make_results: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "LARGEST", 10)
+    monkeypatch.setattr(embedding, "LARGEST", 10)
     html = page(make_results(FEW))
     assert "download=" not in html
     assert "<code>digits_noise-table-results.csv</code>" in html

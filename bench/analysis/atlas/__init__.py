@@ -1,0 +1,98 @@
+"""The atlas: in how many settings SAM helped, and in which, over any number of result sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench.analysis.atlas.points import Point, checked, points, side, wrapping
+from bench.analysis.atlas.pooling import Pooled, pooled
+from bench.analysis.atlas.published import Pair, pairs
+from bench.analysis.stats import Interval
+from bench.analysis.study import Study
+from bench.core.errors import BenchError, nearest
+
+BUDGETS = {"epochs": "at equal epochs", "passes": "at equal passes"}
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Every row of several result sets, and published pairs beside them.
+
+    Attributes:
+        method: the method asked about, e.g. "sam".
+        points: in the order of families.
+        published: pairs of SAM and its base from papers; none for another method.
+        sets: the names of the result sets, also of those without a row.
+    """
+
+    method: str
+    points: list[Point]
+    published: list[Pair]
+    sets: list[str]
+
+    @property
+    def name(self) -> str:
+        """Return the method as texts name it: SAM for "sam"."""
+        return "SAM" if self.method == "sam" else self.method
+
+    @cached_property
+    def families(self) -> dict[str, list[Point]]:
+        """Return the points by family."""
+        grouped: dict[str, list[Point]] = {}
+        for point in self.points:
+            grouped.setdefault(point.family, []).append(point)
+        return grouped
+
+    @cached_property
+    def pooled(self) -> dict[tuple[str, str], Pooled]:
+        """Return the random-effects mean of each family with a judged row, by family and budget."""
+        means = {
+            (family, budget): pooled(judged(found, budget))
+            for family, found in self.families.items()
+            for budget in BUDGETS
+        }
+        return {key: one for key, one in means.items() if one.k}
+
+    def sides(self, budget: str) -> dict[str, int]:
+        """Return how many rows are better, worse, open, and of too few pairs, at a budget."""
+        told = [side(difference(point, budget)) for point in self.points if difference(point, budget).n]
+        return {name: told.count(name) for name in ("better", "worse", "open", "few")}
+
+
+def difference(point: Point, budget: str) -> Interval:
+    """Return the difference of a row at equal "epochs" or at equal "passes"."""
+    return point.at_epochs if budget == "epochs" else point.at_passes
+
+
+def judged(found: Sequence[Point], budget: str) -> list[Interval]:
+    """Return the differences that can be pooled: in points, of enough pairs."""
+    return [
+        difference(point, budget) for point in found if point.in_points and side(difference(point, budget)) != "few"
+    ]
+
+
+def atlas(studies: Sequence[Study], method: str = "sam", *, published: bool = True) -> Atlas:
+    """Return the atlas of several result sets.
+
+    Args:
+        studies: the result sets, all of one protocol.
+        method: whose rows are wanted.
+        published: whether published pairs stand beside ours; there are some for SAM only.
+
+    Raises:
+        BenchError: a set twice, sets of several protocols, or no finished run of the method beside its base.
+    """
+    found = [point for study in checked(studies) for point in points(study, method)]
+    if not found:
+        names = ", ".join(study.meta["name"] for study in studies)
+        known = sorted({name for study in studies for name in wrapping(study)})
+        raise BenchError(
+            f"no finished run of {method} beside the optimizer that it wraps in {names}"
+            + f"; {nearest(method, known)}" * bool(known and method not in known)
+        )
+    families = list(dict.fromkeys(point.family for point in found))
+    ordered = sorted(found, key=lambda point: families.index(point.family))  # stable: sets stay in their order
+    beside = pairs() if published and method == "sam" else []
+    return Atlas(method, ordered, beside, [study.meta["name"] for study in studies])

@@ -1,0 +1,243 @@
+"""The rows of the atlas: SAM minus the optimizer that it wraps, under one condition of one result set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.analysis.contrasts import Contrast
+from bench.analysis.load import contradict
+from bench.analysis.searches import Search, searches
+from bench.analysis.stats import FEWEST, Interval
+from bench.analysis.study import Study
+from bench.analysis.summary import Row
+from bench.core.errors import BenchError
+from bench.store.conditions import keyed, names, value_text
+
+if TYPE_CHECKING:
+    from bench.store.records import Results
+
+FAMILIES = {
+    "digits": "digits",
+    "mnist1d": "MNIST-1D",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar": "CIFAR",
+    "glue": "GLUE",
+}
+"""Families of tasks, by how the name of a built-in task begins; any other task is a family of its own."""
+
+NOT_COMPARED = Interval(0, np.nan, np.nan, np.nan)
+TOLD = ("task", "model", "label_noise")  # varied settings that have a column of their own
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method against its base under one condition.
+
+    Differences are in the unit shown, in points for scores in percent; positive where the method is better.
+
+    Attributes:
+        results: name of the result set.
+        condition: what is varied besides task, model and label noise, e.g. "train_size=500"; "" if nothing is.
+        base: label of the optimizer with equal epochs.
+        ours: label of the method, with its configuration.
+        at_epochs, at_passes: paired differences to the base with equal epochs and with equal passes; n = 0 if there is
+            no such run.
+        twice: label of the base with equal passes; "" if there is none.
+        in_points: whether differences are in points of a score that ends at 100, which can be pooled.
+        passes_ratio, seconds_ratio: to the base with equal epochs; the latter is NaN where
+            hardware is mixed, or where it differs by more than a third from the former: the machine was busy.
+        tuned: the search of the method in words, and the base's if that is another one.
+        gap: train minus test score of the base, in the unit shown: how much it overfits.
+        examples: training examples per epoch; NaN if not recorded.
+        marks: why the row is to be read with care; "" if nothing is known against it.
+    """
+
+    results: str
+    family: str
+    task: str
+    model: str
+    condition: str
+    label_noise: float
+    base: str
+    ours: str
+    at_epochs: Interval
+    at_passes: Interval
+    twice: str
+    in_points: bool
+    passes_ratio: float
+    seconds_ratio: float
+    tuned: str
+    gap: float
+    examples: float
+    marks: str
+
+    @property
+    def n(self) -> int:
+        """Return the number of pairs of seeds at equal epochs."""
+        return self.at_epochs.n
+
+    @property
+    def name(self) -> str:
+        """Return task, model and condition in one line, e.g. "digits, resnet8, 20% label noise"."""
+        noise = f"{100 * self.label_noise:g}% label noise" if self.label_noise else ""
+        return ", ".join(filter(None, (self.task, self.model, noise, self.condition)))
+
+
+def counts(difference: Interval) -> bool:
+    """Return whether a difference has enough pairs, and enough spread, to be judged and pooled."""
+    return difference.n >= FEWEST and difference.known
+
+
+def side(difference: Interval) -> str:
+    """Return "better" or "worse" if the interval is on one side of zero, "open" if not, "few" if it is not judged."""
+    if not counts(difference):
+        return "few"
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "open"
+
+
+def points(study: Study, method: str = "sam") -> list[Point]:
+    """Return one row per condition and base of an experiment; none if it has no finished run of the method.
+
+    A label is the method's if its name or, for lack of such a label, its records say so: an experiment that has `sam`
+    and variants of it with other arguments is in the atlas by `sam`.
+    """
+    settings = _settings(study.results)
+    mine = [label for label, (name, base) in settings.items() if name == method and base]
+    mine = [label for label in mine if label == method] or mine
+    return [point for label in mine for point in _points_of(study, label, settings)]
+
+
+def wrapping(study: Study) -> set[str]:
+    """Return the methods of an experiment that wrap an optimizer."""
+    return {name for name, base in _settings(study.results).values() if base}
+
+
+def family(task: str) -> str:
+    """Return the family of a task; a task that is not built in is a family of its own."""
+    return next((words for start, words in FAMILIES.items() if task.startswith(start)), task)
+
+
+def checked(studies: Sequence[Study]) -> Sequence[Study]:
+    """Return the studies.
+
+    Raises:
+        BenchError: two have one name, or their protocols differ, so that their numbers must not stand side by side.
+    """
+    labels = [study.meta["name"] for study in studies]
+    twice = sorted({name for name in labels if labels.count(name) > 1})
+    if twice:
+        raise BenchError(f"the atlas was given {', '.join(twice)} twice; give every result set once")
+    protocols = {study.meta["name"]: study.meta["protocol"] for study in studies}
+    if len({*protocols.values()}) > 1:
+        told = ", ".join(f"{name} has {protocol}" for name, protocol in protocols.items())
+        raise BenchError(
+            f"result sets of different protocols cannot stand in one atlas: {told}; run the older ones again"
+        )
+    return studies
+
+
+# ---- the parts -----------------------------------------------------------------------------------------------
+
+
+def _settings(results: Results) -> dict[str, tuple[str, str]]:
+    """Return the name of each label's method or optimizer, and of what it wraps: ("sam", "sgd") or ("sgd", "")."""
+    kept = keyed(results.records).groupby("optimizer", sort=False)[["method", "base"]].first()
+    return {
+        label: (str(kept.at[label, "method"]), _text(kept.at[label, "base"]))
+        for label in results.meta["labels"]
+        if label in kept.index
+    }
+
+
+def _points_of(study: Study, label: str, settings: Mapping[str, tuple[str, str]]) -> Iterator[Point]:
+    base = settings[label][1]
+    bases = [name for name, (of, wraps) in settings.items() if of == base and not wraps]
+    found = searches(study.results)
+    for row in study.chosen:
+        if row.label != label:
+            continue
+        against = [one for one in study.contrasts if one.ours is row and one.theirs.label in bases]
+        same_epochs = next((one for one in against if "epochs" in one.equal), None)
+        same_passes = next((one for one in against if "passes" in one.equal), None)
+        if same_epochs is None or not same_epochs.test.difference.n:
+            continue
+        yield _point(study, row, same_epochs, same_passes, found)
+
+
+def _point(study: Study, row: Row, epochs: Contrast, passes: Contrast | None, found: Mapping[str, Search]) -> Point:
+    metric, varied, theirs = study.meta["metric"], row.varied, epochs.theirs
+    noise = varied.get("label_noise", study.meta["data"].get("label_noise", 0.0))
+    others = {name: value for name, value in varied.items() if name not in TOLD}
+    task = str(varied.get("task", study.meta["task"]))
+    scale = float(metric["scale"])
+    passes_ratio, seconds = row.passes / theirs.passes, row.train_seconds.mean / theirs.train_seconds.mean
+    if study.source.mixed or contradict(seconds, passes_ratio):
+        seconds = np.nan
+    return Point(
+        results=study.meta["name"],
+        family=family(task),
+        task=task,
+        model=str(varied.get("model", study.meta["model"])),
+        condition=", ".join(
+            f"{name}={value_text(value)}" for name, value in zip(names(others), others.values(), strict=True)
+        ),
+        label_noise=float(noise),
+        base=theirs.label,
+        ours=row.title,
+        at_epochs=_towards_better(epochs, scale),
+        at_passes=_towards_better(passes, scale) if passes else NOT_COMPARED,
+        twice=passes.theirs.label if passes else "",
+        in_points=scale == 100,
+        passes_ratio=passes_ratio,
+        seconds_ratio=float(seconds),
+        tuned=_tuned(found[row.label], found[theirs.label]),
+        gap=theirs.gap_metric.mean * scale,
+        examples=_examples(study.results, theirs),
+        marks=_marks(row, theirs),
+    )
+
+
+def _towards_better(one: Contrast, scale: float) -> Interval:
+    """Return the difference in the unit shown, with its sign turned for metrics of which less is better."""
+    scaled = one.test.difference.scaled(scale)
+    return scaled if one.higher_is_better else Interval(scaled.n, -scaled.mean, -scaled.high, -scaled.low)
+
+
+def _tuned(ours: Search, theirs: Search) -> str:
+    keys = [key for key, _ in ours.space]
+    if ours.trials <= 1:
+        return "nothing"
+    told = f"{', '.join(keys)} ({ours.trials} trials)"
+    return told if theirs.trials > 1 else f"{told}; the base was not tuned"
+
+
+def _examples(results: Results, row: Row) -> float:
+    """Return the examples per epoch of a row's finished runs: those of the training set that fill whole batches."""
+    records = keyed(results.records)
+    here = (records["condition"] == row.condition) & (records["optimizer"] == row.label)
+    here &= (records["config"] == row.config) & (records["status"] == "done")
+    if row.phase:
+        here &= records["phase"] == row.phase
+    mine = records[here]
+    return float((mine["examples"] / mine["epochs"]).mean()) if "examples" in mine and len(mine) else math.nan
+
+
+def _marks(*rows: Row) -> str:
+    said: dict[str, None] = {}
+    for row in rows:
+        if not row.complete:
+            said[f"{row.label}: {row.done} of {row.planned} runs finished"] = None
+        if row.degenerate:
+            said[f"{row.label}: {row.degenerate}"] = None
+        for key, end in row.edges.items():
+            said[f"{row.label}: the {end} {key} tried was chosen"] = None
+    return "; ".join(said)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)

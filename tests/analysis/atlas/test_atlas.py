@@ -1,0 +1,290 @@
+"""The atlas: which rows it has, what each says, and what is said of all."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from bench.analysis import render
+from bench.analysis.atlas import atlas
+from bench.analysis.atlas.answer import answer
+from bench.analysis.atlas.figures import figures
+from bench.analysis.atlas.points import Point, points, side
+from bench.analysis.atlas.published import pairs
+from bench.analysis.atlas.tables import tables
+from bench.analysis.study import Study
+from bench.cli import cli
+from bench.core.errors import BenchError
+from bench.store import records
+from bench.store.records import Results
+
+Make = Callable[..., Results]
+ROOT = Path(__file__).parents[3]
+FEW = {"sgd": {"test": 0.92}, "sgd-2x": {"test": 0.925, "epochs": 12}, "sam": {"test": 0.94}}
+METHODS = {
+    "sgd": ("sgd", np.nan),
+    "sgd-2x": ("sgd", np.nan),
+    "sam": ("sam", "sgd"),
+    "asam": ("asam", "sgd"),
+    "adam": ("adam", np.nan),
+}
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give every record its method and what that wraps."""
+    method, base = (frame["optimizer"].map({label: both[place] for label, both in METHODS.items()}) for place in (0, 1))
+    return frame.assign(method=method, base=base.astype(object))
+
+
+def scores(**by_label: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        for label, values in by_label.items():
+            frame.loc[frame["optimizer"] == label.replace("_", "-"), "test_acc"] = values
+        return named(frame)
+
+    return change
+
+
+def one(make: Make, labels: Any = FEW, **settings: Any) -> Point:
+    (found,) = points(Study(make(labels, **{"change": named, **settings})))
+    return found
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_sam_minus_its_base_at_equal_epochs_and_at_equal_passes(make_results: Make) -> None:
+    values = scores(sgd=[0.90, 0.91, 0.92, 0.93, 0.94], sgd_2x=[0.95] * 5, sam=[0.92, 0.93, 0.94, 0.95, 0.97])
+    found = one(make_results, change=values)
+    assert found.at_epochs.mean == pytest.approx(2.2)  # points
+    assert found.at_passes.mean == pytest.approx(100 * (0.942 - 0.95))
+    assert (found.base, found.twice, found.n) == ("sgd", "sgd-2x", 5)
+    assert found.passes_ratio == pytest.approx(2)
+    assert (found.task, found.model, found.label_noise, found.family) == ("digits", "resnet8", 0.2, "digits")
+    assert found.examples == pytest.approx(960 / 6)
+
+
+def test_a_metric_of_which_less_is_better_counts_the_other_way(make_results: Make) -> None:
+    metric = {**Study(make_results()).meta["metric"], "higher_is_better": False, "unit": "", "scale": 1.0}
+    up, down = one(make_results), one(make_results, metric=metric)
+    assert down.at_epochs.mean == pytest.approx(-up.at_epochs.mean / 100)
+    assert down.at_epochs.low == pytest.approx(-up.at_epochs.high / 100)
+    assert not down.in_points
+
+
+def test_conditions_have_a_row_each_with_their_own_noise(make_results: Make) -> None:
+    found = points(Study(make_results(FEW, change=named, vary={"label_noise": [0.0, 0.4], "train_size": [500, 1000]})))
+    assert [(row.label_noise, row.condition) for row in found] == [
+        (0.0, "train size=500"), (0.0, "train size=1000"), (0.4, "train size=500"), (0.4, "train size=1000"),
+    ]  # fmt: skip
+
+
+def test_variants_of_sam_are_not_sam(make_results: Make) -> None:
+    labels = {**FEW, "sam-norm-only": {"test": 0.5}, "asam": {"test": 0.5}}
+    METHODS["sam-norm-only"] = ("sam", "sgd")
+    study = Study(make_results(labels, change=named))
+    assert [row.ours for row in points(study)] == ["sam"]
+    assert [row.ours for row in points(study, "asam")] == ["asam"]
+
+
+def test_the_base_is_what_sam_wraps_and_not_another_optimizer(make_results: Make) -> None:
+    labels = {"adam": {"test": 0.99}, **FEW}
+    assert one(make_results, labels, baseline="adam").base == "sgd"
+
+
+def test_few_pairs_and_equal_pairs_are_shown_but_not_judged(make_results: Make) -> None:
+    assert side(one(make_results, seeds=(0, 1, 2)).at_epochs) == "few"
+    assert side(one(make_results, change=scores(sgd=0.9, sam=0.92, sgd_2x=0.91)).at_epochs) == "few"
+    assert side(one(make_results).at_epochs) == "better"
+
+
+def test_what_speaks_against_a_row_is_said(make_results: Make) -> None:
+    swept = {**FEW, "sam": {"test": 0.94, "sweep": ("rho", (0.05, 0.1, 0.2))}}
+    lost = {("sgd", "", 0): "failed"}
+    found = one(make_results, swept, status=lost)
+    assert "sgd: 4 of 5 runs finished" in found.marks
+    assert found.tuned == "rho (3 trials); the base was not tuned"
+    edge = {**FEW, "sam": {"test": 0.94, "sweep": ("rho", (0.1, 0.2))}}
+    assert "rho tried was chosen" in one(make_results, edge).marks
+
+
+def test_seconds_that_contradict_the_passes_are_left_out(make_results: Make) -> None:
+    def slow(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[frame["optimizer"] == "sam", "train_seconds"] *= 3
+        return named(frame)
+
+    assert one(make_results).seconds_ratio == pytest.approx(2, rel=0.1)
+    assert math.isnan(one(make_results, change=slow).seconds_ratio)
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------
+
+
+def family_of(make: Make, name: str, better: float, **settings: Any) -> Study:
+    labels = {**FEW, "sam": {"test": 0.92 + better}}
+    return Study(make(labels, change=named, name=name, **settings))
+
+
+def test_the_answer_counts_what_helped_and_what_hurt(make_results: Make) -> None:
+    studies = [family_of(make_results, f"set{number}", better) for number, better in enumerate((0.03, 0.02, -0.03))]
+    (said,) = answer(atlas([*studies, family_of(make_results, "small", 0.03, seeds=(0, 1))]))
+    assert said.startswith(
+        "SAM helped in 2 of 3 comparisons at equal epochs, hurt in 1 and made no clear difference in 0 "
+        "(1 more have fewer than 4 pairs of seeds)."
+    )
+    assert "costs 2.0 times its base's passes" in said
+    assert "set0" in said.partition("the least")[0]
+    assert "set2" in said.partition("the least")[2]
+
+
+def test_a_difference_that_follows_the_noise_is_said_with_its_interval(make_results: Make) -> None:
+    noises = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    studies = [
+        family_of(make_results, f"set{number}", 0.01 + 0.02 * number, data={"validation": 0.1, "label_noise": noise})
+        for number, noise in enumerate(noises)
+    ]
+    made = atlas(studies)
+    (said,) = answer(made)
+    assert "follows" not in said, "of a perfect order there is no interval, and nothing is said"
+    swapped = [
+        *studies[:4],
+        *(
+            family_of(make_results, f"s{n}", b, data={"validation": 0.1, "label_noise": x})
+            for n, b, x in ((4, 0.13, 0.4), (5, 0.10, 0.5), (6, 0.2, 0.6), (7, 0.25, 0.7))
+        ),
+    ]
+    assert "the share of wrong labels (rank correlation +0.9" in answer(atlas(swapped))[0]
+
+
+def test_means_are_over_families_of_judged_rows(make_results: Make) -> None:
+    studies = [
+        family_of(make_results, "one", 0.03),
+        family_of(make_results, "two", 0.01),
+        family_of(make_results, "small", -0.5, seeds=(0, 1)),
+        family_of(make_results, "other", 0.03, task="cifar10"),
+    ]
+    made = atlas(studies)
+    found = made.pooled["digits", "epochs"]
+    assert found.k == 2
+    low, high = sorted(point.at_epochs.mean for point in made.points if point.results in ("one", "two"))
+    assert low < found.mean.mean < high
+    assert made.pooled["CIFAR", "epochs"].k == 1
+
+
+def test_sets_of_two_protocols_and_a_set_twice_are_refused(make_results: Make) -> None:
+    first, older = family_of(make_results, "one", 0.03), family_of(make_results, "old", 0.03, protocol=7)
+    with pytest.raises(BenchError, match="one has 1, old has 7"):
+        atlas([first, older])
+    with pytest.raises(BenchError, match="was given one twice"):
+        atlas([first, first])
+
+
+def test_a_method_that_no_set_has_is_named_with_the_nearest(make_results: Make) -> None:
+    with pytest.raises(BenchError, match=r'no finished run of samm .*did you mean "sam"'):
+        atlas([family_of(make_results, "one", 0.03)], "samm")
+
+
+# ---- published -----------------------------------------------------------------------------------------------
+
+
+def test_published_errors_and_accuracies_are_differences_that_favour_the_better() -> None:
+    found = {(pair.source, pair.dataset, pair.model, pair.setting, pair.base): pair for pair in pairs()}
+    foret = "Foret et al. 2021 (arXiv:2010.01412)"
+    noise = found[f"{foret}, Table 4", "CIFAR-10", "ResNet-32", "label noise 40%, 200 epochs", "SGD"]
+    assert noise.difference.mean == pytest.approx(93.4 - 68.8)
+    assert math.isnan(noise.difference.low)
+    basic = found[f"{foret}, Table 1", "CIFAR-10", "WRN-28-10", "basic, 200 epochs", "SGD"]
+    assert basic.difference.mean == pytest.approx(3.5 - 2.7)
+    assert basic.difference.high == pytest.approx(0.8 + math.hypot(0.1, 0.1))
+    adam = found["giung2 projects/sam README, README", "CIFAR-10", "ResNet-20x4", "basic", "Adam"]
+    assert adam.difference.mean == pytest.approx(95.49 - 93.53)
+
+
+def test_published_pairs_stand_beside_sam_only(make_results: Make) -> None:
+    labels = {**FEW, "asam": {"test": 0.94}}
+    study = Study(make_results(labels, change=named))
+    assert len(atlas([study]).published) == len(pairs()) > 50
+    assert atlas([study], "asam").published == []
+    assert atlas([study], published=False).published == []
+
+
+# ---- what is written -----------------------------------------------------------------------------------------
+
+
+def test_tables_and_csv_have_a_line_per_row_with_the_same_numbers(make_results: Make) -> None:
+    made = atlas([family_of(make_results, "one", 0.03), family_of(make_results, "two", 0.01, seeds=(0, 1))])
+    rows, means, published = tables(made)
+    assert len(rows.rows) == len(rows.numbers) == 2
+    assert rows.numbers["at_equal_epochs_mean"].tolist() == [point.at_epochs.mean for point in made.points]
+    assert "§" in rows.rows[1][3]
+    assert "§" not in rows.rows[0][3]
+    assert means.numbers["k_at_equal_epochs"].tolist() == [1]
+    assert len(published.rows) == len(pairs())
+
+
+def test_the_forest_draws_every_difference_and_its_csv_holds_them(make_results: Make) -> None:
+    made = atlas([family_of(make_results, "one", 0.03), family_of(make_results, "two", 0.01)])
+    drawn = figures(made)
+    frame = drawn["forest"].data
+    assert (frame["kind"] == "row").sum() == 4
+    assert (frame["kind"] == "published").sum() == len(pairs())
+    names = [tick.get_text() for tick in drawn["forest"].figure.axes[0].get_yticklabels()]
+    assert "mean" in names
+    assert any(name.startswith("Foret et al. 2021, Table 4") for name in names)
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> Path:
+    for name in ("digits_noise", "digits_tuned"):
+        shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name)
+    return tmp_path / "results"
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+def test_the_command_takes_all_sets_writes_everything_and_gives_the_same_bytes_twice(two_sets: Path) -> None:
+    first = run("atlas", "--out", two_sets)
+    assert first.exit_code == 0, first.output
+    assert "SAM helped in 2 of 2 comparisons at equal epochs" in first.output
+    folder = two_sets / "atlas"
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+    assert {"report.html", "tables/atlas.md", "tables/atlas.csv", "tables/families.tex", "figures/forest.pdf"} <= {
+        str(path) for path in files
+    }
+    run("atlas", "--out", two_sets)
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} == files
+
+
+def test_one_set_by_its_folder_goes_where_it_is_told(two_sets: Path, tmp_path: Path) -> None:
+    done = run("atlas", two_sets / "digits_noise", "--into", tmp_path / "here", "--no-published")
+    assert done.exit_code == 0, done.output
+    assert len(pd.read_csv(tmp_path / "here" / "tables" / "atlas.csv")) == 1
+    assert not (tmp_path / "here" / "tables" / "published.csv").exists()
+
+
+def test_nothing_to_draw_and_unknown_sets_are_one_line_each(tmp_path: Path, two_sets: Path) -> None:
+    empty = run("atlas", "--out", tmp_path / "none")
+    assert isinstance(empty.exception, BenchError)
+    assert "holds no results" in str(empty.exception)
+    wrong = run("atlas", "digits_nois", "--out", two_sets)
+    assert isinstance(wrong.exception, BenchError)
+    assert not (two_sets / "atlas").exists()
+
+
+def test_the_committed_atlas_is_made_from_the_committed_records(tmp_path: Path) -> None:
+    kept = ROOT / "results" / "atlas" / "tables"
+    sets = sorted(path.parent for path in (ROOT / "results").glob("*/experiment.json"))
+    paths = render.write(tables(atlas([Study(records.read(folder)) for folder in sets])), tmp_path)
+    assert {path.name for path in paths} == {path.name for path in kept.iterdir()}
+    for path in paths:
+        assert path.read_bytes() == (kept / path.name).read_bytes(), path.name
