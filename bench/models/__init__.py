@@ -2,6 +2,7 @@
 
 from bench.models import conv1d as conv1d
 from bench.models import encoders as encoders
+from bench.models import lenet as lenet
 from bench.models import mlp as mlp
 from bench.models import pyramidnet as pyramidnet
 from bench.models import resnet as resnet

@@ -45,7 +45,36 @@ def vit_small(task: Task, *, patch_size: PatchSize = 4, drop_path: Rate = 0.0, d
     return from_scratch("vit_small_patch16_224", task, patch_size, drop_path, dropout)
 
 
-def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropout: float) -> nn.Module:
+@register_model("vit_micro", title="ViT-micro")
+def vit_micro(
+    task: Task,
+    *,
+    patch_size: PatchSize = 4,
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64,
+    depth: Annotated[int, Field(ge=1)] = 6,
+    heads: Annotated[int, Field(ge=1)] = 4,
+    drop_path: Rate = 0.0,
+    dropout: Rate = 0.0,
+) -> nn.Module:
+    """ViT small enough for a CPU (6 layers of 64, 4 heads) at the task's own resolution, 0.3 million parameters.
+
+    Args:
+        width: numbers per token, a multiple of `heads`.
+        drop_path: chance that an image skips the last block in training; a block's own grows linearly up to it.
+        dropout: after position embeddings and after every dense layer but those of queries, keys and values.
+
+    Raises:
+        BenchError: `heads` does not divide `width`, or `patch_size` the images.
+    """
+    if width % heads:
+        raise BenchError(f"heads = {heads} does not divide width = {width}")
+    shape = {"embed_dim": width, "depth": depth, "num_heads": heads}
+    return from_scratch("vit_tiny_patch16_224", task, patch_size, drop_path, dropout, **shape)
+
+
+def from_scratch(
+    name: str, task: Task, patch_size: int, drop_path: float, dropout: float, **shape: int
+) -> nn.Module:
     import timm
 
     channels, height, width = image_shape(task)
@@ -57,6 +86,7 @@ def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropo
         in_chans=channels,
         img_size=(height, width),
         patch_size=patch_size,
+        **shape,
         **rates(drop_path, dropout),
     )
     return net
