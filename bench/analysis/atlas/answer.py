@@ -8,9 +8,10 @@ import numpy as np
 
 from bench.analysis.atlas import BUDGETS, Atlas
 from bench.analysis.atlas.points import Point, counts
-from bench.analysis.atlas.pooling import FEWEST_RANKED, rank_correlation
+from bench.analysis.atlas.pooling import rank_correlation
 from bench.analysis.captions import enumerated
 from bench.analysis.stats import FEWEST, Interval
+from bench.core.errors import counted
 
 SIZES: dict[str, Callable[[Point], float]] = {
     "the share of wrong labels": lambda point: point.label_noise,
@@ -18,6 +19,9 @@ SIZES: dict[str, Callable[[Point], float]] = {
     "the base's generalization gap": lambda point: point.gap,
 }
 """What a difference may depend on, by its name in sentences."""
+
+FEWEST_TO_FOLLOW, FEWEST_FAMILIES = 10, 3
+"""Rows and families that words about a correlation need: between two tasks, everything else differs as well."""
 
 
 def answer(atlas: Atlas) -> list[str]:
@@ -30,9 +34,12 @@ def _how_often(atlas: Atlas) -> str:
     judged = told["better"] + told["worse"] + told["open"]
     if not judged:
         return f"No comparison has {FEWEST} pairs of seeds yet, so nothing is said of {atlas.name}."
+    rows = [point for point in atlas.points if counts(point.at_epochs)]
+    settings = len({(point.task, point.model, point.label_noise, point.condition, point.base) for point in rows})
+    among = f"{judged} comparisons ({counted(settings, 'setting')})" if settings < judged else f"{judged} comparisons"
     few = f" ({told['few']} more have fewer than {FEWEST} pairs of seeds)" * bool(told["few"])
     return (
-        f"{atlas.name} helped in {told['better']} of {judged} comparisons at equal epochs, hurt in {told['worse']} and "
+        f"{atlas.name} helped in {told['better']} of {among} at equal epochs, hurt in {told['worse']} and "
         f"made no clear difference in {told['open']}{few}."
     )
 
@@ -54,7 +61,7 @@ def _where(atlas: Atlas) -> str:
 
 def _follows(rows: list[Point]) -> Iterator[str]:
     """Yield each size with which the differences rise or fall: its rank correlation's interval leaves out zero."""
-    if len(rows) < FEWEST_RANKED:
+    if len(rows) < FEWEST_TO_FOLLOW or len({row.family for row in rows}) < FEWEST_FAMILIES:
         return
     for name, size in SIZES.items():
         found = rank_correlation([size(point) for point in rows], [point.at_epochs.mean for point in rows])
