@@ -72,7 +72,7 @@ def vit_micro(
     return from_scratch("vit_tiny_patch16_224", task, patch_size, drop_path, dropout, **shape)
 
 
-def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropout: float, **shape: int) -> nn.Module:
+def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropout: float, **shape: Any) -> nn.Module:
     import timm
 
     channels, height, width = image_shape(task)

@@ -12,12 +12,12 @@ from bench.core.errors import BenchError
 from .helpers import CIFAR10, DIGITS, FASHION, Images, build, count, of_type
 
 
-def by_hand(width: int, patch: int, channels: int, tokens: int, classes: int) -> int:
-    """Parameters of a ViT of 12 layers whose hidden layers are four times as wide."""
+def by_hand(width: int, patch: int, channels: int, tokens: int, classes: int, layers: int = 12) -> int:
+    """Parameters of a ViT whose hidden layers are four times as wide."""
     block = 3 * (width * width + width) + (width * width + width)  # queries, keys, values; projection
     block += 2 * 4 * width * width + 4 * width + width + 2 * 2 * width  # two dense layers, two layer norms
     embedding = patch * patch * channels * width + width + (tokens + 1) * width + width  # with the class token
-    return 12 * block + embedding + 2 * width + width * classes + classes
+    return layers * block + embedding + 2 * width + width * classes + classes
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ def test_those_from_scratch_have_the_parameters_counted_by_hand(model: str, widt
     assert count(model, FASHION) == by_hand(width, 4, 1, 49, 10)
     assert count(model, DIGITS) == by_hand(width, 4, 1, 4, 10)
     assert count(model, DIGITS, patch_size=2) == by_hand(width, 2, 1, 16, 10)
+
+
+def test_the_one_for_a_cpu_has_the_parameters_counted_by_hand_at_any_width_and_depth() -> None:
+    assert count("vit_micro", FASHION) == by_hand(64, 4, 1, 49, 10, layers=6) == 305_034
+    assert count("vit_micro", CIFAR10, width=96, depth=4, heads=6) == by_hand(96, 4, 3, 64, 10, layers=4)
+    with pytest.raises(BenchError, match="heads = 5 does not divide width = 64"):
+        build("vit_micro", FASHION, heads=5)
 
 
 @pytest.mark.parametrize(

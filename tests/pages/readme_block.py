@@ -1,12 +1,15 @@
-"""README's block of results, from the committed tables: `python -m tests.pages.readme_block` writes it anew."""
+"""README's blocks of results, from the committed tables: `python -m tests.pages.readme_block` writes them anew."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- results:begin \(from (?P<path>\S+)\) -->\n).*?(<!-- results:end -->)", flags=re.S)
+ATLAS = re.compile(r"(<!-- atlas:begin \(from (?P<path>\S+)\) -->\n).*?(<!-- atlas:end -->)", flags=re.S)
+WIDTH = 128  # letters per line of README
 HEADS = {
     "optimizer": "optimizer",
     "test accuracy (%)": "test accuracy (%)",
@@ -44,11 +47,18 @@ def block(path: Path) -> str:
     )
 
 
+def atlas_answer(path: Path) -> str:
+    """Return the answer of the atlas: the paragraph below the table at `path`."""
+    _, _, answer, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    return "\n".join(textwrap.wrap(answer, WIDTH, break_on_hyphens=False))
+
+
 def with_results(readme: str) -> str:
-    """Return the README with its block as the tables that it names have it."""
-    named = BLOCK.search(readme)
-    assert named is not None, "README has no block of results"
-    return BLOCK.sub(lambda found: f"{found[1]}{block(ROOT / found['path'])}\n{found[3]}", readme)
+    """Return the README with its blocks as the tables that they name have them."""
+    for pattern, made in ((BLOCK, block), (ATLAS, atlas_answer)):
+        assert pattern.search(readme) is not None, "README lacks a block of results"
+        readme = pattern.sub(lambda found, made=made: f"{found[1]}{made(ROOT / found['path'])}\n{found[3]}", readme)  # type: ignore[misc]
+    return readme
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_the_table_is_the_committed_one() -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
 def test_claims_have_the_numbers_of_the_results_that_they_link_to(document: str) -> None:
-    page = " ".join(re.sub(r"<!-- results:begin.*?results:end -->", "", text(document), flags=re.S).split())
+    page = " ".join(re.sub(r"<!-- (results|atlas):begin.*?\1:end -->", "", text(document), flags=re.S).split())
     parts = re.split(r" (?=- \*\*)| (?=## )", page)
     claims = [part for part in parts if NUMBER.search(part)]
     assert len(claims) >= 3

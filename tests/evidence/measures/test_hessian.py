@@ -26,6 +26,7 @@ SIGNALS = Images(40)
 FAMILIES = (
     "mlp",
     "conv1d",
+    "lenet",
     "resnet8",
     "wrn16_8",
     "shakeshake26_2x96d",
@@ -100,7 +101,7 @@ def assert_right(surface: Surface, *, step: float = 1e-6) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_products_are_right_for_every_family_of_models(name: str) -> None:
-    task = SIGNALS if name == "conv1d" else SMALL_IMAGES
+    task = {"conv1d": SIGNALS, "lenet": Images(3, 12, 12)}.get(name, SMALL_IMAGES)
     inputs, targets = task.batch(4)
     model = build(name, task)
     assert_right(Surface(model, task, Split(inputs.double(), targets), DOUBLE))
