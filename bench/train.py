@@ -105,7 +105,7 @@ def train(
     _write_start(spec, run, folder, device)
     state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
     # By rank: with one stream for all, the parts of a batch would have the same dropout masks.
-    torch.manual_seed(derive(spec.seed, "dropout", group.rank))
+    torch.manual_seed(derive(spec.seed_for("dropout"), "dropout", group.rank))
 
     # ---- resume ----------------------------------------------------------------------------------------------
     if checkpoint.resume(folder, device, group, state.load_state_dict, say):
@@ -168,7 +168,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     """
     run, clocks, progress = state.run, state.clocks, state.progress
     batches = run.batches(progress.epoch)
-    augment = continued(numpy_stream(run.seed, "augment", progress.epoch), progress.augment)
+    augment = continued(numpy_stream(run.seed_for("augment"), "augment", progress.epoch), progress.augment)
     loss_sum = torch.tensor(progress.loss_sum, device=state.device)  # to add floats would wait for every step
     step = progress.step
     run.model.train()

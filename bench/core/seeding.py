@@ -19,6 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 StreamState = dict[str, Any]
+Source = Literal["all", "init", "order", "augment", "dropout", "noise"]
+"""Which random streams follow a run's seed: all of them, or one alone (see `RunSpec.seed_for`)."""
+
 Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "landscape", "split"]
 
 

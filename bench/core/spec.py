@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from bench.core.registry import STRICT
+from bench.core.seeding import Source, Stream
 
 PROTOCOL = 2
 """Version of the measuring rules. Raise it when a change of code changes the numbers: old runs are then not reused."""
@@ -91,6 +92,9 @@ class TrainSettings(_Frozen):
     eval_train: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = 5000
     """Training examples, drawn once for all runs, that evaluations before the last epoch measure; the last one measures
     all of them. "all": every evaluation does."""
+    random: Source = "all"
+    """What a run's seed draws. One source alone (initial weights, order of examples, augmentation, dropout masks, or
+    which labels are wrong) leaves all others as of seed 0: how much of the spread over seeds is due to it."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that share every batch, each on a GPU of its own: batch_size stays that of all of them together."""
 
@@ -157,6 +161,10 @@ class RunSpec(_Frozen):
     """Of the user's own files, where the task has them at its `path`: like a plug-in's, their content and not their
     place is part of the run's identity."""
     plugins: tuple[PluginFile, ...] = Field(default=(), strict=False)
+
+    def seed_for(self, stream: Stream) -> int:
+        """Return the seed of a random stream: the run's, or 0 where `train.random` names another stream."""
+        return self.seed if self.train.random in ("all", stream) else 0
 
     @property
     def run_id(self) -> str:

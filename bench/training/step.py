@@ -9,7 +9,7 @@ draws dropout masks of its own, from a stream of the seed and its rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.core.errors import BenchError
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
-from bench.core.seeding import derive, numpy_stream
+from bench.core.seeding import Stream, derive, numpy_stream
 from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data import batching, tokens
 from bench.data.batching import Batch
@@ -42,6 +42,7 @@ class TrainingRun:
 
     Attributes:
         network: what training passes go through: the model, or its compiled twin.
+        seed_for: gives the seed of a random stream.
         steps: steps in an epoch.
         batch_size: examples a step, in all processes together.
         part_size: examples a closure is over: m for a method that has one, else this process's share of the batch.
@@ -58,7 +59,7 @@ class TrainingRun:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     autocast: torch.autocast
-    seed: int
+    seed_for: Callable[[Stream], int]
     batch_size: int
     steps: int
     part_size: int
@@ -75,7 +76,7 @@ class TrainingRun:
 
     def batches(self, epoch: int) -> list[Batch]:
         """Return the batches of an epoch: the same for every optimizer with this seed."""
-        return batching.epoch(self.data.train, numpy_stream(self.seed, "order", epoch), self.batch_size)
+        return batching.epoch(self.data.train, numpy_stream(self.seed_for("order"), "order", epoch), self.batch_size)
 
     def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
         """Make one update on a batch; return the loss before it, still on its way from the device.
@@ -164,7 +165,7 @@ class TrainingRun:
 def load(spec: RunSpec, device: torch.device) -> tuple[Task, Data]:
     """Return the task of a run and its data, prepared and on its device."""
     task = load_task(spec)
-    return task, prepare_data(task, spec.data, spec.seed, encoder(spec, task), spec.phase).to(device)
+    return task, prepare_data(task, spec.data, spec.seed_for("noise"), encoder(spec, task), spec.phase).to(device)
 
 
 def set_up(
@@ -185,7 +186,8 @@ def set_up(
         raise BenchError(f"train.processes = {spec.train.processes}, but this run has {group.size}")
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
-    torch.manual_seed(derive(spec.seed, "init"))  # right before the model: what draws in between changes its weights
+    # Right before the model: whatever draws in between changes its weights.
+    torch.manual_seed(derive(spec.seed_for("init"), "init"))
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
     if not isinstance(model, nn.Module):
         raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
@@ -197,7 +199,7 @@ def set_up(
     steps = steps_per_epoch(len(data.train), spec.train.batch_size)
     if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = spec.train.epochs * steps
-        optimizer.seed = derive(spec.seed, "direction")
+        optimizer.seed = derive(spec.seed_for("direction"), "direction")
     part_size, together = share_out(optimizer, batch_size, group)
     dynamic = data.train.lengths is not None
     code = None if dynamic else _code(spec, optimizer, part_size, device)
@@ -208,7 +210,7 @@ def set_up(
         network=compiled(model, spec.train, dynamic=dynamic, code=code),
         optimizer=optimizer,
         autocast=autocast,
-        seed=spec.seed,
+        seed_for=spec.seed_for,
         batch_size=batch_size,
         steps=steps,
         part_size=part_size,

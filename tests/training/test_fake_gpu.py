@@ -183,7 +183,7 @@ def make_run(recipe: Recipe) -> TrainingRun:
         network=model,
         optimizer=optimizer,
         autocast=set_precision(train, GPU),
-        seed=0,
+        seed_for=lambda stream: 0,
         batch_size=BATCH,
         steps=4,
         part_size=part_size,
