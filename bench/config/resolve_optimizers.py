@@ -150,10 +150,22 @@ class OptimizerResolver(Checker):
         if not optimizer or not settings:
             return None
         self.parts(settings, optimizer.params.get("m"), where)
+        self.needs(entry, settings, where)
+        if base:
+            self.needs(base, settings, where)
         of_base = optimizer.base.params if optimizer.base else {}
         resolved = of_base | optimizer.params | settings.model_dump()  # 1 is now 1.0 where a float is meant
         swept = [key.removeprefix("train.") for key in point]
         return {key: resolved[key] for key in swept}, optimizer, settings
+
+    def needs(self, entry: Entry, settings: TrainSettings, where: str) -> None:
+        """Check that training is set as an optimizer needs it."""
+        for key, value in entry.needs.items():
+            if getattr(settings, key) != value:
+                self.problem(
+                    f"{where}.train.{key}",
+                    f"must be {shown(value)} for {entry.name}, got {shown(getattr(settings, key))}",
+                )
 
     def parts(self, settings: TrainSettings, m: int | None, where: str) -> None:
         """Check that a batch divides by the processes, and into parts of m that no two processes share."""
@@ -180,6 +192,9 @@ class OptimizerResolver(Checker):
             self.problem(f"{where}.base", f'required: the optimizer that "{entry.name}" wraps; {nearest("", plain)}')
         elif not isinstance(name, str) or name not in plain:
             self.problem(f"{where}.base", f"{shown(name)} is not a plain optimizer; {nearest(str(name), plain)}")
+        elif name in entry.unfit:
+            fit = ", ".join(other for other in plain if other not in entry.unfit)
+            self.problem(f"{where}.base", f"{entry.name} cannot wrap {name}, which {entry.unfit[name]}; take {fit}")
         else:
             return optimizers[name]
         return None

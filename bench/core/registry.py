@@ -65,6 +65,8 @@ class Entry:
         title: for models, what titles call it; "" for its name.
         without: arguments that are no hyperparameters under this name.
         rename: names that hyperparameters have in experiment files, by the names of the factory's arguments.
+        needs: for optimizers, settings of `train` that it cannot do without, e.g. {"schedule": "constant"}.
+        unfit: for methods, optimizers that they cannot wrap, each with what it lacks.
         plugin: the user's file it came from, None for what the package brings.
         members: for a family such as "timm/", whose names are many, lists them (without the prefix).
         member: which of the family this entry is.
@@ -80,6 +82,8 @@ class Entry:
     title: str = ""
     without: Collection[str] = ()
     rename: Mapping[str, str] = field(default_factory=dict, hash=False)
+    needs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    unfit: Mapping[str, str] = field(default_factory=dict, hash=False)
     plugin: Plugin | None = None
     members: Members | None = None
     member: str = ""
@@ -180,6 +184,8 @@ class Registry:
         members: Members | None = None,
         without: Collection[str] = (),
         rename: Mapping[str, str] | None = None,
+        needs: Mapping[str, Any] | None = None,
+        unfit: Mapping[str, str] | None = None,
     ) -> Callable[[Factory], Factory]:
         """Return a decorator that adds a factory under `name`.
 
@@ -199,6 +205,8 @@ class Registry:
             without: arguments of the factory that are no hyperparameters under this name.
             rename: other names for hyperparameters in experiment files: {"decay": "ema_decay"} keeps a method's setting
                 apart from its base's.
+            needs: optimizers only: settings of `train` that it cannot do without, checked before anything runs.
+            unfit: optimizers with `wraps_base` only: those that it cannot wrap, each with a verb and what it lacks.
 
         Raises:
             BenchError: the name is taken.
@@ -223,6 +231,8 @@ class Registry:
                 title=title,
                 without=without,
                 rename=rename or {},
+                needs=needs or {},
+                unfit=unfit or {},
                 plugin=plugin,
                 members=members,
             )

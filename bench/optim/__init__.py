@@ -7,9 +7,14 @@ from bench.optim import ema as ema
 from bench.optim import esam as esam
 from bench.optim import friendly_sam as friendly_sam
 from bench.optim import gsam as gsam
+from bench.optim import lion as lion
 from bench.optim import looksam as looksam
 from bench.optim import momentum_sam as momentum_sam
+from bench.optim import muon as muon
+from bench.optim import nadamw as nadamw
 from bench.optim import random_direction as random_direction
 from bench.optim import sam as sam
+from bench.optim import schedule_free as schedule_free
 from bench.optim import sgd as sgd
+from bench.optim import soap as soap
 from bench.optim import swa as swa

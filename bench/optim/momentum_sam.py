@@ -22,7 +22,14 @@ BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""
 
 
-@register_optimizer("momentum-sam", wraps_base=True)
+NO_MOMENTUM = "keeps an average of its weights and no momentum"
+
+
+@register_optimizer(
+    "momentum-sam",
+    wraps_base=True,
+    unfit={"schedule-free-sgd": NO_MOMENTUM, "schedule-free-adamw": NO_MOMENTUM},
+)
 class MomentumSAM(PerturbedOptimizer):
     """Momentum-SAM: perturbs along minus the base's momentum; one pass per step (Becker et al. 2024).
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import ComponentSpec
-from bench.optim.base.averaging import Averaging
+from bench.optim.base.averaging import Averaging, to_training
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.schedule import scheduler
 from bench.optim.base.state import StatefulWrapper
@@ -51,13 +51,20 @@ class Recipe:
     def build(self, model: nn.Module) -> Optimizer:
         base = ComponentSpec(name=self.base.name, params=settings(self.base)) if self.base else None
         optimizer = build_optimizer(spec(ComponentSpec(name=self.entry.name, params=settings(self.entry)), base), model)
+        to_training(optimizer)
         if isinstance(optimizer, OptimizerWrapper):
             optimizer.total_steps = 8  # of a training that the tests see the most of
         return optimizer
 
 
 BASES = [entry for entry in PLAIN if entry.name != "adam"]  # adamw is its kin
-RECIPES = [Recipe(entry, base) for entry in ENTRIES for base in (BASES if entry.wraps_base else [None])]
+
+
+def fitting(entry: Entry) -> list[Entry]:
+    return [base for base in BASES if base.name not in entry.unfit]
+
+
+RECIPES = [Recipe(entry, base) for entry in ENTRIES for base in (fitting(entry) if entry.wraps_base else [None])]
 METHODS = [recipe for recipe in RECIPES if recipe.base]
 SPOILED = [(r, call) for r in METHODS for call in (1, 2) if call == 1 or r.entry.passes(settings(r.entry)) > 1]
 """Each method, and each pass of it of which the gradient can be spoiled."""
@@ -242,7 +249,8 @@ def test_several_parts_are_each_treated_by_themselves(recipe: Recipe) -> None:
 def test_every_parameter_moves(recipe: Recipe) -> None:
     model = net()
     before, optimizer = snapshot(model.parameters()), recipe.build(model)
-    step(optimizer, model, *batches(1)[0])
+    for _ in range(2):  # the first step of SOAP finds its basis, and moves nothing
+        step(optimizer, model, *batches(1)[0])
     assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
@@ -267,7 +275,7 @@ def test_the_loss_of_a_convex_problem_falls(recipe: Recipe) -> None:
     y = x @ torch.tensor([[0.5], [-0.5], [0.3], [0.1], [-0.2]]) + 0.2
     optimizer = recipe.build(model)
     before = loss_of(model, x, y)
-    for _ in range(60):
+    for _ in range(80):
         step(optimizer, model, x, y)
     assert loss_of(model, x, y) < 0.05 * before
 
