@@ -3,9 +3,9 @@
     run_distributed(...)                           what the worker of a launch calls
     python -m bench.distributed SPEC.json FOLDER   the same by hand; started by srun or torchrun it is one of them
 
-A process that we start hears and tells through `bench/distributed/messages.py`, and dies with us. Whatever it prints is
-kept for the case that it dies without a word. On the other nodes of a SLURM job `bench.launch.slurm.node_helper` starts
-the processes, for us.
+A process that we start gets and sends messages through `bench/distributed/messages.py`, and ends when we do. Its output
+is kept for the case that it dies without sending an error. On the other nodes of a SLURM job the processes are started
+for us by `bench.launch.slurm.node_helper`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ that is frozen."""
 
 
 class ProcessFailed(Exception):
-    """One of the processes met an error that is no message of ours; its traceback is the text."""
+    """An unexpected error in one of the processes; the text is its traceback."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,16 @@ class Call:
     """The settings that a launcher of a run's processes needs.
 
     Attributes:
-        number: unlike that of any other call; "" of none.
+        number: unique per call; "" if there is no call.
         address, port: where the starter's store is.
         folder: of the run.
         here: processes on each node.
-        over: there is nothing to do any more; the rest says nothing.
+        over: the job has no more runs; the other fields mean nothing then.
         secret: of the run; the file of calls is its user's alone to read.
         rendezvous: a private folder in which the processes of one machine meet; "" where there are several.
     """
 
+    # All fields have defaults, so that {"over": true} alone is a call, and a file that is missing an empty one.
     number: str = ""
     address: str = ""
     port: int = 0
@@ -117,13 +118,16 @@ class Rank:
 
     def death(self) -> dict[str, Any] | None:
         """Return the report of a process that ended with an error; None if it is alive or ended well."""
+        # poll() returns None while the process lives, and 0 after a good end: neither is a death.
         if not (code := self.process.poll()):
             return None
+        # The process wrote through the same open file, so the position is at the end of its output.
         self.printed.seek(0)
         words = self.printed.read().decode(errors="replace").strip()[-LAST_WORDS:]
         return {"kind": "died", "rank": self.number, "code": code, "words": words}
 
     def end(self) -> None:
+        # Does nothing to a process that has ended. None may outlive the worker that holds the run's claim.
         self.process.kill()
         self.process.wait()
         self.printed.close()
@@ -147,17 +151,20 @@ def run_distributed(
         team: other machines have as many processes each.
 
     Raises:
-        ProcessFailed: a process met an error that is no message of ours.
+        ProcessFailed: a process met an unexpected error.
         BenchError: a process has died, by a signal or in silence, or all are stuck.
     """
     nodes = team.nodes if team else 1
     if len(devices) * nodes != spec.train.processes:
         there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
         raise BenchError(f"train.processes = {spec.train.processes}, but {there} are available for this run")
+    # The processes read the spec from this file; `start` names it on their command line.
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
+    # The store must listen before any process starts: each of them connects to it first.
     news = MessageServer(spec.train.processes, nodes, team.address if team else LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="bench-") as private:
         call = Call(
+            # A new number for every run: a node helper answers each number once.
             number=uuid.uuid4().hex,
             address=news.address,
             port=news.port,
@@ -167,12 +174,16 @@ def run_distributed(
             threads=max(1, torch.get_num_threads() // len(devices)),
             options=options,
             secret=news.secret,
+            # A folder serves the processes of one machine; those of several meet in the TCP store.
             rendezvous=private if nodes == 1 else "",
         )
         if team:
+            # The helpers on the other nodes poll this file. It holds the secret, so it is readable by this user alone.
             write_atomic(team.calls, to_json(asdict(call)), private=True)
         ranks: list[Rank] = []
         try:
+            # The first node has the ranks from 0 on, so that the rank is the local rank there.
+            # Appended one by one, so that `finally` ends those that have started if a later one cannot start.
             for device in devices:
                 ranks.append(start(call, len(ranks), len(ranks), str(device)))
             last = _listen(news, ranks, report, stop, say)
@@ -205,18 +216,22 @@ def start(call: Call, number: int, local: int, device: str) -> Rank:
         rendezvous.SECRET: call.secret,  # in the environment, which other users cannot read, unlike the command line
         rendezvous.FOLDER: call.rendezvous,
     }
+    # --watched: the process sends its messages through the store and ends with us.
     command = [sys.executable, "-m", "bench.distributed", f"{call.folder}/spec.json", call.folder, "--watched"]
     command += ["--device", device, "--threads", str(call.threads)]
     command += ["--checkpoint-minutes", str(call.options.checkpoint_minutes)]
     command += ["--keep-weights"] * call.options.keep_weights
+    # A file, not a pipe: nobody reads it while the process runs, and a full pipe would block the process.
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it can stop, which is not to die
+    # SIGTERM stays blocked until the process has a handler that stops it; before that, SIGTERM would kill it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,
+            # `place` comes last: srun or torchrun may have given this process a rank of its own.
             env=os.environ | allocator.variables(os.environ) | data_folder.variables() | place,
         )
     finally:
@@ -232,26 +247,33 @@ def _listen(
     say: Callable[[str], None],
 ) -> str:
     """Pass on messages until all processes have ended, and return how the run ended: "done" or "stopped"."""
+    # away: other nodes of which some process may still be alive.
     told_to_stop, last, deadline, away = False, "", float("inf"), news.nodes - 1
     places, moved = news.places(), time.monotonic()
     while True:
-        ended = [rank.process.poll() is not None for rank in ranks]  # before reading: nothing comes after
+        # Polled before the messages are read: what a process sent before its end is then read below, and not missed.
+        ended = [rank.process.poll() is not None for rank in ranks]
         for message in news.read():
             if message["kind"] == "epoch":
                 report(message["done"], message["epochs"], message["measured"])
             elif message["kind"] == "said":
                 say(message["words"])
             elif message["kind"] in ("done", "stopped"):
+                # Only rank 0 sends this. The others end right after it, unless one of them hangs.
                 last, deadline = message["kind"], time.monotonic() + FAREWELL_SECONDS
-            elif message["kind"] == "left":  # a further node: its processes would be cut off in their last moments
+            # From the helper of another node. If we did not wait, its processes would be killed while they end.
+            elif message["kind"] == "left":
                 away -= 1
+        # A killed process sends no message, so the exit statuses count too.
         if any(map(_is_bad, news.messages)) or any(rank.process.poll() for rank in ranks):
             raise _cause(news, ranks)
         if (all(ended) and not away) or time.monotonic() > deadline:
             return last
+        # Asked once: the processes agree by themselves on the step after which they stop.
         if stop() and not told_to_stop:
             told_to_stop = True
             news.ask_to_stop()
+        # One that moves is enough: the others may rightly wait for it, e.g. while rank 0 evaluates.
         if (now := news.places()) != places:
             places, moved = now, time.monotonic()
         if time.monotonic() - moved > 60 * STUCK_MINUTES:
@@ -260,10 +282,12 @@ def _listen(
 
 
 def _is_bad(message: dict[str, Any]) -> bool:
+    # Only errors have a "text"; "died" is how a node helper reports a process that sent no error.
     return "text" in message or message["kind"] == "died"
 
 
 def _standstill(places: dict[int, str], processes: int) -> str:
+    # A place begins with a counter (see `MessageClient._follow`), which is not shown.
     where = [f"process {rank} is at {place.partition(' ')[2]}" for rank, place in sorted(places.items())]
     silent = [f"process {rank} never reported" for rank in range(processes) if rank not in places]
     return f"no process of this run has moved for {STUCK_MINUTES:g} minutes; {', '.join(where + silent)}"
@@ -271,6 +295,7 @@ def _standstill(places: dict[int, str], processes: int) -> str:
 
 def _cause(news: MessageServer, ranks: Sequence[Rank]) -> Exception:
     """Return the cause of the run's failure: a process that was killed, else the first reported error."""
+    # 1. Wait: if one process dies, the others report a broken connection, often before its death is seen.
     deadline, last = time.monotonic() + SETTLE_SECONDS, time.monotonic() + AWAY_SECONDS
     while time.monotonic() < deadline and any((code := rank.process.poll()) is None or code < 0 for rank in ranks):
         time.sleep(0.02)  # alive; or killed, as we are about to be ourselves if it was the whole job
@@ -278,14 +303,18 @@ def _cause(news: MessageServer, ranks: Sequence[Rank]) -> Exception:
     while time.monotonic() < last and _away_and_silent(news, ranks):
         time.sleep(0.02)
         news.read()
+    # 2. Collect what was reported. A process that sent an error also exits with status 1: that is no second failure.
     told = [message for message in news.messages if "text" in message]
     dead = [message for message in news.messages if message["kind"] == "died"]
     dead += [death for rank in ranks if (death := rank.death())]
     dead = [death for death in dead if death["rank"] not in {message["rank"] for message in told}]
     dead.sort(key=lambda death: death["code"])  # signals, which are negative, first
+    # 3. A death by a signal explains the errors of the others. An exit status does so only if there are no errors.
     if dead and (dead[0]["code"] < 0 or not told):
         return BenchError(_obituary(dead[0], news.processes))
+    # By the time of the error: messages are read rank by rank, not in the order in which they were sent.
     first = min(told, key=lambda message: message["time"])
+    # A StorageError ends the launch, and the run does not count as failed.
     if first["kind"] == "disk":
         return StorageError(first["text"])
     if first["kind"] == "told":
@@ -302,6 +331,7 @@ def _away_and_silent(news: MessageServer, ranks: Sequence[Rank]) -> set[int]:
 def _obituary(death: dict[str, Any], count: int) -> str:
     code, words = death["code"], death["words"]
     end = f"ended with exit status {code}"
+    # Popen gives a death by signal N as -N.
     if code < 0:
         end = f"was killed by signal {-code} ({signal.Signals(-code).name}), possibly out of memory"
     return f"process {death['rank']} of the {count} of this run {end}" + (f"\n{words}" if words else "")
@@ -320,11 +350,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         spec, place = RunSpec.model_validate_json(options.spec.read_text()), place_of(os.environ)
+        # Neither srun nor torchrun has started us, so we start all processes of the run.
         if place is None:
             _all_of_them(spec, options)
             return 0
     except Stopped:
         print("Stopped. Run the same command again to continue.", file=sys.stderr)
+        # 128 + SIGINT, the status that shells give to a command that Ctrl-C ended.
         return 130
     except (BenchError, ProcessFailed) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -347,8 +379,10 @@ def _run_options(given: argparse.Namespace) -> RunOptions:
 def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
     count = spec.train.processes
     gpus = torch.cuda.device_count() if options.device is None else 0
+    # One GPU per process or none at all: NCCL refuses two processes on one GPU.
     devices = [torch.device(f"cuda:{n}" if gpus >= count else options.device or "cpu") for n in range(count)]
     if options.threads:
+        # --threads is per process; `run_distributed` divides the threads of this process by their number.
         torch.set_num_threads(options.threads * count)
     folder, stop_sign = RunFolder(options.folder), StopSign()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -39,7 +39,7 @@ class MessageServer:
 
     Args:
         processes: how many there are, on all machines.
-        nodes: machines; who looks after the processes of a further one tells of them too.
+        nodes: machines; from the second on, the helper of a node sends messages too.
         host: where the store listens, and nowhere else: this machine as the others reach it.
 
     Attributes:
@@ -53,7 +53,9 @@ class MessageServer:
         self.secret = new_secret()
         self.processes = processes
         self.nodes = nodes
+        # No "node 0": the starter itself looks after the processes of the first node.
         self._senders = [*map(str, range(processes)), *(f"node {node}" for node in range(1, nodes))]
+        # By sender: how many messages were read, which is also the number of the next one.
         self._read: Counter[str] = Counter()
         self.port: int = self._store.port
         self.messages: list[dict[str, Any]] = []
@@ -62,6 +64,7 @@ class MessageServer:
         """Return the messages that have arrived since the last call."""
         new = []
         for sender in self._senders:
+            # None: not sent yet, or not sealed with the secret. Both are looked at again in the next call.
             while (text := self._text(f"bench/news/{sender}/{self._read[sender]}")) is not None:
                 new.append(json.loads(text))
                 self._read[sender] += 1
@@ -77,6 +80,7 @@ class MessageServer:
         self._store.set(_STOP, sealed(self.secret, _STOP, ""))
 
     def _text(self, key: str) -> str | None:
+        # `check` first: `get` would wait for a key that does not exist.
         return opened(self.secret, key, self._store.get(key)) if self._store.check([key]) else None
 
 
@@ -85,7 +89,7 @@ class MessageClient:
 
     Args:
         host, port: where the starter's store is.
-        sender: the process's rank; "node 1" for who looks after the processes of that machine.
+        sender: the process's rank; "node 1" for the helper of that node.
         secret: of the run.
     """
 
@@ -99,6 +103,7 @@ class MessageClient:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message, and return once the starter has it, so that the process may then end."""
+        # Keys are numbered, so that a message never overwrites one that has not been read.
         key = f"bench/news/{self._sender}/{self._told}"
         self._store.set(key, sealed(self._secret, key, json.dumps(message)))
         self._store.check([key])  # the answer comes after the value is there
@@ -130,13 +135,16 @@ class MessageClient:
             while not self._over.wait(LOOK_SECONDS):
                 if self.is_asked_to_stop():
                     stop()
+                # Less often than the look for a stop: every new place is one more message to the starter.
                 if time.monotonic() - looked > PLACE_SECONDS:
                     looked, place = time.monotonic(), (steps(), _stack(main))
                     if place != last:
+                        # The counter makes the text new even where a loop comes back to the same line.
                         last, moves = place, moves + 1
                         key, words = f"bench/place/{self._sender}", f"{moves} {_in_words(main)}"
                         self._store.set(key, sealed(self._secret, key, words))
-        except RuntimeError:  # the connection is gone, and so is the starter
+        # The connection is gone, and so is the starter. sys.exit would end this thread only.
+        except RuntimeError:
             os._exit(1)
 
 
@@ -144,6 +152,7 @@ def _stack(thread: int) -> tuple[tuple[int, int], ...]:
     """Return a thread's call stack, with the current instruction of each function."""
     frame, frames = sys._current_frames().get(thread), []
     while frame is not None:
+        # f_lasti, the instruction, and not the line: a loop within one line moves too.
         frames.append((id(frame.f_code), frame.f_lasti))
         frame = frame.f_back
     return tuple(frames)
@@ -155,6 +164,7 @@ def _in_words(thread: int) -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         here = f"{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        # parents[1] is bench/: a line of ours says more than one inside torch.
         if path.is_relative_to(Path(__file__).parents[1]):
             return here
         words, frame = words or here, frame.f_back

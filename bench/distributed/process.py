@@ -37,6 +37,7 @@ Tell = Callable[[dict[str, Any]], None]
 class ReadOnlyRunFolder(RunFolder):
     """A run's folder for all processes but the first: read-only."""
 
+    # Every rank goes through all of `train`; what only rank 0 may write to the shared folder does nothing here.
     def write_start(self, spec_json: str, environment: dict[str, Any]) -> None:
         pass
 
@@ -57,8 +58,10 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
         BenchError: the environment does not say where to meet.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
+        # Without LOCAL_RANK all ranks are taken to be on one machine. These variables count before those of SLURM.
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return {"LOCAL_RANK": environment["RANK"]} | {name: environment[name] for name in names if name in environment}
+    # A job of one task (as submitit's), or a shell inside an allocation: not a rank of several.
     if int(environment.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in environment:
         return None
     alone = environment.get("SLURM_NNODES", "1") == "1"
@@ -68,6 +71,7 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
             "several nodes, and no MASTER_ADDR that says where their processes meet: before srun, "
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
+    # Jobs on one node should not meet at the same port: 20000 to 31999 by job and step, below Linux's ephemeral ports.
     step = int(environment.get("SLURM_JOB_ID", "0")) * 16 + int(environment.get("SLURM_STEP_ID", "0")) % 16
     return {
         "RANK": environment["SLURM_PROCID"],
@@ -81,6 +85,7 @@ def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:
 @contextmanager
 def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the group that torch's environment variables describe; leave the group on a clean exit."""
+    # Before the group is made: gloo and NCCL read these variables when they open their sockets.
     os.environ.update(rendezvous.confined(os.environ))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -90,6 +95,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         timeout=PEER_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+    # A second group on the hosts, for decisions and small values, which do not wait for the GPU.
     control = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
     yield ProcessGroup(dist.get_rank(), dist.get_world_size(), control)
     dist.destroy_process_group()  # never after an error: the others might not come
@@ -100,6 +106,7 @@ def _held(path: Path) -> Iterator[None]:
     """Hold a lock that waits for processes of an earlier try, which may outlive their worker by an instant."""
     path.mkdir(parents=True, exist_ok=True)
     with open(path / "processes.lock", "w") as lock:
+        # Waits, unlike the claim of the run, which raises RunLocked.
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -134,6 +141,7 @@ def run_process(
 
         with _first_only(group, folder, claim):
             try:
+                # Rank 0 answers for all: if only some ranks trained, they would wait for the others for ever.
                 if group.from_first(folder.result() is None):
                     train(spec, folder, device, report, options, stop, group, say)
                 kind = "done"
@@ -147,13 +155,16 @@ def run_process(
 def _first_only(group: ProcessGroup, folder: RunFolder, claim: bool) -> Iterator[None]:
     """Hold the run's folder in the first process; the other processes wait until it does."""
     if not group.is_first:
+        # Returns when rank 0, which holds the folder by then, calls it too.
         group.from_first(None)
         yield
+    # No worker has started us: the claim and error.txt are ours to write.
     elif claim:
         with folder.claim(), _held(folder.path):
             group.from_first(None)
             try:
                 yield
+            # The disk is at fault, not the run: no error.txt.
             except StorageError:
                 raise
             except Exception as error:
@@ -201,12 +212,16 @@ def run_rank(
     Returns:
         The process's exit status.
     """
+    # `joined` reads torch's variables from the environment, whoever has started this process.
     os.environ.update(place)
+    # Before the GPU is used: cuBLAS reads its setting once.
     if spec.train.deterministic:
         allow_deterministic_kernels()
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop.put_up)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started us may have blocked it until now
+    # Only now that there is a handler: `launcher.start` has blocked SIGTERM until here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # Ctrl-C reaches every process of a terminal; the starter passes it on as a request to stop.
     signal.signal(signal.SIGINT, (lambda number, frame: None) if watched else stop.put_up)
     client = None
     if watched:
@@ -222,11 +237,14 @@ def run_rank(
         torch.set_num_threads(threads or _threads(int(place["WORLD_SIZE"])))
         run_process(spec, path, on, tell, options, stop, claim=not watched)
     except Exception as error:
+        # `launcher._cause` turns these kinds into StorageError, BenchError and ProcessFailed.
         kind = "disk" if isinstance(error, StorageError) else "told" if isinstance(error, BenchError) else "bug"
         text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
         tell({"kind": kind, "rank": int(place["RANK"]), "text": text, "time": time.time()})
+        # Not sys.exit: it may wait for torch's process group, in which the others wait for this process.
+        # os._exit does not flush, so that is done before.
         sys.stdout.flush()
-        os._exit(1)  # and not the long way: the others may wait for us in what that would wait for
+        os._exit(1)
     if client:
         client.end()
     return 0
@@ -244,5 +262,6 @@ def _device(local_rank: int) -> str:
 
 def _threads(processes: int) -> int:
     """Return this process's share of the cores that it may use, which srun may have divided already."""
+    # Under srun torch counts only the cores of this task, so they are not divided again.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if "SLURM_PROCID" in os.environ else processes))
     return max(1, torch.get_num_threads() // here)

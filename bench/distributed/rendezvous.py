@@ -46,11 +46,14 @@ def sealed(secret: str, key: str, text: str) -> str:
 
 def opened(secret: str, key: str, content: bytes) -> str | None:
     """Return the text of a sealed message; None if its HMAC does not match the secret and the key."""
+    # The proof has no blank in it, so that the first one is its end, whatever the text holds.
     proof, _, text = content.decode(errors="replace").partition(" ")
+    # compare_digest takes as long for every wrong proof. Bytes, since it refuses strings that are not ASCII.
     return text if hmac.compare_digest(proof.encode(), _proof(secret, key, text).encode()) else None
 
 
 def _proof(secret: str, key: str, text: str) -> str:
+    # The key is in it too: a sealed message that is copied to another key does not count there.
     return hmac.new(secret.encode(), f"{key}\0{text}".encode(errors="replace"), hashlib.sha256).hexdigest()
 
 
@@ -92,6 +95,7 @@ def address_of(host: str) -> str:
     Some systems have their own name mean loopback (Debian: 127.0.1.1), where no other machine would get through; then
     it is the address of the interface that leads out.
     """
+    # ValueError: it is a name, which is looked up below.
     with suppress(ValueError):
         return str(ipaddress.ip_address(host))
     try:
@@ -100,7 +104,8 @@ def address_of(host: str) -> str:
         raise BenchError(f"the address of {host} cannot be found: {error}; set MASTER_ADDR to an address") from error
     if host == "localhost" or not ipaddress.ip_address(address).is_loopback:
         return address
-    return _source("192.0.2.1") or address  # an address that is nobody's: nothing is sent there
+    # 192.0.2.1 is reserved for examples (RFC 5737) and stands for any host outside.
+    return _source("192.0.2.1") or address
 
 
 def meeting(environment: Mapping[str, str], timeout: timedelta) -> Store:
@@ -112,9 +117,11 @@ def meeting(environment: Mapping[str, str], timeout: timedelta) -> Store:
     """
     store: Store
     if folder := environment.get(FOLDER):
+        # All on this machine: a file in a folder of this user alone, and no port.
         store = FileStore(os.path.join(folder, "store"), int(environment["WORLD_SIZE"]))
     else:
         host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        # Rank 0 serves the store if the starter does not; torchrun sets this variable too.
         served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or environment["RANK"] != "0"
         if served:
             store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
@@ -122,6 +129,7 @@ def meeting(environment: Mapping[str, str], timeout: timedelta) -> Store:
             store, _ = serve(host, port)
     store.set_timeout(timeout)
     if secret := environment.get(SECRET):
+        # Keys of the run cannot be guessed without its secret, from which the prefix is made.
         store = PrefixStore(_proof(secret, "rendezvous", ""), store)
     return store
 
@@ -139,8 +147,10 @@ def is_on_one_machine(environment: Mapping[str, str]) -> bool:
 def confined(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that restrict gloo and NCCL to the network interface of the run's processes."""
     if is_on_one_machine(environment):
+        # Over a user's own setting: nothing of a run on one machine is reachable from outside.
         loopback = interface_towards(LOOPBACK)
         return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} if loopback else {}
+    # On several machines the user's own setting counts.
     if "GLOO_SOCKET_IFNAME" in environment or not (towards := interface_towards(environment["MASTER_ADDR"])):
         return {}
     return {"GLOO_SOCKET_IFNAME": towards}
@@ -153,6 +163,7 @@ def interface_towards(host: str) -> str | None:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # one without an IPv4 address
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                # struct ifreq: 16 bytes of name, then a sockaddr_in, whose address is at bytes 20 to 23.
                 if socket.inet_ntoa(answer[20:24]) == ours:
                     return name
     return None
@@ -162,6 +173,7 @@ def _source(host: str) -> str | None:
     """Return this machine's address on the route to a host; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
+            # Connecting a UDP socket only chooses the route, and with it our address; the port does not matter.
             probe.connect((host, 9))
         except OSError:
             return None

@@ -45,6 +45,7 @@ def _with_compile(run: PlannedRun, on: bool) -> PlannedRun:
     train = run.spec.train
     if train.compile != "auto":
         return run
+    # CUDA graphs need compiled code: without it the spec is the one that compile = false gives in a file.
     train = train.model_copy(update={"compile": on, "cuda_graphs": on and train.cuda_graphs})
     return replace(run, spec=run.spec.model_copy(update={"train": train}))
 
@@ -58,6 +59,7 @@ def as_decided(experiment: Experiment, folder: Path) -> Experiment:
     if not is_open(experiment):
         return experiment
     path = folder / FILE
+    # This folder's own decision first, then that in results which were collected elsewhere.
     decision = read_json(path, missing=None)
     if decision is None:
         decision = read_json(folder / "experiment.json", missing={}).get("compiling")
@@ -97,15 +99,20 @@ def decide(
     Args:
         passes: of every run, by run_id.
     """
+    # The same runs twice: as they are written (False) and compiled (True).
     ways = {on: [_with_compile(run, on) for run in runs] for on in (False, True)}
+    # Measured in one pool, with all workers at work, as in the launch itself.
     speeds, reason = speeds_here([*ways[False], *ways[True]], store, display, shares)
     if reason:
+        # Uncompiled runs need no compiler, so they work on every machine.
         return {"compile": False, "why": f"not compiled, since that could not be measured: {reason}"}
+    # From `runs` and not from `ways`: `passes` has the run_ids that the specs have while the decision is open.
     costs = [passes[run.spec.run_id] for run in runs]
     seconds = {
         on: seconds_of(list(zip((run.spec for run in way), costs, strict=True)), speeds, len(shares))
         for on, way in ways.items()
     }
+    # `seconds_of` includes the time that compiling itself takes.
     on = seconds[True] < WORTH * seconds[False]
     where = processor() if shares[0].device == "cpu" else shares[0].device
     why = (

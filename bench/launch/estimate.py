@@ -49,13 +49,16 @@ class Speed:
 
     def run(self, spec: RunSpec, passes: int) -> float:
         """Return the seconds of a whole run."""
+        # Rounded up, since the last epoch is always evaluated.
         evaluations = -(-spec.train.epochs // spec.train.eval_every)
         return self.setup + passes * self.a_pass + evaluations * self.an_evaluation + self.more
 
 
 def kind(spec: RunSpec) -> str:
     """Return a key shared by runs of the same speed: all settings but the optimizer, the seed and the durations."""
+    # Left out: what changes the number of steps and evaluations, or hardly the time of a step.
     train = spec.train.model_dump(exclude={"epochs", "warmup_epochs", "eval_every", "schedule", "clip_norm"})
+    # m is in: it splits a batch into smaller parts, each with a pass of its own.
     return str((spec.task, spec.model, spec.data, spec.phase, train, spec.optimizer.params.get("m")))
 
 
@@ -82,25 +85,31 @@ def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> 
     spec = in_one_process(spec, device)
     run, setup = _set_up(spec, device)
     compiling = 0.0
-    if run.keeps_code:  # as the runs to come will find it
+    # 1. Set-up. The second one finds compiled code, as later runs in a worker do: the difference is compiling.
+    if run.keeps_code:
         first = setup
         run, setup = _set_up(spec, device)
         compiling = max(0.0, first - setup)
 
+    # 2. Steps, on a batch of usual size.
     batch = _usual(run.batches(0))
     a_step, a_pass = _seconds_a_step(run, batch, 0.0)
-    if a_step < LONG_STEP:  # and it was the first one, which has things to import and state to make
+    # The first step also imports modules and makes the optimizer's state: short steps are timed once more.
+    if a_step < LONG_STEP:
         _, a_pass = _seconds_a_step(run, batch, seconds)
 
+    # 3. Evaluation, in seconds per unit (`_units`). This first one only warms up and is not timed.
     evaluate_some(run)
     run.model.eval()
+    # Where the run will evaluate a model with folded batch norm (`training/folding.py`), time that one.
     quick = any(foldable(run.task, split, run.autocast) for split in run.data.splits().values())
     network = (folded(run.model) if quick else None) or run.model
     a_unit = _seconds_a_unit(run, network, batch.examples)
     usual = min(batch_size(run.data.train), len(run.data.train))
     if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
-        # a batch as large as evaluation takes them
+        # There is time for a batch as large as those of evaluation, which may cost less per unit.
         a_unit = _seconds_a_unit(run, network, torch.arange(usual, device=device))
+    # 4. Evaluations see `eval_train` training examples each, the last one all of them.
     some, whole = _units(sampled(run.data.train, spec.train.eval_train)), _units(run.data.train)
     others = sum(map(_units, run.data.splits().values())) - whole
     return Speed(setup, a_pass, a_unit * (some + others), a_unit * (whole - some), compiling)
@@ -116,6 +125,7 @@ def rehearse(spec: RunSpec, device: torch.device) -> float:
     run = set_up(spec, device, loaded=_loaded(_data_of(spec), device))
     run.model.train()
     run.step(run.batches(0)[0], np.random.RandomState(0))
+    # What the step has really taken, which a method of a user's own may not declare.
     passes = run.work
     evaluate_some(run)
     synchronize(device)
@@ -135,6 +145,7 @@ def _data_of(spec: RunSpec) -> str:
     return spec.model_copy(update={"optimizer": OptimizerSpec(name="sgd"), "train": plain}).model_dump_json()
 
 
+# One entry, since data sets are large.
 @functools.lru_cache(maxsize=1)
 def _loaded(spec_json: str, device: torch.device) -> tuple[Task, Data]:
     """Load the data of a rehearsal, cached for the next one, which mostly has the same data."""
@@ -147,7 +158,8 @@ def evaluate_some(run: TrainingRun) -> None:
     few = torch.arange(FEW, device=data.train.targets.device)
 
     def start(split: Split) -> Split:
-        return replace(split[few[: len(split)]], noisy=None) if len(split) else split  # all of the few may be noisy
+        # noisy=None: the labels of all of the few may be noisy, and there is no mean over no clean examples.
+        return replace(split[few[: len(split)]], noisy=None) if len(split) else split
 
     others = {name: start(split) for name, split in data.others.items()}
     few_of_all = replace(data, train=start(data.train), val=start(data.val), test=start(data.test), others=others)
@@ -159,6 +171,7 @@ def _set_up(spec: RunSpec, device: torch.device) -> tuple[TrainingRun, float]:
     started = time.perf_counter()
     run = set_up(spec, device)
     run.warm_up()
+    # A GPU is still at work when Python goes on: without the wait its time would be missing here.
     synchronize(device)
     return run, time.perf_counter() - started
 
@@ -172,6 +185,7 @@ def _seconds_a_step(run: TrainingRun, batch: Batch, seconds: float) -> tuple[flo
         steps += 1
         synchronize(batch.examples.device)
     elapsed = time.perf_counter() - started
+    # By the passes made: some methods take a second pass in only some of their steps.
     return elapsed / steps, elapsed / (run.work - before)
 
 
@@ -196,6 +210,7 @@ def _units(split: Split) -> int:
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
     """Return the seconds until the last run is over, if each run goes to the first free worker."""
+    # When each worker is free; a list of zeros is already a heap.
     free = [0.0] * workers
     for run in seconds:
         heapq.heappush(free, heapq.heappop(free) + run)
@@ -209,6 +224,7 @@ def seconds_of(runs: Sequence[tuple[RunSpec, int]], speeds: Mapping[str, Speed],
         runs: with the passes of each.
         speeds: of every kind of run.
     """
+    # Once per kind and optimizer: compiled code stays in a worker for the next run that needs the same.
     codes = {(kind(spec), spec.optimizer.name): speeds[kind(spec)].compiling for spec, _ in runs}
     seconds = [speeds[kind(spec)].run(spec, passes) for spec, passes in runs]
     return makespan(seconds, workers) + sum(codes.values())  # every worker compiles each

@@ -18,6 +18,7 @@ from bench.core.spec import PROTOCOL, RunSpec
 from bench.store.collecting import Held, is_finished
 from bench.store.run_folder import FINISHED, RunFolder, RunLocked, Status, Store, read_json, storage_error
 
+# Other names in runs/ are no runs: the lock, and ".<run_id>.removed" (see `remove`).
 RUN_ID = re.compile("[0-9a-f]{12}")
 TOLD = 3
 """Most changed settings that are listed; with more, the run counts as unlike every planned run."""
@@ -56,10 +57,13 @@ def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> lis
         ids: the run_ids of the experiment's runs.
     """
     beside = {name for name in store.present() if RUN_ID.fullmatch(name)}.difference(ids)
+    # Nothing unknown: spare the run_ids of every run that tuning could lead to.
     if not beside:
         return []
+    # Wider than `ids`: with the final runs of every configuration, chosen or not.
     planned = list(_planned(experiment))
     beside -= {run.spec.run_id for run in planned}
+    # Through JSON, as the specs on disk have been: a tuple is a list in both then.
     known = [(run.label, _settings(json.loads(run.spec.model_dump_json()))) for run in _one_of_each_seed(planned)]
     leftovers = []
     explained: dict[str, str | None] = {}
@@ -72,9 +76,11 @@ def leftovers(experiment: Experiment, store: Store, ids: Collection[str]) -> lis
             continue
         settings = _settings(content)
         version = _is_of_this_version(content, run_id)
+        # Settings have no seed in them, so one comparison serves all seeds of a configuration.
         key = json.dumps([version, settings], sort_keys=True)
         if key not in explained:
             explained[key] = _why(settings, known, None if version else OTHERWISE)
+        # None: only the seed differs, and a launch with more seeds would count the run again.
         if (why := explained[key]) is not None:
             leftovers.append(Leftover(run_id, status, why))
     return leftovers
@@ -94,14 +100,17 @@ def strangers(experiment: Experiment, store: Store, ids: Collection[str], held: 
     alone -= {run.spec.run_id for run in planned}
     known = []
     for run in _one_of_each_seed(planned):
+        # `or None`: an empty phase is an empty cell in the records, and `_columns` drops both.
         about = {"task": run.spec.task.name, "model": run.spec.model.name, "phase": run.phase or None}
         known.append((run.label, _columns({**about, **run.spec.hyperparameters()})))
     protocol, leftovers = held.meta["protocol"], []
     for run_id in sorted(alone):
         row = held.rows[run_id]
         settings = _columns({name: row.get(name) for name in ("task", "model", "phase", *held.settings)})
+        # Under another protocol the numbers do not compare, whatever the settings are.
         why = f"measured under protocol {protocol}; this version of the package has protocol {PROTOCOL}"
         if protocol == PROTOCOL:
+            # Records hold no hashes of plug-ins and data files, so a change there can only be guessed.
             why = _why(settings, known, "with another plug-in, data file, seed of tuning or version") or ""
         leftovers.append(Leftover(run_id, row["status"], why, only_held=True))
     return leftovers
@@ -125,7 +134,8 @@ def remove(folder: RunFolder) -> bool:
     Raises:
         StorageError: the folder cannot be written.
     """
-    away = folder.path.with_name(f".{folder.run_id}.removed")  # in one step, so that no half of a run is ever seen
+    # Renamed in one step, so that nobody ever sees half of a run; the claim keeps others off until then.
+    away = folder.path.with_name(f".{folder.run_id}.removed")
     try:
         with folder.claim():
             folder.path.rename(away)
@@ -147,6 +157,7 @@ def _planned(experiment: Experiment) -> Iterator[PlannedRun]:
     """Yield every planned run, and every final run that another choice of tuning would plan."""
     yield from experiment.runs
     if experiment.phases:
+        # One run per configuration: `final_runs` puts in the final seeds.
         for run in {(*run.place, run.config_text): run for run in experiment.tuning}.values():
             yield from experiment.phases.final_runs(run)
 
@@ -161,7 +172,9 @@ def _settings(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             settings |= _settings(value, f"{prefix}{key}.")
         elif prefix + key == "plugins":
+            # By the file's name and content: the folder it is in may differ per machine.
             settings |= {f"plug-in {plugin['path'].rpartition('/')[2]}": plugin["sha256"] for plugin in value}
+        # The seed is no setting, and the path is none either: `files_sha256` stands for a user's own files.
         elif prefix + key not in ("seed", "task.params.path") and value is not None:
             settings[prefix + key] = value
     return settings

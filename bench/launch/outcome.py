@@ -18,6 +18,7 @@ class Outcome:
         disk: the message, if the disk refused.
     """
 
+    # Of this launch only: runs that were finished before it are not counted.
     finished: int = 0
     failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
     elsewhere: int = 0
@@ -31,5 +32,6 @@ class Outcome:
             self.failed + other.failed,
             self.elsewhere + other.elsewhere,
             self.interrupted or other.interrupted,
+            # The first message tells most; the full disk behind it is the same.
             self.disk or other.disk,
         )

@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         asked: the experiment as it was asked for.
-        experiment: the same with what the records hold of it beside: other seeds; final runs, where tuning goes on.
+        experiment: the same, extended by what the records hold: further seeds; final runs of an earlier choice.
         chosen: the runs that this launch is about (`--only`, `--seeds`, `--shard`).
         statuses: by run_id.
         ids: the run_id of every run of the experiment, in its order: hashes, which take a while where runs are many.
@@ -55,9 +55,11 @@ class Plan:
     def meta(self) -> Meta:
         """Return experiment.json, with entries on phases, parts and shards that depend on data and results."""
         meta = self.experiment.meta()
+        # Merged results name the parts that they are made of; a launch that adds runs keeps the names.
         if "parts" in self.held.meta:
             meta["parts"] = self.held.meta["parts"]
         if self.shard:
+            # Recorded, so that later launches of a shard divide the same runs again.
             meta["before_shards"] = sorted(_before_shards(self.trusted))
         if self.experiment.phases and (phases := meta.get("phases")):
             passes = dict.fromkeys(self.experiment.phases.trials, 0)
@@ -76,6 +78,7 @@ class Plan:
     def with_records(self, held: Held) -> Plan:
         """Return the plan for the present records, which other processes on the experiment may have extended."""
         experiment, choices = whole(self.asked, self.store, held, held)
+        # Thousands of run_ids take a while to hash: the known ones are used if the runs are the same.
         ids = self.ids if experiment.runs == self.experiment.runs else [run.spec.run_id for run in experiment.runs]
         return replace(self, experiment=experiment, choices=choices, ids=ids, held=held)
 
@@ -87,6 +90,7 @@ class Plan:
     def refusal(self) -> str:
         """Return the reason to refuse a launch that would lose finished runs of the records; "" if there is none."""
         there, here = self.held.meta, self.asked
+        # The defaults are our own values: without records there is nothing to refuse.
         of, overrides = there.get("of", here.of), there.get("overrides", list(here.overrides))
         if (of, overrides) != (here.of, list(here.overrides)):  # of another experiment under the same --name
             was = " ".join([of, *(f"--set {override}" for override in overrides)])
@@ -126,6 +130,7 @@ class Plan:
     @cached_property
     def _runs(self) -> dict[str, PlannedRun]:
         """Return the chosen runs by run_id; the first label that has a run names it."""
+        # By identity: one spec may stand under several labels, of which only some are chosen.
         chosen = {id(run) for run in self.chosen}
         runs: dict[str, PlannedRun] = {}
         for run_id, run in zip(self.ids, self.experiment.runs, strict=True):
@@ -141,6 +146,7 @@ class Plan:
         planned = zip(self.ids, self.experiment.runs, strict=True)
         for run_id, run in (*planned, *((run.spec.run_id, run) for run in self.to_be_chosen)):
             condition = run.condition_text
+            # Only a condition changes the training set, so each one's task is loaded once.
             if condition not in sizes:
                 sizes[condition] = load_task(run.spec).train_examples()
             passes[run_id] = _passes(run.spec, learned_from(sizes[condition], run.spec.data, run.spec.phase))
@@ -183,19 +189,24 @@ def make_plan(
         BenchError: the task cannot have its labels replaced; or records, results or checkpoints on disk are damaged or
             foreign: all of those are told.
     """
+    # 1. Check the request.
     for label in only:
         if label not in experiment.labels:
             raise BadValue(f"--only {label}", [f"no such optimizer; {nearest(label, experiment.labels)}"])
+    # 2. Fix what run_ids depend on. Shards are done on several machines, each of which might decide otherwise.
     experiment = compiling.as_decided(experiment, store.folder)
     if shard is not None:
         compiling.refuse_open(experiment, "--shard")
+    # 3. Add what the records hold. With --redo they do not count as done, and nothing is chosen by them.
     held = collecting.held(store)
     trusted = NOTHING if redo else held
     asked, (experiment, choices) = experiment, whole(experiment, store, held, trusted)
     for spec in {run.condition_text: run.spec for run in experiment.runs}.values():
         check_label_noise(load_task(spec), spec.data.label_noise)
+    # 4. Look at the disk: where each run stands.
     ids = [run.spec.run_id for run in experiment.runs]
     statuses = _statuses(store, dict.fromkeys(ids), trusted)
+    # 5. Select the runs of this launch. A tuned place without a choice now may have final runs of an earlier one.
     tuned = asked.phases.trials if asked.phases else {}
     open_ = {run.place for run in experiment.runs if run.label in tuned} - {*choices.chosen}
     chosen = [run for run in experiment.runs if _is_asked(run, asked, only)]
@@ -203,6 +214,7 @@ def make_plan(
     plan = Plan(asked, experiment, store, chosen, statuses, retry_failed, ids, held, only, choices, redo, shard)
     if shard is None:
         return plan
+    # 6. Take a shard of what was missing when sharding began, so that finished runs do not move the division.
     missing = {run_id: run for run_id, run in plan._runs.items() if run_id not in _before_shards(trusted)}
     mine = part(missing, plan.passes, shard)
     return replace(plan, chosen=[run for run_id, run in plan._runs.items() if run_id in mine])
@@ -220,12 +232,15 @@ def whole(asked: Experiment, store: Store, held: Held, trusted: Held) -> tuple[E
         candidates = {(*run.place, run.config_text) for run in asked.tuning}
         finals = [row for row in held.rows.values() if row.get("phase") == "final"]
         before = {(row.get("condition", ""), row["optimizer"]): row.get("config", "") for row in finals}
+        # The choice in the records stands until tuning has led to a new one.
         standing = {place: config for place, config in before.items() if (*place, config) in candidates}
         experiment = asked.with_final({**standing, **choices.chosen})
+    # A launch with fewer seeds than the records must not drop the others from them.
     seeds = {row["seed"] for row in held.rows.values() if row.get("phase") != "tune"}
     if seeds <= {*asked.seeds}:
         return experiment, choices
     wide = experiment.with_seeds(sorted({*asked.seeds, *seeds}))
+    # Seeds count only with a finished run of the experiment as it is now.
     known = {run.spec.seed for run in wide.runs if run.phase != "tune" and run.spec.run_id in held.rows}
     return experiment.with_seeds([*asked.seeds, *sorted(known - {*asked.seeds})]), choices
 
@@ -251,9 +266,11 @@ def _statuses(store: Store, ids: Iterable[str], held: Held = NOTHING) -> dict[st
         try:
             if isinstance(status, BenchError):
                 raise status
+            # The run was finished, perhaps on another machine, and its folder here is missing or incomplete.
             if status not in FINISHED and folder.run_id in held.rows:
                 status = held.rows[folder.run_id]["status"]
             statuses[folder.run_id] = status
+            # Read now, so that damage is reported before the launch and not hours into it.
             if status in ("partial", "failed"):
                 checkpoint.check(folder)
         except BenchError as error:
@@ -265,4 +282,5 @@ def _statuses(store: Store, ids: Iterable[str], held: Held = NOTHING) -> dict[st
 
 def _passes(spec: RunSpec, train_size: int) -> int:
     steps = spec.train.epochs * steps_per_epoch(train_size, spec.train.batch_size)
+    # Passes per step may be a fraction: a mean over steps with and without a second pass.
     return round(steps * passes_per_step(spec.optimizer))

@@ -24,10 +24,13 @@ def fetch_files(experiment: Experiment) -> None:
         BenchError: something is missing, cannot be obtained or is wrong, or a model cannot be trained.
     """
     specs = [run.spec for run in experiment.runs]
+    # 1. Data, once per task and its settings.
     for spec in {spec.task.model_dump_json(): spec for spec in specs}.values():
         load_task(spec).fetch()
+    # 2. Pretrained weights, once per model.
     for model in {spec.model.model_dump_json(): spec.model for spec in specs}.values():
         models[model.name].fetch_weights(model.params)
+    # 3. Texts. Tokens are cached on disk here, so that workers neither tokenise nor start the threads it takes.
     tried = set[str]()
     for spec in {f"{spec.task} {spec.model} {spec.train.precision}": spec for spec in specs}.values():
         task = load_task(spec)
@@ -47,11 +50,13 @@ def fetch_files(experiment: Experiment) -> None:
 def check_data(planned: Plan) -> None:
     """Raise BenchError if a task's data here differ from the data of runs that other machines did."""
     there = planned.store.present()
+    # Only runs without a folder here: those with one were done with the data here.
     known = {
         run.condition_text: planned.trusted.rows[run_id].get("data_fingerprint")
         for run_id, run in zip(planned.ids, planned.experiment.runs, strict=True)
         if run_id in planned.trusted.rows and run_id not in there
     }
+    # Only conditions that have runs to do: in the others nothing can be mixed.
     for condition, run in {run.condition_text: run for run in planned.to_do}.items():
         if (recorded := known.get(condition)) and recorded != (here := fingerprint(load_task(run.spec))):
             raise BenchError(

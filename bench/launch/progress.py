@@ -48,6 +48,7 @@ class ProgressDisplay:
         self.passes_resumed = 0.0  # done in an earlier launch: no measure of today's speed
         self.over = 0
         self.failures = 0
+        # transient: the panel goes at the end, and the lines of finished runs stay.
         self.live = Live(self, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> ProgressDisplay:
@@ -64,6 +65,7 @@ class ProgressDisplay:
         """Show an estimate before anything starts, and restart the clock of the time left."""
         seconds, words = estimate(runs, self.passes, speeds, workers)
         self.console.print(Text(words, "bold yellow" if seconds > LONG else "bold"), soft_wrap=True)
+        # The clock starts anew: the measurement was no progress with the runs.
         self.started_at = time.monotonic()
 
     # ---- what happens ----------------------------------------------------------------------------------------
@@ -73,6 +75,7 @@ class ProgressDisplay:
 
     def progressed(self, run: PlannedRun, done: int, epochs: int, measured: Mapping[str, float]) -> None:
         state = self.running[run.spec.run_id]
+        # A run whose first report is of a later epoch was resumed: the epochs before cost this launch nothing.
         if state.done == 0 and done > 1:
             self.passes_resumed += self.passes[run.spec.run_id] * (done - 1) / epochs
         state.done, state.epochs = done, epochs
@@ -83,7 +86,8 @@ class ProgressDisplay:
         if result["status"] == "diverged":
             what = Text(f"diverged in epoch {result['epochs_done']}", "yellow")
         else:
-            score = result["metrics"].get(f"val_{self.metric['key']}")  # trained on, where a choice is refitted
+            # None after a refit, which trains on the validation examples.
+            score = result["metrics"].get(f"val_{self.metric['key']}")
             what = Text("done" if score is None else f"{self.metric['name']} {self._score(score)} (validation)")
         seconds = result["setup_seconds"] + result["train_seconds"] + result["eval_seconds"]
         self._line(run, what.append(f", {seconds:.1f} s"))
@@ -128,6 +132,7 @@ class ProgressDisplay:
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60}:{rest % 60:02} min"
 
+    # rich calls this to draw the panel, four times per second.
     def __rich__(self) -> RenderableType:
         head = Table.grid(padding=(0, 1))
         failures = Text(f"{self.failures} failed", "bold red") if self.failures else Text("")

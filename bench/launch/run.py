@@ -144,19 +144,24 @@ def run(
 def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console | None = None) -> Launched:
     """Do the runs of a plan: tuning runs first, then final runs of the chosen configurations. See `run`."""
     console = console or terminal.console(stderr=True)
+    # 1. Refuse what cannot work before anything is written. Runs in SLURM's queue are not done twice.
     planned = _without_queued(planned, console)
     shares = slots(options.jobs, options.jobs_per_gpu or 1, options.gpus, _processes(planned))
     planned.store.check_writable()
     planned.check_records()
+    # 2. Decide on compilation first: run_ids depend on it.
     planned = decided(planned, shares, console)
     if planned.experiment.compiling:
         compiling.write_down(planned.experiment.compiling, planned.store)
+    # 3. One round per phase: tuning runs, then the final runs of what was chosen by them.
     outcome, collector = Outcome(), Collector(planned, console)
     following: Plan | None = planned
     while following is not None:
         planned = following
+        # On disk before the final runs start: a launch that is killed goes on with the same choice.
         tuning.write_down(planned.choices, planned.experiment, planned.store)
         if planned.to_do:
+            # Before workers start, which never download.
             fetch_files(planned.experiment)
             check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
@@ -169,9 +174,11 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
                     options=options,
                     meanwhile=collector,
                 )
+        # A launch that was stopped does not begin the next phase.
         over = outcome.interrupted or outcome.disk or (options.fail_fast and outcome.failed)
         following = None if over else next_phase(planned)
         following = following and _without_queued(following, console)
+    # Also after a stop: what has finished by then is in the records.
     return collect(planned, outcome)
 
 
@@ -179,8 +186,10 @@ def decided(planned: Plan, shares: Sequence[Slot], console: Console) -> Plan:
     """Return the plan with `train.compile = "auto"` decided; an open decision is measured and printed."""
     if not compiling.is_open(planned.asked):
         return planned
+    # Measuring takes real steps, so it needs the data of the runs.
     fetch_files(planned.experiment)
     check_data(planned)
+    # The decision holds for the whole experiment, so the final runs to come count too.
     runs = [*planned.to_do, *planned.to_be_chosen]
     with ProgressDisplay(planned.passes, planned.experiment.metric, console) as display:
         decision = compiling.decide(runs, planned.passes, planned.store, display, shares)
@@ -200,6 +209,7 @@ def next_phase(planned: Plan) -> Plan | None:
     known = {run.spec.run_id for run in planned.chosen}  # not those that only an earlier choice has led to
     following = _remade(planned, planned.asked)
     fresh = [run for run in following.chosen if run.phase == "final" and run.spec.run_id not in known]
+    # None without new runs, or `execute` would go round for ever.
     return replace(following, chosen=fresh) if fresh else None
 
 
@@ -216,6 +226,7 @@ def _collected(planned: Plan, changed: Collection[str] | None = None) -> Results
     """
     store = planned.store
     with store.collecting():
+        # Read again under the lock: another launch may have written records since ours was planned.
         now = planned.with_records(collecting.held(store))
         now.check_records()
         results = collecting.collect(store, now.meta(), now.experiment.runs, now.held, changed)
@@ -238,6 +249,7 @@ class Collector:
         """Note a run that has just ended, and collect if it is time to."""
         self.fresh |= {run_id} if run_id else set()
         waited = time.monotonic() - self.last
+        # The last condition limits collecting to 1/SHARE of the time, however large the experiment is.
         if not self.fresh or (len(self.fresh) < RUNS and waited < SECONDS) or waited < SHARE * self.cost:
             return
         started = time.monotonic()
@@ -245,6 +257,7 @@ class Collector:
             _collected(self.planned, self.fresh)
         except BenchError as error:  # the runs themselves are safe, and the end of the launch will meet it again
             self.console.print(f"Not collected yet: {error}", style="yellow", highlight=False, markup=False)
+        # After an error too: the collection at the end looks into every folder.
         self.fresh.clear()
         self.last = time.monotonic()
         self.cost = self.last - started
@@ -274,7 +287,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
     """Fetch and check the data and the weights of an experiment; see `run` for the arguments.
 
     Raises:
-        BenchError: something is missing and cannot be had, or is not what it should be.
+        BenchError: something is missing and cannot be fetched, or has the wrong content.
     """
     fetch_files(experiments.load(experiments.find(name), overrides))
 
@@ -296,4 +309,5 @@ def _without_queued(planned: Plan, console: Console) -> Plan:
 
 def _processes(planned: Plan) -> set[int]:
     """Return the numbers of processes per run among the runs that would start now."""
+    # With final runs to come: the machine is divided once, for both phases.
     return {run.spec.train.processes for run in (*planned.to_do, *planned.to_be_chosen)}

@@ -30,9 +30,10 @@ def parse(text: str) -> Shard:
     """Parse a shard such as "2/5".
 
     Raises:
-        BadValue: it says none.
+        BadValue: the text is not a shard.
     """
     number, _, count = text.partition("/")
+    # The length is checked before `int`, which raises for thousands of digits; "10000/10000" has 11.
     if not (number.isdecimal() and count.isdecimal() and len(text) < 12 and 1 <= int(number) <= int(count) <= MOST):
         raise BadValue(f"--shard {text}", [f"must be N/COUNT with 1 <= N <= COUNT <= {MOST:,}: --shard 2/5"])
     return Shard(int(number), int(count))
@@ -49,6 +50,7 @@ def part(runs: Mapping[str, PlannedRun], costs: Mapping[str, int], shard: Shard)
         runs: all that are to be shared out, by run_id, in the order of the experiment.
         costs: passes by run_id.
     """
+    # Every machine must come to the same division, so it depends on the runs and their passes alone.
     mine: set[str] = set()
     for phase in dict.fromkeys(run.phase for run in runs.values()):
         groups: dict[tuple[str, int], list[str]] = {}
@@ -70,10 +72,12 @@ def _shares(groups: list[list[str]], costs: Mapping[str, int], count: int) -> li
 
     parted: list[str] = []
     for group in sorted(groups, key=lambda some: -sum(costs[run_id] for run_id in some)):
+        # The longest first, to the least loaded shard (Graham 1969); a tie goes to the first shard, on every machine.
         least = loads.index(min(loads))
         if loads[least] + sum(costs[run_id] for run_id in group) <= SLACK * fair:
             give(group, least)
         else:
+            # No shard has room for the whole group: its runs are given out one by one.
             parted += group
     for run_id in sorted(parted, key=lambda run_id: -costs[run_id]):
         give([run_id], loads.index(min(loads)))

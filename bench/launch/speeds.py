@@ -43,6 +43,7 @@ def recalled(keys: Mapping[str, str]) -> dict[str, Speed]:
         keys: from `key`, by any name.
     """
     kept = _kept()
+    # `_is_whole` has seen to it that an entry has the fields of Speed and no others.
     return {name: Speed(**kept[key]["speed"]) for name, key in keys.items() if key in kept}
 
 
@@ -51,8 +52,10 @@ def remember(measured: Mapping[str, Speed]) -> None:
     if not measured:
         return
     now = time.time()
+    # Without a lock: two launches at once may lose entries of each other, which costs a new measurement.
     entries = _kept() | {key: {"at": now, "speed": asdict(speed)} for key, speed in measured.items()}
     newest = sorted(entries.items(), key=lambda entry: entry[1]["at"])[-MOST:]
+    # RuntimeError: there is no home folder.
     with suppress(BenchError, OSError, RuntimeError):
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +70,10 @@ def key(spec: RunSpec, shares: Sequence[Slot]) -> str:
         "method": (optimizer.name, optimizer.base and optimizer.base.name),
         "files": (spec.files_sha256, [plugin.sha256 for plugin in spec.plugins]),
         "machine": (platform.node(), platform.machine(), processor()),
+        # How many cores, not which ones: the speed is the same.
         "shares": [(share.device, len(share.cores), share.threads) for share in shares],
         "allocator": allocator.variables(os.environ),
+        # Any change of the package may change its speed.
         "code": _code_sha256(),
         "torch": importlib.metadata.version("torch"),
     }
@@ -100,9 +105,11 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 def _is_whole(entry: Any) -> bool:
     speed = entry.get("speed") if isinstance(entry, dict) else None
+    # Versions of the package with other fields of Speed share this file.
     if not isinstance(speed, dict) or speed.keys() != asdict(Speed(0.0, 0.0, 0.0)).keys():
         return False
     numbers = [entry.get("at"), *speed.values()]
     if not all(isinstance(number, float) and math.isfinite(number) and number >= 0 for number in numbers):
         return False
+    # An entry from the future, written under a wrong clock, would not grow old for years.
     return bool(0 <= time.time() - entry["at"] <= DAYS * 86_400)

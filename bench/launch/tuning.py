@@ -40,6 +40,7 @@ class Choices:
 
     def superseded(self, store: Store, held: Held = NOTHING) -> list[Superseded]:
         """Return replaced choices that have finished final runs, with the number of these runs."""
+        # Three sources, of which the largest count holds: the records, run folders, experiment.json.
         there = store.present()
         finished_before = Counter(_named(row) for row in held.rows.values() if row.get("phase") == "final")
         for earlier in self.history:
@@ -47,11 +48,13 @@ class Choices:
             finished_before[_named(earlier)] = max(
                 finished_before[_named(earlier)], sum(run.status in FINISHED for run in runs)
             )
-        for earlier in (held.meta.get("phases") or {}).get("superseded", []):  # whose runs may be nowhere any more
+        # experiment.json names choices whose runs may be in neither of the other two.
+        for earlier in (held.meta.get("phases") or {}).get("superseded", []):
             finished_before[_named(earlier)] = max(finished_before[_named(earlier)], earlier["finished"])
         return [
             {"condition": condition, "label": label, "config": config, "finished": finished}
             for (condition, label, config), finished in finished_before.items()
+            # The default is the choice itself: a place without a new choice has none that is superseded.
             if finished and self.chosen.get((condition, label), config) != config
         ]
 
@@ -78,19 +81,23 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     Raises:
         BenchError: a result, the records or the file of earlier choices are damaged.
     """
+    # Imported here, with pandas, which most commands do without.
     from bench.store import selection
 
     history = _history(store.folder / FILE)
     held = collecting.held(store) if held is None else held
     runs = experiment.tuning
+    # Nothing has run yet, so there is nothing to compare.
     if not (store.present() or held.rows):
         return Choices(history=history)
     frame = selection.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
     for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):
+        # `selection.choose` flags exactly one configuration per place.
         ((condition, label, config),) = group.index[group["chosen"]]
         best = group[group["chosen"]].iloc[0]
+        # Wait for every run of tuning at this place. Without any validation score nothing is chosen.
         if group["unfinished"].any() or not best[f"val_{experiment.metric['key']}:count"]:
             continue
         chosen[condition, label] = config
@@ -119,6 +126,7 @@ def write_down(choices: Choices, experiment: Experiment, store: Store) -> None:
         if run.phase == "final" and run.place in choices.chosen:
             key = (*run.place, run.config_text)
             new = {"condition": key[0], "label": key[1], "config": key[2], "final": []}
+            # The history only grows: by it final runs of earlier choices are known.
             final = history.setdefault(key, new)["final"]
             history[key] = {**history[key], "final": sorted({*final, run.spec.run_id})}
     metric = experiment.metric["name"]
@@ -159,6 +167,7 @@ def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) 
 
     there, rows = store.present(), []
     for run in runs:
+        # whole=False: status and metrics are enough, curves are not read.
         looked = collecting.look(store.run(run.spec.run_id), held, there, whole=False)
         of_val = {name: looked.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
         place = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
@@ -179,6 +188,7 @@ def _candidate(settings: Mapping[str, Any], row: Mapping[Any, Any], key: str) ->
         "n": int(row["done"]),
         "diverged": int(row["diverged"]),
         "failed": int(row["failed"]),
+        # NaN, which is unequal to itself, is null in JSON.
         **{f"{name}_mean": None if value != value else float(value) for name, value in means.items()},
     }
 
@@ -187,6 +197,7 @@ def _why(group: pd.DataFrame, best: pd.Series, metric: MetricMeta) -> str:
     """Return the reason for a choice in a sentence, with the runner-up."""
     column = f"val_{metric['key']}:mean"
     scored = group[f"val_{metric['key']}:count"]
+    # As in `selection.choose`: incomplete configurations count only where none is complete.
     complete = group[scored == group["planned"]]
     among = complete if len(complete) else group[scored > 0]
     what = "complete configurations" if len(complete) else "configurations, of which none is complete"

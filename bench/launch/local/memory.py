@@ -6,6 +6,7 @@ import errno
 
 import torch
 
+# RuntimeErrors of torch that have no class of their own, unlike torch.OutOfMemoryError.
 _MESSAGES = (
     "can't allocate memory",  # torch on a CPU: a RuntimeError of its DefaultCPUAllocator
     "CUDA error: out of memory",
@@ -15,6 +16,7 @@ _MESSAGES = (
 
 def out_of_memory(error: BaseException | None) -> str | None:
     """Return one line that names the memory that ran out, if this error or one of its causes says so; else None."""
+    # A chain of causes may lead back to itself.
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -40,8 +40,8 @@ class _Worker:
     process: ForkServerProcess
     connection: Connection
     run: PlannedRun | None = None
+    # Its run must have the device for itself.
     alone: bool = False
-    """Its run must have the device for itself."""
 
 
 def run_local(
@@ -61,8 +61,7 @@ def run_local(
         runs: what is to do, in the order of doing.
         shares: the machine in the shares that runs get, from `slots`.
         options: whether the first failure ends the launch, and what each run is told.
-        only_estimate: measure and say how long they would take, build each configuration and take one step of it, and
-            do none of them; configurations that fail are the failed runs of the outcome.
+        only_estimate: only measure, and try a step of each configuration; those that fail are the failed runs.
         grace_seconds: how long workers may take to save, once asked to stop.
         meanwhile: called with the id of every run that has finished, and with None about every second.
     """
@@ -85,6 +84,7 @@ def run_local(
             display.say("Stopping: runs save where they are. Ctrl-C again stops them at once.")
             pool.drain(grace_seconds)
         finally:
+            # From here on signals are ignored, so that no worker is left behind.
             interrupts.close()
             pool.close()
     return pool.outcome
@@ -118,14 +118,14 @@ class _Pool:
         self.options = options
         self.outcome = Outcome()
         self.deaths: dict[str, int] = {}
+        # By device: runs that ran out of memory, to be retried once with the device to themselves.
         self.lonely: defaultdict[str, deque[PlannedRun]] = defaultdict(deque)
-        """By device: runs that ran out of memory, to be retried once with the device to themselves."""
         self.draining = False
         self.rehearsing = False
+        # Whether a rehearsal needed data that are not downloaded.
         self.absent = False
-        """Whether a rehearsal needed data that are not downloaded."""
+        # Configurations that a speed measurement has already tried on every worker.
         self.tried: set[str] = set()
-        """Configurations that a speed measurement has already tried on every worker."""
         self.workers: list[_Worker] = []
         self.context = multiprocessing.get_context("forkserver")
         start_fork_server()
@@ -140,14 +140,12 @@ class _Pool:
             target=work, args=(theirs, slot, {**os.environ, **data_folder.variables()}), daemon=True
         )
         process.start()
+        # While a copy of the worker's end is open here, `recv` does not notice that the worker has died.
         theirs.close()
         return _Worker(slot, process, ours)
 
     def measure(self) -> None:
-        """Print how long the queue will take, after timing a few steps of each kind of run on all workers at once.
-
-        Times that an earlier launch measured on this machine are not measured again.
-        """
+        """Print how long the queue will take, after timing a few steps of each kind of run on all workers at once."""
         if words := slow_precision([run.spec for run in self.queue], [worker.slot for worker in self.workers]):
             self.display.say(words)
         measured, reason = self.speeds()
@@ -161,6 +159,7 @@ class _Pool:
         kinds, reason = samples(self.queue), ""
         shares = [worker.slot for worker in self.workers]
         keys = {name: speeds.key(spec, shares) for name, spec in kinds.items()}
+        # What an earlier launch measured on this machine is not measured again.
         known = speeds.recalled(keys)
         measured: dict[str, Speed] = {}
         for name, spec in kinds.items():
@@ -275,6 +274,7 @@ class _Pool:
         if event.kind == "said":
             self.display.say(f"{run.name}: {event.content}")
             return
+        # All other kinds end the job: the worker is free.
         worker.run, worker.alone = None, False
         if event.kind == "done":
             self.outcome.finished += 1

@@ -21,6 +21,7 @@ class Interrupts:
         self._last = float("-inf")
         self._closed = False
         self._unheard = False
+        # By signal: the handler from before, which `__exit__` puts back.
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -57,5 +58,6 @@ class Interrupts:
         if self._closed or now - self._last < TOGETHER_SECONDS:
             return
         self._last = now
+        # Recorded before it is raised, since Python may drop the exception: see `check`.
         self._unheard = True
         raise KeyboardInterrupt

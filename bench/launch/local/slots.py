@@ -34,6 +34,7 @@ class Slot:
 
     def devices(self, processes: int) -> list[torch.device]:
         """Return one device for each process of a run that is on this machine."""
+        # Each node of a team does an equal part of a run's processes.
         processes //= self.team.nodes if self.team else 1
         names = (self.device, *self.others) if self.device.startswith("cuda") else (self.device,) * processes
         return [torch.device(name) for name in names[:processes]]
@@ -59,17 +60,20 @@ def slots(
         BadValue: a requested GPU does not exist, several runs per GPU are requested without a GPU, or there are too few
             GPUs for runs of several processes, each of which needs GPUs of its own.
     """
+    # The cores that this process may use, not all of the machine's. macOS does not tell: then no run is pinned.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     core_count = len(cores) or os.cpu_count() or 1
     used = _gpus(gpus)
     if jobs_per_gpu > 1 and not used:
         raise BadValue(f"--jobs-per-gpu {jobs_per_gpu}", ["torch sees no GPU here; --jobs says how many at once"])
+    # Each process of a run needs a GPU of its own; cores can be shared.
     if used and max(processes, default=1) > 1:
         return _slots_of_several_gpus(jobs, jobs_per_gpu, processes, cores, used)
     jobs = jobs or len(used) * jobs_per_gpu or max(1, core_count // max(processes, default=1))
     share = max(1, core_count // jobs)
     # With more runs than cores no run is pinned.
     shares = [tuple(cores[i * share : (i + 1) * share]) for i in range(jobs)] if jobs <= core_count else [()] * jobs
+    # GPUs in turn, so that the first runs of the queue land on different ones.
     return [Slot(f"cuda:{used[i % len(used)]}" if used else "cpu", shares[i], share) for i in range(jobs)]
 
 
@@ -78,6 +82,7 @@ def _gpus(asked: Sequence[int] | None) -> list[int]:
     there = list(range(torch.cuda.device_count()))
     if asked is None:
         return there
+    # Each once, in the order of the request.
     wanted = list(dict.fromkeys(asked))
     source = f"--gpus {','.join(map(str, asked))}"
     if not there:
@@ -95,6 +100,7 @@ def _slots_of_several_gpus(
 ) -> list[Slot]:
     each = max(processes)
     most = len(gpus) // each
+    # Slots are fixed for the whole launch, so all runs must need as many GPUs.
     if len(set(processes)) > 1:
         counts = ", ".join(map(str, sorted(set(processes))))
         raise BadValue(
@@ -107,6 +113,7 @@ def _slots_of_several_gpus(
         raise BadValue(
             asked, [f"runs of {each} processes have {each} GPUs each; the {len(gpus)} here do {most} at once"]
         )
+    # Cores for each slot; its processes share them.
     share = max(1, len(cores) // (jobs or most))
     return [
         Slot(

@@ -26,4 +26,5 @@ def short_sockets() -> None:
             f"instead ({error.strerror}); set TMPDIR to a shorter path"
         ) from error
     finally:
+        # All other temporary files go to the user's TMPDIR.
         tempfile.tempdir = here

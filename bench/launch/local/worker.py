@@ -76,13 +76,16 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
     Args:
         environment: the launcher's variables now; those of the fork server may be older.
     """
+    # The fork server may be older than this launch, and its environment with it.
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # texts come tokenised; should they not, cores are others' too
+    # Texts come tokenised; a tokenizer that is used all the same must not take the cores of other workers.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stop_sign = StopSign()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     signal.signal(signal.SIGTERM, stop_sign.put_up)
     threading.Thread(target=_die_with_the_launcher, daemon=True).start()
+    # Before torch starts threads, which inherit these cores.
     if slot.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, slot.cores)
     torch.set_num_threads(slot.threads)
@@ -91,6 +94,7 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
         try:
             job: RunJob | MeasureSpeed | Rehearse | None = connection.recv()
         except (EOFError, OSError):
+            # The launcher has closed its end, or died.
             return
         if job is None:
             return
@@ -125,6 +129,7 @@ def _measure(job: MeasureSpeed, device: torch.device) -> Event:
 def _rehearse(job: Rehearse, device: torch.device) -> Event:
     try:
         return Event("rehearsed", content=rehearse(RunSpec.model_validate_json(job.spec_json), device))
+    # A BenchError too, so it comes first: data that are not downloaded yet are no failure.
     except NotPrepared as error:
         return Event("absent", content=str(error))
     except Exception as error:
@@ -149,12 +154,14 @@ def _do(job: RunJob, slot: Slot, connection: Connection, stop_sign: StopSign) ->
                 return Event("done", content=result)
 
             def stop() -> bool:
+                # After a claim is lost another host writes to the folder: two must not.
                 return stop_sign.is_up or claim.lost
 
             try:
                 return Event("done", content=_run(job, slot, folder, report, stop, say))
             except Stopped:
                 return Event("claimed" if claim.lost else "stopped")
+            # Reported below, outside of the claim: a full disk is no failure of the run.
             except StorageError:
                 raise
             except Exception as error:
@@ -187,6 +194,7 @@ def _failure(error: Exception, folder: RunFolder, alone: bool) -> Event:
     """Record what ended a run, unless it ran out of memory that other runs on the device may have used."""
     text = str(error) if isinstance(error, BenchError) else traceback.format_exc()
     if short := out_of_memory(error):
+        # Nothing is recorded: the launcher repeats the run with the device to itself.
         if not alone:
             return Event("memory", content=short)
         text = f"{short}\n\n{text}"

@@ -74,14 +74,17 @@ class Job:
             BenchError: the job was cancelled, the code has changed since, or runs failed; submitit prints it to the
                 job's log.
         """
+        # First of all: SIGTERM without a handler would end the job before its runs have saved.
         signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
         submission = submissions.read(self.folder)
+        # One process per node: 0 leads the job, the others start what it asks for.
         if int(os.environ.get("SLURM_PROCID", "0")):
             return self._help(submission)
         try:
             return self._lead(submission)
         finally:
             if submission.settings.nodes > 1:
+                # After an error too, or the other nodes would wait for calls until the time limit.
                 write_atomic(submissions.calls(self.folder, self.task), to_json({"over": True}))
 
     def _lead(self, submission: Submission) -> str:
@@ -90,6 +93,7 @@ class Job:
         note = replace(note, starts=note.starts + 1, state="running", message="")
         from submitit.core.utils import UncompletedJobError
 
+        # SLURM may start a job again although `bench cancel` has cancelled it.
         if submission.cancelled:
             submission.write_note(self.task, replace(note, state="cancelled", message=MARKED))
             raise BenchError(MARKED)
@@ -99,6 +103,7 @@ class Job:
             submission.write_note(self.task, replace(note, state="refused", message=str(error)))
             raise
         submission.write_note(self.task, note)
+        # To compare with in `checkpoint`: whether this start of the job has got any further.
         self._started, self._progress = time.monotonic(), submission.progress(self.task)
         try:
             status = self._launch(submission, "bench.launch.slurm.node")
@@ -132,8 +137,8 @@ class Job:
         Writes nothing itself; runs save between two steps.
 
         Returns:
-            What the job is to be when it is started again; None if it is not to be: it was cancelled, or that has led
-            nowhere `IDLE_LIMIT` times.
+            What SLURM is to start again; None if nothing: the job was cancelled, or has reached its time limit
+            `IDLE_LIMIT` times in a row without progress.
 
         Raises:
             SystemExit: SLURM has queued the job again by itself. Should it be cancelled now, doing so once more would
@@ -145,12 +150,16 @@ class Job:
         self._ask_to_stop()
         launcher = self._launcher
         if launcher is not None and launcher.returncode is None:
+            # Until MARGIN before the end of the grace time: submitit still has to queue the job again.
             deadline = time.monotonic() + submissions.read(self.folder).settings.grace_seconds - MARGIN
+            # This handler interrupts `_launch`, which may have collected the exit status already.
             with suppress(ChildProcessError):
                 while not _is_over(launcher.pid) and time.monotonic() < deadline:
                     time.sleep(0.05)
+        # Read again: `bench cancel` may have come while the runs saved.
         submission = submissions.read(self.folder)
-        fate = "ended" if submission.cancelled else queue.fate()  # the last look before submitit queues the job again
+        # The last look before submitit queues the job again.
+        fate = "ended" if submission.cancelled else queue.fate()
         if fate == "requeued":
             sys.exit(-1)
         if fate == "ended":
@@ -191,12 +200,14 @@ class Job:
             self._launcher = launcher
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        # SIGTERM came before there was a launcher to pass it on to.
         if self._stop_asked:
             self._ask_to_stop()
         try:
             os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)  # holds no lock that the handler could want
             return launcher.wait()
         finally:
+            # submitit's handler has raised an error in the wait: the runs must not go on without this process.
             if launcher.returncode is None:
                 launcher.kill()
 
@@ -208,6 +219,7 @@ class Job:
         note = submission.note(self.task)  # the launcher has written what it knows
         if status == 0:
             return note.state
+        # A launcher that was killed has not written why.
         if note.state != "failed":
             note = replace(note, state="failed", message=f"its launcher ended with {_in_words(status)}")
             submission.write_note(self.task, note)
@@ -220,6 +232,7 @@ def _environment(submission: Submission) -> dict[str, str]:
     if data := submission.settings.options.data:
         environment[data_folder.VARIABLE] = data
     if not submission.settings.gpus and not {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"} & environment.keys():
+        # A site that does not hide its GPUs would show them to a job that has asked for none.
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment
 

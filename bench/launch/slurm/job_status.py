@@ -60,8 +60,10 @@ class JobStatus:
     def words(self) -> str:
         """Return the status of a run of this job that is not finished, in one line."""
         job = f"job {self.job}{self._owner()}"
+        # A pending job has ended as often as it was started; any other is in its last start.
         requeued = self.note.starts - (self.state != "PENDING")
         times = f", requeued {counted(requeued, 'time')}" if requeued > 0 else ""
+        # The order matters: each case takes for granted that none of those before it holds.
         if self.hidden:
             return f"{job} on cluster {self.submission.cluster or '?'} cannot be seen from here; it may be alive"
         if self.known_as_live and not self.live:
@@ -99,6 +101,7 @@ def look(store: Store) -> list[JobStatus]:
         return []
     cluster = queue.cluster()
     jobs = queue.ask([submission.name for submission in everything])
+    # A submission that SLURM has never accepted has no job ids, and no jobs.
     known = [submission for one in everything if (submission := _with_job_ids(one, jobs)).job_ids]
     return [_status(one, task, jobs, cluster) for one in known for task in range(len(one.tasks))]
 
@@ -108,6 +111,7 @@ def by_run(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
     best: dict[str, JobStatus] = {}
     for status in statuses:
         for run in status.runs:
+            # >=, since submissions come in the order of time: of equals the newest counts.
             if run not in best or _rank(status) >= _rank(best[run]):
                 best[run] = status
     return best
@@ -134,6 +138,7 @@ def elsewhere(store: Store, run_ids: Collection[str]) -> tuple[set[str], str]:
     Returns:
         Their ids; and a warning if some were submitted of which that cannot be found out.
     """
+    # From files alone: SLURM is asked only if some of the runs may still be in its queue.
     unended = {
         run
         for submission in submissions.read_all(store)
@@ -237,13 +242,16 @@ def _status(submission: Submission, task: int, jobs: dict[str, Queued], cluster:
     queued = jobs.get(job) or jobs.get(job.partition("_")[0])
     if queued is not None and queued.name == submission.name:
         return JobStatus(submission, task, queued.state, queued.node or note.node, queued.reason, note)
+    # Why the queue may be silent about a live job: it is another cluster's, or another user's on a private one.
     foreign = submission.cluster not in ("", cluster.name)
     shy = cluster.private and submission.user not in ("", queue.user())
+    # A job that has written how it ended is over, whatever can be seen from here.
     over = submission.cancelled or note.state in ("done", "failed", "refused", "cancelled")
     return JobStatus(submission, task, node=note.node, note=note, hidden=(foreign or shy) and not over)
 
 
 def _rank(status: JobStatus) -> int:
+    # A live job before a hidden one, and both before one that is over.
     return 2 * status.live + status.hidden
 
 

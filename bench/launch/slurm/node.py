@@ -35,6 +35,7 @@ TAKEOVER_SECONDS = 180.0
 def main() -> int:
     """Run `python -m bench.launch.slurm.node FOLDER TASK`; the exit status is 0, 1 (failed) or STOPPED."""
     submission, task = submissions.read(Path(sys.argv[1])), int(sys.argv[2])
+    # First: the server imports torch while this process reads what it has to do.
     _start_forkserver()
     threading.Thread(target=_listen_to_the_job, daemon=True).start()
     note = submission.note(task)
@@ -65,6 +66,7 @@ def do(submission: Submission, task: int) -> Outcome:
         _passes(content, submission.tasks[task]), content["metric"], terminal.console(stderr=True)
     ) as display:
         team = _team(submission, task)
+        # Again while another process has some of the runs: it may have died, or may leave them unfinished.
         while runs := _to_do(store, submission.tasks[task], content):
             outcome = run_local(
                 runs,
@@ -72,10 +74,12 @@ def do(submission: Submission, task: int) -> Outcome:
                 display,
                 shares=_shares(settings, {run.spec.train.processes for run in runs}, team),
                 options=settings.options,
+                # Workers may use the job's whole grace time to save, and have no less than outside of SLURM.
                 grace_seconds=max(GRACE_SECONDS, settings.grace_seconds),
             )
             total.finished += outcome.finished
             total.failed += outcome.failed
+            # Not summed: a run that was elsewhere in one round may be done in the next.
             total.interrupted, total.disk, total.elsewhere = outcome.interrupted, outcome.disk, outcome.elsewhere
             if outcome.interrupted or outcome.disk or not outcome.elsewhere or time.monotonic() > deadline:
                 break
@@ -91,6 +95,7 @@ def _to_do(store: Store, run_ids: list[str], content: dict[str, object]) -> list
     for run_id in run_ids:
         folder = store.run(run_id)
         status = folder.status()
+        # A failure from before the submission is what the job is to do again; a later one counts.
         if status in FINISHED or (status == "failed" and submissions.failed_at(folder) != retried.get(run_id)):
             continue
         about = dict(planned[run_id])
@@ -112,6 +117,7 @@ def _team(submission: Submission, task: int) -> Team | None:
     if (nodes := submission.settings.nodes) == 1:
         return None
     name = os.environ["SLURMD_NODENAME"]
+    # NodeAddr is the address that SLURM itself uses; the name alone may mean loopback on this node.
     match = re.search(r"\bNodeAddr=(\S+)", queue.call(["scontrol", "show", "node", name]))
     address = os.environ.get("MASTER_ADDR") or (match[1] if match else name)
     return Team(nodes, address, submissions.calls(submission.folder, task))
@@ -122,12 +128,15 @@ def _shares(settings: JobSettings, processes: set[int], team: Team | None) -> li
 
     A job that is not confined to its cores takes no more than that many cores.
     """
+    # Processes of a run on each node.
     here = {count // settings.nodes for count in processes}
+    # Without GPUs the job's cores decide how many runs there are at once; with GPUs `slots` does.
     on_cores = None if settings.gpus else max(1, settings.cpus // max(here))
     options = settings.options
     shares = slots(1 if team else options.jobs or on_cores, options.jobs_per_gpu or 1, processes=here)
     shares = [replace(share, team=team) for share in shares]
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # More cores in sight than asked for: the others may be other jobs', so no run is pinned to any.
     if seen <= settings.cpus:
         return shares
     return [replace(share, cores=(), threads=max(1, settings.cpus // len(shares))) for share in shares]
@@ -148,6 +157,7 @@ def _start_forkserver() -> None:
     then; the fork server must live on; and this process stops once, when the job says so: a second interruption would
     have it kill its workers while they save.
     """
+    # The server inherits this: it ignores SIGTERM, and its workers, where nothing is blocked, set a handler.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     start_fork_server()
@@ -161,6 +171,7 @@ def _listen_to_the_job() -> None:
     """
     if os.read(0, 1):
         os.kill(os.getpid(), signal.SIGINT)
+        # Further bytes ask for nothing more; the end of the input is what ends this process.
         while os.read(0, 1024):
             pass
     os._exit(1)

@@ -1,7 +1,7 @@
 """Entry point on all nodes of a SLURM job but the first: starts processes of the runs that the first node controls.
 
-It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping too, is
-between that and the processes; which end by themselves when it does.
+It does what the calls say that `bench.distributed.launcher.run_distributed` writes. Everything else, stopping
+included, is between that launcher and the processes, which end by themselves when the launcher does.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def answer(call: Call, node: int) -> None:
     """
     client = MessageClient(call.address, call.port, f"node {node}", call.secret)
     first, gpus = node * call.here, torch.cuda.device_count()
+    # Without any GPU the processes use the CPU, which is no error.
     if 0 < gpus < call.here:
         text = f"{os.uname().nodename} has {counted(gpus, 'GPU')} for {call.here} processes of this run"
         client.tell({"kind": "told", "rank": first, "text": text, "time": time.time()})
@@ -54,9 +55,11 @@ def answer(call: Call, node: int) -> None:
     devices = [f"cuda:{local}" if gpus else "cpu" for local in range(call.here)]
     ranks = [start(call, first + local, local, device) for local, device in enumerate(devices)]
     try:
+        # The first failure is enough: the first node then ends the run, and with it the other processes.
         while any(rank.process.poll() is None for rank in ranks) and not any(rank.process.poll() for rank in ranks):
             time.sleep(0.1)
         deaths = [death for rank in ranks if (death := rank.death())]
+        # "left" tells the first node that nothing more will come from this one.
         for message in deaths or [{"kind": "left"}]:
             client.tell(message)
     finally:

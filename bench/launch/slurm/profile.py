@@ -30,6 +30,7 @@ MOST = 1_000_000
 LONGEST_TIME = 10 * 366 * 24 * 60
 """Minutes of the longest time limit: ten years."""
 
+# [D-]a[:b[:c]]; what a, b and c are depends on how many there are and on the days: see `minutes`.
 TIME = re.compile(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", re.ASCII)
 
 
@@ -73,6 +74,7 @@ class Profile(BaseModel):
     max_array_size: int | None = Field(default=None, ge=1, le=MOST)
     max_jobs: int = Field(default=256, ge=1, le=MOST)
     grace_seconds: int | None = Field(default=None, ge=10, le=MOST)
+    # pydantic copies the default for each instance.
     sbatch: dict[str, Any] = {}
 
     @field_validator("partition", "account", "qos", "constraint")
@@ -80,6 +82,7 @@ class Profile(BaseModel):
     def _is_one_line(cls, value: str | None) -> str | None:
         return value and _one_line(value)
 
+    # mode="before": text becomes minutes before pydantic checks the type and the bounds.
     @field_validator("time", mode="before")
     @classmethod
     def _in_minutes(cls, value: Any) -> Any:
@@ -88,8 +91,10 @@ class Profile(BaseModel):
     @field_validator("sbatch")
     @classmethod
     def _is_of_sbatch(cls, table: dict[str, Any]) -> dict[str, Any]:
+        # "--mem-per-cpu", "mem-per-cpu" and "mem_per_cpu" are the same parameter.
         given = {key.lstrip("-").replace("_", "-"): value for key, value in table.items()}
         for key, value in given.items():
+            # Keys and texts become lines of a shell script.
             _one_line(key)
             if isinstance(value, str):
                 _one_line(value)
@@ -97,6 +102,7 @@ class Profile(BaseModel):
                 raise ValueError(f'"{key}" is set by bench')
             if key in NAMED:
                 raise ValueError(f'"{key}" has its own setting among {", ".join(cls.model_fields)}')
+            # true and false are allowed: bool is a kind of int.
             if not isinstance(value, str | int | float):
                 raise ValueError(f'"{key}" must be a text, a number or true')
         return given
@@ -104,6 +110,7 @@ class Profile(BaseModel):
     @property
     def grace(self) -> int:
         """Return the seconds before the time limit at which a job is told to save."""
+        # In seconds; 30 per minute of the limit is half of it.
         return self.grace_seconds or min(120, 30 * self.time)
 
     def at_once(self, processes: int = 1) -> int:
@@ -131,6 +138,7 @@ class Profile(BaseModel):
                 problems.append(
                     f"train.processes = {count}: needs a GPU for each, {here} a node, and a job has {self.gpus} there"
                 )
+        # What `slots` would refuse inside the job is refused here, before the job waits in the queue.
         if self.gpus and len(set(processes)) > 1:
             problems.append("train.processes: on GPUs all must have as many; choose some with --only")
         if problems:
@@ -144,12 +152,15 @@ class Profile(BaseModel):
             "qos": self.qos,
             "constraint": self.constraint,
             "nodes": self.nodes if self.nodes > 1 else None,
+            # One task per node, which starts the processes of its node.
             "ntasks_per_node": 1 if self.nodes > 1 else None,
             "time": self.time,
+            # In whole MB: sbatch takes no fractions.
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}M",
             "gpus_per_node": self.gpus or None,
             "cpus_per_task": self.cpus,
             "setup": self.setup or None,
+            # submitit makes --signal=USR2@<seconds> of it.
             "signal_delay_s": self.grace,
         }
         return {key: value for key, value in given.items() if value is not None}
@@ -172,11 +183,14 @@ def minutes(text: str) -> int:
     if match is None:
         raise ValueError('must be minutes, "HH:MM:SS" or "D-HH:MM:SS"')
     days, *parts = (match[1], *(int(part) for part in match.groups()[1:] if part is not None))
+    # D-HH[:MM[:SS]]
     if days is not None:
         hours, minute, second = (*parts, 0, 0)[:3]
+    # HH:MM:SS
     elif len(parts) == 3:
         hours, minute, second = parts
     else:
+        # MM[:SS]
         hours, (minute, second) = 0, (*parts, 0)[:2]
     seconds = ((int(days or 0) * 24 + hours) * 60 + minute) * 60 + second
     if seconds < 60:
@@ -208,15 +222,20 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Pr
     """
     table = _read(path or default_path(), needed=path is not None)
     checker = Checker(str(path or default_path()))
+    # The file by itself first, so that its errors name the file and not the command line.
     of_file = checker.check(Profile, ("slurm", table))
     if of_file is None:
         raise checker.verdict()
+    # Flags that were not given have no value, and must not hide the file's.
     given = {key: value for key, value in (flags or {}).items() if value not in (None, (), {})}
     usual = {name: text for name in SITE_WIDE if (text := os.environ.get(f"SBATCH_{name.upper()}"))}
+    # Variables of settings with a field of their own go there, the others to `sbatch`.
     named = {name: usual.pop(name) for name in list(usual) if name in Profile.model_fields}
     given["sbatch"] = usual | of_file.sbatch | given.get("sbatch", {})
     checker = Checker("command line")
+    # The last one counts: variables, file, flags. exclude_none: what the file leaves out must not hide a variable.
     profile = checker.check(Profile, ("", named), ("", of_file.model_dump(exclude_none=True)), ("", given))
+    # Checked last, since the values may come from different sources.
     if profile is not None and profile.grace >= 60 * profile.time:
         checker.problem(
             "grace_seconds", f"{profile.grace_seconds} s are not less than the time limit of {profile.time} min"

@@ -97,6 +97,7 @@ def call(command: Sequence[str], seconds: float = 120) -> str:
             f"no {command[0]} on PATH: --on slurm works where jobs can be submitted (a login node of a cluster)"
         )
     try:
+        # errors="replace": a message of a site in another encoding must not end in a UnicodeDecodeError.
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment()
         )
@@ -119,6 +120,7 @@ def cluster() -> Cluster:
     return Cluster(
         name=config.get("ClusterName", ""),
         private="jobs" in config.get("PrivateData", "").split(","),
+        # 1000 if the size is not shown: SLURM's default of MaxArraySize is 1001.
         max_array_size=max(1, int(size) - 1) if size.isdecimal() else 1000,
     )
 
@@ -133,8 +135,10 @@ def ask(names: Sequence[str]) -> dict[str, Queued]:
     """
     jobs: dict[str, Queued] = {}
     for some in _some(names):
+        # --array: a line per job. --states=all: those too that have ended and are not forgotten yet.
         asked = ["--array", "--noheader", "--states=all", f"--name={','.join(some)}"]
         for line in call(["squeue", *asked, "--format=%i|%T|%N|%u|%j|%r"]).splitlines():
+            # The reason comes last: it is free text, and a "|" in it does no harm there.
             job, state, node, user, name, reason = line.split("|", 5)
             jobs |= dict.fromkeys(expanded(job), Queued(state, node, user, name, reason))
     return jobs
@@ -151,14 +155,17 @@ def fate() -> str:
     if job is None:
         return ""
     try:
+        # A short wait, since the grace time is running.
         shown = call(["scontrol", "show", "job", job], seconds=20)
     except BenchError:
+        # No answer counts as if the job goes on: submitit then queues it again.
         return ""
     about = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     # A job that is being ended is COMPLETING, whatever ends it; these two tell what.
     if int(about.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return "requeued"
     over = about.get("JobState") in ("COMPLETING", *OVER)
+    # The time limit ends a job too, but such a job is queued again.
     return "ended" if over and about.get("Reason") != "TimeLimit" else ""
 
 
@@ -174,12 +181,14 @@ def accounted(job_ids: Sequence[str]) -> dict[str, str]:
     """Return the states of jobs that the controller has forgotten, if the site keeps accounting records."""
     if not job_ids or shutil.which("sacct") is None:
         return {}
+    # --allocations: a line per job, without those of its steps.
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "--jobs"]
     try:
         answers = [call([*command, ",".join(ids)]) for ids in _some(job_ids)]
     except BenchError:
         return {}
     lines = [line.split("|", 1) for answer in answers for line in answer.splitlines()]
+    # "CANCELLED by 1000" is CANCELLED.
     return {job: state.split(" ")[0] for jobs, state in lines for job in expanded(jobs)}
 
 
@@ -195,6 +204,7 @@ def scancel(job_ids: Sequence[str]) -> None:
 
 def expanded(job: str) -> list[str]:
     """Return the ids in an id as SLURM writes it: "12_[0-2,5%4]" as 12_0, 12_1, 12_2 and 12_5."""
+    # %4 is how many of the array may run at once, and no part of the ids.
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job.strip())
     if match is None:
         return [job.strip()]

@@ -52,7 +52,9 @@ class JobSettings:
     def from_json(cls, content: Mapping[str, Any]) -> JobSettings:
         """Return the settings in a submission.json; submissions of earlier versions have no table of options."""
         given = dict(content)
+        # In earlier versions the options stood beside these settings; "gpus" was then the job's number of GPUs.
         of_runs = given.pop("options", {name: value for name, value in given.items() if name != "gpus"})
+        # Fields that are newer than the file keep their defaults.
         own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
         return cls(**own, options=run_options.from_json(of_runs))
 
@@ -62,7 +64,7 @@ class Submission:
     """One array of jobs.
 
     Attributes:
-        name: of its folder, and of its jobs in the queue; there is no other of that name.
+        name: of its folder and of its jobs in the queue; unique.
         submitted: when, as ISO 8601.
         code: hash of the package that the jobs were submitted from.
         tasks: the run ids of each job.
@@ -88,6 +90,7 @@ class Submission:
 
     def ids_of(self, number: str) -> list[str]:
         """Return the ids of the submission's jobs, from the id of the array."""
+        # SLURM counts an array's jobs from 0; a job that is alone has no number after its id.
         return [f"{number}_{task}" for task in range(len(self.tasks))] if len(self.tasks) > 1 else [number]
 
     @property
@@ -102,15 +105,18 @@ class Submission:
     @property
     def results(self) -> Path:
         """Return the folder of the experiment's results."""
+        # <results>/slurm/<name>: two folders up.
         return self.folder.parents[1]
 
     def write(self) -> None:
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
+        # For whoever looks for a log; `read` leaves the paths out.
         logs = [str(self.log(task)) for task in range(len(self.job_ids))]
         write_atomic(self.folder / "submission.json", to_json({**content, "logs": logs}))
 
     def log(self, task: int) -> Path:
         """Return the path of what a job printed."""
+        # The name is submitit's; 0 is the process that leads the job.
         return self.folder / f"{self.job_ids[task]}_0_log.err"
 
     def pickle(self, task: int) -> Path:
@@ -128,6 +134,7 @@ class Submission:
     def progress(self, task: int) -> list[int]:
         """Return when each file of a job's runs was written, in nanoseconds; a change means progress."""
         runs = self.results / "runs"
+        # A run that makes progress writes a checkpoint, then a result or an error.
         files = [runs / run_id / name for run_id in self.tasks[task] for name in ("checkpoint.pt", *ENDS)]
         return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
@@ -155,6 +162,7 @@ class Note:
 
 def calls(folder: Path, task: int) -> Path:
     """Return the path of the file in which a job's first node instructs the others, at this start of the job."""
+    # By restart: a helper must not follow the calls from before the job was queued again.
     return folder / f"calls-{task}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
@@ -165,6 +173,7 @@ def read(folder: Path) -> Submission:
         BenchError: the folder's submission.json is damaged.
     """
     content = read_json(folder / "submission.json")
+    # The paths of logs are for people; `log` derives them from the job's id.
     del content["logs"]
     content["settings"] = JobSettings.from_json(content["settings"])
     return Submission(folder=folder.resolve(), **content)
@@ -172,12 +181,14 @@ def read(folder: Path) -> Submission:
 
 def read_all(store: Store) -> list[Submission]:
     """Return every submission of an experiment, in the order of time."""
+    # Names begin with the experiment and the time (`submit._name`), so sorting by name sorts by time.
     return [read(path.parent) for path in sorted(store.folder.glob("slurm/*/submission.json"))]
 
 
 def with_job_ids(submission: Submission, job_ids: list[str]) -> Submission:
     """Record the ids of a submission's jobs, and move each pickled job to the path that submitit reads."""
     known = replace(submission, job_ids=job_ids)
+    # The pickles first: a job that has started waits for its own, for a minute.
     for task, job in enumerate(job_ids):
         with suppress(FileNotFoundError):  # another command has been faster
             known.pickle(task).rename(known.folder / f"{job}_submitted.pkl")
@@ -201,8 +212,10 @@ def code_sha256() -> str:
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
+        # Data files of the package change results as well.
         if path.suffix in (".py", ".json", ".toml", ".typed") and path.is_file():
             content = path.read_bytes()
+            # The length keeps the content of a file apart from the name of the next.
             digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
 
@@ -210,6 +223,7 @@ def code_sha256() -> str:
 def failed_at(run: RunFolder) -> int | None:
     """Return when a run failed, in nanoseconds, or None; this separates failures before and after a submission."""
     try:
+        # Nanoseconds: as an integer in JSON the time compares exactly.
         return (run.path / "error.txt").stat().st_mtime_ns
     except FileNotFoundError:
         return None

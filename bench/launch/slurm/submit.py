@@ -73,6 +73,7 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
         BenchError: SLURM is missing or refuses, or data cannot be obtained. The message says what was submitted
             before.
     """
+    # 1. Refuse what cannot work before anything is written.
     check_there_is_slurm()
     compiling.refuse_open(plan.experiment, "--on slurm")
     plan.check_records()
@@ -81,6 +82,7 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
     store.check_writable()
     _check_folder(store.folder)
     tuning.write_down(plan.choices, plan.experiment, store)
+    # 2. Find the runs that nobody has. The lock covers this and sbatch, or two commands could submit the same runs.
     with submissions.submitting(store):
         statuses = job_status.look(store)
         of_runs = job_status.by_run(statuses)
@@ -91,9 +93,11 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
         hidden = [status for run, status in of_runs.items() if status.hidden and run in left]
         if not runs:
             return Submitted([], set(), queued, hidden)
+        # Here, on the login node: nodes of a cluster often cannot reach the internet.
         fetch_files(plan.experiment)
         jobs: list[str] = []
         cluster = queue.cluster()
+        # 3. Submit array by array; what the jobs read is on disk before sbatch is called.
         at_once, after = _room(profile.max_jobs, statuses)
         for number, tasks in enumerate(_arrays(runs, profile, cluster)):
             submission = _prepare(plan, profile, tasks, number, cluster, at_once, options)
@@ -101,9 +105,11 @@ def submit(plan: Plan, profile: Profile, options: RunOptions = DEFAULTS) -> Subm
                 submission = _submit(submission, profile, after)
             except BenchError as error:
                 nothing = "" if isinstance(error, Unsure) else "; nothing was submitted"
+                # Arrays that were submitted already stay in the queue.
                 before = f"; submitted before that: {queue.ranges(jobs)}" if jobs else nothing
                 raise BenchError(f"{error}{before}") from error
             jobs += submission.job_ids
+            # Each further array waits for the one before: together they could exceed max_jobs.
             after = [submission.array_id]
     return Submitted(jobs, {run.spec.run_id for run in runs}, queued, hidden)
 
@@ -124,6 +130,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
     for number, tasks in enumerate(_arrays(runs, profile, queue.cluster())):
         name = _name(plan.experiment.name, number)
         yield _script(plan.store.folder.resolve() / "slurm" / name, name, profile, len(tasks), at_once, after)
+        # In the place of an id, which SLURM gives only when the array is submitted.
         after = ["ARRAY_BEFORE"]
 
 
@@ -144,6 +151,7 @@ def _check_folder(folder: Path) -> None:
 
 def _free(plan: Plan, of_runs: Mapping[str, JobStatus]) -> list[PlannedRun]:
     """Return the runs to do that no job has, or may have."""
+    # Hidden jobs may be alive: a run is rather left out than done twice.
     taken = {run for run, status in of_runs.items() if status.live or status.hidden}
     return [run for run in plan.to_do if run.spec.run_id not in taken]
 
@@ -158,6 +166,7 @@ def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]
     for status in statuses:
         if status.live:
             earlier.setdefault(status.submission.array_id, []).append(status)
+    # An array never runs more jobs at once than its own limit.
     used = sum(min(len(some), some[0].submission.settings.max_jobs or len(some)) for some in earlier.values())
     return (max_jobs - used, []) if used < max_jobs else (max_jobs, sorted(earlier))
 
@@ -165,6 +174,7 @@ def _room(max_jobs: int, statuses: Sequence[JobStatus]) -> tuple[int, list[str]]
 def _arrays(runs: Sequence[PlannedRun], profile: Profile, cluster: Cluster) -> Iterator[list[list[PlannedRun]]]:
     """Yield arrays of jobs, each of a size that the site accepts; the runs of one job take about equally long."""
     pack = profile.pack(max((run.spec.train.processes for run in runs), default=1))
+    # Runs come longest first (`Plan.to_do`), so neighbours take about equally long.
     jobs = [list(runs[start : start + pack]) for start in range(0, len(runs), pack)]
     size = profile.max_array_size or cluster.max_array_size
     for start in range(0, len(jobs), size):
@@ -197,6 +207,7 @@ def _prepare(
         submitted=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         code=code_sha256(),
         tasks=[[run.spec.run_id for run in runs] for runs in tasks],
+        # Not known yet. If this process dies before they are, the jobs are found by their name.
         job_ids=[],
         settings=settings,
         cluster=cluster.name,
@@ -206,6 +217,7 @@ def _prepare(
     content = {
         "metric": plan.experiment.metric,
         "passes": {run_id: plan.passes[run_id] for run_id in runs},
+        # When runs failed before: these failures are repeated, newer ones are not.
         "retried": {run_id: at for run_id in runs if (at := failed_at(plan.store.run(run_id)))},
         "runs": {
             run_id: {
@@ -263,6 +275,7 @@ def _sbatch(script: Path, submission: Submission) -> str:
     except BenchError as error:
         failure = error
     unsure = bool(UNCLEAR.search(str(failure)))
+    # After a clear refusal one look is enough; otherwise jobs may appear in the queue late.
     for seconds in (0.0, *LOOKS) if unsure else (0.0,):
         time.sleep(seconds)
         try:
@@ -275,6 +288,7 @@ def _sbatch(script: Path, submission: Submission) -> str:
             f"sbatch failed: {_last_words(failure)}; it is unknown whether SLURM accepted the jobs. If "
             "it did, `bench status` will show them, and `bench cancel` stops them"
         ) from failure
+    # SLURM has no such jobs, so nobody will read the folder.
     shutil.rmtree(submission.folder, ignore_errors=True)
     raise BenchError(f"sbatch refused the jobs: {_last_words(failure)}") from failure
 
@@ -297,6 +311,7 @@ def _script(folder: Path, name: str, profile: Profile, count: int, at_once: int,
         srun_args.append("--kill-on-bad-exit=1")  # a node that is lost would be waited for
     parameters = {"requeue": True, **profile.sbatch}
     if after:
+        # afterany: the jobs before may also have failed.
         own = [str(parameters["dependency"])] if "dependency" in parameters else []
         parameters["dependency"] = ",".join([*own, f"afterany:{':'.join(after)}"])
     settings = profile.parameters()
@@ -319,7 +334,9 @@ def _script(folder: Path, name: str, profile: Profile, count: int, at_once: int,
     except (ValueError, TypeError, RuntimeError) as error:
         raise BenchError(f"submitit refuses the settings: {error}") from error
     if count > 1:
+        # The number of jobs, which submitit sets itself where it submits an array.
         executor.parameters["map_count"] = count
+    # The text alone: `_sbatch` submits it, with a clean environment and a second look after a failure.
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 

@@ -89,7 +89,9 @@ class _Watch:
     def look(self) -> None:
         if time.monotonic() - self.asked >= QUEUE_SECONDS:
             self.statuses, self.asked = self._ask(), time.monotonic()
+        # A copy, since runs that are over leave `waiting` meanwhile.
         for run_id, run in list(self.waiting.items()):
+            # statuses is None as long as SLURM does not answer.
             if self._look_at(run, (self.statuses or {}).get(run_id), self.statuses is None):
                 del self.waiting[run_id]
 
@@ -97,6 +99,7 @@ class _Watch:
         try:
             statuses = job_status.statuses(self.store)
         except BenchError as error:
+            # Told once, until SLURM answers again.
             if not self.silent:
                 self.display.say(f"{str(error).splitlines()[0]} (still looking)")
             self.silent = True
@@ -114,6 +117,7 @@ class _Watch:
             self.meanwhile(run.spec.run_id)
             return True
         status = folder.status()
+        # An old error.txt stays until the job does the run again: that is no new failure.
         if status == "failed" and failed_at(folder) != self._retried(run, job):
             reason = reason_in(folder.error() or "")
             self.followed.outcome.failed.append((run, reason))
@@ -124,8 +128,10 @@ class _Watch:
             if curve := folder.curve():
                 point = curve[-1]
                 self.display.progressed(run, point["epoch"], run.spec.train.epochs, point)
+        # It has been stopped, to be resumed later: nobody works on it now.
         elif run.spec.run_id in self.display.running:
             self.display.dropped(run)
+        # Somebody works on it, or may do so: it counts as idle only in looks that follow each other.
         if queue_is_silent or status == "running" or (job and (job.live or job.hidden)):
             self.idle.pop(run.spec.run_id, None)
             return False
@@ -146,9 +152,11 @@ class _Watch:
 
     def _retried(self, run: PlannedRun, job: JobStatus | None) -> int | None:
         """Return the time of a run's earlier failure if its job will retry the run, else None."""
+        # Nobody will repeat the run, so an earlier failure is its end.
         if job is None or not job.live:
             return None
         key = job.submission.name
+        # Read once per submission: the file has the specs of all of its runs.
         if key not in self.retried:
             self.retried[key] = job.submission.runs()["retried"]
         return self.retried[key].get(run.spec.run_id)
