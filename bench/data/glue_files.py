@@ -1,7 +1,7 @@
 """GLUE's nine tasks as files: tables out of its zips, or the hub's copy, which `bench prepare` brings here.
 
 The zips' tables are tab-separated and know no quoting. The hub's copy lies in `<data folder>/glue/hub/<task>`, with
-a line of JSON an example, beside origin.json, which says where it came from. Of the two the tables come first.
+one line of JSON per example, beside origin.json, which says where it came from. Where both are here, the tables count.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class GlueFiles:
         self.check(allow_unverified=allow_unverified)
         paths = self.tables.paths() if self._from_tables() else self._in_copy(self.copy)
         splits = remembered(self._read, paths)
+        # Only of the official files is the number of examples known.
         if self.verified():
             for path, split, part in zip(paths, splits, self.parts, strict=True):
                 if len(split) != part.rows:
@@ -150,6 +151,7 @@ class GlueFiles:
         return splits
 
     def _from_tables(self) -> bool:
+        # Without any files the tables count as missing: their message says where to put what.
         return self.tables.is_there() or not self.copy.is_dir()
 
     # ---- reading ---------------------------------------------------------------------------------------------
@@ -299,6 +301,7 @@ class GlueFiles:
             if missing := [column for column in columns if column not in table]:
                 raise _Wrong(f'there is no column "{missing[0]}"; {nearest(missing[0], table)}')
             rows = list(zip(*(table[column] for column in columns), strict=True))
+            # The rows are checked as `load` would check them; the split itself is not needed.
             self._split((number, row[:-1], row[-1]) for number, row in enumerate(rows, 1))
             if len(rows) != part.rows:
                 raise _Wrong(f"it has {len(rows)} examples, where GLUE's {self.title} has {part.rows}")
@@ -312,11 +315,7 @@ class GlueFiles:
 
 
 def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
-    """Return the splits of one of the hub's configurations and its revision; offline, those that `datasets` has cached.
-
-    Raises:
-        Exception: the configuration cannot be obtained.
-    """
+    """Return the hub's splits of a task and their revision, or raise; offline, those that `datasets` has cached."""
     import datasets
     import huggingface_hub
 
@@ -340,6 +339,7 @@ def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yield lines of UTF-8, split at "\\n" or "\\r\\n" only: texts have other separators in them."""
+    # A byte order mark is no part of the first column's name.
     raw = content(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n") if raw else (), 1):
         try:
