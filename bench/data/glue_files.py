@@ -101,6 +101,7 @@ class GlueFiles:
             folder=f"glue/{self.title}",
             elsewhere=(self.title, f"GLUE/{self.title}", f"glue_data/{self.title}"),
             files={part.name: part.md5 for part in self.parts},
+            # Nothing is downloaded for the tables: `fetch` brings the hub's copy.
             downloads=(),
             by_hand=f"{come_from}; or run `bench prepare` where there is a network, and bring glue/hub/{self.name} "
             "out of that machine's data folder into this one's",
@@ -167,6 +168,7 @@ class GlueFiles:
 
     def _rows_of_table(self, path: Path) -> Iterator[Row]:
         lines = enumerate(_lines(path), 1)
+        # Where the columns are known (CoLA), the first line is an example already.
         header = self.header or tuple(next(lines, (1, ""))[1].split("\t"))
         if header == ("",):
             raise _Wrong("line 1: there is no header")
@@ -177,6 +179,7 @@ class GlueFiles:
         last = max(*texts, label)
         for number, line in lines:
             cells = line.split("\t")
+            # The hub's copy leaves these lines out, too.
             if self.ragged and len(cells) <= last:
                 continue
             if not self.ragged and len(cells) != len(header):
@@ -184,11 +187,7 @@ class GlueFiles:
             yield number, [cells[place] for place in texts], cells[label]
 
     def _split(self, rows: Iterable[Row]) -> Split:
-        """Return rows as texts and targets.
-
-        Raises:
-            _Wrong: there are none, or a label is none of the task's.
-        """
+        """Return rows as texts and targets; raise _Wrong if there are none, or if a label is none of the task's."""
         texts: list[Sequence[str]] = []
         targets: list[float] = []
         for number, row, label in rows:
@@ -215,6 +214,7 @@ class GlueFiles:
             if not 0 <= similarity <= HIGHEST:
                 raise _Wrong(f"the score is {_short(label)}, not a number from 0 to {HIGHEST:g}")
             return similarity
+        # type(), not isinstance, because true in a line of JSON would pass for class 1.
         if type(label) is int and label in self.classes.values():
             return label
         if isinstance(label, str) and label in self.classes:
@@ -237,6 +237,7 @@ class GlueFiles:
 
     def _unlike_the_hub(self) -> list[str]:
         """Return one line for each file that differs from the downloaded original."""
+        # A copy that lacks a file is damaged: there is nothing that could be allowed.
         for path in (self.copy / ORIGIN, *self._in_copy(self.copy)):
             if not path.is_file():
                 raise damaged(self.copy, f"it lacks {path.name}")
@@ -283,16 +284,13 @@ class GlueFiles:
                 files = {path.name: self._store(splits, part, path) for path, part in paths}
                 origin = {"repository": REPOSITORY, "config": self.name, "revision": revision, "files": files}
                 (temporary / ORIGIN).write_text(to_json(origin), encoding="utf-8")
+                # The renaming comes last: a folder with this name is complete.
                 os.rename(temporary, self.copy)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _store(self, splits: Mapping[str, Any], part: Part, path: Path) -> dict[str, Any]:
-        """Write one of the hub's splits, and say what was written.
-
-        Raises:
-            BenchError: it is not what the task's split should be.
-        """
+        """Write one of the hub's splits and return its rows and sha256; raise BenchError if it is not the task's."""
         columns = (*(self.hub_texts or self.texts), "label")
         try:
             if part.hub not in splits:
@@ -311,6 +309,7 @@ class GlueFiles:
             ) from None
         lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
         path.write_bytes("".join(lines).encode())
+        # These stand in origin.json: `_unlike_the_hub` finds later changes by them.
         return {"rows": len(rows), "sha256": content_sha256(path)}
 
 
