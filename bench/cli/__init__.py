@@ -29,6 +29,7 @@ class _Commands(click.Group):
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
         name = arguments[0]
+        # click itself says what is wrong with an unknown option.
         if self.get_command(context, name) is None and not name.startswith("-"):
             context.fail(f'no command "{name}"; {nearest(name, self.list_commands(context))}')
         return super().resolve_command(context, arguments)
@@ -39,6 +40,7 @@ class _Commands(click.Group):
             return super().invoke(context)
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
+            # The shell's convention for a program that a signal has ended: 128 and the signal's number.
             sys.exit(128 + signal.SIGINT)
 
 
@@ -53,19 +55,23 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake gives one message and exit status 2, never a traceback."""
+    # Before anything is printed: in a terminal without UTF-8 a "±" must not end the command.
     terminal.print_in_any_encoding()
     try:
         try:
             cli()
         finally:
+            # Flushed here, so that a closed pipe or a full disk is met inside this `try`, not when Python exits.
             sys.stdout.flush()
     except BenchError as error:
         click.secho(f"Error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
         sys.exit(2)
     except BrokenPipeError:  # `bench table ... | head`
+        # Without this, Python would flush again when it exits, and complain.
         terminal.let_go_of(sys.stdout)
         sys.exit(0)
     except OSError as error:
+        # Errors of printing itself name no file; any other one is a bug, and keeps its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
             raise
         terminal.let_go_of(sys.stdout)
@@ -100,6 +106,7 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     """
     from bench.config.file import find
 
+    # A wrong name is told before torch is imported.
     find(experiment)
     from bench.data import datasets as data
     from bench.launch.run import prepare as fetch
@@ -128,9 +135,11 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
     plan = make(experiment, out=out, overrides=overrides, seeds=seeds, results_name=results_name)
     states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
     table = Table("optimizer", *states, box=None)
+    # Final runs whose setting is not chosen yet have no run_id to look up: they count as missing.
     waiting = Counter(("final", run.label) for run in plan.to_be_chosen)
     for phase in ("tune", "final") if plan.experiment.phases else ("",):
         for label in plan.experiment.labels:
+            # A set, because one run may stand at several places.
             runs = {run.spec.run_id for run in plan.experiment.runs if (run.phase, run.label) == (phase, label)}
             counts = Counter(plan.statuses[run_id] for run_id in runs)
             counts["missing"] += waiting[phase, label]
@@ -185,12 +194,14 @@ def table(
     from bench.analysis.tables import published
     from bench.store import records
 
+    # An unknown style is told before the results are read.
     if style is not None:
         published.check_style(style)
     folder = cli_options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
     cli_clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
+    # --style and --target ask for one table each, so the tables on the disk stay as they are.
     whole = style is None and target is None
     built = tables.build(study) if whole else []
     built += [published.table(study, style)] if style is not None else []
@@ -250,6 +261,7 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
     results = records.read(folder)
     cli_clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
+    # The last path is that of the page.
     print(page.build(study, tables.build(study), folder)[-1])
 
 
@@ -274,6 +286,7 @@ def _list_experiments() -> None:
     click.secho("experiments", bold=True)
     for folder in experiment_folders():
         for path in sorted(folder.glob("*.toml")):
+            # A broken file must not hide the experiments after it.
             try:
                 title = titles.of_document(read_toml(path))
             except BenchError as error:
@@ -295,6 +308,7 @@ def _list_registered(what: str | None) -> None:
         click.secho(kind, bold=True)
         for entry in entries:
             print(f"  {entry.name:<20} {entry.description}")
+            # Some entries stand for many names, such as glue/cola.
             if (names := entry.names()) != [entry.name]:
                 print(f"  {'':<20} {', '.join(names)}")
             settings = [

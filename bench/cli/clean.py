@@ -42,7 +42,9 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     resolved = experiments.load(experiments.find(experiment), overrides, results_name=results_name)
     store = Store(out / resolved.name)
     held = collecting.held(store)
+    # compile = "auto" stands for what was decided then, on which the run_ids depend.
     resolved = as_decided(resolved, store.folder)
+    # With the seeds and final runs that the records have, so that these runs are not taken for leftovers.
     resolved, _ = whole(resolved, store, held, held)
     ids = [run.spec.run_id for run in resolved.runs]
     leftovers = [*leftover.leftovers(resolved, store, ids), *leftover.strangers(resolved, store, ids, held)]
@@ -62,10 +64,13 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
         )
     if only_held := sum(one.only_held for one in leftovers):
         print(f"{counted(only_held, 'run')} of them without a folder here: the only copy is in the records.")
+    # Nobody can answer without a terminal, so nothing is removed.
     if not yes and not (sys.stdin.isatty() and click.confirm("Remove these runs?")):
         print("Nothing was removed; add --yes to remove these runs.")
         return
+    # `remove` returns False for a run that another process is working on.
     removed = {one.run_id for one in leftovers if one.only_held or leftover.remove(store.run(one.run_id))}
+    # Under the lock of collecting, so that no launch writes the records at the same time.
     with store.collecting():
         records.forget(removed, store.folder)
     print(f"Removed {counted(len(removed), 'run')}.")

@@ -51,6 +51,7 @@ def verify(
 
     from bench.config.file import find
 
+    # A wrong name is told before torch is imported, which takes seconds.
     find(experiment)
     if all_ and run_ids:
         raise BadValue("--all", ["give --all or run ids, not both"])
@@ -60,6 +61,7 @@ def verify(
     from bench.store.run_folder import Store
 
     then = repeat.recorded(experiment, out, overrides, results_name)
+    # The ids that were given, else every finished run, else one per optimizer.
     ids = run_ids or (tuple(then.finished) if all_ else tuple(then.one_of_each()))
     runs = then.select(ids)
     if not runs:
@@ -74,11 +76,14 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as scratch:
         store = Store(Path(scratch))
         outcome = repeat.repeat(then, runs, store, jobs=jobs, console=console)
+        # A full disk says nothing about the runs, so nothing is compared.
         if outcome.disk:
             raise BenchError(outcome.disk)
         if outcome.interrupted:
             console.print("Stopped; nothing was compared.", style="yellow")
+            # The exit status of Ctrl-C.
             sys.exit(130)
+        # The repetitions become records too, so that both sides have the same columns.
         again = collecting.collect(store, then.experiment.meta(), runs)
         now = repeat.Recorded(then.experiment, again, store.folder, then.finished)
         reproductions = {run.name: reproduction(run.spec.run_id, then, now) for run in runs}
@@ -97,6 +102,7 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
             say(f"           {fault}")
         if found.word == "agrees":
             say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
+    # A dict drops what was said already: many runs share a note.
     for note in dict.fromkeys(note for found in reproductions.values() for note in found.elsewhere):
         say(f"Different from the record: {note}. Bits may differ then.")
     for note in dict.fromkeys(found.code for found in reproductions.values() if found.code):
@@ -125,6 +131,7 @@ def export(experiment: str, file: Path | None, overrides: tuple[str, ...], resul
     from bench.store.archive import SUFFIX
     from bench.store.run_folder import write_atomic
 
+    # A wrong name is told before the heavy imports below.
     find(experiment)
     from bench.evidence import export as exporting
 
@@ -148,6 +155,7 @@ def check(archive: Path, unpack: Path | None) -> None:
 
     checked = exporting.check(archive)
     if unpack is not None:
+        # By now every file was compared with the manifest.
         archives.write_files(checked.files, unpack / checked.name)
     show(checked.tables, terminal.console())
     print(
@@ -195,6 +203,7 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
         show(found.tables, terminal.console())
     else:
         print("\n\n".join(render.render(one, format_).rstrip("\n") for one in found.tables))
+    # As the program diff does: 1 if there is a difference.
     if not found.same:
         sys.exit(1)
 
@@ -216,15 +225,20 @@ def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
     from bench.store import records
     from bench.store.run_folder import Store
 
+    # A path, or a folder of results in this folder; any other word is a name under --out.
     folder = Path(into) if "/" in into or (Path(into) / "experiment.json").exists() else out / into
     parts = [(name, read_results(name, out)) for name in from_]
+    # INTO is counted too, since what it holds is one of the parts.
     if len({name for name, _ in parts} | {into}) < len(parts) + 1:
         raise BadValue("bench merge", ["the same results twice"])
+    # No launch may collect into the folder between reading and writing.
     with Store(folder).collecting():
         if (folder / "experiment.json").exists():
+            # What is there comes first: where several parts have a run, the first one's numbers count.
             parts.insert(0, (into, records.read(folder)))
         merged = merging.renamed(merging.merge(parts), folder.name)
         records.publish(merged.results, folder)
+    # Read from the disk again: tables are made of what was written, not of what was meant.
     study = Study(records.read(folder))
     report.build(study, tables.build(study), folder)
     for name, count in merged.taken.items():
@@ -314,6 +328,7 @@ def measure(
     """
     from bench.config.file import find
 
+    # A wrong name is told before torch is imported.
     find(experiment)
     if all_ and run_ids:
         raise BadValue("--all", ["give --all or run ids, not both"])
@@ -332,6 +347,7 @@ def measure(
     runs = of.select(ids, of_weights=True)
     console = terminal.console(stderr=True)
     console.print(f"{of.experiment.name}: {len(runs)} of {counted(len(of.finished), 'finished run')}", highlight=False)
+    # A device that does not exist is told before any run is repeated.
     chosen_device = _device(device, torch)
     try:
         measure_runs(
@@ -345,6 +361,7 @@ def measure(
             console=console,
         )
     except KeyboardInterrupt:
+        # Each run is written as soon as it is measured, so that nothing is lost.
         console.print("Stopped. Measured runs are kept; run the same command again to continue.", style="yellow")
         sys.exit(130)
     study = Study(records.read(of.folder))
@@ -358,7 +375,9 @@ def _device(name: str | None, torch: Any) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # torch accepts the name of any device, and only its use shows whether the device is there.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        # The first line alone: torch's messages can be long.
         raise BadValue(f"--device {name}", [f"{str(error).partition(chr(10))[0]}; valid: cpu, cuda:0, ..."]) from error
     return device

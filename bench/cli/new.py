@@ -12,6 +12,7 @@ from bench.core.errors import BadValue, BenchError, clipped
 from bench.store.files import write_atomic
 
 TEMPLATES = Path(__file__).with_name("templates")
+# Valid as the name of a file, as a key in TOML and as a name in Python.
 NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 
 
@@ -29,7 +30,9 @@ def new(name: str, own_task: bool, own_optimizer: bool) -> None:
         raise BadValue(f"bench new {clipped(name)}", [fault])
     _check_free(name, own_task, own_optimizer)
     folder = Path("experiments") if Path("experiments").is_dir() else Path()
+    # The path of the current folder has an empty name; the experiment is then given by its file.
     files = written(name, own_task, own_optimizer, name if folder.name else f"{name}.toml")
+    # All files are looked at before the first one is written.
     if there := [str(folder / file) for file in files if (folder / file).exists()]:
         raise BenchError(f"{', '.join(there)} would be overwritten, and nothing was written; give another name")
     for file, content in files.items():
@@ -67,6 +70,7 @@ def written(name: str, own_task: bool, own_optimizer: bool, place: str) -> dict[
     }
     experiment = ["experiment.toml", *(["optimizer.toml"] if own_optimizer else [])]
     files = {f"{name}.toml": "".join(_filled(template, values) for template in experiment)}
+    # NAME_task.py is made from task.py.template, NAME_optimizer.py from optimizer.py.template.
     return files | {plugin: _filled(plugin.removeprefix(f"{name}_"), values) for plugin in plugins}
 
 

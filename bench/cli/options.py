@@ -28,7 +28,9 @@ class Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list of options per heading."""
+        # By the long form, which is the last one: -h comes before --help.
         options = {option.opts[-1]: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
+        # A new option must be put under a heading, or this fails at every --help.
         assert {*options} == {flag for flags in self.headings.values() for flag in flags}
         for heading, flags in self.headings.items():
             with formatter.section(heading):
@@ -76,6 +78,7 @@ name = click.option(
 
 def which(command: Any) -> Any:
     """Add the options --set and --name to a command; they select the results that it works on."""
+    # The decorator that is applied last stands first in --help.
     return set_(name(command))
 
 
@@ -88,6 +91,7 @@ data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="PATH",
+    # The callback does all there is to do: the command receives no argument.
     expose_value=False,
     callback=_set_data_dir,
     help="Folder of data and weights. [default: $BENCH_DATA]",
@@ -98,6 +102,7 @@ def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str |
     if text is None:
         return None
     numbers = text.split(",")
+    # No GPU has a number of more than eight digits.
     if not all(number.strip().isdecimal() and len(number) < 9 for number in numbers):
         raise BadValue(f"--gpus {text}", ["must be whole numbers with commas between them: --gpus 0,1,3"])
     gpus = tuple(int(number) for number in numbers)
@@ -134,9 +139,11 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
 def run_options(command: Any) -> Any:
     """Add the options of `RunOptions` to a command, which receives them as `options`."""
 
+    # click gathers options as an attribute of the function, which `wraps` copies.
     @functools.wraps(command)
     def with_options(**arguments: Any) -> Any:
         given = {name: arguments.pop(name) for name in RUN_OPTIONS}
+        # Read when the command runs: by then the callback of --data-dir has set the folder.
         return command(options=RunOptions(**given, data=named_data_folder()), **arguments)
 
     decorated: Any = data_dir(with_options)
@@ -163,11 +170,13 @@ def results_folder(experiment: str, out: Path, overrides: Sequence[str] = (), re
         folder = out / name
         if (folder / "experiment.json").exists():
             there = read_json(folder / "experiment.json").get("overrides", [])
+            # With --name, the folder may hold results of any overrides.
             if overrides and there != list(overrides):
                 was = " ".join(f"--set {override}" for override in there) or "no --set"
                 raise BenchError(f"{folder} holds results of {was}; give the same settings, or another --name")
             return folder
     for folder in (out / name, Path(experiment)):
+        # With --set or --name only the folder above would do.
         if (folder / "experiment.json").exists() and not (overrides or results_name):
             return folder
     known = [path.parent.name for path in out.glob("*/experiment.json")]

@@ -94,6 +94,7 @@ HEADINGS = {
 
 
 def _slurm_options(command: Any) -> Any:
+    # The decorator that is applied last stands first in --help: reversed, the options keep their order.
     for name, settings in reversed(SLURM.items()):
         command = click.option(_flag(name), name, **settings)(command)
     return command
@@ -141,6 +142,7 @@ def run(
 
     path = find(experiment)  # a wrong name is told before torch is imported
     profile = _profile(slurm, options) if on == "slurm" else None
+    # Options that were not given are None, False or an empty tuple.
     if profile is None and (given := [_flag(name) for name in SLURM if slurm[name]]):
         raise BadValue(" ".join(given), ["only with --on slurm"])
     # It imports torch while this process does. Where results are, perhaps nothing is left for it to do.
@@ -183,8 +185,10 @@ def run(
     launched = launch.execute(plan, options, console=console)
     _show(launched, console)
     outcome = launched.outcome
+    # A failure counts more than Ctrl-C in the exit status.
     if outcome.interrupted and not outcome.failed and not outcome.disk:
         sys.exit(130)
+    # Runs that failed in an earlier launch count as well, unless this launch tried them again.
     failed_before = plan.count("failed") and not retry_failed
     if outcome.failed or outcome.disk or launched.results.damaged or failed_before:
         sys.exit(1)
@@ -219,6 +223,7 @@ def _profile(slurm: dict[str, Any], options: RunOptions) -> Profile:
 
     if options.gpus is not None:
         raise BadValue("--gpus", ["SLURM decides which GPUs a job gets; set their number by --gpus-per-job N"])
+    # By the names of the profile, in which None stands for a flag that was not given.
     flags = {IN_PROFILE.get(name, name): value for name, value in slurm.items() if name not in ("profile", "wait")}
     flags |= {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu}
     flags |= {"setup": list(slurm["setup"]) or None, "sbatch": profile.assignments(slurm["sbatch"])}
@@ -270,8 +275,10 @@ def _on_slurm(
             soft_wrap=True,
         )
         return
+    # From here on jobs are waited for, or nothing was left to submit: what is finished is collected.
     followed = _follow(plan, submitted.queued | submitted.new if wait else set(), console)
     lost = [*lost, *followed.lost]
+    # Tuning may be over: the final runs are then submitted in the same way.
     if wait and (following := launch.next_phase(plan)):
         cli_status.tell_plan(following, console)
         _on_slurm(following, profile, options, wait, dry_run, console, lost)
@@ -290,6 +297,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     from bench.launch.run import Collector
     from bench.launch.slurm.watch import Followed, follow
 
+    # Each run once, though several optimizers may share it.
     runs = list({run.spec.run_id: run for run in plan.experiment.runs if run.spec.run_id in run_ids}.values())
     followed = Followed()
     if runs:
@@ -320,6 +328,7 @@ def _show(launched: Launched, console: Console) -> None:
         return
     study = Study(launched.results)
     built = tables.build(study)
+    # With a full disk the report cannot be written; the tables are still printed.
     if not launched.outcome.disk:
         report.build(study, built, launched.folder)
     show(built, terminal.console())

@@ -45,6 +45,8 @@ def print_runs(plan: Plan) -> None:
     """List every run that would start, with its passes."""
     from bench.launch.compiling import is_open
 
+    # A run_id depends on the decision on compile = "auto", so it is not known while that is open.
+
     open_ = is_open(plan.experiment)
     for run in plan.to_do:
         passes = plan.passes[run.spec.run_id]
@@ -63,6 +65,7 @@ def show_running(plan: Plan, console: Console) -> None:
     from bench.store.run_folder import live
 
     metric = plan.experiment.metric
+    # Each run once, though several optimizers may share it.
     for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():
         if plan.statuses[run.spec.run_id] != "running":
             continue
@@ -75,6 +78,7 @@ def show_running(plan: Plan, console: Console) -> None:
             parts.append(f"{score} (validation)")
         parts.append(f"on {now['device'] or '?'} of {now['host'] or '?'} (process {now['pid'] or '?'})")
         if now["since"]:
+            # The clock of another host may be ahead of ours: no time is negative.
             parts.append(f"for {duration(max(0.0, time.time() - now['since']))}")
         console.print(f"running: {run.name}: {', '.join(parts)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -89,6 +93,7 @@ def show_queue(plan: Plan, console: Console) -> None:
     try:
         statuses = job_status.statuses(plan.store)
     except BenchError as error:
+        # A queue that does not answer must not hide the rest of `bench status`.
         console.print(f"SLURM: {error}", highlight=False, markup=False, soft_wrap=True)
         return
     for run in {run.spec.run_id: run for run in plan.experiment.runs}.values():

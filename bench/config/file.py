@@ -60,6 +60,7 @@ def _find(name: str) -> Path:
 
 def experiment_folders() -> list[Path]:
     here, beside_package = Path("experiments"), Path(__file__).parents[2] / "experiments"
+    # Inside the repository the two are one folder, which must not be searched twice.
     return [here] if here.resolve() == beside_package.resolve() else [here, beside_package]
 
 
@@ -83,6 +84,7 @@ def load(
     name = results_called(path.stem, overrides, results_name)
     raw = read_toml(path)
     changes = [_override(raw, override) for override in overrides]
+    # Recorded before --seeds is applied: another number of seeds does not make another experiment.
     file = settings(raw, path)
     if seeds is not None and isinstance(raw.get("final"), dict):
         raw["final"]["seeds"] = seeds
@@ -112,6 +114,7 @@ def changed_keys(path: Path, meta: Meta) -> list[str]:
     """
     try:
         raw = read_toml(path)
+        # The file is compared as it was run, which is with the overrides of the results.
         for override in meta.get("overrides", []):
             _override(raw, override)
     except BenchError:  # `bench run` tells what is wrong with it
@@ -130,6 +133,7 @@ def beside(name: str) -> Path | None:
     if name.endswith(".toml"):
         return Path(name) if Path(name).is_file() else None
     stem = Path(name).name
+    # Results with overrides are called stem+override: before the "+" is the name of the file.
     candidates = (
         folder / f"{known}.toml" for folder in experiment_folders() for known in (stem, stem.partition("+")[0])
     )
@@ -139,6 +143,7 @@ def beside(name: str) -> Path | None:
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in table.items():
+        # An empty table is kept as a value, so that its removal counts as a change.
         inner = isinstance(value, dict) and value
         flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: _plain(value)}
     return flat
@@ -155,6 +160,7 @@ def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(read_bytes(path)).hexdigest()[:12]
     except OSError:
+        # Comparing goes on without the file; loading the plug-in gives the error.
         return ""
 
 
@@ -177,7 +183,9 @@ def results_called(stem: str, overrides: Sequence[str], name: str | None = None)
     name = stem + "".join(f"+{_file_name(override)}" for override in overrides)
     if len(name.encode()) <= LONGEST_NAME:
         return name
+    # No override can hold a NUL, so that two lists of overrides never give the same text.
     digest = hashlib.sha256("\0".join([stem, *overrides]).encode()).hexdigest()[:12]
+    # 13 bytes are for "+" and the hash; a character that is cut in half is left out.
     return f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}+{digest}"
 
 
@@ -223,6 +231,7 @@ def _parts(key: str, source: str) -> list[str]:
         parts = key.split(".")
     else:
         try:
+            # TOML's own parser finds the ends of parts in quotes.
             table: Any = parse_toml(f"{key} = 0")
         except ValueError as error:
             raise BadValue(source, [f"{key} is not a valid key: {error}"]) from error
@@ -237,6 +246,7 @@ def _parts(key: str, source: str) -> list[str]:
 
 def _next(table: Mapping[str, Any], parts: list[str]) -> tuple[str, list[str]]:
     """Return the table's key that a dotted key starts with, and the remaining parts; a label may contain dots."""
+    # The longest match comes first: a label such as "sam-0.1" has a dot of its own.
     for end in range(len(parts), 1, -1):
         if (joined := ".".join(parts[:end])) in table:
             return joined, parts[end:]

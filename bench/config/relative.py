@@ -12,6 +12,7 @@ from bench.core.spec import TrainSettings
 RELATIVE = ("epochs", "warmup_epochs", "eval_every")
 """Settings of an optimizer's own training that may be given as a multiple of the common ones."""
 
+# At most nine digits before and after the point keep the exact product small.
 MULTIPLE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?x", re.ASCII)
 
 Override = tuple[str, Any]
@@ -34,6 +35,7 @@ def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
         40
     """
     match = MULTIPLE.fullmatch(value) if isinstance(value, str) else None
+    # Unknown keys are left to the check against the schema, which names the nearest valid one.
     if match is None or key not in TrainSettings.model_fields:
         return value
     if key not in RELATIVE:
@@ -41,6 +43,7 @@ def absolute(key: str, value: Any, common: Mapping[str, Any]) -> Any:
     whole = common.get(key, TrainSettings.model_fields[key].default)
     if type(whole) is not int:
         raise ValueError(f'"{value}" is a multiple of train.{key}, which is not a whole number; set it in [train]')
+    # Exact, because 1.15 * 100 in floats is 114.99999999999999.
     product = Fraction(match[1]) * whole
     if product.denominator != 1:
         raise ValueError(f'"{value}" of train.{key} = {whole} is {float(product):g}, not a whole number')
@@ -58,6 +61,7 @@ def unreached(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Iterator
         yield from _own_training(raw, key, value, said)
         table, _, setting = key.partition(".")
         axis = raw.get("vary", {}).get(table)
+        # A [vary] of the name replaces the fixed name, also one that --set gives.
         if table in ("task", "model") and setting in ("", "name") and not _is_table_without(axis, "name"):
             varied = axis["name"] if isinstance(axis, Mapping) else axis
             yield f"--set {key} reaches no run: vary.{table} has {varied} in its place."
@@ -68,6 +72,7 @@ def _own_training(raw: Mapping[str, Any], key: str, value: Any, said: set[str]) 
     table, _, setting = key.partition(".")
     if table != "train":
         return
+    # --set train={...} overrides several settings at once.
     for name in [setting] if setting else list(value) if isinstance(value, Mapping) else []:
         own = {
             label: found
@@ -85,10 +90,12 @@ def _own(entry: Any, name: str) -> Any:
     """Return an optimizer's own value, or values, of a training setting that do not follow the common one."""
     if not isinstance(entry, Mapping):
         return None
+    # A fixed and a swept value both take the place of the common one.
     for table in (entry, entry.get("sweep")):
         train = table.get("train") if isinstance(table, Mapping) else None
         value = train.get(name) if isinstance(train, Mapping) else None
         values = value if isinstance(value, list) else [value]
+        # A multiple such as "2x" follows the common value.
         if value is not None and not all(isinstance(one, str) and MULTIPLE.fullmatch(one) for one in values):
             return value
     return None

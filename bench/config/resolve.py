@@ -86,7 +86,9 @@ class Resolver(OptimizerResolver):
             BadValue: anything is wrong; the message lists every problem.
             BenchError: a plug-in fails.
         """
+        # 1. The top level, and the plug-ins, whose names the rest may use.
         document = self.check(_Document, ("", self.raw))
+        # Any of the three will do, so none of them can be required by the schema.
         if not self.raw.keys() & {"seeds", "tune", "final"}:
             self.problem("seeds", "required, but missing")
         if document is None:  # unknown keys are no reason to leave the rest unchecked
@@ -100,6 +102,7 @@ class Resolver(OptimizerResolver):
         for plugin in document.plugins:
             load_plugin(self.path.parent / plugin)
 
+        # 2. What varies, and how often; too large an experiment is refused before its runs are listed.
         phased = self.phased(document)
         seeds = phased.final_seeds if phased else self.seeds(document.seeds, "seeds") if "seeds" in self.raw else ()
         vary = self.vary(document)
@@ -113,18 +116,21 @@ class Resolver(OptimizerResolver):
                 "baseline",
                 f'no optimizer "{clipped(document.baseline)}"; {nearest(document.baseline, document.optimizers)}',
             )
+        # 3. Every optimizer with its configurations.
         tune = phased.tune if phased else None
         labels = {
             label: resolved
             for label, table in document.optimizers.items()
             if (resolved := self.label(label, table, document.train, tune))
         }
+        # Only without other problems, which would make the numbers of configurations wrong.
         if tune and not self.problems:
             labels = self.budgeted(tune, labels)
         if self.problems:
             raise self.verdict()
         valid = [condition for condition in conditions if condition]  # all of them, since there are no problems
         about = {task.name: tasks[task.name].build(**task.params) for _, task, _, _ in valid}
+        # 4. Checks that need every part to be resolved.
         metric = self.metric(about)
         self.columns(labels, metric, about)
         self.distinct("vary", (condition for condition, *_ in valid))
@@ -174,6 +180,7 @@ class Resolver(OptimizerResolver):
         if tune is None or final is None:
             return None
         tune_seeds = self.seeds(tune.seeds, "tune.seeds")
+        # A number of final seeds counts on from the tuning seeds, so that the two never meet.
         final_seeds = self.seeds(final.seeds, "final.seeds", start=max(tune_seeds, default=-1) + 1)
         if shared := sorted({*tune_seeds} & {*final_seeds}):
             self.problem("final.seeds", f"must be fresh, but tune.seeds has {', '.join(map(str, shared))} too")
@@ -194,13 +201,10 @@ class Resolver(OptimizerResolver):
     def size(
         self, document: _Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
     ) -> None:
-        """Raise BadValue if the experiment has too many runs, before they are listed.
-
-        Raises:
-            BadValue: there are more, or too many configurations of one optimizer.
-        """
+        """Raise BadValue if the experiment has more than `MOST_RUNS` runs, before they are listed."""
         conditions = math.prod(map(len, vary.values()))
         sweeps = [table.get("sweep") for table in document.optimizers.values() if isinstance(table, dict)]
+        # A drawn search has as many configurations as trials, however large its space is.
         drawn = tune.trials if tune and tune.search != "grid" else math.inf
         configurations = sum(int(min(search_space.grid_size(sweep), drawn)) for sweep in sweeps)
         if conditions * max(1, len(seeds)) * configurations > MOST_RUNS:
@@ -214,6 +218,7 @@ class Resolver(OptimizerResolver):
     def vary(self, document: _Document) -> dict[str, list[Any]]:
         """Return what varies between conditions: dotted keys of task, model and data, each with its values."""
         fixed = {"task": document.task, "model": document.model, "data": document.data}
+        # In [vary], a list at task or model is one of names: short for task.name and model.name.
         axes = {key + ".name" if key in ("task", "model") else key: v for key, v in _flatten(document.vary)}
         for key, values in axes.items():
             table, _, setting = key.partition(".")
@@ -246,18 +251,16 @@ class Resolver(OptimizerResolver):
         resolved |= {f"task.{key}": value for key, value in task.params.items()}
         resolved |= {f"model.{key}": value for key, value in model.params.items()}
         resolved |= {f"data.{key}": value for key, value in data.model_dump().items()}
+        # Columns of records.csv have shorter names: task.name is "task", data.label_noise is "label_noise".
         columns = {key: key.removeprefix("data.").removesuffix(".name") for key in point}
         return {columns[key]: resolved[key] for key in point}, task, model, data
 
     def columns(self, labels: Mapping[str, Label], metric: MetricMeta, about: Mapping[str, Task]) -> None:
-        """Refuse hyperparameters with the name of another column of records.csv.
-
-        Raises:
-            BadValue: there is one; each is named.
-        """
+        """Raise BadValue for hyperparameters that are called as another column of records.csv; each is named."""
         settings = {*TrainSettings.model_fields, *DataSettings.model_fields}
         measured = {*metric_columns(metric["key"]), *(name for task in about.values() for name in task.reported)}
         for label, entry in labels.items():
+            # All configurations of an entry have the same hyperparameters, so the first stands for all.
             _, optimizer, _ = entry.configurations[0]
             for one in filter(None, (optimizer, optimizer.base)):
                 for name in sorted(one.params.keys() & (TAKEN | settings | measured)):
@@ -270,7 +273,7 @@ class Resolver(OptimizerResolver):
             raise self.verdict()
 
     def distinct(self, where: str, points: Iterable[Mapping[str, Any]]) -> None:
-        """Refuse points that are different and read the same: their text tells configurations apart everywhere."""
+        """Refuse different points with the same text, since configurations are told apart by that text everywhere."""
         named: dict[str, Mapping[str, Any]] = {}
         for point in points:
             text = settings_text(point)
@@ -317,6 +320,7 @@ class Resolver(OptimizerResolver):
         params = checked.model_dump()
         try:
             if hasattr(registry[name].factory, "files"):  # a task of the user's own
+                # Relative to the experiment file, not to the folder that `bench` is called from.
                 params["path"] = str(self.path.parent.joinpath(expanded(Path(params["path"]))).resolve())
             user_files_sha256(registry[name].factory, params)
         except (BenchError, OSError) as error:  # OSError: a name longer than any file's
@@ -353,6 +357,7 @@ def _runs(
                     optimizer=optimizer,
                     data=data,
                     train=train,
+                    # A placeholder: `with_seeds` puts the seeds in.
                     seed=0,
                     files_sha256=files,
                     plugins=plugins,

@@ -67,6 +67,7 @@ class OptimizerResolver(Checker):
         if not isinstance(table, dict):
             self.problem(where, f"must be a table of hyperparameters, got {shown(table)}")
             return None
+        # A label is the method's name unless `use` names another method.
         name = table.get("use", label)
         if not isinstance(name, str) or name not in optimizers:
             key = f"{where}.use" if "use" in table else where
@@ -78,6 +79,7 @@ class OptimizerResolver(Checker):
         if not isinstance(own_train, dict):
             self.problem(f"{where}.train", f"must be a table of training settings, got {shown(own_train)}")
             return None
+        # `base` has noted the problem already.
         if entry.wraps_base and base is None:
             return None
         own_train = {
@@ -86,10 +88,12 @@ class OptimizerResolver(Checker):
             if (absolute := self.absolute(key, value, train, where)) is not None
         }
         fixed = {key: value for key, value in table.items() if key not in RESERVED}
+        # Keys that are fixed already, which a sweep must not give again.
         taken = {*fixed, *(f"train.{key}" for key in own_train)}
         axes = self.sweep(table.get("sweep", {}), taken, train, where)
         if axes is None:
             return None
+        # Only the schemas know which hyperparameters are whole numbers; ranges over these draw whole numbers.
         whole = _whole_numbers(entry, base)
         axes = {
             key: replace(axis, whole=key in whole) if isinstance(axis, Range) else axis for key, axis in axes.items()
@@ -99,6 +103,7 @@ class OptimizerResolver(Checker):
             for point in self.points(axes, table, tune, where)
             if (configuration := self.configuration(entry, base, fixed, point, (train, own_train), where))
         ]
+        # As the columns of records.csv are called: without "train.".
         space = {key.removeprefix("train."): _described(axis) for key, axis in axes.items()}
         return Label(configurations, space, tune is not None and bool(axes))
 
@@ -108,6 +113,7 @@ class OptimizerResolver(Checker):
         """Return the swept hyperparameters' values in every configuration, or an empty list after a problem."""
         ranges = [key for key, axis in axes.items() if isinstance(axis, Range)]
         tuned = table.get("tune", True)
+        # An entry is told one problem at most: the first that applies.
         if not isinstance(tuned, bool):
             self.problem(f"{where}.tune", f"must be true or false, got {shown(tuned)}")
         elif "tune" in table and tune is None:
@@ -142,9 +148,12 @@ class OptimizerResolver(Checker):
         where: str,
     ) -> Configuration | None:
         """Return one resolved point of a sweep; `train` are the common settings and the optimizer's own."""
+        # 6 is the length of "train.".
         swept_train = {key[6:]: value for key, value in point.items() if key.startswith("train.")}
         values = fixed | {key: value for key, value in point.items() if not key.startswith("train.")}
+        # Own settings go over the common ones, swept ones over both.
         settings = self.check(TrainSettings, ("train", train[0]), (f"{where}.train", train[1] | swept_train))
+        # A moment such as "epoch 100" becomes a share of these epochs.
         context = {"epochs": settings.epochs} if settings else {}
         optimizer = self.optimizer(entry, base, values, where, context)
         if not optimizer or not settings:
@@ -270,6 +279,7 @@ class OptimizerResolver(Checker):
         if base is None:
             params = self.check(entry.schema, (where, values), context=context)
             return OptimizerSpec(name=entry.name, params=params.model_dump()) if params else None
+        # A key that both know could belong to either, so such a pair cannot be used at all.
         own_names, base_names = set(entry.schema.model_fields), set(base.schema.model_fields)
         if shared := own_names & base_names:
             raise BenchError(f'optimizers "{entry.name}" and "{base.name}" both have a hyperparameter {sorted(shared)}')
@@ -279,6 +289,7 @@ class OptimizerResolver(Checker):
                 f"{where}.{key}",
                 f"unknown hyperparameter of {entry.name} over {base.name}; {nearest(key, own_names | base_names)}",
             )
+        # Each schema sees only its own keys, so that it does not call those of the other unknown.
         own = self.check(
             entry.schema, (where, {key: values[key] for key in values.keys() & own_names}), context=context
         )
@@ -302,6 +313,7 @@ class OptimizerResolver(Checker):
         allowed = dict.fromkeys(tuned, tune.trials)
         if tune.budget == "passes":
             costs = {label: self.cost(label, entry) for label, entry in tuned.items()}
+            # The optimizer with the cheapest runs gets all trials, any other as many as take the same passes.
             least = min(costs.values())
             # 1e-9: a quotient that is whole but for rounding must not lose a trial.
             allowed = {label: max(1, int(tune.trials * least / cost + 1e-9)) for label, cost in costs.items()}
@@ -317,6 +329,7 @@ class OptimizerResolver(Checker):
                 f"{tune.trials} trials with equal {equal} for every optimizer, but the grids have {each}; change "
                 'their lists, or set search = "sobol"',
             )
+        # The beginning of a longer list of trials is what a shorter search draws (see `search_space.draw`).
         return {
             label: replace(entry, configurations=entry.configurations[: allowed[label]]) if entry.tuned else entry
             for label, entry in labels.items()
@@ -347,6 +360,7 @@ def _whole_numbers(entry: Entry, base: Entry | None) -> set[str]:
     fields = {f"train.{key}": field for key, field in TrainSettings.model_fields.items()}
     for schema in (entry.schema, *([base.schema] if base else [])):
         fields |= schema.model_fields
+    # The inner types count too, since most are in an Annotated or beside None.
     return {key for key, field in fields.items() if int in _types(field.annotation)}
 
 
@@ -358,6 +372,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
+    # type(), not isinstance, because true and false are integers in Python.
     return type(value) in (int, float) and math.isfinite(value)
 
 

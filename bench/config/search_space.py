@@ -65,6 +65,7 @@ def grid_size(sweep: Any) -> int:
 
 def grid(axes: Axes) -> list[dict[str, Any]]:
     """Return every combination of the values, the last key fastest: one empty combination without axes."""
+    # A grid has no ranges: `OptimizerResolver.points` has refused them.
     lists = [values for values in axes.values() if not isinstance(values, Range)]
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*lists)]
 
@@ -82,9 +83,11 @@ def draw(axes: Axes, trials: int, search: Search) -> list[dict[str, Any]]:
     while len(points) < trials:
         if count >= MOST_DRAWN:
             raise ValueError(f"only {len(points)} different configurations were found, for {trials} trials")
+        # Sobol points come in powers of 2. Each round draws twice as many, and looks at the new half alone.
         count *= 2
         for point in _points(len(axes), count, search)[count // 2 if points else 0 :]:
             values = tuple(_value(axis, share) for axis, share in zip(axes.values(), point.tolist(), strict=True))
+            # The text is the key, because 1, 1.0 and True would be equal as keys.
             points.setdefault(repr(values), values)
     return [dict(zip(axes, values, strict=True)) for values in itertools.islice(points.values(), trials)]
 

@@ -37,6 +37,7 @@ def filled(title: str, tasks: Iterable[str], models: Iterable[str], label_noise:
     noise = [f"{100 * share:.3g} %" for share in label_noise]
     texts = {"task": _listed(tasks), "model": _listed(models), "label_noise": _listed(noise)}
     text = title.format(**texts)
+    # "{{" is a brace, not a placeholder.
     return text[:1].upper() + text[1:] if title.startswith("{") and not title.startswith("{{") else text
 
 
@@ -49,6 +50,7 @@ def with_overrides(shown: str, title: str, overrides: Sequence[str]) -> str:
         overrides: "KEY=VALUE" each; one of the title itself was made for all of them.
     """
     said = {key.strip(): " ".join(value.split()) for key, _, value in (one.partition("=") for one in overrides)}
+    # An experiment without a title is called by its name, which has the overrides in it.
     if not title or "title" in said:
         return shown
     follows = {PLACEHOLDERS[field] for field in _fields(title)}
@@ -64,8 +66,10 @@ def of_document(document: Mapping[str, Any]) -> str:
     title = str(document.get("title", ""))
     try:
         here = document.get("data", {}).get("label_noise", 0.0)
+        # [vary] takes the place of the value in [data].
         noise = document.get("vary", {}).get("data", {}).get("label_noise", [here])
         return filled(title, _names(document, "task"), _names(document, "model"), noise)
+    # The document is unchecked: any part may be missing or of another type.
     except (ValueError, LookupError, TypeError, AttributeError):
         return title
 
@@ -79,6 +83,7 @@ def _names(document: Mapping[str, Any], kind: str) -> list[str]:
 
 def _fields(title: str) -> list[str]:
     """Return the content of every placeholder of a title, with its conversion and format."""
+    # The parser gives None as the field of text without a placeholder behind it.
     parts = ((field, conversion, form) for _, field, form, conversion in Formatter().parse(title))
     return [
         field + f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
@@ -88,6 +93,7 @@ def _fields(title: str) -> list[str]:
 
 
 def _listed(texts: Iterable[str]) -> str:
+    # Each text once, in the order of the conditions.
     *others, last = dict.fromkeys(texts)
     return f"{', '.join(others)} and {last}" if others else last
 

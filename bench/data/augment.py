@@ -43,12 +43,14 @@ def crop(
     top, left = random.randint(2 * padding + 1, size=(2, count, 1))
     columns = left + np.arange(width)
     if flip:
+        # A mirrored image takes its columns from right to left.
         columns = np.where(random.randint(2, size=(count, 1)), columns[:, ::-1], columns)
 
     # One gather of whole pixels does it all: pixel (n, row, column) of the padded images, numbered through.
     padded = F.pad(images, (0, 0, padding, padding, padding, padding), value=fill)
     rows = np.arange(count)[:, None] * padded.shape[1] + top + np.arange(height)
     sources = to_device(np.concatenate((rows * padded.shape[2], columns), axis=1), images.device)
+    # The sum is the number of a pixel among all padded pixels: start of its row plus its column.
     pixels = sources[:, :height, None] + sources[:, None, height:]
     return padded.reshape(-1, channels).index_select(0, pixels.view(-1)).view(images.shape)
 

@@ -67,6 +67,7 @@ def autoaugment(images: Tensor, random: np.random.RandomState) -> Tensor:
     Returns:
         (N, H, W, 3) uint8; what comes in from outside an image is black.
     """
+    # The order of these draws is a part of every result with AutoAugment: a change would change the runs.
     chosen = random.randint(len(POLICY), size=len(images))
     happens = random.random_sample((len(images), 2)) < PROBABILITIES[chosen]
     positive = random.randint(2, size=(len(images), 2))
@@ -95,6 +96,7 @@ def apply_policy(images: Tensor, chosen: Array, happens: Array, positive: Array)
     numbers = np.concatenate([np.stack((members, rows[members, slot])) for _, slot, members in work], axis=1)
     parts = torch.split(to_device(numbers, images.device), [len(members) for _, _, members in work], dim=1)
 
+    # `work` has all first operations before the second ones, so that a second one gets the result of a first.
     images = images.clone()
     for (kind, _, _), (members, rows_of_members) in zip(work, parts, strict=True):
         if len(members):
@@ -161,7 +163,9 @@ def magnitude_of(name: str, level: int | None, height: int, width: int) -> float
     if level is None:
         return 0.0
     if name == "Posterize":
+        # 8 bits are kept at the lowest level, 4 at the highest.
         return float(8 - round(level * 4 / (LEVELS - 1)))
+    # The magnitude at the first and the last level. 150 / 331 is torchvision's largest move, as a share of the side.
     first, last = {
         "Rotate": (0.0, 30.0),
         "ShearY": (0.0, 0.3),
@@ -179,11 +183,13 @@ def _source_pixels(name: str, magnitude: float, height: int, width: int) -> Tens
     """
     y, x = np.mgrid[:height, :width].astype(np.float64)
     if name == "Rotate":
+        # The inverse rotation: it leads from a pixel of the new image to where its value comes from.
         sine, cosine = np.sin(np.radians(magnitude)), np.cos(np.radians(magnitude))
         down, right = y - (height - 1) / 2, x - (width - 1) / 2
         y = cosine * down + sine * right + (height - 1) / 2
         x = cosine * right - sine * down + (width - 1) / 2
     elif name == "ShearY":
+        # The left edge stays in place; the centres of the first pixels are half a pixel to the right of it.
         y += magnitude * (x + 0.5)
     elif name == "TranslateX":
         x -= int(magnitude)
@@ -200,9 +206,11 @@ def _curve(name: str, magnitude: float, height: int, width: int) -> Tensor:
     if name == "Invert":
         return 255 - values
     if name == "Posterize":
+        # The mask has ones in the highest `magnitude` bits.
         return values & (256 - (1 << (8 - int(magnitude))))
     if name == "Solarize":
         return torch.where(values >= magnitude, 255 - values, values)
+    # Brightness: a blend with black.
     return _blend(values, torch.zeros(256), _ratios(name, magnitude, height, width))
 
 
@@ -221,6 +229,7 @@ def _nothing(name: str, magnitude: float, height: int, width: int) -> Tensor:
 
 def _move(images: Tensor, sources: Tensor) -> Tensor:
     count, height, width, channels = images.shape
+    # One black pixel behind each image, for sources outside of it: its number is H * W.
     with_black = F.pad(images.view(count, height * width, channels), (0, 0, 0, 1))
     first = torch.arange(0, count * (height * width + 1), height * width + 1, device=images.device)
     pixels = (sources + first[:, None]).view(-1)
@@ -240,6 +249,7 @@ def _blend(images: Tensor, other: Tensor, ratios: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     """Return (n, H, W, 1) uint8, the brightness of each pixel."""
     red, green, blue = images.float().unbind(-1)
+    # torchvision's weights; the brightness is cut off to a whole number there too, not rounded.
     return (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8)[..., None]
 
 
@@ -257,6 +267,7 @@ def _contrast(images: Tensor, ratios: Tensor) -> Tensor:
 def _sharpness(images: Tensor, ratios: Tensor) -> Tensor:
     """Blend with an image blurred by a 3x3 kernel of 1s around a 5, except at the border."""
     values = images.float()
+    # Sums of three along both axes; four times the centre in addition gives it the weight 5 of 13.
     columns = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     total = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * values[:, 1:-1, 1:-1]
     blurred = values.clone()
@@ -269,6 +280,7 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
     low = images.amin(1, keepdim=True).amin(2, keepdim=True).float()
     high = images.amax(1, keepdim=True).amax(2, keepdim=True).float()
     flat = high == low
+    # Channels of a single value: minus 0, times 1 leaves them as they are.
     low, scale = low.masked_fill(flat, 0), (255 / (high - low)).masked_fill(flat, 1)
     return ((images.float() - low) * scale).clamp_(0, 255).to(torch.uint8)
 
@@ -278,8 +290,10 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
     values = images.flatten(1, 2).transpose(1, 2).long()  # (n, 3, H * W)
     histogram = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
     up_to = histogram.scatter_add_(2, values, torch.ones_like(values)).cumsum(2)
+    # `below` counts smaller values, `up_to` equal ones too; they are the same for values that do not occur.
     below = F.pad(up_to[..., :-1], (1, 0))
     without_largest = below.masked_fill(up_to == below, 0).amax(2, keepdim=True)
+    # A 255th of the pixels below the largest value. Where it is 0, the channel stays as it is.
     step = without_largest // 255
     curve = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
     curve = torch.where(step > 0, curve, torch.arange(256, device=images.device)).to(torch.uint8)

@@ -43,10 +43,11 @@ class Batch:
 
 
 def epoch(split: Split, random: np.random.RandomState, batch_size: int) -> list[Batch]:
-    """Return the batches of one epoch, in order; examples that fill no batch are left out of it.
+    """Return the batches of one epoch, in order, without the examples that are left over after the last whole batch.
 
-    Where examples differ in length, those of 32 batches at a time are sorted by it, and the batches shuffled again.
+    Where examples differ in length, those of 32 batches at a time are sorted by length; then all batches are shuffled.
     """
+    # A split that is smaller than a batch is one batch, of all there is.
     count = max(1, len(split) // batch_size)
     order = random.permutation(len(split))[: count * batch_size]
     if split.lengths is not None:
@@ -75,6 +76,7 @@ def _batches(split: Split, order: np.ndarray, batch_size: int) -> Iterator[Batch
         if split.lengths is None:
             yield Batch(numbers[chosen])
             continue
+        # A batch is at most as wide as the stored tokens, which are cut to W.
         widest = split.inputs.shape[-1]
         lengths = np.minimum(split.lengths[order[chosen]], widest)
         yield Batch(numbers[chosen], min(-(-int(lengths.max()) // MULTIPLE) * MULTIPLE, widest), int(lengths.sum()))

@@ -1,4 +1,4 @@
-"""Cells of users' tables: numbers, one value in several spellings, and words that are none."""
+"""Cells of users' tables: numbers, several spellings of one value, and text that is not a word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Decimal = Literal[".", ","]
 MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 DIGITS = r"[+-]?\d[\d.,]*"
 NO_WORDS = {
+    # 1.234,5 and 0,5; with commas between thousands 1,234.5.
     "a number with a decimal comma": r"[+-]?\d*(?:\.\d{3})*,\d+|[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?",
+    # 2024-01-31 with any time behind it, 31.1.24, 12:30:05 pm, 3 Mar 2024, March 3, 2024.
     "a date or a time": (
         r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ].*)?|\d{1,2}([-/.])\d{1,2}\2(?:\d{2}|\d{4})(?: .*)?"
         r"|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[ap]m)?"
@@ -30,6 +32,7 @@ REMEDIES = {
 }
 
 TRUTH = {"false": 0.0, "true": 1.0}
+# A column's name that ends in a word for numbers of rows: id, row_nr, user id; or userId.
 NAMED_LIKE_ID = re.compile(r"(?:^|[\W_])(?:id|idx|index|key|nr|no|num|number|row|uuid)$|[a-z]I[dD]$", re.ASCII)
 
 
@@ -39,6 +42,7 @@ def number(cell: str, decimal: Decimal = ".") -> float | None:
         return None
     if decimal == ",":
         whole, comma, fraction = cell.partition(",")
+        # Dots can only be between thousands here: any other place of a dot is refused, not guessed.
         if "." in whole and not re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", whole):
             return None
         cell = whole.replace(".", "") + (f".{fraction}" if comma else "")
@@ -62,6 +66,7 @@ def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:
     """
     counts = Counter(cells)
     numbers = {cell: number(cell, decimal) for cell in counts}
+    # true and false are 1 and 0 only beside numbers; a column of words may have them as words.
     only_numbers = all(numbers[cell] is not None or cell.lower() in TRUTH for cell in counts)
     beside_numbers = only_numbers and any(value is not None for value in numbers.values())
     alike: dict[Hashable, list[str]] = defaultdict(list)
@@ -69,9 +74,11 @@ def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:
         truth = cell.lower() if cell.lower() in TRUTH else None
         if truth and beside_numbers:
             value = TRUTH[truth]
+        # Equal keys mean the same: a number by its value, a truth value without its case, a word as it is.
         alike[value if value is not None else ("truth", truth) if truth else cell].append(cell)
     chosen = dict[str, str]()
     for group in alike.values():
+        # A spelling that is a number comes first, then the commonest, the shortest, the first by letters.
         best = min(group, key=lambda cell: (numbers[cell] is None, -counts[cell], len(cell), cell))
         chosen |= dict.fromkeys(group, best)
     return chosen
@@ -82,7 +89,7 @@ def size(cell: str, decimal: Decimal = ".") -> float | None:
     return TRUTH.get(cell.lower(), number(cell, decimal))
 
 
-# ---- what is worth a word ------------------------------------------------------------------------------------
+# ---- remarks for the user ------------------------------------------------------------------------------------
 
 
 def on_spellings(column: str, chosen: dict[str, str]) -> str:
@@ -109,6 +116,7 @@ def on_ids(column: str, cells: Iterable[str], values: Iterable[float] | None) ->
     if values is not None:
         values = sorted(values)
         whole = all(value.is_integer() for value in values) and len(set(values)) == len(values)
+        # Row numbers have no gaps; a column that is called an id may have some.
         without_gaps = whole and values[-1] - values[0] == len(values) - 1
         if not (without_gaps or (whole and NAMED_LIKE_ID.search(column))):
             return ""

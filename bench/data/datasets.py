@@ -1,7 +1,7 @@
 """Published data sets on disk: their location, verification and download.
 
-There is one data folder (`bench.core.data_folder`). No file is taken for what its name says: what is read has been
-compared with the checksum of what the publisher gives out.
+There is one data folder (`bench.core.data_folder`). The name of a file proves nothing: whatever is read has been
+compared with the publisher's checksum.
 """
 
 from __future__ import annotations
@@ -107,10 +107,12 @@ class Dataset:
             BenchError: the files cannot be obtained, are not the official ones, or the disk refuses.
         """
         if not self.is_there():
+            # A task's name may have a slash (glue/cola), the name of a file may not.
             with locked(data_folder() / f".{self.task.replace('/', '-')}.lock"):
                 if not self.is_there():  # another process may have been at it
                     for wanted in self.downloads:
                         self._obtain(wanted, allow_unverified, retries)
+        # Files that were here before are checked too: nobody has compared them with the official ones yet.
         self.check(allow_unverified=allow_unverified)
 
     @property
@@ -136,11 +138,14 @@ class Dataset:
     def _obtain(self, wanted: Download, allow_unverified: bool, retries: RetryPolicy) -> None:
         folder = data_folder() / self.folder
         if not self._is_archive:
+            # A data set may be here in part; only files that are missing are downloaded.
             if not _on_disk(folder / wanted.name.removesuffix(".gz")).is_file():
                 self._download(wanted, folder, retries)
             return
+        # The folder is there and lacks files: unpacking over it could mix two data sets.
         if folder.exists():
             raise self.absent(self._remedy())
+        # The user may have put the archive there, so it is checked like a download.
         archive = data_folder() / wanted.name
         if not archive.is_file():
             self._download(wanted, archive.parent, retries)
@@ -192,6 +197,7 @@ class Dataset:
 
 def remembered(read: Callable[[list[Path]], T], paths: Sequence[Path]) -> T:
     """Return `read(paths)`, cached until a file changes or something else is read."""
+    # The signatures are a part of the cache's key, so that a changed file is read again.
     return cast(T, _read(read, tuple(map(signature, paths))))
 
 
@@ -236,6 +242,7 @@ def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) ->
     Raises:
         BenchError: there is nothing at `path`, or a file cannot be read.
     """
+    # Only tasks with a user's own files have the class method `files`.
     files = getattr(factory, "files", None)
     if files is None:
         return None
@@ -247,6 +254,7 @@ def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) ->
 def _files_digest(root: Path, signatures: tuple[FileSignature, ...]) -> str:
     digest = hashlib.sha256()
     for path, _, _ in signatures:
+        # With "/" on every system, so that the hash is the same everywhere.
         digest.update(f"{path.relative_to(root).as_posix()}\n{_digest('sha256', path, open)}\n".encode())
     return digest.hexdigest()
 
@@ -258,6 +266,7 @@ def _content_digest(algorithm: str, file: FileSignature) -> str:
 
 def _digest(algorithm: str, path: Path, opener: Callable[..., Any]) -> str:
     with _reading(path), opener(path, "rb") as file:
+        # Without the flag, Python on a system in FIPS mode refuses md5.
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
@@ -313,6 +322,7 @@ def extract(archive: Path, folder: Path) -> None:
                 tar.extractall(temporary, filter="data")  # which lets nothing out of the folder
             if not (temporary / folder.name).is_dir():
                 raise damaged(archive, f"it holds no folder {folder.name}")
+            # The renaming comes last: a folder with this name is complete.
             os.rename(temporary / folder.name, folder)
         except DAMAGE as error:
             raise damaged(archive, error) from error
@@ -327,6 +337,7 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")  # noqa: SIM115 - closed by the `with` below
     with lock:
+        # First without waiting, so that whoever has to wait is told what for.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

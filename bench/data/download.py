@@ -59,8 +59,8 @@ class RetryPolicy:
     Attributes:
         silence: seconds without a single byte after which a connection is given up.
         waits: seconds before each further attempt; they begin anew when an attempt has brought something.
-        unreachable: the same while nothing but unknown hosts and refused connections has been met: most likely there is
-            no network, which should be told soon.
+        unreachable: seconds before each further attempt while every host was unknown or refused the connection: most
+            likely there is no network, and the user should know soon.
     """
 
     silence: float = 30
@@ -102,6 +102,7 @@ def download(wanted: Download, folder: Path, retries: RetryPolicy = RETRIES) -> 
 
 def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: Progress) -> None:
     """Try the servers in turn, and again, until one says that `part` is whole."""
+    # The last answer of each server, for the message if all of them fail.
     answers = dict.fromkeys(urls, "")
     left, have, idle, network = list(urls), _size(part), 0, False
     while True:
@@ -112,10 +113,12 @@ def _complete(part: Path, urls: Sequence[str], retries: RetryPolicy, progress: P
                 answers[url], kind = _reason(error), _kind(error)
             if kind == "final":
                 left.remove(url)
+            # Any other answer shows that there is a network, so that longer waits are worth while.
             network |= kind != "unreachable"
         waits = retries.waits if network else retries.unreachable
         if _size(part) > have:
             have, idle = _size(part), 0
+        # `left` is empty once every server has said that it does not have the file.
         if not left or idle >= len(waits):
             kept = f"\n  {_size(part):,} bytes are kept: the same command resumes there" if _size(part) else ""
             raise DownloadError("\n".join(f"  {url}: {answer}" for url, answer in answers.items()) + kept)
@@ -132,6 +135,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
     """
     have = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "sam-bench"})
+    # Range asks for the missing bytes alone; a server may ignore it.
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
@@ -146,6 +150,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
             have = 0  # the server gives the whole file, whatever was asked for
             with writing(part):
                 file.truncate(0)
+        # `length` counts down while bytes come; None if the server has not said how many there are.
         total = None if response.length is None else have + response.length
         while block := response.read1(BLOCK):  # not `read`: what came before a break is not lost
             with writing(part):
@@ -153,6 +158,7 @@ def _transfer(url: str, part: Path, silence: float, progress: Progress) -> None:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             have += len(block)
             progress.update(progress.task_ids[0], completed=have, total=total)
+        # A broken connection ends `read1` as a whole file does; only the count of missing bytes tells.
         if response.length:
             raise ConnectionError(f"the connection broke with {response.length:,} bytes to come")
 

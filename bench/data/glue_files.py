@@ -1,7 +1,7 @@
 """GLUE's nine tasks as files: tables out of its zips, or the hub's copy, which `bench prepare` brings here.
 
 The zips' tables are tab-separated and know no quoting. The hub's copy lies in `<data folder>/glue/hub/<task>`, with
-a line of JSON an example, beside origin.json, which says where it came from. Of the two the tables come first.
+one line of JSON per example, beside origin.json, which says where it came from. Where both are here, the tables count.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class GlueFiles:
             folder=f"glue/{self.title}",
             elsewhere=(self.title, f"GLUE/{self.title}", f"glue_data/{self.title}"),
             files={part.name: part.md5 for part in self.parts},
+            # Nothing is downloaded for the tables: `fetch` brings the hub's copy.
             downloads=(),
             by_hand=f"{come_from}; or run `bench prepare` where there is a network, and bring glue/hub/{self.name} "
             "out of that machine's data folder into this one's",
@@ -143,6 +144,7 @@ class GlueFiles:
         self.check(allow_unverified=allow_unverified)
         paths = self.tables.paths() if self._from_tables() else self._in_copy(self.copy)
         splits = remembered(self._read, paths)
+        # Only of the official files is the number of examples known.
         if self.verified():
             for path, split, part in zip(paths, splits, self.parts, strict=True):
                 if len(split) != part.rows:
@@ -150,6 +152,7 @@ class GlueFiles:
         return splits
 
     def _from_tables(self) -> bool:
+        # Without any files the tables count as missing: their message says where to put what.
         return self.tables.is_there() or not self.copy.is_dir()
 
     # ---- reading ---------------------------------------------------------------------------------------------
@@ -165,6 +168,7 @@ class GlueFiles:
 
     def _rows_of_table(self, path: Path) -> Iterator[Row]:
         lines = enumerate(_lines(path), 1)
+        # Where the columns are known (CoLA), the first line is an example already.
         header = self.header or tuple(next(lines, (1, ""))[1].split("\t"))
         if header == ("",):
             raise _Wrong("line 1: there is no header")
@@ -175,6 +179,7 @@ class GlueFiles:
         last = max(*texts, label)
         for number, line in lines:
             cells = line.split("\t")
+            # The hub's copy leaves these lines out, too.
             if self.ragged and len(cells) <= last:
                 continue
             if not self.ragged and len(cells) != len(header):
@@ -182,11 +187,7 @@ class GlueFiles:
             yield number, [cells[place] for place in texts], cells[label]
 
     def _split(self, rows: Iterable[Row]) -> Split:
-        """Return rows as texts and targets.
-
-        Raises:
-            _Wrong: there are none, or a label is none of the task's.
-        """
+        """Return rows as texts and targets; raise _Wrong if there are none, or if a label is none of the task's."""
         texts: list[Sequence[str]] = []
         targets: list[float] = []
         for number, row, label in rows:
@@ -213,6 +214,7 @@ class GlueFiles:
             if not 0 <= similarity <= HIGHEST:
                 raise _Wrong(f"the score is {_short(label)}, not a number from 0 to {HIGHEST:g}")
             return similarity
+        # type(), not isinstance, because true in a line of JSON would pass for class 1.
         if type(label) is int and label in self.classes.values():
             return label
         if isinstance(label, str) and label in self.classes:
@@ -235,6 +237,7 @@ class GlueFiles:
 
     def _unlike_the_hub(self) -> list[str]:
         """Return one line for each file that differs from the downloaded original."""
+        # A copy that lacks a file is damaged: there is nothing that could be allowed.
         for path in (self.copy / ORIGIN, *self._in_copy(self.copy)):
             if not path.is_file():
                 raise damaged(self.copy, f"it lacks {path.name}")
@@ -281,16 +284,13 @@ class GlueFiles:
                 files = {path.name: self._store(splits, part, path) for path, part in paths}
                 origin = {"repository": REPOSITORY, "config": self.name, "revision": revision, "files": files}
                 (temporary / ORIGIN).write_text(to_json(origin), encoding="utf-8")
+                # The renaming comes last: a folder with this name is complete.
                 os.rename(temporary, self.copy)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _store(self, splits: Mapping[str, Any], part: Part, path: Path) -> dict[str, Any]:
-        """Write one of the hub's splits, and say what was written.
-
-        Raises:
-            BenchError: it is not what the task's split should be.
-        """
+        """Write one of the hub's splits and return its rows and sha256; raise BenchError if it is not the task's."""
         columns = (*(self.hub_texts or self.texts), "label")
         try:
             if part.hub not in splits:
@@ -299,6 +299,7 @@ class GlueFiles:
             if missing := [column for column in columns if column not in table]:
                 raise _Wrong(f'there is no column "{missing[0]}"; {nearest(missing[0], table)}')
             rows = list(zip(*(table[column] for column in columns), strict=True))
+            # The rows are checked as `load` would check them; the split itself is not needed.
             self._split((number, row[:-1], row[-1]) for number, row in enumerate(rows, 1))
             if len(rows) != part.rows:
                 raise _Wrong(f"it has {len(rows)} examples, where GLUE's {self.title} has {part.rows}")
@@ -308,15 +309,12 @@ class GlueFiles:
             ) from None
         lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
         path.write_bytes("".join(lines).encode())
+        # These stand in origin.json: `_unlike_the_hub` finds later changes by them.
         return {"rows": len(rows), "sha256": content_sha256(path)}
 
 
 def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
-    """Return the splits of one of the hub's configurations and its revision; offline, those that `datasets` has cached.
-
-    Raises:
-        Exception: the configuration cannot be obtained.
-    """
+    """Return the hub's splits of a task and their revision, or raise; offline, those that `datasets` has cached."""
     import datasets
     import huggingface_hub
 
@@ -340,6 +338,7 @@ def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yield lines of UTF-8, split at "\\n" or "\\r\\n" only: texts have other separators in them."""
+    # A byte order mark is no part of the first column's name.
     raw = content(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n") if raw else (), 1):
         try:

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from bench.core.errors import BenchError
 
 DEEP = "F"
-"""Pillow's mode for floating numbers, in which images of more than 8 bits a pixel are held here. Its own conversion of
-them to grey or colour clips: 16-bit images become white, numbers from 0 to 1 black."""
+"""Pillow's mode for floating numbers, in which images of more than 8 bits per pixel are held here. Pillow's conversion
+of such images to grey or colour clips: 16-bit images become white, numbers from 0 to 1 black."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 Scale = tuple[float, float]  # the values that become 0 and 255
@@ -22,8 +22,8 @@ Scale = tuple[float, float]  # the values that become 0 and 255
 def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: bool) -> torch.Tensor:
     """Return the pixels of images as (N, H, W, C) uint8.
 
-    Images of more than 8 bits a pixel are scaled alike: from the darkest pixel of the training images to their
-    lightest. Pixels of others that lie beyond are clipped.
+    Images of more than 8 bits per pixel are scaled alike: from the darkest pixel of the training images to their
+    lightest. Darker and lighter pixels of other images are clipped.
 
     Args:
         train: how many of them, the first ones, are the training set.
@@ -33,11 +33,14 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
     Raises:
         BenchError: a file is damaged, of another size, or of another depth than the others; the message names it.
     """
+    # One tensor that is filled image by image: a list to join would need the memory twice.
     pixels = torch.empty((len(paths), *shape[1:], shape[0]), dtype=torch.uint8)
     scale: Scale | None = None
     for number, path in enumerate(paths):
         image = _open(path, shape, fit)
+        # The first image decides for all; any of the other kind is refused below.
         if number == 0 and image.mode == DEEP:
+            # Only training images have a say in the scale, so that nothing of the test set is learned.
             scale = _range(paths[:train], shape, fit)
         if (image.mode == DEEP) != (scale is not None):
             raise _mixed(path, paths[0], first_is_deep=scale is not None)
@@ -64,7 +67,9 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
     channels, height, width = shape
     try:
         with Image.open(path) as file:
+            # The rotation comes before the size is compared, because it may swap height and width.
             image = ImageOps.exif_transpose(file)
+            # Pillow's modes of more than 8 bits: F, I and its variants such as I;16.
             if image.mode == "F" or image.mode.startswith("I"):
                 image = Image.fromarray(np.asarray(image, dtype=np.float32))
             else:
@@ -84,6 +89,7 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
 
 
 def _range(paths: list[Path], shape: tuple[int, int, int], fit: bool) -> Scale:
+    # All training images are read once more for this: no pixel can be scaled before the range is known.
     lowest, highest = np.inf, -np.inf
     for path in paths:
         image = _open(path, shape, fit)
@@ -99,6 +105,7 @@ def _bytes(image: Image.Image, channels: int, scale: Scale | None) -> np.ndarray
     values = np.array(image)
     if scale is not None:
         lowest, highest = scale
+        # Images of a single value have no range: dividing by 1 makes all of their pixels 0.
         share = (values.astype(np.float64) - lowest) / ((highest - lowest) or 1.0)
         values = np.repeat(np.rint(255 * share.clip(0, 1)).astype(np.uint8)[..., None], channels, axis=-1)
     return values.reshape(image.height, image.width, channels)

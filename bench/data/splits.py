@@ -51,6 +51,7 @@ class Split:
 
     def __getitem__(self, indices: Tensor) -> Split:
         noisy = None if self.noisy is None else self.noisy[indices]
+        # The lengths stay on the host, where batches are planned.
         lengths = None if self.lengths is None else self.lengths[indices.cpu().numpy()]
         return Split(self.inputs[indices], self.targets[indices], noisy, lengths)
 
@@ -78,6 +79,7 @@ def quantile_bins(numbers: np.ndarray[Any, Any]) -> Indices:
     """Return the bin of each number, shape (N,): tenths of the sorted numbers; fewer bins below 100 numbers."""
     bins = min(QUANTILES, max(1, len(numbers) // FEWEST_PER_QUANTILE))
     bin_of = np.empty(len(numbers), np.int64)
+    # A number's rank, scaled to the bins. The stable sort puts equal numbers in the same order on every machine.
     bin_of[np.argsort(numbers, kind="stable")] = np.arange(len(numbers)) * bins // max(1, len(numbers))
     return bin_of
 
@@ -95,11 +97,14 @@ def stratified_order(stratum: Indices, random: np.random.RandomState) -> tuple[I
     Returns:
         (N,) indices, and (N,) bool: whether the example at this place is the first of its stratum.
     """
+    # 1. The examples are shuffled. `number` is the stratum of each, in the shuffled order.
     shuffled = random.permutation(len(stratum))
     _, number, counts = np.unique(stratum[shuffled], return_inverse=True, return_counts=True)
+    # 2. `rank` counts the members of a stratum, from 0, in the shuffled order.
     together = np.argsort(number, kind="stable")
     rank = np.empty(len(stratum), np.int64)
     rank[together] = np.arange(len(stratum)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # 3. Member k of a stratum of n goes to (k + start) / n of the whole, with one drawn start per stratum.
     start = random.random_sample(len(counts))
     places = np.argsort((rank + start[number]) / counts[number], kind="stable")
     return shuffled[places], rank[places] == 0
@@ -123,6 +128,7 @@ def split_sizes(examples: int, settings: DataSettings) -> tuple[int, int]:
             f"examples are left beside data.validation = {settings.validation:g}"
         )
     if settings.train_share is not None:
+        # A share of what validation leaves, and at least one example.
         return max(1, round(settings.train_share * (examples - validation))), validation
     return settings.train_size or examples - validation, validation
 
@@ -151,6 +157,7 @@ def held_out(targets: Tensor, settings: DataSettings, seed: int, phase: Phase) -
     order, first = stratified_order(strata(targets), random)
     # A class that is held out whole could never be learned: its first example is held out last of all.
     kept = np.argsort(~first, kind="stable")[: len(order) - validation]
+    # A mask keeps the drawn order, by which a smaller train_size is the beginning of a larger one.
     learned = np.zeros(len(order), bool)
     learned[kept] = True
     return order[learned][:train], order[~learned]
@@ -168,6 +175,8 @@ def sample(targets: Tensor, noisy: Tensor | None, size: int) -> Indices:
     """
     stratum = strata(targets)
     if noisy is not None:
+        # Every class becomes two strata: even numbers have the true label, odd ones a replaced label.
         stratum = 2 * stratum + noisy.numpy()
     order, first = stratified_order(stratum, np.random.RandomState(SAMPLE_SEED))
+    # First members come before all others, so that no class is missing while there is room.
     return np.sort(order[np.argsort(~first, kind="stable")[:size]])

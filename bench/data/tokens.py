@@ -25,6 +25,7 @@ from bench.core.data_folder import data_folder
 from bench.core.errors import BenchError
 from bench.store.run_folder import StorageError, write_atomic
 
+# transformers takes a second to import, and cached tokens are read without it.
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -123,6 +124,7 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
     run = _read(path, len(texts), limit)
     if run is None:
         run = _tokenise(texts, tokenizer, limit)
+        # Checked before the tokens are cached, so that tokens of a wrong tokenizer are never kept.
         _check_vocabulary(run, tokenizer, config)
         if len(run.lengths) and not run.lengths.all():
             raise BenchError(
@@ -138,8 +140,10 @@ def fingerprint(texts: Texts) -> bytes:
     """Return the sha256 over texts and their order; an empty text differs from a missing one."""
     digest = hashlib.sha256()
     for column in (texts.first,) if texts.second is None else (texts.first, texts.second):
+        # JSON can hold half of a surrogate pair, which plain UTF-8 refuses.
         raw = [text.encode(errors="surrogatepass") for text in column]
         digest.update(f"{len(raw)} texts".encode())
+        # The lengths are hashed too: ("ab", "c") and ("a", "bc") are the same letters in a row.
         digest.update(np.array([len(text) for text in raw], dtype="<i8").tobytes())
         digest.update(b"".join(raw))
     return digest.digest()
@@ -189,15 +193,17 @@ def _json(path: Path) -> dict[str, Any]:
 def _limit(max_length: int, settings: dict[str, Any], config: dict[str, Any]) -> int:
     positions = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2 has the other name for it
     if isinstance(positions, int) and config.get("model_type") in POSITIONS_AFTER_PADDING:
+        # Without an entry in config.json the token of padding is 1, as in RoBERTa.
         padding = config.get("pad_token_id")
         positions -= (1 if padding is None else padding) + 1
+    # max_len is the name in files of early versions of transformers.
     allowed = (settings.get("model_max_length", settings.get("max_len")), positions)
     sane = (int(most) for most in allowed if isinstance(most, int | float) and 0 < most < NO_LIMIT)
     return min((max_length, *sane))
 
 
 def _key(texts: Texts, folder: Path, limit: int) -> str:
-    """Return the name of everything that determines the tokens."""
+    """Return a hash of everything that determines the tokens: texts, limit, tokenizer and versions of libraries."""
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers")}
     files = {path for pattern in ("config.json", *TOKENIZER_FILES) for path in folder.glob(pattern) if path.is_file()}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -215,6 +221,7 @@ def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
     added = tokenizer.num_special_tokens_to_add(pair=texts.second is not None)
     if limit <= added:
         raise BenchError(f"max_length = {limit} leaves no room for text: the tokenizer of {folder} adds {added} tokens")
+    # An empty part first: there may be no texts, and numpy cannot concatenate an empty list.
     parts = [_Run(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.int32))]
     parts += [_chunk(texts, start, tokenizer, limit) for start in range(0, len(texts), CHUNK)]
     return _Run(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("ids", "segments", "lengths")))
@@ -232,6 +239,7 @@ def _load(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         with quiet_transformers():
+            # Nothing is downloaded here, and no code that comes with a checkpoint is executed.
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each format has its own
         what = f"the tokenizer in {folder} cannot be loaded: {first_line(error)}"
@@ -249,6 +257,7 @@ def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if paired > alone:
         return
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    # A new post-processor would no longer add what the old one adds to single texts (`alone`).
     if alone or backend is None or tokenizer.eos_token is None:
         raise BenchError(
             f"the tokenizer in {folder} puts nothing between the two texts of a pair; take a checkpoint "
@@ -276,6 +285,7 @@ def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: 
         for number, index in enumerate(long):
             ids[index] = cut["input_ids"][number]
             segments[index] = cut["token_type_ids"][number]
+    # Texts are cut to `limit` or stay as they are, so the number of tokens is known beforehand.
     kept = int(np.minimum(lengths, limit).sum())
     return _Run(
         np.fromiter(chain.from_iterable(ids), np.int32, kept),
@@ -307,7 +317,9 @@ def _padded(run: _Run, limit: int) -> Tensor:
     width = int(kept.max(initial=0))
     is_there = np.arange(width) < kept[:, None]
     padded = np.zeros((len(kept), 2, width), np.int32)
+    # Segment ids are padded with 0, but 0 is a valid token id: -1 says that the text is over.
     padded[:, 0] = -1
+    # Places are filled row by row, which is the order of the texts in `run`.
     padded[:, 0][is_there] = run.ids
     padded[:, 1][is_there] = run.segments
     return torch.from_numpy(padded)
@@ -333,6 +345,7 @@ def _read(path: Path, count: int, limit: int) -> _Run | None:
         run = _Run(**arrays)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+    # A hash, because damage on the disk would otherwise go into results unseen.
     whole = np.array_equal(checksum, _checksum(run)) and len(run.lengths) == count
     return run if whole and len(run.ids) == np.minimum(run.lengths, limit).sum() else None
 

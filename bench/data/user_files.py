@@ -38,6 +38,7 @@ def hold_out(classes: Indices, share: float, where: str, names: list[str]) -> tu
             raise BenchError(
                 f'{where}: {len(members)} of class "{name}"; at least 3 are needed, to train, to validate and to test'
             )
+        # At most all but two: one example stays for training and one for validation.
         count = min(max(1, round(share * len(members))), len(members) - 2)
         test[random.permutation(members)[:count]] = True
     return np.flatnonzero(~test), np.flatnonzero(test)

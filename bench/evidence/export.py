@@ -69,14 +69,18 @@ def export(name: str, out: Path, overrides: Sequence[str] = (), results_name: st
     """
     of = recorded(name, out, overrides, results_name)
     path = experiments.find(name)
+    # Byte for byte as they are, so that the sha256 in experiment.json still hold.
     files = records.files(of.folder)
+    # Made again of the records: the tables in the folder may be of another version of this package.
     for table in tables.build(Study(of.results)):
         files |= {f"tables/{table.name}.{form}": render.render(table, form).encode() for form in FORMATS}
+    # Who repeats the runs needs the experiment's file, and the plug-ins that it names.
     plugins = _plugins(path)
     files |= {path.name: path.read_bytes(), **plugins}
     specs = {run_id: run.spec.model_dump(mode="json") for run_id, run in sorted(of.finished.items())}
     files["resolved.json"] = to_json({"overrides": list(overrides), "runs": specs}).encode()
     files["environment.json"] = to_json(_environment(of.results)).encode()
+    # Only a checkout has this file; an installed package does not.
     lock = Path(__file__).parents[2] / LOCK
     if lock.is_file():
         files[LOCK] = lock.read_bytes()
@@ -109,6 +113,7 @@ def check(path: Path) -> Checked:
     again = {f"tables/{table.name}.{form}": render.render(table, form).encode() for table in built for form in FORMATS}
     there = {file for file in files if file.startswith("tables/")}
     same = sorted(file for file in there if again.get(file) == files[file])
+    # A table that only one side has counts as different too.
     return Checked(name, files, results, built, same, sorted({*there, *again} - {*same}))
 
 
@@ -118,6 +123,7 @@ def _plugins(path: Path) -> dict[str, bytes]:
     files = {}
     for plugin in named:
         place = PurePosixPath(plugin)
+        # A member with such a path is refused when the archive is unpacked (see `bench.store.archive`).
         inside = not place.is_absolute() and ".." not in place.parts
         files[str(place) if inside else f"plugins/{place.name}"] = (path.parent / plugin).read_bytes()
     return files
@@ -127,6 +133,7 @@ def _environment(results: Results) -> dict[str, object]:
     """Return hardware and versions of the finished runs, and the versions that wrote the archive."""
     finished = results.records[results.records["status"].isin(["done", "diverged"])]
     among = finished[[column for column in CIRCUMSTANCES if column in finished]]
+    # Through JSON, missing cells become null and numpy's numbers Python's. dropna=False keeps unknown setups.
     setups = json.loads(among.value_counts(dropna=False).rename("runs").reset_index().to_json(orient="records"))
     names = ("sam-bench", "torch", "numpy", "pandas", "scipy")
     return {"runs": setups, "exported_with": {name: importlib.metadata.version(name) for name in names}}

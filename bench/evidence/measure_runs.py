@@ -63,12 +63,15 @@ def measure_runs(
     """
     measures, directions = _kept(of, settings, again)
     missing = [run for run in runs if run.spec.run_id not in set(measures["run_id"])]
+    # Of all runs, also those that are measured already: a second call must take the plane of the same seeds.
     planes = _first_seeds(runs)
     with _final_weights(of, missing, jobs, console) as weights:
         for number, run in enumerate(missing, start=1):
             run_id = run.spec.run_id
             row, points = _measure(of, run, weights[run_id], settings, device, run_id in planes, other_weights)
+            # Written after each run: a call that is stopped loses at most the run it was at.
             measures, directions = _joined(measures, [row]), _joined(directions, points)
+            # Under the lock of collecting: a launch that ends now writes experiment.json, too.
             with Store(of.folder).collecting():
                 records.publish_measures(_ordered(of, measures), _ordered(of, directions), of.folder)
             told = f"largest eigenvalue {row['eigenvalue_1']:.3g}, m-sharpness {row['m_sharpness']:.3g}"
@@ -82,8 +85,10 @@ def _kept(of: Recorded, settings: MeasureSettings, again: bool) -> tuple[pd.Data
     if measures is None or directions is None or again:
         return pd.DataFrame(columns=[*PLACE]), pd.DataFrame(columns=[*PLACE])
     recorded = of.results.records.drop_duplicates("run_id").set_index("run_id")["weights_sha256"]
+    # A run that was done again may have other weights, for which the old measures do not hold.
     holds = measures["run_id"].map(recorded) == measures["recorded_sha256"]
     for name, value in settings.columns().items():
+        # A setting that an older file lacks counts as different.
         holds &= (measures[name] == value) if name in measures else False
     return measures[holds], directions[directions["run_id"].isin(measures.loc[holds, "run_id"])]
 
@@ -120,6 +125,7 @@ def _final_weights(
                 raise BenchError(outcome.disk)
         for run in gone:
             weights[run.spec.run_id] = Weights(Store(Path(scratch)).run(run.spec.run_id).weights, "repeated")
+        # Inside the `with`: the weights of repeated runs are gone with the temporary folder.
         yield weights
 
 
@@ -137,6 +143,7 @@ def _measure(
         torch.set_num_threads(int(of.record(run_id)["threads"]))
     ready = prepared(run.spec, device)
     load_weights(weights.path, ready.model)
+    # The weights are compared with the record before anything is measured.
     sha256 = weights_sha256(ready.model)
     if sha256 != recorded and not other_weights:
         raise BenchError(

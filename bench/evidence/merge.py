@@ -85,21 +85,26 @@ def merge(parts: Sequence[Part]) -> Merged:
     Raises:
         BadValue: the parts belong to several experiments, or two parts differ in a run; the message lists all faults.
     """
+    # 1. Refuse what does not fit. Runs are compared only if all parts are of one experiment.
     faults = list(disagreements([(name, results.meta) for name, results in parts]))
     if not faults:
         faults = [*_other_settings(parts), *_other_data(parts), *_other_numbers(parts), *_other_measures(parts)]
     if faults:
         raise BadValue("these results cannot be merged, and nothing was written", faults)
+    # 2. All rows in one table; `part` says where each is from.
     frames = [
         keyed(results.records).assign(part=number, phase=_phase(results.records))
         for number, (_, results) in enumerate(parts)
     ]
     every = pd.concat(frames, ignore_index=True)[[*_columns([*frame.columns] for frame in frames)]]
     meta = merged_meta([results.meta for _, results in parts])
+    # 3. The best row of each place: finished before failed before unfinished, then that of the earlier part.
     rank = every["status"].map(lambda status: 0 if status in FINISHED else 1 if status == "failed" else 2)
     best = every.assign(rank=rank).sort_values(["rank", "part"], kind="stable").drop_duplicates([*PLACE])
+    # 4. Without final runs that the merged tuning does not choose, with rows for missing runs, and in order.
     records, superseded = _without_superseded(best.drop(columns="rank"), meta)
     records = _in_order(_whole(records, meta), meta)
+    # 5. What belongs to the finished runs: where they are from, their curves and their measures.
     done = records[records["status"].isin(FINISHED)]
     counted = done.drop_duplicates("run_id")["part"].value_counts()
     taken = {name: int(counted.get(number, 0)) for number, (name, _) in enumerate(parts)}
@@ -122,6 +127,7 @@ def _columns(of_parts: Iterator[list[str]]) -> list[str]:
     """Return all columns, each after the one that it follows in the first part that has it."""
     names: list[str] = []
     for columns in of_parts:
+        # Where the column before this one, in this part, stands among all columns.
         before = -1
         for name in columns:
             if name not in names:
@@ -140,13 +146,16 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
     for name, results in parts:
         frame = keyed(results.records).assign(phase=_phase(results.records))
         names = ["task", "model", *setting_columns(map(str, results.records))]
+        # One row per configuration will do: its settings are the same for all seeds.
         for row in frame.drop_duplicates([*KEY, "phase"]).to_dict("records"):
             key = tuple(row[column] for column in (*KEY, "phase"))
             here = {column: None if pd.isna(row[column]) else row[column] for column in names}
             first, there = seen.setdefault(key, (name, here))
+            # A column that only one of the parts has is no difference.
             for column in [column for column in names if column in there and there[column] != here[column]]:
                 where = " ".join(filter(None, map(str, key)))
                 yield f"{where}: {column} is {there[column]} in {first}, {here[column]} in {name}"
+        # The run_id of a run that no part planned is a stand-in, the same for all of them.
         planned = frame[frame["run_id"] != NOWHERE][[*KEY, "phase", "seed", "run_id"]]
         for *place, seed, here_id in planned.itertuples(index=False, name=None):
             first, run_id = ids.setdefault((*place, seed), (name, here_id))
@@ -156,6 +165,7 @@ def _other_settings(parts: Sequence[Part]) -> Iterator[str]:
                     f"{where} seed {seed}: is run {run_id} in {first} and {here_id} in {name}: a setting, a plug-in or "
                     "a data file differs"
                 )
+                # One run_id per part will do: others most likely differ for the same reason.
                 break
 
 
@@ -182,7 +192,9 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
         left = set(now.rows.index)
         for first, then in sides[:number]:
             both = then.rows.index.intersection(list(left))
+            # A run is compared with the first part that has it, and not again with later ones.
             left -= set(both)
+            # Most runs have equal cells; only the others go through the slow comparison.
             for run_id in _not_identical(then, now, both):
                 again = reproduction(run_id, then, now)
                 if again.word == "differs":
@@ -190,6 +202,7 @@ def _other_numbers(parts: Sequence[Part]) -> Iterator[str]:
                     where = " ".join(str(row[column]) for column in ("optimizer", "config") if not pd.isna(row[column]))
                     faults.append(f"run {run_id} ({where}, seed {row['seed']}) differs between {first} and {name}")
                     faults += [f"  {fault} (recorded: {first}; here: {name})" for fault in again.faults]
+    # A fault has a line that names the run and a line, or more, for its numbers.
     yield from faults[: 2 * SHOWN]
     if len(faults) > 2 * SHOWN:
         yield f"and {len(faults) - 2 * SHOWN} more lines"
@@ -219,6 +232,7 @@ def _curves_differ(sides: Sequence[pd.DataFrame]) -> set[str]:
 def _differing(a: pd.DataFrame, b: pd.DataFrame, aside: Sequence[str]) -> set[Any]:
     names = [name for name in a.columns.intersection(b.columns) if name not in (*PLACE, *aside, "experiment")]
     left, right = a[names], b[names]
+    # Two missing cells are equal here; NaN and NaN are not by themselves.
     same = (left.eq(right) | (left.isna() & right.isna())).all(axis="columns")
     return set(same.index[~same])
 
@@ -229,6 +243,7 @@ def _other_measures(parts: Sequence[Part]) -> Iterator[str]:
         if results.measures is None or results.measures.empty:
             continue
         known = [column for column in MEASURED_WITH if column in results.measures]
+        # `bench measure` drops runs of other settings, so the first row stands for all.
         settings = results.measures[known].iloc[0].to_list()
         first = first or (name, settings)
         if first[1] != settings:
@@ -246,6 +261,7 @@ def _without_superseded(records: pd.DataFrame, meta: Meta) -> tuple[pd.DataFrame
     tune = records[(records["phase"] == "tune")]
     chosen = selection.candidates(tune, meta["metric"])["chosen"] if len(tune) else pd.Series(dtype=bool)
     best = set(chosen.index[chosen]) if len(chosen) else set()
+    # Optimizers with a choice; a final run of any other optimizer, which is not tuned, stays.
     places = {key[:2] for key in best}
     keys = list(zip(*(records[column] for column in KEY), strict=True))
     gone = pd.Series([key[:2] in places and key not in best for key in keys], records.index)
@@ -266,6 +282,7 @@ def _whole(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     new = []
     for _, group in records.groupby([*KEY, "phase"], sort=False):
         phase = group["phase"].iloc[0]
+        # Tuning runs have seeds of their own; the others have those that the parts have together.
         seeds = phases["tune"]["seeds"] if (phases := selection.phased(meta)) and phase == "tune" else meta["seeds"]
         first = group.iloc[0]
         for seed in seeds:
@@ -296,12 +313,14 @@ def _planned_nowhere(
 def _in_order(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     """Return the rows in the order that `bench run` gives them."""
     untuned = selection.phased(meta).get("untuned", [])
+    # `bench run` lists final runs of tuned optimizers last, since they are planned after the choice.
     later = (records["phase"] == "final") & ~records["optimizer"].isin(untuned)
     first = records["part"].map(lambda part: part if part >= 0 else 10**6)
     order = records.assign(
         _later=later,
         _condition=records["condition"].map({name: place for place, name in enumerate(conditions(meta))}),
         _label=records["optimizer"].map({name: place for place, name in enumerate(meta["labels"])}),
+        # Configurations in the order in which they first come.
         _config=pd.factorize(pd.Series(list(zip(records["optimizer"], records["config"], strict=True))))[0],
         _first=first,
     )
@@ -314,6 +333,7 @@ def _as_written(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     frame["seed"] = frame["seed"].astype(int)
     for name in frame.columns.intersection(list(COUNTS)):
         numbers = frame[name].astype(float)
+        # A cell that was missing in one part had made floats of whole numbers.
         if numbers.notna().all() and (numbers % 1 == 0).all():
             frame[name] = numbers.astype("int64")
     return frame
@@ -325,8 +345,10 @@ def _curves(parts: Sequence[Part], done: pd.DataFrame) -> pd.DataFrame:
         mine = done.loc[done["part"] == number, "run_id"]
         frames.append(results.curves[results.curves["run_id"].isin(mine)].drop_duplicates(["run_id", "epoch"]))
     columns = _columns([*frame.columns] for frame in (results.curves for _, results in parts))
+    # pandas cannot join an empty list, and an empty part still has the columns.
     measured = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     places = done[["run_id", *PLACE]]
+    # A run that stands at several places has its curve at each of them.
     merged = places.merge(measured.drop(columns=[*PLACE], errors="ignore"), on="run_id")
     return merged.reindex(columns=columns)
 

@@ -20,14 +20,17 @@ Table = Mapping[str, Any]
 
 def disagreements(parts: Sequence[tuple[str, Table]]) -> Iterator[str]:
     """Yield every key of experiment.json in which the parts disagree, so that they are different experiments."""
+    # Each part is compared with the first one, which names both sides in a message.
     (first, there), *others = parts
     for name, here in others:
         for key in ALIKE:
             if there.get(key) != here.get(key):
                 yield f"{key} is {_short(there.get(key))} in {first}, {_short(here.get(key))} in {name}"
+        # A part that has not decided yet contradicts nobody.
         ours, theirs = ((side.get("compiling") or {}).get("compile") for side in (there, here))
         if ours is not None and theirs is not None and ours != theirs:
             yield f'train.compile = "auto" was decided as {_flag(ours)} in {first}, as {_flag(theirs)} in {name}'
+        # The varied keys must be the same; their values may differ, since parts may have other conditions.
         if list(there.get("vary") or ()) != list(here.get("vary") or ()):
             ours, theirs = (", ".join(side.get("vary") or ()) or "nothing" for side in (there, here))
             yield f"vary: {ours} is varied in {first}, {theirs} in {name}"
@@ -39,6 +42,7 @@ def disagreements(parts: Sequence[tuple[str, Table]]) -> Iterator[str]:
             {key: value for key, value in (side.get("file") or {}).items() if key.startswith("plugins.")}
             for side in (there, here)
         ]
+        # Only plug-ins that both name: a part may have others besides.
         for key in {*plugins[0]} & {*plugins[1]}:
             if plugins[0][key] != plugins[1][key]:
                 yield f"{key.replace('plugins.', 'plug-in ')} differs between {first} and {name}"
@@ -69,14 +73,17 @@ def merged_meta(parts: Sequence[Table]) -> Meta:
     for key in ("sweeps", "tasks", "file"):
         meta[key] = _joined(part.get(key) or {} for part in parts)
     meta["vary"] = {key: _union(part["vary"][key] for part in parts) for key in first.get("vary") or {}}
+    # In the order of the full grid; a condition that is not in it comes last.
     if meta["vary"]:
         every = itertools.product(*meta["vary"].values())
         known = {condition for part in parts for condition in part["conditions"]}
         texts = (settings_text(dict(zip(meta["vary"], values, strict=True))) for values in every)
         meta["conditions"] = [*(text for text in texts if text in known)]
         meta["conditions"] += sorted(known.difference(meta["conditions"]))
+    # Entries are tables, which no set can hold, so duplicates are found by comparing.
     parts_of = [one for part in parts for one in part.get("parts", [])]
     meta |= {"parts": [one for place, one in enumerate(parts_of) if one not in parts_of[:place]]}
+    # before_shards divides missing runs among shards, and those are put together here.
     meta.pop("before_shards", None)
     if first.get("phases"):
         meta["phases"] = _merged_phases([part["phases"] for part in parts], meta["seeds"])

@@ -51,6 +51,7 @@ class Recorded:
     def record(self, run_id: str) -> pd.Series[Any]:
         """Return a run's row of records.csv."""
         rows = self.results.records
+        # A run of several optimizers has a row for each, with the same numbers.
         return rows.loc[rows["run_id"] == run_id].iloc[0]
 
     def curve(self, run_id: str) -> pd.DataFrame:
@@ -71,6 +72,7 @@ class Recorded:
         first: dict[str, str] = {}
         frame = self.results.records.set_index("run_id")
         for run_id in self.chosen():
+            # With a list as the key, pandas gives a column also for a single row.
             labels = frame.loc[[run_id], "optimizer"]
             for label in labels:
                 first.setdefault(label, run_id)
@@ -112,8 +114,10 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     experiment = experiments.load(path, overrides, results_name=results_name)
     folder = out / experiment.name
     results = records.read(folder)
+    # compile = "auto" stands for what was decided when the results were made.
     experiment = as_decided(experiment, folder)
     experiment = experiment.with_seeds(results.meta["seeds"])  # `bench run --seeds N`, or of several machines
+    # Final runs are those of the recorded choice; nothing is chosen anew.
     if experiment.phases:
         final = keyed(results.records[results.records["phase"] == "final"])
         tuned = final[final["optimizer"].isin(experiment.phases.trials)]
@@ -125,6 +129,7 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
             f"protocol {PROTOCOL}, which cannot reproduce them: repeat them with the version that made them (the "
             "commit under their tables), or run the experiment again with `bench run`"
         )
+    # Reversed, so that of a run at several places the first one stays in the dict.
     planned = {run.spec.run_id: run for run in reversed(experiment.runs)}
     done = results.records.loc[results.records["status"].isin(FINISHED), "run_id"]
     if gone := [run_id for run_id in done if run_id not in planned]:
@@ -146,7 +151,8 @@ def repeat(
 ) -> Outcome:
     """Repeat runs on this machine, each with its recorded number of threads.
 
-    A run is done on hardware of the recorded name if there is some here: on the processor of a machine with GPUs, too.
+    A run that was recorded on this machine's processor is repeated on it, even if there are GPUs; any other run is
+    repeated on a GPU, if there is one.
 
     Args:
         store: where to; it holds no runs yet.
@@ -155,13 +161,14 @@ def repeat(
         console: where progress is shown; default standard error.
 
     Returns:
-        What became of them; of a launch that was interrupted, `interrupted` is set.
+        The outcome of all runs together; `interrupted` is set if they were stopped before their end.
 
     Raises:
         BenchError: data or weights cannot be obtained.
     """
     fetch_files(replace(of.experiment, runs=tuple(runs)))
     total, options = Outcome(), RunOptions(keep_weights=keep_weights)
+    # Runs of one group need the same kind of hardware and the same number of threads.
     groups: dict[tuple[bool, int, int], list[PlannedRun]] = defaultdict(list)
     for run in runs:
         record = of.record(run.spec.run_id)
@@ -172,6 +179,7 @@ def repeat(
             if on_processor:
                 shares = _cores(jobs, threads * processes)
             else:
+                # The recorded number of threads, not the one that fits this machine: the bits depend on it.
                 shares = [replace(slot, threads=threads * processes) for slot in slots(jobs, processes=(processes,))]
             outcome = run_local(group, store, display, shares=shares, options=options)
             total.finished += outcome.finished
@@ -184,6 +192,7 @@ def repeat(
 
 def _threads(recorded: Any) -> int:
     """Return the number of threads of a recorded run; 1 if its environment is lost."""
+    # NaN is the only value that differs from itself.
     return 1 if recorded != recorded else int(recorded)
 
 
@@ -194,9 +203,11 @@ def _on_processor(device: str) -> bool:
 
 def _cores(jobs: int | None, threads: int) -> list[Slot]:
     """Return the processor in shares of this many threads, each pinned to its own cores if there are enough."""
+    # Not every system can say which cores a process may use; macOS cannot.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = len(cores) or os.cpu_count() or 1
     jobs = jobs or max(1, count // threads)
+    # Too few cores to give each job its own: the system shares them out.
     if jobs * threads > len(cores):
         return [Slot("cpu", (), threads)] * jobs
     return [Slot("cpu", tuple(cores[n * threads : (n + 1) * threads]), threads) for n in range(jobs)]

@@ -24,10 +24,10 @@ of other seeds usually do (their difference has sqrt(2) deviations). Ten runs of
 one, were all within: the farthest number at 0.8 of what is allowed, every other at 0.6 or less."""
 
 FLOOR_SCORE = 0.01
-"""Difference of a score, as stored, that is always allowed then: few seeds can lie close together by chance."""
+"""Difference of a score, as stored, that is allowed where bits need not repeat: few seeds can be close by chance."""
 
 FLOOR_LOSS = 0.05
-"""The same for losses, relative to the recorded one."""
+"""The same for a loss, as a share of the recorded loss."""
 
 SAME = ("device", "threads", "torch", "python")
 """Columns that must be as recorded, besides the code, for a repeated run to give the same bits."""
@@ -79,6 +79,7 @@ def reproduction(run_id: str, then: Numbers, now: Numbers) -> Reproduction:
         then: as recorded.
         now: as collected from the repetition.
     """
+    # 1. Gather what is different: what may never be, and what depends on the machine.
     old, new = then.record(run_id), now.record(run_id)
     if new["status"] not in ("done", "diverged"):
         return Reproduction(run_id, "differs", [f"failed here: {new['error']}"])
@@ -89,12 +90,15 @@ def reproduction(run_id: str, then: Numbers, now: Numbers) -> Reproduction:
     key = then.results.meta["metric"]["key"]
     bits += [*_unequal_finals(old, new, key), *in_curve]
     code = _code(old, new)
+    # 2. Judge: identical, agrees or differs.
     if not exact and not bits:
         return Reproduction(run_id, "identical", [], elsewhere, None, code)
+    # Elsewhere the bits may differ, but not what EXACT lists.
     if elsewhere and not exact:
         if far := list(_too_far(then.results, old, new, key)):
             return Reproduction(run_id, "differs", far, elsewhere, first_epoch, code)
         return Reproduction(run_id, "agrees", [], elsewhere, first_epoch, code)
+    # The same circumstances, or a difference that no circumstances explain.
     return Reproduction(run_id, "differs", [*exact, *bits], elsewhere, first_epoch, code)
 
 
@@ -107,12 +111,15 @@ def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, f
     records = keyed(then.records)
     done = records[records["status"] == "done"]
     place = [name for name in ("condition", "phase", "optimizer", "config") if name in then.records]
+    # The other seeds of the same configuration: they differ by chance alone.
     seeds = done[(done[place].fillna("") == recorded[place].fillna("")).all(axis="columns")]
     allowed = {}
     for name in (f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", key)):
+        # A number that the record lacks cannot be compared.
         if name not in seeds or pd.isna(recorded[name]):
             continue
         floor = FLOOR_LOSS * abs(float(recorded[name])) if name.endswith("_loss") else FLOOR_SCORE
+        # The deviation of a single seed is NaN: only the floor counts then.
         spread = seeds[name].astype(float).std(ddof=1)
         allowed[name] = max(floor, 0.0 if np.isnan(spread) else SPREADS * float(spread))
     return allowed
@@ -121,6 +128,7 @@ def tolerances(then: Results, recorded: pd.Series[Any], key: str) -> dict[str, f
 def _too_far(then: Results, old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
     for name, allowed in tolerances(then, old, key).items():
         difference = abs(float(new[name]) - float(old[name]))
+        # Not `>`: a difference that is NaN must count as too large.
         if not difference <= allowed:
             values = f"recorded {old[name]:.6g}, here {new[name]:.6g}"
             yield f"{name}: {values}; {difference:.3g} apart, allowed {allowed:.3g}"
@@ -128,6 +136,7 @@ def _too_far(then: Results, old: pd.Series[Any], new: pd.Series[Any], key: str) 
 
 def _elsewhere(old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
     found = list(_unequal(old, new, SAME))
+    # A truth value is True when it was just collected, and may be the text "True" when it was read.
     if new.get("device_type") == "cuda" and str(new["deterministic"]).lower() != "true":
         found.append("a GPU without deterministic = true")
     return found
@@ -143,6 +152,7 @@ def _unequal(old: pd.Series[Any], new: pd.Series[Any], names: tuple[str, ...]) -
 def _unequal_finals(old: pd.Series[Any], new: pd.Series[Any], key: str) -> Iterator[str]:
     names = [name for name in metric_columns(key) if name in old and name in new]
     if other := [name for name in names if not _same(old[name], new[name])]:
+        # The test metric if it is among those that differ, since readers look for it.
         shown = f"test_{key}" if f"test_{key}" in other else other[0]
         apart = f"{shown} recorded {float(old[shown])!r}, here {float(new[shown])!r}"
         yield f"final numbers: {len(other)} of {len(names)}; {apart}"
@@ -153,6 +163,7 @@ def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None,
 
     Timings are not compared.
     """
+    # With other epochs, the first one that only one side has says where the runs parted.
     if list(old.index) != list(new.index):
         return _first(set(old.index) ^ set(new.index)), [f"curve: recorded epochs {_ends(old)}, here {_ends(new)}"]
     numbers = [
@@ -161,6 +172,7 @@ def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None,
         if pd.api.types.is_numeric_dtype(old[name]) and name not in ("seed", "train_seconds")
     ]
     a, b = old[numbers].astype(float), new[numbers].astype(float)
+    # Two missing numbers are equal here; NaN and NaN are not by themselves.
     other = ~((a == b) | (a.isna() & b.isna()))
     if not other.to_numpy().any():
         return None, []

@@ -41,11 +41,14 @@ class Conv1D(nn.Module):
         channels = 1
         for kernel in (5, 3, 3):
             layers += [nn.Conv1d(channels, width, kernel, stride=2, padding=1), nn.ReLU()]
+            # Places after a convolution: (places + 2 * padding - kernel) / stride + 1, rounded down.
             channels, places = width, (places + 2 - kernel) // 2 + 1
         self.features = nn.Sequential(*layers, nn.Flatten())
+        # `places` is by now what the three strides have left.
         self.output = nn.Linear(width * places, task.num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (batch, classes) of signals (batch, places)."""
+        # The convolutions need an axis of channels: a signal has one.
         logits: Tensor = self.output(self.features(inputs.unsqueeze(1)))
         return logits

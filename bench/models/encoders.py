@@ -67,14 +67,15 @@ class Encoder(nn.Module):
         self.net = net
         self.layout = Padding(net.config, net)
         self.padding: int = net.config.pad_token_id
+        # RoBERTa takes segments but knows one kind only, so that a 1 would have no embedding.
         takes_segments = "token_type_ids" in inspect.signature(net.forward).parameters
         has_several = getattr(net.config, "type_vocab_size", 0) > 1 or net.config.model_type in RELATIVE_SEGMENTS
         self.has_segments = takes_segments and has_several
 
     def forward(self, tokens_B2W: Tensor) -> Tensor:
-        """Return logits (B, num_outputs) for token ids (row 0; -1 is nothing) and segment ids (row 1)."""
+        """Return logits (B, num_outputs) for token ids (row 0; -1 is padding) and segment ids (row 1)."""
         ids_BW, segments_BW, is_there_BW = self.layout(tokens_B2W)
-        # Nothing gets the id of padding, though nobody attends to it: RoBERTa tells positions by it.
+        # Padding needs its own id although attention leaves it out: RoBERTa counts positions by that id.
         inputs = {"input_ids": ids_BW.where(is_there_BW, self.padding), "attention_mask": is_there_BW.long()}
         if self.has_segments:
             inputs["token_type_ids"] = segments_BW
@@ -239,6 +240,7 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
     """Set depth and sizes, under the configuration names that most architectures use."""
     sizes = {key: value for key, value in changed.items() if value}
     if "hidden_size" in sizes:
+        # DistilBERT calls the width of its dense layers hidden_dim, BERT and most others intermediate_size.
         sizes["hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"] = 4 * sizes["hidden_size"]
     for key, value in sizes.items():
         if not hasattr(config, key):
@@ -286,6 +288,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
     missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
     if missing:
         raise BenchError(_misfit(file, net, f"{missing[0]} is missing ({len(missing)} in all)"))
+    # strict=False, because the two may differ in the pooler; every other difference is an error below.
     left = net.base_model.load_state_dict(twin.state_dict(), strict=False)
     apart = sorted(key for key in (*left.missing_keys, *left.unexpected_keys) if not _is_pooler(key))
     if apart:

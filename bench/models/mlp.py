@@ -22,9 +22,11 @@ def mlp(
 ) -> nn.Module:
     """Flatten, then `depth` hidden layers of `width` with ReLU (and dropout), then a linear output."""
     layers: list[nn.Module] = [nn.Flatten()]
+    # All numbers of an example, whatever its shape.
     size = math.prod(task.input_shape)
     for _ in range(depth):
         layers += [nn.Linear(size, width), nn.ReLU()]
+        # A rate of 0 adds no layer: the names in the state dict are those of a net without dropout.
         if dropout:
             layers.append(nn.Dropout(dropout))
         size = width

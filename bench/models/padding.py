@@ -49,11 +49,13 @@ class Padding(nn.Module):
         """Return token ids (B, W'; -1 is padding), segment ids (B, W') and the text mask (B, W'), from `Tokens.ids`."""
         if self.spare:
             width = tokens_B2W.shape[-1]
+            # `F.pad` fills with 0, which is a valid token id, so row 0 is set to -1. It has made a copy to write into.
             tokens_B2W = F.pad(tokens_B2W, (0, self.spare))
             tokens_B2W[:, 0, width:] = -1
         if self.is_before:
             width = tokens_B2W.shape[-1]
             lengths_B = (tokens_B2W[:, 0] >= 0).sum(dim=1)
+            # Each text is turned by its own length: its padding then comes first, and the text last.
             places_BW = (torch.arange(width, device=tokens_B2W.device) + lengths_B[:, None]) % width
             tokens_B2W = tokens_B2W.gather(2, places_BW[:, None].expand_as(tokens_B2W))
         ids_BW, segments_BW = tokens_B2W.long().unbind(dim=1)

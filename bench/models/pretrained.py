@@ -124,6 +124,7 @@ class TimmWeights(Pretrained):
         repository, revision = self._repository
         for file in ON_THE_HUB if repository else ():
             cached = try_to_load_from_cache(repository, file, revision=revision)
+            # Text is the path of a cached file; anything else means that there is none.
             if isinstance(cached, str):
                 return Path(cached)
         return None
@@ -141,6 +142,7 @@ class TimmWeights(Pretrained):
                 huggingface_hub.hf_hub_download(repository, file, revision=revision)
                 return
             except RemoteEntryNotFoundError:
+                # The repository has no file of this name, but perhaps one of the next name.
                 continue
             except Exception as error:  # of three libraries; whichever it is, there are no weights
                 raise self.absent(f"they cannot be downloaded now ({_first_line(error)})") from error
@@ -175,14 +177,17 @@ class TimmWeights(Pretrained):
         import timm
 
         try:
+            # weights_only: an older file is a pickle, and unpickling could otherwise execute code.
             weights = timm.models.load_state_dict(str(path), weights_only=True)
             if not weights:
                 raise ValueError("it is empty")  # and timm would look for weights elsewhere, on the hub
+            # custom_load is for models that read files of another format themselves; these tensors are read already.
             overlay = {"state_dict": weights, "custom_load": False}
             twin = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         except Exception as error:  # a damaged file fails in as many ways as there are formats
             raise BenchError(f"{path} does not hold the weights of {self._full_name}: {_first_line(error)}") from error
         classifier = self.config.classifier or ()
+        # With the dot, so that "head." does not take weights whose names only begin alike.
         heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
         body = {key: tensor for key, tensor in twin.state_dict().items() if not key.startswith(heads)}
         left_out = net.load_state_dict(body, strict=False).missing_keys
@@ -264,6 +269,7 @@ class Checkpoint(Pretrained):
             raise BenchError(f'the checkpoint "{self.name}": {what}')
         try:
             patterns = [CONFIG, *TOKENIZER_FILES, *((WEIGHTS, PARTS, INDEX) if self.weights else ())]
+            # "*/*": files in subfolders are other forms of the model (ONNX and the like).
             huggingface_hub.snapshot_download(self.name, allow_patterns=patterns, ignore_patterns=["*/*"])
         except Exception as error:
             raise self.absent(f"it cannot be downloaded now ({first_line(error)})") from error
@@ -297,11 +303,13 @@ class Checkpoint(Pretrained):
         on_the_hub = self._is_on_the_hub()
         if on_the_hub and self._local.is_dir():
             yield self._local
+        # A name without a slash is one of the hub, even where a folder of that name is here.
         if "/" in self.name and self._expanded().is_dir():
             yield self._expanded()
         if on_the_hub:
             from huggingface_hub import try_to_load_from_cache
 
+            # The cache has all files of a checkpoint in one folder, so config.json stands for them.
             cached: Any = try_to_load_from_cache(self.name, CONFIG)
             if isinstance(cached, str):
                 yield Path(cached).parent
@@ -358,9 +366,11 @@ def weight_files(folder: Path) -> list[Path]:
         BenchError: the index of several files is damaged.
     """
     index = folder / INDEX
+    # The single file counts first; where neither is here, it is the one that is said to be missing.
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
     try:
+        # The index says for each weight in which file it is.
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(folder / str(part) for part in parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@ Where published variants differ, this follows the code of the SAM paper (Foret e
 
 - Channels are rounded, as they also are in the code of Han et al.: 26.2 million parameters. Cutting them off, as
   equation 2 of Han et al. is written, gives the 26.0 million of their table.
-- ShakeDrop draws for each image. Yamada et al. also try one draw a batch, a channel or a pixel.
+- ShakeDrop draws for each image. Yamada et al. also try one draw per batch, per channel or per pixel.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class ShakeDrop(nn.Module):
         self.chance = chance
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        # Nothing is drawn at a chance of 0, so the random generator stays as it is.
         if self.chance == 0:
             return x_BCHW
         if not self.training:
             return x_BCHW * (1 - self.chance)
         gate_B111, alpha_B111, beta_B111 = uniform_per_image(3, x_BCHW)
         shaken_B111 = gate_B111 < self.chance
+        # From uniform in [0, 1) to uniform in [-1, 1).
         factor_B111 = torch.where(shaken_B111, 2 * alpha_B111 - 1, 1.0)
         gradient_factor_B111 = torch.where(shaken_B111, beta_B111, 1.0)
         return scaled_apart(x_BCHW, factor_B111, gradient_factor_B111)
@@ -75,6 +77,7 @@ class PyramidBlock(nn.Module):
         out_BCHW: Tensor = self.shake(self.branch(x_BCHW))
         if self.stride != 1:  # ceil_mode is for odd sizes: a padded convolution rounds up
             x_BCHW = F.avg_pool2d(x_BCHW, self.stride, ceil_mode=True)
+        # Zeros for the new channels, after the old ones.
         return out_BCHW + F.pad(x_BCHW, (0, 0, 0, 0, 0, self.new_channels))
 
 
@@ -89,6 +92,7 @@ class PyramidNet(nn.Module):
 
     def __init__(self, depth: int, alpha: int, shake: float, channels_in: int, num_classes: int) -> None:
         super().__init__()
+        # A block has three convolutions, in three stages; the stem and the head are the other two layers.
         blocks_a_stage = (depth - 2) // 9
         total = 3 * blocks_a_stage
         self.stem = conv3x3(channels_in, 16)
@@ -96,8 +100,10 @@ class PyramidNet(nn.Module):
         blocks: list[nn.Module] = []
         channels = 16
         for block in range(1, total + 1):
+            # The first block of the second and of the third stage halves height and width.
             stride = 2 if block in (blocks_a_stage + 1, 2 * blocks_a_stage + 1) else 1
             width = round(16 + alpha * block / total)
+            # The linear decay rule of Yamada et al.: the deeper a block, the more often it is shaken.
             blocks.append(PyramidBlock(channels, width, stride, shake * block / total))
             channels = PyramidBlock.EXPANSION * width
         self.blocks = nn.Sequential(*blocks)

@@ -36,6 +36,7 @@ class BasicBlock(nn.Module):
         out_BCHW = self.bn2(self.conv2(out_BCHW))
         if self.stride != 1 or self.new_channels:
             x_BCHW = x_BCHW[:, :, :: self.stride, :: self.stride]
+            # Half of the new channels, which are zero, come before the old ones and half after them.
             before = self.new_channels // 2
             x_BCHW = F.pad(x_BCHW, (0, 0, 0, 0, before, self.new_channels - before))
         return F.relu(out_BCHW + x_BCHW)
@@ -46,6 +47,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, channels_in: int, num_classes: int) -> None:
         super().__init__()
+        # A block has two convolutions, in three stages; the stem and the head are the other two layers.
         blocks = (depth - 2) // 6
         self.stem = conv3x3(channels_in, width)
         self.bn = nn.BatchNorm2d(width)
@@ -53,6 +55,7 @@ class SmallResNet(nn.Module):
         channels = width
         for stage in range(3):
             for block in range(blocks):
+                # The first block of the second and of the third stage halves height and width.
                 stride = 2 if stage > 0 and block == 0 else 1
                 stages.append(BasicBlock(channels, width << stage, stride))
                 channels = width << stage
@@ -98,6 +101,7 @@ def small_resnet(depth: int, width: int, task: Task) -> nn.Module:
 @register_model("resnet18", title="ResNet-18")
 def resnet18(task: Task) -> nn.Module:
     """ResNet-18 (He et al. 2016) with a 3x3 stem and no max pool, as is usual for CIFAR: 11.2 million parameters."""
+    # In this function BasicBlock is torchvision's, not the class above.
     from torchvision.models.resnet import BasicBlock, ResNet  # slow to import
 
     net: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=task.num_outputs)

@@ -23,6 +23,7 @@ class _ScaledApart(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient_factor,) = ctx.saved_tensors
+        # The derivative of x * factor would be `factor`: the papers put another number in its place.
         return gradients[0] * gradient_factor, None, None
 
 

@@ -23,6 +23,7 @@ class ShakeShake(nn.Module):
             return (one_BCHW + two_BCHW) / 2
         alpha_B111, beta_B111 = uniform_per_image(2, one_BCHW)
         one_BCHW = scaled_apart(one_BCHW, alpha_B111, beta_B111)
+        # The two shares sum to 1, in the forward pass and in the backward pass.
         two_BCHW = scaled_apart(two_BCHW, 1 - alpha_B111, 1 - beta_B111)
         return one_BCHW + two_BCHW
 
@@ -41,6 +42,7 @@ class TwoPaths(nn.Module):
         self.stride = stride
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        # A column and a row of zeros at left and top, and those at right and bottom cut off.
         moved_BCHW = F.pad(x_BCHW, (1, -1, 1, -1))
         here_BCHW = self.here(x_BCHW[:, :, :: self.stride, :: self.stride])
         moved_BCHW = self.moved(moved_BCHW[:, :, :: self.stride, :: self.stride])
@@ -56,6 +58,7 @@ class ShakeBlock(nn.Module):
         self.one = _branch(channels_in, channels, stride)
         self.two = _branch(channels_in, channels, stride)
         self.mix = ShakeShake()
+        # A block of stride 2 also changes the channels, so that the identity always fits.
         self.shortcut = None if channels_in == channels else TwoPaths(channels_in, channels, stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -85,6 +88,7 @@ class ShakeShakeNet(nn.Module):
         blocks: list[nn.Module] = []
         channels = 16
         for stage in range(3):
+            # A branch has two convolutions, in three stages; the stem and the head are the other two layers.
             for block in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(ShakeBlock(channels, width << stage, stride))
@@ -95,6 +99,7 @@ class ShakeShakeNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.blocks(self.bn(self.stem(x_BCHW)))
+        # Blocks end without a ReLU, so the last one is here.
         logits_BK: Tensor = self.head(F.relu(x_BCHW).mean(dim=(2, 3)))
         return logits_BK
 

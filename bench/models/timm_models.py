@@ -19,13 +19,13 @@ from bench.tasks.base import Task
 
 
 class Fitted(nn.Module):
-    """A net, and before it what makes a task's images those the net expects; all on the device.
+    """A net behind an adapter, on the device, that turns a task's images into those that the net expects.
 
     Args:
         net: takes (N, channels, size, size).
         size: images are resized to it, bicubic; smoothed before (antialias) only where they shrink.
-        channels: grey images are repeated so often.
-        scale, shift: x * scale + shift brings the task's normalisation to the net's; one number a channel, or None.
+        channels: grey images are repeated to have so many.
+        scale, shift: x * scale + shift brings the task's normalisation to the net's; one number per channel, or None.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class Fitted(nn.Module):
         self.channels = channels
         self.scale_C11: Tensor | None
         self.shift_C11: Tensor | None
+        # Not persistent: they belong to the task, and must not be a part of saved weights.
         self.register_buffer("scale_C11", None if scale is None else scale.view(-1, 1, 1), persistent=False)
         self.register_buffer("shift_C11", None if shift is None else shift.view(-1, 1, 1), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.shape[1] != self.channels:
+            # A view: grey images are repeated without a copy.
             x_BCHW = x_BCHW.expand(-1, self.channels, -1, -1)
         if self.scale_C11 is not None and self.shift_C11 is not None:
             x_BCHW = torch.addcmul(self.shift_C11, x_BCHW, self.scale_C11)
@@ -71,16 +73,19 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
 
     channels = image_shape(task)[0]
     weights = TimmWeights(name)
+    # A model that timm has no entry for gets the defaults of its configuration: 224x224 and colour.
     config = weights.config if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     path = weights.locate() if pretrained else None
     if pretrained and channels not in (1, config.input_size[0]):
         raise BenchError(f'pretrained "{name}" takes colour or grey images, not {channels} channels')
     channels = config.input_size[0] if pretrained else channels
     size = image_size or config.input_size[-1]
+    # These models (most ViTs) fix their size when they are made, and take it as img_size.
     if config.fixed_input_size:
         arguments["img_size"] = size
     try:
         net = timm.create_model(name, num_classes=task.num_outputs, in_chans=channels, **arguments)
+        # A size that the user gives is tried at once, so that a misfit is told before any run starts.
         if image_size:
             _try_out(net, torch.zeros(1, channels, size, size))
     except Exception as error:  # a size that a net cannot take fails in a manner of its own
@@ -93,6 +98,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
 
 @torch.no_grad()
 def _try_out(net: nn.Module, image_1CHW: Tensor) -> None:
+    # In eval mode, so that the running statistics of batch norm stay as they were at first.
     net.eval()(image_1CHW)
     net.train()
 
@@ -107,6 +113,7 @@ def renormalisation(
     if not hasattr(task, "mean") or not hasattr(task, "std"):
         return None, None
     task_mean, task_std, net_mean, net_std = (torch.tensor(x) for x in (task.mean, task.std, mean, std))
+    # x * task_std + task_mean is the pixel; (pixel - net_mean) / net_std is what the net expects of it.
     return task_std / net_std, (task_mean - net_mean) / net_std
 
 

@@ -73,9 +73,11 @@ def vit_micro(
 
 
 def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropout: float, **shape: Any) -> nn.Module:
+    # timm takes seconds to import, so only its models pay for it.
     import timm
 
     channels, height, width = image_shape(task)
+    # Otherwise the patches would leave out a border of every image.
     if height % patch_size or width % patch_size:
         raise BenchError(f"patch_size = {patch_size} does not divide images of {height}x{width}")
     net: nn.Module = timm.create_model(
@@ -91,6 +93,7 @@ def from_scratch(name: str, task: Task, patch_size: int, drop_path: float, dropo
 
 
 def rates(drop_path: float, dropout: float) -> dict[str, Any]:
+    # timm's names; its rates for attention weights and for the head stay 0.
     return {"drop_path_rate": drop_path, "pos_drop_rate": dropout, "proj_drop_rate": dropout}
 
 
@@ -107,6 +110,7 @@ def fetch_b16(params: dict[str, Any]) -> None:
 @register_model("vit_s16", title="ViT-S/16", fetch=fetch_s16)
 def vit_s16(task: Task, *, pretrained: bool = True, drop_path: Rate = 0.0, dropout: Rate = 0.0) -> nn.Module:
     """ViT-S/16 on images resized to 224x224, 21.7 million parameters, from ImageNet-21k (Steiner et al. 2022)."""
+    # `build` resizes images to the size of the pretraining, 224x224.
     return build(S16, task, pretrained, **rates(drop_path, dropout))
 
 

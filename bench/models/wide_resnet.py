@@ -29,6 +29,7 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(channels, channels)
+        # A block with stride 2 also changes the channels, so that the identity always fits.
         self.shortcut = None if channels_in == channels else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -47,7 +48,9 @@ class WideResNet(nn.Module):
         blocks: list[nn.Module] = []
         channels = 16
         for stage in range(3):
+            # A block has two convolutions, in three stages; the other four are the stem and the three shortcuts.
             for block in range((depth - 4) // 6):
+                # The first block of the second and of the third stage halves height and width.
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(WideBlock(channels, 16 * widen << stage, stride, dropout))
                 channels = 16 * widen << stage
@@ -57,6 +60,7 @@ class WideResNet(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        # Pre-activation blocks end without batch norm and ReLU, so the last ones are here.
         x_BCHW = F.relu(self.bn(self.blocks(self.stem(x_BCHW))))
         logits_BK: Tensor = self.head(x_BCHW.mean(dim=(2, 3)))
         return logits_BK

@@ -43,14 +43,17 @@ def pack(name: str, files: Mapping[str, bytes]) -> bytes:
         name: of the experiment, and of the one folder in the archive.
         files: contents by path within that folder.
     """
+    # Sorted, so that the order of `files` does not change the bytes.
     sha256 = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     manifest = to_json({"format": FORMAT, "experiment": name, "sha256": sha256}).encode()
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path, content in [(MANIFEST, manifest), *sorted(files.items())]:
             member = tarfile.TarInfo(f"{name}/{path}")  # mtime 0, nobody's
+            # A fixed mode: the umask of the one who packs must not change the bytes.
             member.size, member.mode = len(content), 0o644
             tar.addfile(member, io.BytesIO(content))
+    # gzip would write the present time into its header.
     return gzip.compress(plain.getvalue(), mtime=0)
 
 
@@ -72,6 +75,7 @@ def unpack(path: Path) -> tuple[str, dict[str, bytes]]:
         raise BenchError(
             f"{path}: its {MANIFEST} is of another format or experiment ({shown([version, of])}); export it again"
         )
+    # All faults are gathered first, so that one check names them all.
     faults = [f"{file}: missing" for file in recorded if file not in files]
     for file, content in files.items():
         if file not in recorded:
@@ -89,6 +93,7 @@ def results(files: Mapping[str, bytes]) -> Results:
     Raises:
         BenchError: there are no results, or they were changed after they were written.
     """
+    # `records.read` works on a folder, and checks more than the manifest does: hashes of tables and their contract.
     with tempfile.TemporaryDirectory(prefix="bench-archive-") as folder:
         write_files(files, Path(folder))
         return records.read(Path(folder))
@@ -115,12 +120,14 @@ class _Metered(io.RawIOBase):
         self.room = 0
 
     def read(self, size: int = -1, /) -> bytes:
+        # A size of -1 would mean "read everything", which no header needs.
         if not 0 <= size <= self.room:
             raise tarfile.ReadError("a header is larger than any of `bench export`")
         self.room -= size
         return self.file.read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        # Only forwards: what tarfile skips is unpacked as well, so it counts as read.
         if whence != io.SEEK_SET or not 0 <= offset - self.file.tell() <= self.room:
             raise tarfile.ReadError("its members are not in sequence")
         self.room -= offset - self.file.tell()
@@ -141,17 +148,20 @@ def _members(path: Path) -> dict[str, bytes]:
         with open(open_regular(path), "rb") as packed, gzip.open(packed) as plain:
             metered = _Metered(plain)
             metered.room = HEADER
+            # "r:" is a tar without compression: `plain` has unpacked it, and `metered` limits it.
             tar = tarfile.open(fileobj=metered, mode="r:")  # noqa: SIM115 - `plain` is what has to be closed
             for count, member in enumerate(_headers(tar, metered)):
                 if count >= MEMBERS:
                     raise BadValue(str(path), [f"more than {MEMBERS:,} files"])
                 if member.isdir():
                     continue
+                # A member is judged by its header, before any of its content is read.
                 if fault := _fault(member, files):
                     raise BadValue(str(path), [f"{shown(member.name)}: {fault}"])
                 room -= member.size
                 if room < 0:
                     raise BadValue(str(path), [f"more than {LARGEST:,} bytes when unpacked"])
+                # From here exactly its content may be read; `_headers` then allows the next header.
                 metered.room = member.size
                 files[member.name] = metered.read(member.size)
                 if len(files[member.name]) < member.size:
@@ -171,6 +181,7 @@ def _headers(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInf
 
 def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
     """Return why a member is refused; "" if it is not refused."""
+    # A sparse file can claim any size with a few bytes.
     if not member.isreg() or member.issparse() or member.size < 0:
         return "is no plain file"
     place = PurePosixPath(member.name)

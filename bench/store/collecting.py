@@ -78,10 +78,12 @@ def is_finished(folder: RunFolder, there: set[str]) -> bool:
 
 
 def _held(results: Results) -> Held:
+    # A run that stands at several places of the experiment has a row for each; one is enough here.
     done = results.records[results.records["status"].isin(FINISHED)].drop_duplicates("run_id")
     rows = {row["run_id"]: _present(row) for row in done.to_dict("records")}
     curves = results.curves[results.curves["run_id"].isin(rows)].drop_duplicates(["run_id", "epoch"])
     settings = setting_columns(map(str, results.records))
+    # Without their place: `collect` joins them to the places that the run has in the experiment now.
     return Held(results.meta, rows, settings, curves.drop(columns=["experiment", *PLACE], errors="ignore"))
 
 
@@ -175,8 +177,8 @@ def collect(
 ) -> Results:
     """Return the records and the curves of every planned run as two frames; unfinished runs have a row too.
 
-    One that is damaged counts as failed, and `damaged` says why; where only the place is lost at which it was done, it
-    counts as it is.
+    A run whose folder is damaged counts as failed, and `damaged` of the results says why. A run of which only
+    environment.json is damaged still counts.
 
     Args:
         known: what the records hold; default: they are read.
@@ -197,11 +199,13 @@ def collect(
         settings, run_id = run.spec.hyperparameters(), run.spec.run_id
         hyperparameters |= dict.fromkeys(settings)
         if run_id not in looked:
+            # With no folders to look into, `look` takes the run from the records.
             skip = changed is not None and run_id in known.rows and run_id not in changed
             looked[run_id] = look(store.run(run_id), known, set() if skip else there)
         place = [run_id, run.condition_text, run.phase, run.label, run.config_text, run.spec.seed]
         places.append(dict(zip(("run_id", *PLACE), place, strict=True)))
         about = {"experiment": meta["name"], "task": run.spec.task.name, "model": run.spec.model.name}
+        # The order matters: later tables overwrite the old place, settings and status of a row from the records.
         rows.append({**looked[run_id].row, **about, **settings, **places[-1], "status": looked[run_id].status})
     measured = _measured(looked, known)
     # What tasks measure beside their metric: other scores, other test sets.
@@ -231,5 +235,6 @@ def _measured(looked: Mapping[str, Found], held: Held) -> pd.DataFrame:
     frames = [pd.DataFrame(points)] if points else []
     if held.curves is not None:
         old = held.curves[held.curves["run_id"].isin([run_id for run_id, one in looked.items() if one.held])]
+        # Columns without any value are dropped, so that they do not decide the types of the joined frame.
         frames = [old.dropna(axis="columns", how="all"), *frames] if len(old) else frames
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id"])

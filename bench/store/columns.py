@@ -27,13 +27,16 @@ COLUMNS: dict[str, tuple[Role, Kind]] = {
     "status": ("run", "text"),
     "error": ("run", "text"),
     "run_id": ("run", "text"),
+    # Seconds of wall-clock time, but train_cpu_seconds of processor time; all are summed over interruptions.
     "setup_seconds": ("cost", "number"),
     "train_seconds": ("cost", "number"),
     "train_cpu_seconds": ("cost", "number"),
     "eval_seconds": ("cost", "number"),
+    # Forward-backward passes over a batch, not over the training set.
     "passes": ("cost", "count"),
     "examples": ("cost", "count"),
     "tokens": ("cost", "count"),
+    # 1 MB is 10**6 bytes.
     "peak_memory_mb": ("cost", "number"),
     "device": ("circumstance", "text"),
     "device_type": ("circumstance", "text"),
@@ -44,6 +47,7 @@ COLUMNS: dict[str, tuple[Role, Kind]] = {
     "dirty": ("circumstance", "number"),
     "data_fingerprint": ("circumstance", "text"),
     "data_verified": ("circumstance", "number"),
+    # Entries of environment.json: a resume on another machine, or with other versions, adds one.
     "environments": ("circumstance", "count"),
     "sequences": ("circumstance", "count"),
     "truncated": ("circumstance", "count"),
@@ -73,13 +77,16 @@ PROGRESS = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
 TEXT_SETTINGS = ("method", "base", "schedule", "precision")
 """Settings that are text even where all of them look like numbers."""
 
+# Read as text by `records.read`: a config or commit that consists of digits must not become a number.
 TEXT = (*(name for name, (_, kind) in COLUMNS.items() if kind == "text"), *TEXT_SETTINGS)
+# Whole numbers; pandas makes floats of them as soon as one cell of the column is missing.
 COUNTS = (*(name for name, (_, kind) in COLUMNS.items() if kind == "count"), "selected_epoch")
 SECONDS = tuple(name for name in COSTS if name.endswith("_seconds"))
 
 TAKEN = {*COLUMNS, "epoch", "batch_loss", "method", "base"}
 """Columns that no hyperparameter can have the name of, beside the metrics and the settings of training and data."""
 
+# train_noisy has no values where no labels were replaced, and train_clean is then the same as train.
 SPLITS = ("train", "train_clean", "train_noisy", "val", "test")
 
 
@@ -91,6 +98,8 @@ def metric_columns(key: str) -> list[str]:
 
 def setting_columns(columns: Iterable[str]) -> list[str]:
     """Return the columns of records.csv that are settings: they stand between those of the run and the metrics."""
+    # train_loss is the first of `metric_columns`.
     before = list(itertools.takewhile(lambda name: name != "train_loss", columns))
+    # The last column of RUN before the metrics: run_id stands at the end of the table.
     places = [number for number, name in enumerate(before) if name in RUN]
     return before[max(places, default=-1) + 1 :]

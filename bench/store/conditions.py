@@ -38,6 +38,7 @@ def keyed(frame: pd.DataFrame) -> pd.DataFrame:
 def _text(frame: pd.DataFrame, column: str) -> Any:
     if column not in frame:
         return ""
+    # As objects, because a column without any value is one of floats, into which no text goes.
     return frame[column].astype(object).where(frame[column].notna(), "")
 
 
@@ -63,6 +64,7 @@ def under(names: Collection[str], among: Collection[str]) -> str:
         return f" under {len(names)} of {len(among)} conditions"
     if long:
         return f" under {' and '.join(f'({name})' for name in names)}"
+    # Any name would do: the names have the same key, since only one thing is varied here.
     key = min(names).partition("=")[0]
     *others, last = (name.partition("=")[2] for name in names)
     return f" under {key}={', '.join(others)}{' and ' if others else ''}{last}"
@@ -78,6 +80,7 @@ def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Ite
     """Yield notes of (condition, subject, text), each text once for all conditions in which the text holds."""
     holds: dict[tuple[str, str], dict[str, None]] = {}
     for condition, subject, said in notes:
+        # A dict serves as a set that keeps the order of the conditions.
         holds.setdefault((subject, said), {})[condition] = None
     for (subject, said), names in holds.items():
         yield f"{subject}{under(names, among)}{said}"

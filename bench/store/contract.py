@@ -35,6 +35,7 @@ LARGEST = 2.0**63
 
 def fault(name: str, frame: pd.DataFrame, meta: Meta) -> str:
     """Return the first thing in a collected table that is not as `bench` writes it; "" if there is none."""
+    # The checks are generators: the first fault ends the work.
     return next(_FAULTS[name](frame, meta), "")
 
 
@@ -44,13 +45,16 @@ def _of_records(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     text = ("run_id", "optimizer", "config", "status", "task", "model", "device", "torch", "python", "commit")
     numbers = ("seed", "epochs", "threads", *COSTS)
     needed = ("run_id", "optimizer", "seed", "status", "task", "epochs", "train_seconds", "passes", "dirty", "threads")
+    # Missing columns come first: all later checks look columns up by name.
     yield from _columns(frame, (*needed, *text, "precision", *metrics, *swept, *(meta.get("vary") or ())))
     yield from _cells(frame, meta)
     conditions = frame["condition"].fillna("") if "condition" in frame else [""] * len(frame)
+    # Planned runs have rows too, so every optimizer must be there under every condition, finished or not.
     there = {*zip(conditions, frame["optimizer"], strict=True)}
     for place in itertools.product(meta.get("conditions") or [""], meta["labels"]):
         if place not in there:
             yield f"no line has {' '.join(filter(None, place))}"
+    # Line 1 of the file is the header, so the rows count from 2, as in an editor.
     for line, status in enumerate(frame["status"], start=2):
         if status not in STATUSES:
             yield f"line {line}: status is {shown(status)}; {nearest(str(status), STATUSES)}"
@@ -60,6 +64,7 @@ def _of_records(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
         yield from _among(frame, "phase", ("tune", "final") if meta.get("phases") else ())
     elif meta.get("phases"):
         yield "column phase is missing"
+    # Two rows at one place of the experiment would count one run twice.
     key = [column for column in ("condition", "phase", "optimizer", "config", "seed") if column in frame]
     for line, again in enumerate(frame.duplicated(key), start=2):
         if again:
@@ -106,6 +111,7 @@ def _cells(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     """Yield the faults of rows that do not match experiment.json."""
     yield from _among(frame, "optimizer", meta["labels"])
     if conditions := meta.get("conditions"):
+        # An experiment that varies nothing has the one condition "" and needs no column for it.
         if "condition" not in frame:
             if conditions != [""]:
                 yield "column condition is missing"
@@ -119,12 +125,14 @@ def _cells(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
 def _among(frame: pd.DataFrame, column: str, valid: tuple[str, ...] | list[str]) -> Iterator[str]:
     known = {*valid}
     for line, value in enumerate(frame[column].fillna(""), start=2):
+        # Without valid values (no phases, for example) only an empty cell is right.
         if value not in known and (known or value):
             yield f"line {line}: {column} is {shown(value)}; {nearest(str(value), known)}"
 
 
 def _numbers(frame: pd.DataFrame, columns: list[str]) -> Iterator[str]:
     for column in frame.columns.intersection(columns):
+        # pandas reads numbers as another type only if a cell is no number, or one that 64 bits cannot hold.
         if frame[column].dtype.kind not in "iuf":
             for line, value in enumerate(frame[column], start=2):
                 if not _reads_as_number(value):
@@ -136,6 +144,7 @@ def _numbers(frame: pd.DataFrame, columns: list[str]) -> Iterator[str]:
 def _whole(frame: pd.DataFrame, columns: tuple[str, ...]) -> Iterator[str]:
     for column in columns:
         for line, value in enumerate(frame[column], start=2):
+            # A missing cell is NaN, for which every comparison is false.
             if not (0 <= value < LARGEST and value == int(value)):
                 yield f"line {line}: {column} is {shown(value)}, not a whole number"
 
@@ -159,9 +168,11 @@ def read_csv(content: bytes, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
+    # low_memory would guess the type chunk by chunk, so that one column could get several types.
     frame: pd.DataFrame = pd.read_csv(
         io.BytesIO(content), keep_default_na=False, na_values=[""], low_memory=False, **options
     )
+    # pandas says nothing about cells beyond the header: it takes the first column for an index.
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more cells than the header")
     return frame
@@ -186,11 +197,15 @@ def gap_towards_worse(records: pd.DataFrame, metric: MetricMeta) -> pd.DataFrame
 
 
 def without_infinities(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame of files that an older version collected as `collect` makes them now; see `finite`."""
+    """Return a frame with infinite numbers made missing and named in "not_finite", as `collect` does: see `finite`.
+
+    Earlier versions wrote infinite numbers into the files.
+    """
     numbers: Any = frame.select_dtypes("float")
     infinite = numbers.isin([math.inf, -math.inf])
     if not infinite.to_numpy().any():
         return frame
+    # NaN is the only value that differs from itself: this leaves missing cells out.
     measured = ({name: value for name, value in row.items() if value == value} for row in numbers.to_dict("records"))
     said: Any = [finite(row)[1] for row in measured]
     whole = frame.assign(not_finite=said)

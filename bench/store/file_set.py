@@ -23,6 +23,7 @@ def replace_all(folder: Path, contents: Mapping[str, str]) -> None:
     Raises:
         StorageError: the folder cannot be written; what was there before is untouched.
     """
+    # An interrupted replacement is finished first: its folder has the name that ours will get.
     complete(folder)
     staging = folder / f"{STAGED}.{os.getpid()}.tmp"
     try:
@@ -47,6 +48,7 @@ def complete(folder: Path) -> None:
     staged = folder / STAGED
     try:
         if staged.is_dir():
+            # The order does not matter: until a file is moved, `path_of` finds it in the staged folder.
             for path in sorted(staged.iterdir()):
                 os.replace(path, folder / path.name)
             staged.rmdir()

@@ -21,6 +21,7 @@ from bench.core.errors import BadValue, BenchError, clipped, shown
 DEEPEST = 32
 """Tables and lists within each other that a document may have; every recursion over one stays far from its end."""
 
+# Stands for "not given", since None is a value that a caller may want for a missing file.
 _NOTHING: Any = object()
 
 INTEGERS = range(-(2**63), 2**63)
@@ -79,6 +80,7 @@ def read_json(path: Path, missing: Any = _NOTHING, kind: type = dict) -> Any:
 
 
 def to_json(value: Any) -> str:
+    # Sorted keys and a fixed indent: equal values give equal bytes, whose sha256 can be compared.
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -102,6 +104,7 @@ def read_toml(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
         raise BadValue(str(path), [f"not UTF-8 text: {error}"]) from error
     try:
         return parse_toml(text)
+    # TOMLDecodeError is a ValueError, so it must be caught before that.
     except tomllib.TOMLDecodeError as error:
         raise BadValue(str(path), [f"broken TOML: {clipped(str(error))}"]) from error
     except ValueError as error:
@@ -117,6 +120,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     try:
         document = tomllib.loads(text)
+    # It is a ValueError too, and must not be taken for an integer that is too long.
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError as error:
@@ -175,10 +179,12 @@ def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> Non
     """
 
     def opener(name: str, flags: int) -> int:
+        # The mode is given when the file is made: with a later chmod others could read it for a moment.
         return os.open(name, flags, 0o600 if private else 0o666)
 
     with atomic_path(path) as temporary, open(temporary, "wb", opener=opener) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+        # On the disk before the renaming: a power cut must not leave an empty file under the final name.
         file.flush()
         os.fsync(file.fileno())
 
@@ -186,6 +192,7 @@ def write_atomic(path: Path, data: str | bytes, *, private: bool = False) -> Non
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; a clean exit renames that file to `path`, any other removes it."""
+    # In the same folder, because a renaming is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Error codes of a file system without `flock`."""
 
 LOOKS, LOOKS_AT_A_HOLDER = 100, 4
-"""How often, 0.02 s apart, a lock is tried that is taken: by nobody who is named and alive, and by a holder."""
+"""How often a taken lock is tried, 0.02 s apart: if the file names no living holder, and if it names one."""
 
 
 class RunLocked(BenchError):
@@ -59,6 +59,7 @@ class RunLock:
         while not self._over.wait(pause):
             pause = BEAT
             with suppress(OSError):  # a file server that is away for a moment, or a folder that was deleted
+                # Another name in the file: a host that took this holder for dead has the run now.
                 if self.path.read_bytes() != self._content:
                     self.lost = True
                     return
@@ -110,6 +111,7 @@ def holder(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
+        # Holders have an exclusive lock, so a shared one is refused exactly as long as one of them lives.
         lock = _lock(descriptor, fcntl.LOCK_SH)
         return _content(descriptor) or {} if lock == "taken" else _living(descriptor, path, lock)
     except OSError:
@@ -167,6 +169,7 @@ def _living(descriptor: int, path: Path, lock: str) -> dict[str, Any] | None:
     who = _content(descriptor)
     if who is None:
         return None
+    # The same boot is the same machine: its own lock is the truth, unless this file system has no locks.
     if who.get("boot") == _boot():
         return who if lock == "none here" and _is_alive(who) else None
     job = os.environ.get("SLURM_JOB_ID")
@@ -223,6 +226,7 @@ def _boot() -> str:
 def _process_start(pid: int) -> str | None:
     """Return when a process started, in the kernel's ticks: a later process may have its number, but not this time."""
     try:
+        # The program's name, in brackets, may hold spaces; the start time is the 20th field after it (proc(5)).
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
@@ -243,6 +247,7 @@ def _time_there(folder: Path) -> float:
     """Return the time by the clock that stamps files in a folder, or by our clock if the folder is not writable."""
     place = os.stat(folder).st_dev
     read_at, offset = _offsets.get(place, (float("-inf"), 0.0))
+    # The offset is measured at most once per beat, since measuring writes a file.
     if time.monotonic() - read_at > BEAT:
         with suppress(OSError):
             offset = _touch(folder) - time.time()

@@ -23,6 +23,7 @@ class _Written(Meta):
 
 
 class _Document(RootModel[_Written]):
+    # strict: "1" is not taken for 1. Python's JSON parser reads NaN and Infinity, which JSON does not have.
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -40,6 +41,7 @@ def read_meta(path: Path, content: bytes) -> _Written:
     if not isinstance(meta, dict):
         raise BenchError(f"{path} is damaged (holds {shown(meta)}); {remedy}")
     checker = Checker(str(path))
+    # Contradictions are looked for only where all types are right, because that code relies on them.
     if checker.check(_Document, ("", meta)) is not None:
         for problem in _contradictions(meta):
             checker.problem(*problem)
@@ -50,6 +52,7 @@ def read_meta(path: Path, content: bytes) -> _Written:
 
 def _contradictions(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     labels = meta["labels"]
+    # The key becomes a part of column names, such as test_acc.
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", meta["metric"]["key"]):
         yield "metric.key", f"is not a valid column name: {shown(meta['metric']['key'])}"
     for place, part in enumerate(meta.get("parts") or ()):
@@ -60,12 +63,14 @@ def _contradictions(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, "has a duplicate"
     if meta["baseline"] not in labels:
         yield "baseline", f"{shown(meta['baseline'])} is not a label; {nearest(meta['baseline'], labels)}"
+    # Without phases there is nothing in these tables to check.
     phases = meta.get("phases") or {"tune": {"trials": {}, "spaces": {}}, "untuned": []}
     tune = phases["tune"]
     for label in {*meta["sweeps"], *tune["trials"], *tune["spaces"], *phases["untuned"]} - {*labels}:
         yield "labels", f"{shown(label)} is not among them, but swept, tuned or left untuned"
     for label, space in tune["spaces"].items():
         for key, values in space.items():
+            # A list has no ends: two valid numbers stand in for them.
             ends = [values.get("low"), values.get("high")] if isinstance(values, dict) else [0, 1]
             if not isinstance(values, dict | list) or not all(map(_is_number, ends)):
                 yield f"phases.tune.spaces.{label}.{key}", f"is neither a list nor a range: {shown(values)}"

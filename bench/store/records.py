@@ -2,9 +2,9 @@
 
 results/<experiment>/
     experiment.json    title, baseline, labels, metric, and the sha256 of the files below
-    records.csv        one row a planned run, finished or not
+    records.csv        one row per planned run, finished or not
     curves.csv         one row per run and evaluated epoch
-    measures.csv       one row a measured run, if `bench measure` was called: sharpness, calibration, what they cost
+    measures.csv       one row per measured run, if `bench measure` was called: sharpness, calibration, what they cost
     directions.csv     loss along directions in weight space, of the same runs
 """
 
@@ -38,10 +38,10 @@ class Results:
 
     Attributes:
         meta: experiment.json.
-        records: one row a planned run; metrics are fractions, losses in nats, times in seconds. A number that is not
-            finite is missing there and in the other frames; "not_finite" of the records says which those are of a run.
+        records: one row per planned run; metrics are fractions, losses in nats, times in seconds. A number that is not
+            finite is missing there and in the other frames; the records' column "not_finite" names those of a run.
         curves: one row per run and evaluated epoch.
-        measures: one row a measured run; None if none was.
+        measures: one row per measured run; None if none was.
         directions: losses along directions, one row per point; None if none were measured.
     """
 
@@ -51,7 +51,7 @@ class Results:
     measures: pd.DataFrame | None = None
     directions: pd.DataFrame | None = None
     damaged: tuple[str, ...] = field(default=(), kw_only=True)
-    """What could not be collected, or not whole: a sentence a run, with the file at fault."""
+    """One sentence per run that could not be collected in full, with the file at fault."""
 
 
 # ---- the committed files -------------------------------------------------------------------------------------
@@ -65,6 +65,7 @@ def finished(folder: Path) -> set[str]:
     """
     path = path_of(folder, "records.csv")
     try:
+        # Only these two columns are parsed: this must work where `read` refuses the table (see `collecting.held`).
         records = contract.read_csv(read_bytes(path), usecols=["run_id", "status"], dtype=str)
     except FileNotFoundError:
         return set()
@@ -82,13 +83,16 @@ def publish(results: Results, folder: Path) -> None:
         StorageError: the folder cannot be written.
     """
     frames = {"records.csv": results.records, "curves.csv": results.curves}
+    # Measures and directions are one pair: both files are written, or both stay as they are.
     if results.measures is not None and results.directions is not None:
         frames |= dict(zip(MEASURED, (results.measures, results.directions), strict=True))
+    # The same line ends on every system, since the sha256 of the bytes is recorded.
     contents = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
     try:
         before = read_json(path_of(folder, "experiment.json"), missing={}).get("sha256", {})
     except BenchError:  # measures are then not known to be as they were written, and `read` will say so
         before = {}
+    # Hashes of measures that stay are carried over; without them `read` would call these files changed.
     sha256 = {name: before[name] for name in MEASURED if name in before}
     sha256 |= {name: _sha256(content.encode()) for name, content in contents.items()}
     replace_all(folder, {**contents, "experiment.json": to_json({**results.meta, "sha256": sha256})})
@@ -121,6 +125,7 @@ def forget(run_ids: Collection[str], folder: Path) -> None:
         return
     results = read(folder)
     frame, which = results.records, results.records["run_id"].isin(gone)
+    # What says which run a row is of stays; whatever the run measured is emptied.
     kept = {"experiment", "task", "model", "run_id", *PLACE, *setting_columns(map(str, frame))}
     measured = [name for name in frame.columns if name not in kept]
     rows = frame.copy()
@@ -136,6 +141,7 @@ def files(folder: Path) -> dict[str, bytes]:
         BenchError: one cannot be read.
     """
     while True:
+        # One pass could read some files before they are replaced and the others after it.
         contents = _files(folder)
         if _files(folder) == contents:  # else another process has written them anew meanwhile
             return contents
@@ -148,6 +154,7 @@ def _files(folder: Path) -> dict[str, bytes]:
         try:
             contents[name] = read_bytes(path)
         except OSError as error:
+            # Measures may be missing; every other file must be there.
             if name not in MEASURED or not isinstance(error, FileNotFoundError):
                 raise BenchError(f"cannot read {path}: {error.strerror}") from error
     return contents
@@ -159,18 +166,21 @@ def read(folder: Path) -> Results:
     Raises:
         BenchError: nothing is there yet, or a file is not as it was written (edited by hand, cut short).
     """
+    # Imported only here, because it imports pydantic, which takes longer than making tables.
     from bench.store.meta_rules import read_meta
 
     if not path_of(folder, "experiment.json").exists():
         raise BenchError(f"{folder} holds no results yet; `bench run` makes them")
     contents = files(folder)
     meta = read_meta(folder / "experiment.json", contents.pop("experiment.json"))
+    # In the order of COLLECTED and MEASURED, which is also that of the fields of `Results`.
     frames = []
     for name, content in contents.items():
         intact = _sha256(content) == meta["sha256"].get(name)
         fault = "its sha256 differs from the one in experiment.json"
         try:
             frame = contract.without_infinities(contract.read_csv(content, dtype=dict.fromkeys(TEXT, str)))
+            # The contract is also checked where the sha256 is wrong: its message says more about what happened.
             fault = contract.fault(name, frame, meta) or fault * (not intact)
         except (ValueError, OverflowError) as error:
             fault = str(error)
@@ -184,6 +194,7 @@ def read(folder: Path) -> Results:
             raise BenchError(f"{folder / name} is not what `bench` writes: {fault}")
         frames.append(frame)
     rest = cast(Meta, {key: value for key, value in meta.items() if key != "sha256"})
+    # Files that an earlier version collected may have the gap with the other sign.
     return Results(rest, contract.gap_towards_worse(frames[0], meta["metric"]), *frames[1:])
 
 

@@ -3,7 +3,7 @@
 results/<experiment>/runs/<run_id>/
     spec.json           what was asked
     environment.json    versions, commit, hardware of every machine that worked on the run, in order
-    curve.jsonl         one line an evaluated epoch
+    curve.jsonl         one line per evaluated epoch
     checkpoint.pt       while the run is unfinished
     checkpoint.before.pt  the one before it, for the case that it is damaged
     weights.safetensors the final weights, if `bench run --keep-weights` asked for them
@@ -49,6 +49,7 @@ def reason_in(error: str) -> str:
 
 def _number(value: Any) -> bool:
     """Return whether a value of a JSON file is a number in the range of a float, or null."""
+    # `type(...) is int` leaves out true and false; an integer of 1024 bits or more fits no float.
     return value is None or isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
 
 
@@ -118,11 +119,13 @@ class RunFolder:
         Raises:
             BenchError: result.json is damaged or belongs to another run.
         """
+        # result.json is asked first: it makes the run done, whatever else is left in the folder.
         if result := self.result():
             status: Status = result["status"]
             return status
         if not self.path.is_dir():
             return "missing"
+        # Before error.txt and checkpoints, which an earlier attempt may have left.
         if self.holder() is not None:
             return "running"
         if self._error.exists():
@@ -131,6 +134,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """Return the content of result.json, or None while the run is not finished."""
+        # An object of its own tells a missing file from a file that holds {}.
         absent: dict[str, Any] = {}
         content = read_json(self._result, missing=absent, kind=object)
         if content is absent:
@@ -165,6 +169,7 @@ class RunFolder:
     def curve(self) -> list[dict[str, Any]]:
         """Return the evaluated epochs so far; a line cut short by a killed process does not count."""
         points = map(_point, self._curve_content().splitlines())
+        # Points after a damaged line are left out, so that the curve has no gap.
         return list(itertools.takewhile(bool, points))
 
     def whole_curve(self, result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -174,8 +179,8 @@ class RunFolder:
             result: the content of result.json.
 
         Raises:
-            BenchError: the curve is not as it was when the run ended (as of runs of earlier versions, which left no
-                sha256 of it: not whole).
+            BenchError: the curve is not as it was when the run ended. Runs of earlier versions left no sha256 of the
+                curve: theirs must reach the last epoch.
         """
         content = self._curve_content()
         points = [_point(line) for line in content.splitlines()]
@@ -216,6 +221,7 @@ class RunFolder:
         try:
             with open(open_regular(self._curve), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
+                # Only the end is read: the curve grows with the run, and observers ask again and again.
                 file.seek(max(0, size - TAIL))
                 lines = file.read().splitlines()
         except OSError:
@@ -252,6 +258,7 @@ class RunFolder:
             environments = self.environments()
         except BenchError:  # the run is more than the list of where it was done
             environments = []
+        # A run that resumes on the same machine gets no second entry.
         if environment not in environments[-1:]:
             environments.append(environment)
         write_atomic(self.path / "spec.json", spec_json)
@@ -272,9 +279,11 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any], curve: list[dict[str, Any]]) -> None:
         """Finish the run: from here on it is done and never repeated."""
+        # result.json comes after the curve, because it makes the run done.
         self.write_curve(curve)
         sha256 = hashlib.sha256(_lines(curve).encode()).hexdigest()
         write_atomic(self._result, to_json({**result, "curve_sha256": sha256}))
+        # Removed only now: a kill between the two must not lose the whole run.
         for checkpoint in self.checkpoints():
             checkpoint.unlink(missing_ok=True)
 
@@ -319,6 +328,7 @@ class Store:
             yield
 
     def _tidy(self) -> None:
+        # A kill after result.json and before the removal of checkpoints leaves large files behind.
         """Remove what processes left that were killed between two steps of finishing a run."""
         for left_over in self.folder.glob("runs/*/checkpoint*.pt"):
             if left_over.with_name("result.json").exists():

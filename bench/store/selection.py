@@ -66,6 +66,7 @@ def choose(frame: pd.DataFrame, metric: MetricMeta) -> pd.Series:
     """
     # Rounded, so that equal runs tie although their means were summed in another order.
     value = frame[f"val_{metric['key']}:mean"].round(12)
+    # Sorted by these columns in turn: a later one decides only where all before it are equal.
     ranking = pd.DataFrame(
         {
             "incomplete": frame[f"val_{metric['key']}:count"] < frame["planned"],
@@ -76,6 +77,7 @@ def choose(frame: pd.DataFrame, metric: MetricMeta) -> pd.Series:
         }
     )
     ranking = ranking.sort_values(list(ranking.columns), na_position="last")
+    # After sorting, the first row of a condition and optimizer is its best.
     best = ~ranking.reset_index("config").index.duplicated()
     return frame.index.to_series().isin(ranking.index[best])
 
@@ -87,6 +89,7 @@ def chosen_runs(meta: Meta, records: pd.DataFrame) -> list[str]:
     """
     tried = tuning(records)
     flags = pd.Series(dtype=bool) if tried.empty else candidates(tried, meta["metric"])["chosen"]
+    # An optimizer that is not tuned has one configuration, called "".
     untuned = product(conditions(meta), phased(meta).get("untuned", []), [""])
     chosen = {*flags.index[flags.astype(bool)], *untuned}
     runs = keyed(reported(records))
@@ -96,6 +99,7 @@ def chosen_runs(meta: Meta, records: pd.DataFrame) -> list[str]:
         runs[["condition", "optimizer", "run_id"]].itertuples(index=False, name=None),
         key=lambda run: (places[0][run[0]], places[1][run[1]]),
     )
+    # A run that two optimizers share comes once, at its first place.
     return list(dict.fromkeys(run_id for _, _, run_id in order))
 
 
@@ -115,6 +119,7 @@ def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.Da
     numbers = done[columns].astype(float)
     statistics: pd.DataFrame = numbers.groupby([done[key] for key in KEY], sort=False).agg(["count", "mean", "std"])
     statistics.columns = statistics.columns.map(":".join)
+    # Configurations without a finished run count 0 and have no mean.
     everywhere: pd.DataFrame = statistics.reindex(index).fillna({f"{column}:count": 0 for column in columns})
     return everywhere
 

@@ -140,6 +140,7 @@ class Task(ABC):
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric over a whole split. Default: accuracy, a fraction."""
+        # The mean is taken in double precision: single precision cannot count a large split exactly.
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -172,6 +173,7 @@ class Data:
     def splits(self) -> dict[str, Split]:
         """Return all existing splits by name, the test sets last."""
         named = {"train": self.train, "val": self.val, "test": self.test, **self.others}
+        # An empty split must not be evaluated: validation in a refit, the test sets in tuning.
         return {name: split for name, split in named.items() if len(split)}
 
     def to(self, device: torch.device) -> Data:
@@ -196,18 +198,24 @@ def prepare_data(
     Raises:
         BenchError: the task's data does not fit the settings.
     """
+    # 1. Load everything, and choose the validation examples, by the labels as they were published.
     full, test = task.load()
     others = task.load_others()
     learned, validation = map(torch.from_numpy, held_out(full.targets, settings, seed, phase))
+    # The hash is of the raw data, so that it is the same for every model's tokenizer.
     loaded = (full, test, *others.values())
     digest = _fingerprint(loaded)
+    # 2. Texts become tokens.
     if encode is not None:
         full, test, *more = (_encoded(split, encode) for split in loaded)
         others = dict(zip(others, more, strict=True))
+    # 3. A refit trains on the validation examples too: they come last, and an empty split stays in their place.
     if phase == "refit":
         learned, validation = torch.cat([learned, validation]), validation[:0]
+    # Tuning gets no test example, so nothing that is chosen can depend on one.
     if phase == "tune":
         test, others = test[torch.arange(0)], {}
+    # 4. Labels are replaced after the split and in training alone: validation and test keep the true ones.
     train = replace_labels(full[learned], task, settings.label_noise, seed)
     return Data(train, full[validation], test, digest, task.verified(), others)
 
@@ -216,6 +224,7 @@ def sampled(train: Split, size: int | Literal["all"]) -> Split:
     """Return those of the training examples that are evaluated in the course of training: see `splits.sample`."""
     if size == "all" or len(train) <= size:
         return train
+    # The draw is made on the host, so that every device evaluates the same examples.
     noisy = None if train.noisy is None else train.noisy.cpu()
     chosen = torch.from_numpy(sample(train.targets.cpu(), noisy, size))
     return train[chosen.to(train.targets.device)]
@@ -234,9 +243,11 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
     check_label_noise(task, share)
     if share == 0:
         return split
+    # A stream of its own: with noise or without, the other random numbers of a run are the same.
     random = numpy_stream(seed, "noise")
     order, _ = stratified_order(strata(split.targets), random)
     chosen = torch.from_numpy(order[: round(share * len(split))])
+    # A shift of at least 1 and at most classes - 1 never leads back to the true class.
     shift = torch.from_numpy(random.randint(1, task.num_outputs, size=len(chosen)))
     targets = split.targets.clone()
     targets[chosen] = (targets[chosen] + shift) % task.num_outputs
@@ -262,7 +273,9 @@ def _fingerprint(loaded: Iterable[Split]) -> str:
         if isinstance(part, Texts):
             digest.update(fingerprint_of_texts(part))
             continue
+        # Type and shape are hashed too: the same bytes could be other data.
         array: np.ndarray[Any, Any] = part.contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.data)
+    # 64 bits are enough to tell data sets apart, and short enough for a table.
     return digest.hexdigest()[:16]

@@ -35,6 +35,7 @@ class _CIFAR(PublishedImages):
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+        # The last file, batches.meta or meta, has the names of the classes, which nothing needs.
         *train, test, _ = paths
         return cls._split(train), cls._split([test])
 
@@ -43,6 +44,7 @@ class _CIFAR(PublishedImages):
         batches = [_read_batch(path, cls.labels, cls.num_outputs) for path in paths]
         rows = torch.from_numpy(np.concatenate([rows for rows, _ in batches]))
         targets = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
+        # The files have all red, all green, all blue; image tasks have the channels of a pixel together.
         return Split(rows.view(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).contiguous(), targets)
 
 
@@ -136,12 +138,14 @@ def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray[Any, Any
     """
     packed = content(path)
     try:
+        # Python 2 wrote the files: its strings must come back as bytes, not as decoded text.
         batch = _ArraysOnly(io.BytesIO(packed), encoding="bytes").load()
     except Exception as error:  # given any bytes at all, an unpickler raises anything at all
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(batch, dict):
         raise damaged(path, "it holds no dictionary")
     images, labels = (batch.get(name.encode(), batch.get(name)) for name in ("data", key))  # Python 2's and 3's keys
+    # An array that was pickled in two steps is still in its stand-in, `_Array`.
     images = getattr(images, "array", images)
     if not isinstance(images, np.ndarray) or images.shape[1:] != (BYTES,):
         raise damaged(path, f"its data are not rows of {BYTES} bytes")
@@ -191,6 +195,7 @@ class _Array:
         self.array: np.ndarray[Any, Any] | None = None
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes]) -> None:
+        # This is the state that numpy pickles of an array; its first entry is a version.
         _, shape, dtype, fortran, raw = state
         self.array = _array(raw, dtype, shape, "F" if fortran else "C")
 

@@ -77,11 +77,13 @@ class CsvTable(Task):
         decimal: reading.Decimal = ".",
         test: TestShare = 0.2,
     ) -> None:
+        # Frozen and of tuples, so that it can be a part of the cache's key in `_read`.
         settings = _Settings(
             target, regression, tuple(categorical), tuple(drop), missing == "fill", separator, decimal, test
         )
         self.regression, self.title = regression, Path(path).stem
         self.path = path
+        # Read here, not in `load`: only the table tells how many inputs and outputs the model needs.
         self.class_names, self._train, self._test, self.note = _read(signature(Path(path)), settings)
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)
@@ -114,6 +116,7 @@ class CsvTable(Task):
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         if not self.regression:
             return super().score(outputs, targets)
+        # R2 in double precision: 1 - (sum of squared errors) / (sum of squared distances from the mean).
         predicted, true = outputs[:, 0].double(), targets.double()
         spread = (true - true.mean()).square().sum().item()
         return 1 - (predicted - true).square().sum().item() / spread if spread else 0.0
@@ -159,14 +162,18 @@ class _Table:
 @functools.lru_cache(maxsize=4)
 def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, Split, str]:
     """Return class names ([] for regression), training set, test set, and remarks on the table."""
+    # 1. The file, the settings that name its columns, and the target.
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):
         if name not in table.header:
             raise BenchError(f'{table.path} has no column "{name}"; {nearest(name, table.header)}')
+    # 2. The test set takes the same share of every class or, of a number, of every tenth of its values.
     names, targets = _targets(table, settings)
     classes = quantile_bins(targets) if settings.regression else targets
+    # Tenths have no names: in messages they are called by the column.
     groups = names or [settings.target] * (int(classes.max()) + 1)
     train, test = hold_out(classes, settings.test, str(table.path), groups)
+    # 3. The inputs. Means, deviations and categories are those of `train`: nothing of the test rows goes into them.
     inputs = [
         column
         for name in table.header
@@ -175,6 +182,7 @@ def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, S
     ]
     if not inputs:
         raise BenchError(f"{table.path} has no column beside the target to learn from")
+    # 4. A number to predict is standardised by the training rows as well.
     if settings.regression:
         targets = _standardised(targets, train).astype(np.float32)
     x, y = torch.from_numpy(np.stack(inputs, axis=1).astype(np.float32)), torch.from_numpy(targets)
@@ -185,16 +193,20 @@ def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, S
 def _table(path: Path, separator: str) -> _Table:
     rows, lines = list[list[str]](), list[int]()
     try:
+        # csv needs newline="" to keep line breaks inside quotes; utf-8-sig drops the byte order mark of Excel.
         with open(path, encoding="utf-8-sig", newline="") as file:
+            # strict: a stray quote is an error, not a part of a cell.
             reader = csv.reader(file, delimiter=separator, strict=True)
             header = [name.strip() for name in next(reader, [])]
             for row in reader:
+                # The reader gives an empty list for a blank line.
                 if not row:
                     continue
                 if len(row) != len(header):
                     raise BenchError(
                         f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)}"
                     )
+                # A cell with line breaks covers several lines of the file, so rows alone do not give the line.
                 rows.append(row)
                 lines.append(reader.line_num)
     except (OSError, UnicodeDecodeError) as error:
@@ -223,10 +235,12 @@ def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[
     chosen = reading.spellings(cells, settings.decimal)
     table.remarks.append(reading.on_spellings(settings.target, chosen))
     sizes = {name: reading.size(name, settings.decimal) for name in chosen.values()}
+    # Classes that are all numbers are ordered by size, others by name.
     as_numbers = None not in sizes.values()
     names = sorted(sizes, key=lambda name: (sizes[name] or 0.0 if as_numbers else 0.0, name))
     if len(names) < 2:
         raise BenchError(f'{table.path}: column "{settings.target}" has one class only, "{names[0]}"')
+    # Classes with fewer than three rows on average: most likely the column is a number to predict.
     if len(names) > len(cells) // 3:
         hint = _hint(cells[0], settings.target)
         hint = f'; "{cells[0]}" is not a number{hint}' if hint else ""
@@ -258,6 +272,7 @@ def _inputs(
     ]
     known, parsed = len(cells) - sum(missing), sum(number is not None for number in numbers)
     if name not in settings.categorical:
+        # A column is one of numbers if each of its cells, empty ones aside, is a number.
         if parsed == known:
             return [_number_input(table, name, numbers, train)]
         _check_words(table, name, cells, numbers, missing)
@@ -265,7 +280,9 @@ def _inputs(
         [cell for cell, empty in zip(cells, missing, strict=True) if not empty], settings.decimal
     )
     table.remarks.extend([reading.on_spellings(name, chosen), reading.on_ids(name, cells, None)])
+    # Empty cells that are to be filled become a category of their own, called "".
     values = np.array(["" if empty else chosen[cell] for cell, empty in zip(cells, missing, strict=True)])
+    # Only values of training rows are categories: a model could learn nothing about others.
     categories = sorted(set(values[train]))
     if len(categories) > MOST_CATEGORIES:
         raise BenchError(
@@ -277,6 +294,7 @@ def _inputs(
 
 def _number_input(table: _Table, name: str, numbers: list[float | None], train: Indices) -> Column:
     """Return a column of numbers as the model's input; None is replaced by the training rows' mean."""
+    # A column with empty cells cannot be one of row numbers.
     if None not in numbers:
         table.remarks.append(reading.on_ids(name, table.column(name), [number or 0.0 for number in numbers]))
     column = np.array([math.nan if number is None else number for number in numbers])
@@ -292,9 +310,11 @@ def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float
         "a number" if number is not None else reading.no_word(cell) for cell, number in zip(cells, numbers, strict=True)
     ]
     known = [kind for kind, empty in zip(kinds, missing, strict=True) if not empty]
+    # The column is taken for words if at most half of its cells are numbers, dates and the like.
     if sum(kind is not None for kind in known) <= len(known) / 2:
         return
     as_categories = f'if they are categories, set task.categorical = ["{name}"]'
+    # The first cell that is no number: it keeps the column from being read as numbers.
     row = next(row for row, number in enumerate(numbers) if number is None and not missing[row])
     if sum(kind == "a number" for kind in known) > len(known) / 2:
         hint = _hint(cells[row], name)

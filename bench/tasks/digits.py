@@ -45,8 +45,10 @@ class Digits(Task):
         targets = torch.from_numpy(table[:, -1].astype(np.int64))
         order = torch.from_numpy(np.random.RandomState(TEST_SEED).permutation(len(targets)))
         test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
+        # By the training images alone, so that nothing of the test images goes into the inputs.
         mean, std = images[train].mean(), images[train].std()
         images = ((images - mean) / std).float()  # statistics in double: the same on every processor
+        # An empty pixel after standardising: `training_batch` fills with it what a shift uncovers.
         self._blank = float(-mean / std)
         return Split(images[train], targets[train]), Split(images[test], targets[test])
 
@@ -55,6 +57,7 @@ class Digits(Task):
 
     def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
         if self.augment == "shift":
+            # `crop` takes the channels last.
             inputs = crop(inputs.permute(0, 2, 3, 1), random, padding=1, fill=self._blank).permute(0, 3, 1, 2)
         return inputs, targets
 

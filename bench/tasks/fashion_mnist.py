@@ -19,6 +19,7 @@ from bench.tasks.images import MixupAlpha, PublishedImages
 
 SIDE = 28
 SERVERS = (
+    # The authors' server, then the copy in their repository.
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
 )
@@ -53,6 +54,7 @@ class FashionMNIST(PublishedImages):
         title="Fashion-MNIST",
         task="fashion_mnist",
         folder="FashionMNIST/raw",  # where torchvision has it
+        # An absolute path stays as it is when it is joined to the data folder: Debian's package.
         elsewhere=(".", "fashion-mnist", "/usr/share/datasets/fashion-mnist"),
         files={
             "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
@@ -74,6 +76,7 @@ class FashionMNIST(PublishedImages):
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> tuple[Split, Split]:
+        # The files come in the order of `files`: images and labels to train on, then those to test on.
         return _split(*paths[:2]), _split(*paths[2:])
 
 
@@ -85,6 +88,7 @@ def _split(images_path: Path, labels_path: Path) -> Split:
         raise damaged(labels_path, f"it has {len(labels)} labels for {len(images)} images")
     if labels.max() >= FashionMNIST.num_outputs:
         raise damaged(labels_path, f"it has the label {labels.max()}; the last one is {FashionMNIST.num_outputs - 1}")
+    # The channel, which the files do not have, comes last, as in all image tasks.
     return Split(images[..., None], labels.long())
 
 
@@ -103,4 +107,5 @@ def _read_idx(path: Path, axes: int) -> Tensor:
     shape = [int.from_bytes(raw[start : start + 4], "big") for start in range(4, header, 4)]
     if len(raw) != header + math.prod(shape):
         raise damaged(path, f"it has {len(raw)} bytes, where its header says {header + math.prod(shape)}")
+    # The bytes of a file are read-only memory, of which torch would warn: hence the copy.
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())

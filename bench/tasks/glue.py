@@ -70,16 +70,20 @@ class Glue(Task):
         max_length: Annotated[int, Field(ge=8, le=512)] = 128,
         allow_unverified_data: bool = False,
     ) -> None:
+        # An attribute of the object, not of the class, where it would mark a task of a user's own files.
         self.files = TASKS[member]
         self.max_length = max_length
         self.allow_unverified_data = allow_unverified_data
         self.title = self.files.title
         self.official = OFFICIAL.get(member, ("acc",))
         self.regression = self.files.classes is None
+        # STS-B has no classes, and one output: "1" stands for them, since its length is 1.
         self.num_outputs = len(self.files.classes or "1")
         self.loss_name = "squared error" if self.regression else Task.loss_name
+        # Only MNLI has a third part: dev_mismatched.tsv, which is called "mismatched" here.
         self.others = tuple(part.name.removeprefix("dev_").removesuffix(".tsv") for part in self.files.parts[2:])
         self.reported = {f"test_{key}": NAMES[key] for key in self.official}
+        # Tables show the accuracy on both of MNLI's test sets.
         if self.others:
             self.reported = {"test_acc": "matched accuracy"} | {
                 f"{name}_acc": f"{name} accuracy" for name in self.others
@@ -96,6 +100,7 @@ class Glue(Task):
         Raises:
             BenchError: files are missing, damaged, or unofficial while unofficial files are not allowed.
         """
+        # Further parts are further test sets: see `load_others`.
         train, test, *_ = self._splits()
         return train, test
 
@@ -137,6 +142,7 @@ def _accuracy(true: Values, predicted: Values) -> float:
 
 def _f1(true: Values, predicted: Values) -> float:
     """Return the F1 score of class 1; 0 if class 1 is neither present nor predicted."""
+    # scikit-learn takes seconds to import, so only tasks that need it pay for it.
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, zero_division=0.0))
@@ -162,6 +168,7 @@ def _spearman(true: Values, predicted: Values) -> float:
 
 def _defined(correlation: Callable[[Values, Values], Any], true: Values, predicted: Values) -> float:
     """Return a correlation, or 0 if it is undefined because one side is constant or not finite."""
+    # Checked first, because scipy and scikit-learn answer some of these cases with NaN, others with an error.
     for values in (true, predicted):
         if not np.isfinite(values).all() or (values == values[0]).all():
             return 0.0

@@ -29,7 +29,7 @@ class ImageFolder(ImageTask):
 
     They are kept in memory, as bytes of one size. Classes are numbered in the order of their names. Mean and deviation
     are those of the training images. Files that are no images by their ending are left alone. Images of more than 8
-    bits a pixel (16-bit grey, whole or floating numbers) become bytes by one scale: from the darkest pixel of the
+    bits per pixel (16-bit grey, whole or floating numbers) become bytes by one scale: from the darkest pixel of the
     training images to their lightest.
 
     Args:
@@ -60,8 +60,10 @@ class ImageFolder(ImageTask):
         self.title = self.root.name
         self.class_names, self.train, self.test = _listed(self.root, test)
         self.num_outputs = len(self.class_names)
+        # Without a size the first training image has it; reading refuses images of another one.
         height, width = (size, size) if size else image_files.size(self.train[0][0])
         self.input_shape = (channels, height, width)
+        # Called last, because it looks at the number of channels.
         super().__init__(augment=augment, mixup=mixup)
 
     @classmethod
@@ -69,6 +71,7 @@ class ImageFolder(ImageTask):
         """Return the images below a folder, sorted by name."""
         if not path.is_dir():
             raise BenchError(f"{path} is not a folder")
+        # Sorted, because a file system lists files in any order, and the split depends on theirs.
         return sorted(file for file in path.rglob("*") if _is_image(file))
 
     def fetch(self) -> None:
@@ -82,8 +85,10 @@ class ImageFolder(ImageTask):
         """
         items = [*self.train, *self.test]
         count = len(self.train)
+        # The signatures are a part of the cache's key, so that a changed image is read again.
         pixels = _read(tuple(signature(path) for path, _ in items), count, self.input_shape, self.size is not None)
         targets = torch.tensor([number for _, number in items])
+        # Known from here on: `model_inputs` is called only after `load`.
         self.mean, self.std = _statistics(pixels[:count])
         return Split(pixels[:count], targets[:count]), Split(pixels[count:], targets[count:])
 
@@ -92,6 +97,7 @@ class ImageFolder(ImageTask):
 
 
 def _is_image(path: Path) -> bool:
+    # Hidden files are left out: macOS puts ._photo.jpg, which is no image, beside photo.jpg.
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
@@ -104,6 +110,7 @@ def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]
     if not root.is_dir():
         raise BenchError(f"{root} is not a folder")
     folders = _folders(root)
+    # Folders of these names are taken for the split, never for classes.
     if "test" in folders or "train" in folders:
         if folders != ["test", "train"]:
             raise BenchError(
@@ -145,5 +152,6 @@ def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, .
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = (share * values).sum()
         means.append(mean.item())
+        # A channel of one value has the deviation 0, by which nothing can be divided.
         deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
     return tuple(means), tuple(deviations)

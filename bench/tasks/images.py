@@ -61,9 +61,11 @@ class ImageTask(Task):
 
     def model_inputs(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) float32 in channels_last memory, normalised, of (N, H, W, C) bytes."""
+        # The pixels lie in memory as channels_last wants them: `permute` moves nothing.
         return self._normalise(inputs).permute(0, 3, 1, 2)
 
     def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        # Crop and policy work on bytes; cutout comes after, because its 0 is the mean of normalised pixels.
         if self.augment != "none":
             inputs = crop(inputs, random, PADDING, flip=True)
         if self.augment == "autoaugment":
@@ -71,6 +73,7 @@ class ImageTask(Task):
         images = self._normalise(inputs)
         if self.augment in ("cutout", "autoaugment"):
             images = cutout(images, random)
+        # The last step, because it makes probabilities of the class numbers.
         if self.mixup:
             images, targets = mixup(images, targets, self.num_outputs, self.mixup, random)
         return images.permute(0, 3, 1, 2), targets
@@ -82,7 +85,7 @@ class ImageTask(Task):
 
 
 class PublishedImages(ImageTask):
-    """Images from a published data set's files: found, verified and read once a process. Subclass it, give `read`.
+    """Images from a published data set's files: found, verified and read once per process. Subclass it, give `read`.
 
     Attributes:
         dataset: its files.
@@ -137,8 +140,10 @@ def _scale_and_shift(
 
     They are spread over a whole image because a kernel over runs of H * W * C numbers is much faster than one over C.
     """
+    # Computed in double precision and rounded once.
     center, deviation = np.asarray(mean), np.asarray(std)
     constants = np.stack((1 / (255 * deviation), -center / deviation)).astype(np.float32)
     spread = np.broadcast_to(constants[:, None, None, :], (2, height, width, len(mean)))
+    # A copy, because many places of a broadcast array share one number in memory.
     scale, shift = to_device(spread.copy(), device).unbind()
     return scale, shift

@@ -43,11 +43,13 @@ class MNIST1D(Task):
     input_shape = (40,)
 
     def __init__(self, *, test_examples: Annotated[int, Field(ge=10, le=100_000)] = 1000) -> None:
+        # The package makes equally many examples of every class.
         if test_examples % CLASSES:
             raise BenchError(f"task.test_examples: must be a multiple of {CLASSES}, got {test_examples}")
         self.test_examples = test_examples
 
     def load(self) -> tuple[Split, Split]:
+        # One call makes both sets: the package standardises all examples together.
         signals, targets = _generated(TRAIN_EXAMPLES + self.test_examples)
         inputs, labels = torch.from_numpy(signals).float(), torch.from_numpy(targets)
         return (
@@ -67,6 +69,7 @@ def _generated(examples: int) -> tuple[Array, Array]:
     except ImportError as error:
         raise BenchError("task mnist1d needs the package mnist1d: pip install mnist1d") from error
     settings = get_dataset_args()
+    # 1.0 leaves all examples in one set, which `load` divides.
     settings.num_samples, settings.train_split = examples, 1.0
     with _random_numbers_kept():
         made = make_dataset(settings)
@@ -76,6 +79,7 @@ def _generated(examples: int) -> tuple[Array, Array]:
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
     """Leave the global generators as they were: the package seeds Python's and numpy's."""
+    # Put back even if the package fails: what follows must not depend on its seed.
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         yield

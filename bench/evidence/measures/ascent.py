@@ -25,10 +25,12 @@ def m_sharpness(surface: Surface, rho: float, m: int) -> tuple[float, int]:
     """
     rises = []
     for part in surface.parts(m):
+        # The rise depends on m, so a smaller last part is left out.
         if len(part[1]) < min(m, len(surface.split)):
             continue
         loss = surface.mean_loss(part)
         gradient = torch.autograd.grad(loss, surface.parameters, allow_unused=True, materialize_grads=True)
+        # As in the step of SAM: where the gradient is 0, nothing is divided by 0.
         scale = rho / (global_norm(list(gradient)) + 1e-12)
         with surface.moved([g * scale.to(g.dtype) for g in gradient]), torch.no_grad():
             rises.append((surface.mean_loss(part) - loss).double())

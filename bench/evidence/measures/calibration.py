@@ -28,6 +28,7 @@ def expected_calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=logits.device)
     place = torch.bucketize(confidence, edges[1:-1])  # edges[place] < confidence <= edges[place + 1]
     difference = torch.zeros(bins, dtype=torch.float64, device=logits.device)
+    # |sum of (right - confidence)| over a bin is its size times |accuracy - mean confidence|.
     difference.index_add_(0, place, right - confidence)
     return (difference.abs().sum() / len(targets)).item()
 

@@ -22,6 +22,7 @@ EXTENT = 1.0
 
 def direction(parameters: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
     """Return the seed's `number`-th (counted from 1) filter-normalised random direction for these parameters."""
+    # Drawn on the host and in double precision: the same direction on every device.
     random = numpy_stream(seed, "landscape", number)
     raw = [torch.from_numpy(random.standard_normal(tuple(p.shape))) for p in parameters]
     return [filter_normalised(d.to(p.device, p.dtype), p.detach()) for d, p in zip(raw, parameters, strict=True)]
@@ -33,12 +34,14 @@ def filter_normalised(raw: Tensor, weights: Tensor) -> Tensor:
         return torch.zeros_like(weights)
     axes = tuple(range(1, weights.ndim))
     norms = torch.linalg.vector_norm(raw, dim=axes, keepdim=True)
+    # A filter without any length in the direction stays 0.
     scale: Tensor = torch.linalg.vector_norm(weights, dim=axes, keepdim=True) / norms.clamp_min(1e-10)
     return raw * scale
 
 
 def ticks(points: int) -> list[float]:
     """Return this many values from -1 to 1; the number is odd, so that 0 is one of them."""
+    # Rounded, because linspace may miss 0, where the weights themselves are, by a last bit.
     return [float(value) for value in np.linspace(-EXTENT, EXTENT, points).round(12)]
 
 

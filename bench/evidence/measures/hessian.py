@@ -69,6 +69,7 @@ def hessian_vector_product(surface: Surface, parts: list[Part], vector: Tensor) 
     Returns:
         (P,) in double precision, in which the sum over batches is taken.
     """
+    # The vector in the shapes of the parameters.
     pieces = torch.split(vector, [parameter.numel() for parameter in surface.parameters])
     along = [piece.view_as(weight) for piece, weight in zip(pieces, surface.parameters, strict=True)]
     total = torch.zeros_like(vector, dtype=torch.float64)
@@ -82,6 +83,7 @@ def hessian_vector_product(surface: Surface, parts: list[Part], vector: Tensor) 
             if not any(piece.requires_grad for piece in gradient):
                 continue
             product = torch.autograd.grad(gradient, surface.parameters, along, materialize_grads=True)
+            # The mean over all examples is that over batches, each weighed by its share of the examples.
             total += torch.cat([piece.flatten() for piece in product]).double() * (len(part[1]) / len(surface.split))
     return total
 
@@ -107,9 +109,11 @@ def largest_eigenvalues(surface: Surface, count: int, seed: int) -> Eigenvalues:
         along = torch.from_numpy(vector).to(weights.device, weights.dtype).flatten()
         return hessian_vector_product(surface, parts, along).cpu().numpy()
 
+    # A start of our own: scipy's is random, and the last digits would change with it.
     start = numpy_stream(seed, "landscape", 0).standard_normal(size)
     try:
         computed: Any = eigsh(
+            # ARPACK works in double precision, whatever the model computes in.
             LinearOperator((size, size), matvec=product, dtype=np.float64),
             k=count,
             which="LA",

@@ -30,7 +30,7 @@ class MeasureSettings:
         examples: the number of training examples, the first ones, in the order of the permutation that all runs share.
         eigenvalues: how many of the Hessian's.
         m, rho: of one-step m-sharpness.
-        line_points, plane_points: an axis, odd, so that the weights themselves are among them.
+        line_points, plane_points: points per axis; odd, so that the weights themselves are among them.
     """
 
     examples: int = 1000
@@ -47,6 +47,7 @@ class MeasureSettings:
 
 def prepared(spec: RunSpec, device: torch.device) -> TrainingRun:
     """Return a run's data and its model with initial weights, uncompiled, in full precision, in one process."""
+    # Options of training that change rounding or need more hardware are off, so that all models are measured alike.
     plain = {"precision": "fp32", "compile": False, "cuda_graphs": False, "processes": 1, "deterministic": False}
     return set_up(spec.model_copy(update={"train": spec.train.model_copy(update=plain)}), device)
 
@@ -60,18 +61,21 @@ def measure(
         with_plane: whether the loss is taken over a plane, too.
 
     Returns:
-        Numbers by column of measures.csv, each measure followed by its cost (seconds, and how often what was computed);
+        Numbers by column of measures.csv, each measure followed by its cost (seconds, and a count of what it computed);
         and the points of directions.csv: direction ("line" or "plane"), alpha, beta, loss.
     """
     dtype = {"fp32": torch.float32, "fp64": torch.float64}[settings.precision]
     device = run.data.train.targets.device
+    # The training examples are in a drawn order, so the first ones are a random part of them.
     examples = run.data.train[torch.arange(min(settings.examples, len(run.data.train)), device=device)]
     surface = Surface(run.model, run.task, examples, dtype)
+    # As many as were really used: a small training set has fewer.
     row: dict[str, float] = {"measured_examples": float(len(examples)), "loss": surface.loss()}
 
     with _timed(row, "calibration_seconds", device):
         row |= _calibration(run, dtype)
 
+    # Lanczos finds at most one eigenvalue less than there are parameters.
     count = min(settings.eigenvalues, sum(p.numel() for p in surface.parameters) - 1)
     with _timed(row, "hessian_seconds", device):
         largest = largest_eigenvalues(surface, count, spec.seed)
@@ -82,6 +86,7 @@ def measure(
         row["m_sharpness"], batches = m_sharpness(surface, settings.rho, settings.m)
     row["m_sharpness_batches"] = float(batches)
 
+    # Only the evaluations of this measure are counted as its cost.
     before = surface.evaluations
     with _timed(row, "directions_seconds", device):
         along, across = (direction(surface.parameters, spec.seed, number) for number in (1, 2))
@@ -110,6 +115,7 @@ def _calibration(run: TrainingRun, dtype: torch.dtype) -> dict[str, float]:
 
 @contextmanager
 def _timed(row: dict[str, float], column: str, device: torch.device) -> Iterator[None]:
+    # A GPU is still at work when the host goes on, so both ends of the time wait for it.
     synchronize(device)
     started = time.perf_counter()
     yield

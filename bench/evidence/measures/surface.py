@@ -30,6 +30,7 @@ class Surface:
     """
 
     def __init__(self, model: nn.Module, task: Task, split: Split, dtype: torch.dtype = torch.float32) -> None:
+        # eval mode: without dropout, and with batch norm's running statistics.
         self.model, self.task, self.split, self.dtype = model.to(dtype).eval(), task, split, dtype
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.evaluations = 0
@@ -53,6 +54,7 @@ class Surface:
         total = 0.0
         for part in self.parts(BATCH[self.parameters[0].device.type]):
             inputs, targets = part
+            # Summed over examples, since the last part may be smaller than the others.
             total += self.task.losses(self.model(inputs), targets).double().sum().item()
         return total / len(self.split)
 
@@ -66,6 +68,7 @@ class Surface:
     def moved(self, by: Sequence[Tensor]) -> Iterator[None]:
         """Displace the weights by these tensors, one for each of `parameters`, inside this context."""
         weights = [parameter.detach() for parameter in self.parameters]  # the same memory
+        # A copy of the weights, because adding and then subtracting would leave errors of rounding.
         before = [tensor.clone() for tensor in weights]
         try:
             torch._foreach_add_(weights, tuple(by))
