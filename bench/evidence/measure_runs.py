@@ -52,7 +52,7 @@ def measure_runs(
 
     Args:
         jobs: runs at once, where weights must be made again.
-        again: measure also what is measured.
+        again: measure these runs also if they are measured; other measurements stay.
         other_weights: measure weights that are not those recorded, too; their rows say so.
 
     Returns:
@@ -61,10 +61,10 @@ def measure_runs(
     Raises:
         BenchError: a run does not end here with the weights that are recorded of it, and `other_weights` is false.
     """
-    measures, directions = _kept(of, settings, again)
+    measures, directions = _kept(of, settings, {run.spec.run_id for run in runs} if again else set())
     missing = [run for run in runs if run.spec.run_id not in set(measures["run_id"])]
-    # Of all runs, also those that are measured already: a second call must take the plane of the same seeds.
-    planes = _first_seeds(runs)
+    # Of all finished runs, also those not asked for: every call must take the plane of the same seeds.
+    planes = _first_seeds(list(of.finished.values()))
     with _final_weights(of, missing, jobs, console) as weights:
         for number, run in enumerate(missing, start=1):
             run_id = run.spec.run_id
@@ -79,14 +79,19 @@ def measure_runs(
     return len(missing)
 
 
-def _kept(of: Recorded, settings: MeasureSettings, again: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the existing measurements that are still valid: of the recorded weights, with these settings."""
+def _kept(of: Recorded, settings: MeasureSettings, without: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the existing measurements that are still valid: of the recorded weights, with these settings.
+
+    Args:
+        without: ids of runs whose measurements are not wanted.
+    """
     measures, directions = of.results.measures, of.results.directions
-    if measures is None or directions is None or again:
+    if measures is None or directions is None:
         return pd.DataFrame(columns=[*PLACE]), pd.DataFrame(columns=[*PLACE])
     recorded = of.results.records.drop_duplicates("run_id").set_index("run_id")["weights_sha256"]
     # A run that was done again may have other weights, for which the old measures do not hold.
     holds = measures["run_id"].map(recorded) == measures["recorded_sha256"]
+    holds &= ~measures["run_id"].isin(without)
     for name, value in settings.columns().items():
         # A setting that an older file lacks counts as different.
         holds &= (measures[name] == value) if name in measures else False

@@ -89,9 +89,16 @@ def test_kept_and_repeated_weights_give_the_same_numbers_and_nothing_is_measured
     assert (kept["eigenvalue_1"] >= kept["eigenvalue_2"]).all()
     assert {"sharpness.md", "sharpness.csv"} <= {path.name for path in (out / "tiny" / "tables").iterdir()}
     assert {"sharpness.png", "planes.pdf"} <= {path.name for path in (out / "tiny" / "figures").iterdir()}
-    before = (out / "tiny" / "measures.csv").read_bytes()
+    before, lines = ((out / "tiny" / name).read_bytes() for name in ("measures.csv", "directions.csv"))
     assert bench(*command).status == 0
     assert (out / "tiny" / "measures.csv").read_bytes() == before
+
+    one = str(kept["run_id"].iloc[-1])
+    assert bench("measure", place / "tiny.toml", one, "--again", "--out", out, *QUICK).status == 0
+    both = records.read(out / "tiny")
+    assert both.measures is not None
+    pd.testing.assert_frame_equal(numbers(both.measures), numbers(kept), check_exact=True)
+    assert (out / "tiny" / "directions.csv").read_bytes() == lines, "no run but the first seed's has a plane"
 
     shutil.rmtree(out / "tiny" / "runs")
     said = bench(*command, "--again", "--jobs", 1)
