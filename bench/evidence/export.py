@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,8 +28,8 @@ README = """# {title}
 
 Results of the experiment `{name}`, exported by sam-bench {version}. What is here:
 
-- `{file}`: the experiment{plugins}; `resolved.json`: what it comes to, a specification a run
-- `experiment.json`, `records.csv`, `curves.csv` (and measures, if there are any): a row a run, a row an evaluated epoch
+- `{file}`: the experiment{plugins}; `resolved.json`: what it comes to, a specification per run
+- `experiment.json`, `records.csv`, `curves.csv` (and measures, if there are any): a row per run, a row per evaluated epoch
 - `tables/`: made from these; `environment.json`: hardware and versions of the runs{lock}
 - `MANIFEST.json`: the sha256 of every file
 
@@ -75,8 +76,8 @@ def export(name: str, out: Path, overrides: Sequence[str] = (), results_name: st
     for table in tables.build(Study(of.results)):
         files |= {f"tables/{table.name}.{form}": render.render(table, form).encode() for form in FORMATS}
     # Who repeats the runs needs the experiment's file, and the plug-ins that it names.
-    plugins = _plugins(path)
-    files |= {path.name: path.read_bytes(), **plugins}
+    text, plugins = _with_plugins(path)
+    files |= {path.name: text.encode(), **plugins}
     specs = {run_id: run.spec.model_dump(mode="json") for run_id, run in sorted(of.finished.items())}
     files["resolved.json"] = to_json({"overrides": list(overrides), "runs": specs}).encode()
     files["environment.json"] = to_json(_environment(of.results)).encode()
@@ -117,16 +118,30 @@ def check(path: Path) -> Checked:
     return Checked(name, files, results, built, same, sorted({*there, *again} - {*same}))
 
 
-def _plugins(path: Path) -> dict[str, bytes]:
-    """Return an experiment file's plug-ins by their path relative to it; those outside its folder go under plugins/."""
-    named = read_toml(path).get("plugins", [])
-    files = {}
-    for plugin in named:
+def _with_plugins(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return an experiment file's text and its plug-ins, each by the path that the text names.
+
+    Those outside of the file's folder go under plugins/, and the text names them there. A run's identity does not
+    change: it has a plug-in's content, not its path.
+    """
+    text, files = path.read_text(encoding="utf-8"), dict[str, bytes]()
+    for plugin in read_toml(path).get("plugins", []):
         place = PurePosixPath(plugin)
+        name = str(place)
         # A member with such a path is refused when the archive is unpacked (see `bench.store.archive`).
-        inside = not place.is_absolute() and ".." not in place.parts
-        files[str(place) if inside else f"plugins/{place.name}"] = (path.parent / plugin).read_bytes()
-    return files
+        if place.is_absolute() or ".." in place.parts:
+            name = next(one for one in _names(place.name) if one not in files)
+            for quote in "\"'":
+                text = text.replace(f"{quote}{plugin}{quote}", f"{quote}{name}{quote}")
+        files[name] = (path.parent / plugin).read_bytes()
+    return text, files
+
+
+def _names(name: str) -> Iterator[str]:
+    """Yield names for a file under plugins/, until one is free."""
+    yield f"plugins/{name}"
+    for number in itertools.count(2):
+        yield f"plugins/{number}/{name}"
 
 
 def _environment(results: Results) -> dict[str, object]:
