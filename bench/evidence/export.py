@@ -29,7 +29,7 @@ README = """# {title}
 Results of the experiment `{name}`, exported by sam-bench {version}. What is here:
 
 - `{file}`: the experiment{plugins}; `resolved.json`: what it comes to, a specification per run
-- `experiment.json`, `records.csv` (a row per run), `curves.csv` (a row per evaluated epoch), and measures, if there are any
+- `experiment.json`, `records.csv` (a row per run), `curves.csv` (a row per evaluated epoch), measures, if any
 - `tables/`: made from these; `environment.json`: hardware and versions of the runs{lock}
 - `MANIFEST.json`: the sha256 of every file
 
