@@ -35,7 +35,7 @@ SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
 NAMED = 5  # so many runs of one failure are named
 ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
 FORMS = {"csv": "text/csv", "md": "text/markdown", "tex": "text/x-tex"}
-LARGEST = 200_000  # bytes of a file that is put into the page
+LARGEST = 200_000  # bytes: a larger file is named in the page, but not put into it
 STATES = ("done", "diverged", "failed", "running", "partial", "missing")
 
 
@@ -62,8 +62,10 @@ def build(study: Study, tables: Sequence[Table], folder: Path) -> list[Path]:
 
     Without a score there are no figures. The same results give the same bytes.
     """
+    # Without a score `plots` raises; tables and page are made all the same.
     scored = any(row.scored for row in study.chosen)
     figures = plots.rendered(study, forms=("png", "pdf", "svg")) if scored else {}
+    # Evaluated in this order: the page is written when all files beside it are.
     paths = [*render.write(tables, folder), *plots.write(figures, folder / "figures"), folder / "report.html"]
     write_atomic(paths[-1], page(study, tables, figures))
     return paths
@@ -79,7 +81,9 @@ def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered])
     css, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
+        # Names of labels, tasks and metrics are users' own: none of them may become markup.
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty place.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -120,6 +124,7 @@ def _figure(experiment: str, name: str, figure: Rendered) -> dict[str, Any]:
         "name": name,
         "caption": figure.caption,
         "source": f"data:image/svg+xml;base64,{base64.b64encode(figure.content['svg']).decode()}",
+        # A CSS pixel is 1/96 inch.
         "width": f"{96 * width:.0f}",
         "height": f"{96 * height:.0f}",
         "file": _file(f"{experiment}-figure-{name}.csv", figure.content["csv"].decode()),
@@ -141,6 +146,7 @@ def _file(name: str, content: str) -> File:
 
 def _failures(records: pd.DataFrame) -> Iterator[Failure]:
     lost = records[records["status"].isin(list(ENDED))]
+    # Runs without a recorded error are grouped under what their status means.
     reasons = lost["error"].astype(object).where(lost["error"].notna(), lost["status"].map(ENDED))
     for (status, reason), runs in lost.groupby(["status", reasons], sort=True):
         columns = runs.reindex(columns=["optimizer", "config", "condition", "seed"]).head(NAMED)
@@ -155,10 +161,12 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield every combination of hardware and versions among the finished runs, with its number of runs."""
     done = records[records["status"].isin(["done", "diverged"])]
     dirty = done["dirty"].astype(str).str.lower() == "true"
+    # As text a missing commit would read "nan": it has to stay missing, and then it is "unknown" below.
     known = done["commit"].notna()
     commits = done["commit"].astype(object).where(~known, done["commit"].astype(str).str[:10])
     marked = done.assign(commit=commits.where(~(dirty & known), commits.astype(str) + " + uncommitted changes"))
     values: Any
+    # dropna=False: a setup of which a part is not recorded is a setup, too.
     for values, runs in marked.groupby(SETUP, sort=True, dropna=False):
         shown = (
             "unknown" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else value for value in values
@@ -168,6 +176,7 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _policy(css: str, script: str) -> str:
     """Return a content security policy that loads nothing and allows only our own style sheet and script."""
+    # By their hashes: other styles or scripts do not run, even if a text should become markup.
     style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "
@@ -177,5 +186,7 @@ def _policy(css: str, script: str) -> str:
 
 def _script_safe(value: Any) -> str:
     """Return JSON that cannot end the script element it stands in."""
+    # allow_nan=False: NaN is no JSON, and a browser would refuse all data because of one.
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    # "</script>" inside a text would end the element; as escapes these characters mean the same in JSON.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
