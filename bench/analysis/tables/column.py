@@ -57,7 +57,7 @@ def build(
         name: file name without ending.
         title: what the table shows, behind the experiment's title.
         columns: those of an item, in the order of the CSV; the shown ones are the text's, too.
-        items: what the lines are of.
+        items: one per line of the table.
         caption: the first sentences of the caption; those that end every caption follow.
         notes: the footnotes.
         row: returns the row whose condition an item stands under.
@@ -67,9 +67,11 @@ def build(
     captions = study.captions
     axes = zip(names(captions.varied), captions.varied, strict=True)
     condition: list[Column[T]] = [_axis(head, column, row) for head, column in axes]
+    # The text has the values of the condition in columns; the CSV has its name as well, as records.csv has it.
     if condition and condition_in_numbers:
         condition.insert(0, hidden(lambda item: {"condition": row(item).condition}))
     every = [*condition, *columns]
+    # A column without a head is in the CSV alone.
     shown = [column for column in every if column.head]
     return Table(
         experiment=study.meta["name"],
@@ -79,9 +81,11 @@ def build(
         columns=[column.head for column in shown],
         rows=[[column.cell(item) for column in shown] for item in items],
         footnotes=list(notes),
+        # Every column, shown or not, in the order of the text.
         numbers=pd.DataFrame(
             [{key: value for column in every for key, value in column.numbers(item).items()} for item in items]
         ),
+        # The leading columns that name a block: those of the condition, then those asked for.
         keys=len(captions.varied) + keys,
     )
 
