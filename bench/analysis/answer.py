@@ -41,6 +41,7 @@ def question(study: Study) -> str:
     captions = study.captions
     ours = wrappers(study.results)
     competitor = enumerated(competitors(study.results))
+    # If nothing wraps an optimizer, the question is about every label but the baseline.
     if not ours:
         ours = [label for label in study.meta["labels"] if label != captions.baseline]
     if not ours:
@@ -68,21 +69,26 @@ class _Answer:
         self.among = conditions(study.meta)
 
     def paragraphs(self) -> Iterator[str]:
+        # Runs of tuning are left out: they are not measured on the test set, so they cannot answer.
         if not reported(self.results.records)["status"].eq("done").any():
             yield f"No {'final ' * bool(phased(self.meta))}run has finished: there is no answer yet."
             return
         asked = wrappers(self.results) or [label for label in self.meta["labels"] if label != self.captions.baseline]
         if not asked:
             yield f"{self.captions.baseline} is compared with nothing: there is no difference to tell."
+        # Three forms: few optimizers and conditions get every number, many optimizers under few conditions share their
+        # sentences, and over many conditions verdicts are counted.
         few = len(asked) <= FEW_ASKED
         if not few and len(self.among) <= FEW:
             for condition in self.among:
                 yield from self._together(asked, condition)
+            # Each has its sentence already: the loop below must not name it again.
             asked = []
         for label in asked:
             found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
             one_by_one = few and len(self.among) <= FEW
             yield from self._one_by_one(found) if one_by_one else [" ".join(self._counted(label, found))]
+        # What follows holds for all paragraphs above, so it comes last.
         if edge := self._at_the_edge():
             yield (
                 f"What was chosen for {enumerated(edge)} lies at the edge of what was tried: tuned further, it may do "
@@ -103,6 +109,7 @@ class _Answer:
     def _one_by_one(self, found: Sequence[Contrast]) -> Iterator[str]:
         for condition in self.among:
             here = [contrast for contrast in found if contrast.condition == condition]
+            # Contrasts come competitor by competitor, and the baseline is the first competitor (see `competitors`).
             sentences = [self._against_baseline(here[0])]
             sentences += self._at_equal(here[1:], "passes")
             sentences += self._at_equal(here[1:], "epochs")
@@ -114,6 +121,7 @@ class _Answer:
         lost = "".join(
             f" {row.planned - row.done} of {row.planned} runs of {row.label} did not finish and count in no mean."
             for row in (ours, theirs)
+            # A row without any finished run is covered by the sentence for n = 0 below.
             if 0 < row.done < row.planned
         )
         lost += "".join(
@@ -124,6 +132,7 @@ class _Answer:
         )
         if n == 0:
             return f"{ours.name} and {theirs.name} have no seed in common that both finished: nothing to compare.{lost}"
+        # A metric without a unit must not leave a blank before the next word.
         unit = f" {self.captions.unit}".rstrip()
         means = [f"{row.name} {self.captions.mean(row.test_metric)}{unit}" for row in (ours, theirs)]
         return (
@@ -133,12 +142,14 @@ class _Answer:
 
     def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
         """Yield a sentence on all competitors of one equal budget; one with both budgets equal counts under passes."""
+        # The last word of "epochs and passes" is "passes", so no contrast has two sentences.
         here = [
             contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
         ]
         if not here:
             return
         clauses = []
+        # In the order of VERDICTS: a win comes before a loss, and both before what could not be shown.
         for verdict, words in VERDICTS.items():
             alike = [one for one in here if one.verdict == verdict]
             each = [
@@ -167,6 +178,7 @@ class _Answer:
             few = "one seed gives no test" if n == 1 else f"{n} pairs are too few for a verdict"
             return few if n < FEWEST else "differences without spread give no test"
         if not contrast.covers_zero:
+            # The uncorrected interval leaves out 0, so it is the correction that keeps the question open.
             return f"p = {contrast.p:.3f} after Holm's correction for {contrast.among} comparisons"
         size = f"{contrast.detectable * self.captions.scale:.{self.captions.digits}f}{self.captions.differences_in}"
         return f"at this n one of {size} would be found with 80% power"
@@ -183,6 +195,7 @@ class _Answer:
         """Return the price in passes, and in time if all times were taken on one machine."""
         passes = contrast.ours.passes / contrast.theirs.passes
         seconds = contrast.ours.train_seconds.mean / contrast.theirs.train_seconds.mean
+        # Times of several versions do not compare, and one side may have no run on the hardware that counts.
         if self.captions.source.mixed or math.isnan(seconds):
             return f"at {passes:.2f} times the passes"
         where = "".join(f" on {hardware}" for hardware in self.captions.source.clock[:1])
@@ -194,6 +207,7 @@ class _Answer:
     def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
         """Yield a sentence on who is better, who is worse, and who is neither, each with its difference and passes."""
         here = [contrast for contrast in self.contrasts if contrast.condition == condition]
+        # `groupby` joins neighbours only: the contrasts of a condition come competitor by competitor.
         for competitor, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
             clauses = []
@@ -219,6 +233,7 @@ class _Answer:
         for competitor, group in groupby(found, lambda contrast: contrast.theirs.label):
             compared = list(group)
             budgets = {contrast.equal.rpartition(" ")[2] for contrast in compared if contrast.test.difference.n}
+            # The budget is named only if it is the same under every condition.
             same = f" at equal {budgets.pop()}" if len(budgets) == 1 and "neither" not in budgets else ""
             known = [contrast.test.difference for contrast in compared if contrast.test.difference.n]
             if not known:
@@ -234,6 +249,7 @@ class _Answer:
     def _tally(self, compared: Sequence[Contrast]) -> Iterator[str]:
         for verdict, name in TALLY.items():
             held = [contrast.condition for contrast in compared if contrast.verdict == verdict]
+            # That there is no win, or no loss, is part of the answer; the other verdicts are named only if they occur.
             if held or verdict in ("better", "worse"):
                 yield f"{name} {self._where(held)}"
 
@@ -244,6 +260,7 @@ class _Answer:
         return merged(notes, self.among)
 
     def _where(self, held: Sequence[str]) -> str:
+        # `under` returns "" for all conditions, which would leave the verdict without a place.
         if len(held) in (0, len(self.among)):
             return "under all" if held else "under none"
         return under(held, self.among).strip()

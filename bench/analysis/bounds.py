@@ -17,6 +17,7 @@ def of_metric(metric: MetricMeta) -> Bounds:
     """Return the bounds of a metric; records of older versions have bounds for accuracy only."""
     accuracy = (0.0, 1.0) if metric["key"] == "acc" else (None, None)
     low, high = metric.get("lowest", accuracy[0]), metric.get("highest", accuracy[1])
+    # JSON has no infinity: in experiment.json null stands for a side without a bound.
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
@@ -28,5 +29,6 @@ def of_difference(metric: MetricMeta) -> Bounds:
 
 def of_rows(metric: MetricMeta) -> dict[str, Bounds]:
     """Return, by field, the bounds of those fields of a `summary.Row` whose values are bounded."""
+    # Fields that are not listed, as all losses, keep their intervals uncut.
     levels = ("test_metric", "val_metric", "train_metric", "noisy_metric", "selected_metric")
     return {**dict.fromkeys(levels, of_metric(metric)), "gap_metric": of_difference(metric), "train_seconds": POSITIVE}

@@ -15,7 +15,8 @@ from bench.store.conditions import names, value_text, varied
 from bench.store.selection import phased
 
 NATS = "cross-entropy (nats)"
-NAMED = ("task", "model")  # named wherever the data are, so that conditions need not
+# Captions name these beside the data, so the sentence on conditions does not repeat their values.
+NAMED = ("task", "model")
 
 
 class Captions:
@@ -25,10 +26,13 @@ class Captions:
         self.meta, self.source = meta, source
         self.metric, self.baseline = meta["metric"]["name"], meta["baseline"]
         self.scale, self.unit = float(meta["metric"]["scale"]), meta["metric"]["unit"]
+        # Two decimals of a percentage are as fine as four of a share.
         self.digits = 2 if self.scale > 1 else 4
         self.brackets = f" ({self.unit})" if self.unit else ""
+        # Percentages differ by points: "2% better" could be read as a ratio.
         self.points = {"%": " (points)", "": ""}.get(self.unit, self.brackets)
         self.differences_in = {"%": " points", "": ""}.get(self.unit, f" {self.unit}")
+        # Without a unit the factor itself says what the shown numbers are multiplied by.
         self.times = self.brackets or (f" (times {self.scale:g})" if self.scale != 1 else "")
         self.bounds = bounds.of_metric(meta["metric"])
         self.better = "higher" if meta["metric"]["higher_is_better"] else "lower"
@@ -39,6 +43,7 @@ class Captions:
 
     def mean(self, interval: Interval) -> str:
         """Return the metric as mean ± half-width, or the mean alone if there is no interval."""
+        # One run has no interval, and neither have equal runs: `plain` marks the latter, so the former is marked here.
         return plain(interval.scaled(self.scale), f".{self.digits}f") + " (n=1)" * (interval.n == 1)
 
     def difference(self, row: Row) -> str:
@@ -64,6 +69,7 @@ class Captions:
         return signed_bounds(difference.scaled(self.scale), f".{self.digits}f")
 
     def _signed(self, value: float) -> str:
+        # "z" writes what rounds to 0 as +0.00, never as -0.00.
         return f"{value * self.scale:+z.{self.digits}f}"
 
     def measured(self, split: str = "Test") -> str:
@@ -96,6 +102,7 @@ class Captions:
     def reported(self, task: str) -> dict[str, str]:
         """Return the scores of a task that are shown: columns of records with their names."""
         of_metric = {f"test_{self.meta['metric']['key']}": self.metric}
+        # A task without scores of its own, and one of records that name no tasks, shows the metric.
         return (self.tasks[task]["reported"] if task in self.tasks else {}) or of_metric
 
     def score_of(self, task: str, column: str) -> str:
@@ -112,6 +119,7 @@ class Captions:
         """Return every kind of loss with the titles of the tasks that have it; {} if all are cross-entropy."""
         found: dict[str, list[str]] = {}
         for task, about in self.tasks.items():
+            # A task that names no loss has cross-entropy.
             found.setdefault(about.get("loss") or NATS, []).append(task)
         return {} if set(found) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in found.items()}
 
@@ -123,12 +131,14 @@ class Captions:
         """Return how swept values were chosen, or nothing if nothing is swept."""
         if not self.meta["sweeps"]:
             return ""
+        # A varied share has no single value to print; the name of each condition has it.
         share = "" if "validation" in self.varied else f"{100 * self.meta['data']['validation']:.3g}% "
         held_out = f"({share}of the training data, held out)" if share else "(training data held out)"
         each = " for each condition by itself," if self.varied else ""
         if phased(self.meta):
             # Before protocol 2 validation was one and the same for all seeds.
             if self.meta["protocol"] > 1 and len(phased(self.meta)["tune"]["seeds"]) > 1:
+                # [:-1] takes off the closing bracket, which comes back after the addition.
                 held_out = f"{held_out[:-1]} anew for each seed)"
             return _tuned(self.meta, self.metric, held_out, each)
         return f"Swept values were chosen{each} by mean validation {self.metric} {held_out}, never by the test set."
@@ -199,6 +209,7 @@ def _tuned(meta: Meta, metric: str, held_out: str, each: str) -> str:
     phases = phased(meta)
     tune, final = phases["tune"], phases["final"]
     counts = sorted(set(tune["trials"].values()))
+    # With a budget of passes an optimizer with dearer steps has fewer trials, so a range may be needed.
     trials = f"{counts[0]} trials" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} trials"
     budget = f"{trials} for every optimizer" if tune["budget"] == "trials" else f"{trials}, of equal passes in all"
     refit = ", trained on training and validation data together" if final["refit"] else ""
@@ -217,6 +228,7 @@ def gap_of(metric: MetricMeta) -> str:
 
 def relabelled(meta: Meta) -> bool:
     """Return whether any training labels were replaced, so that captions must say which labels they mean."""
+    # Replaced labels are set for the whole experiment or vary between conditions.
     return any([meta["data"].get("label_noise"), *varied(meta).get("label_noise", [])])
 
 

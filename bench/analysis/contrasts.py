@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Budget = Literal["epochs", "passes", "epochs and passes", "neither"]
 Verdict = Literal["better", "worse", "unclear", "untested"]
-EQUAL = 0.01  # budgets that differ by less are equal: the last batch of an epoch may be a part of one
+EQUAL = 0.01  # relative: budgets that differ by less are equal, since the last batch of an epoch may be smaller
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Contrast:
     """The chosen configurations of two labels under one condition.
 
     Attributes:
-        ours, theirs: their rows.
+        ours, theirs: the rows of the two labels.
         a, b: the test metric of the seeds that both finished, in one order, as stored (fractions).
-        test: of a - b.
+        test: the paired test of a - b.
         p: the t test's p, corrected by Holm's method over all contrasts with the same competitor's label.
-        among: over how many.
+        among: how many contrasts p is corrected for.
         equal: which budget the two have in common.
         higher_is_better: of the metric.
     """
@@ -60,6 +60,7 @@ class Contrast:
     @property
     def covers_zero(self) -> bool:
         """Return whether the interval of the difference leaves open which side is better."""
+        # Written with `not`, so that an unknown interval, whose bounds are NaN, counts as covering 0.
         return not (self.test.difference.low > 0 or self.test.difference.high < 0)
 
     @property
@@ -71,6 +72,7 @@ class Contrast:
         """
         if self.test.difference.n < FEWEST or np.isnan(self.p):
             return "untested"
+        # The interval is not corrected: Holm's p can be above 0.05 although the interval leaves out 0.
         if self.p > 1 - LEVEL or self.covers_zero:
             return "unclear"
         return "better" if (self.test.difference.mean > 0) == self.higher_is_better else "worse"
@@ -91,11 +93,13 @@ def contrasts(results: Results, chosen: Sequence[Row]) -> list[Contrast]:
     wrapping = wrappers(results)
     compared: list[Contrast] = []
     for competitor in competitors(results):
+        # The baseline meets every label; any other competitor meets only those that wrap an optimizer.
         ours = [
             row
             for row in chosen
             if row.label != competitor and (competitor == results.meta["baseline"] or row.label in wrapping)
         ]
+        # Holm's correction counts one competitor's comparisons under all conditions: each competitor is a new question.
         compared += _corrected([_contrast(results, values, row, _partner(chosen, competitor, row)) for row in ours])
     return compared
 
@@ -108,6 +112,7 @@ def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
 def wrappers(results: Results) -> list[str]:
     """Return the labels that wrap another optimizer, as SAM does, in the experiment's order, without the baseline."""
     records = results.records
+    # "base" names the wrapped optimizer; where no label wraps one, the column may be missing.
     found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
     return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
 
@@ -116,6 +121,7 @@ def competitors(results: Results) -> list[str]:
     """Return the baseline and, if any label wraps an optimizer, every other label that does not."""
     baseline, wrapping = results.meta["baseline"], wrappers(results)
     others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
+    # The baseline comes first: `answer` takes the first contrast of a label for the one against the baseline.
     return [baseline, *(others if wrapping else [])]
 
 
@@ -127,6 +133,7 @@ def finished(results: Results) -> pd.DataFrame:
 
 def equal_budget(ours: Row, theirs: Row) -> Budget:
     """Return which budget two rows have in common; passes are unknown before a run has finished."""
+    # NaN passes, of rows without a finished run, are equal to nothing.
     epochs, passes = _alike(ours.epochs, theirs.epochs), _alike(ours.passes, theirs.passes)
     if epochs and passes:
         return "epochs and passes"
@@ -134,10 +141,12 @@ def equal_budget(ours: Row, theirs: Row) -> Budget:
 
 
 def _alike(a: float, b: float) -> bool:
+    # Relative to the larger budget, so that the order of the two does not matter.
     return bool(abs(a - b) <= EQUAL * max(abs(a), abs(b)))
 
 
 def _partner(chosen: Sequence[Row], label: str, row: Row) -> Row:
+    # There is always one: every label has a chosen row under every condition.
     return next(other for other in chosen if other.label == label and other.condition == row.condition)
 
 
@@ -146,10 +155,12 @@ def _test_metric(results: Results) -> dict[tuple[str, str, str], pd.Series]:
     column = f"test_{results.meta['metric']['key']}"
     runs = finished(results).set_index("seed")
     places: Any = runs.groupby(KEY, sort=False).indices
+    # `place` holds positions. Seeds, which are the index here, repeat from one configuration to the next.
     return {key: runs[column].astype(float).iloc[place] for key, place in places.items()}
 
 
 def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], ours: Row, theirs: Row) -> Contrast:
+    # Stands for a configuration without a finished run: the inner join below is then empty.
     none = pd.Series(dtype=float)
     sides = [values.get((row.condition, row.label, row.config), none) for row in (ours, theirs)]
     both = pd.concat(sides, axis=1, join="inner").dropna().to_numpy(dtype=float)
@@ -159,6 +170,7 @@ def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], o
         both[:, 0],
         both[:, 1],
         paired_test(both[:, 0], both[:, 1], bounds=bounds.of_difference(results.meta["metric"])),
+        # p and the number of comparisons are not known yet: `_corrected` needs all contrasts of the competitor.
         np.nan,
         0,
         equal_budget(ours, theirs),
@@ -168,6 +180,7 @@ def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], o
 
 def _corrected(found: Sequence[Contrast]) -> Iterator[Contrast]:
     raw = [contrast.test.p_t for contrast in found]
+    # A contrast without a p (too few pairs, no spread) could not have been a false finding, so it is not counted.
     tested = int(np.sum(~np.isnan(raw)))
     for contrast, p in zip(found, holm(raw), strict=True):
         yield replace(contrast, p=float(p), among=tested)

@@ -68,14 +68,17 @@ def compare(a: Study, b: Study) -> Comparison:
 
 
 def _runs(a: Study, b: Study, key: str) -> tuple[Table, bool]:
+    # A run that stands on several lines of a label is counted once.
     frames = [keyed(study.results.records).drop_duplicates(["optimizer", "run_id"]) for study in (a, b)]
     exact = ["status", "weights_sha256", f"test_{key}", "test_loss", f"val_{key}", "val_loss", "train_loss"]
+    # An older version may not have recorded all of these: only what both sides have is compared.
     columns = [name for name in exact if all(name in frame for frame in frames)]
     ours_too, theirs_too = (frame[["optimizer", "run_id", *columns]] for frame in frames)
     both = pd.merge(ours_too, theirs_too, on=["optimizer", "run_id"])
     equal = pd.Series(True, both.index)
     for name in columns:
         left, right = both[f"{name}_x"], both[f"{name}_y"]
+        # NaN is not equal to itself: a score that both sides lack must not count as a difference.
         equal &= (left == right) | (left.isna() & right.isna())
     finished = both["status_x"].isin(FINISHED) & both["status_y"].isin(FINISHED)
     labels = list(dict.fromkeys([*a.meta["labels"], *b.meta["labels"]]))
@@ -103,6 +106,7 @@ def _runs(a: Study, b: Study, key: str) -> tuple[Table, bool]:
         [],
         pd.DataFrame(lines, columns=[name.replace(" ", "_") for name in head]),
     )
+    # Runs that are not finished on both sides are in no "same bits", so they make the sets differ.
     return table, bool(in_a == in_b == shared == alike)
 
 
@@ -118,6 +122,7 @@ def _differences(a: Study, b: Study, labels: list[str]) -> Table:
         mine, yours = (_by_seed(study, row) for study, row in ((a, ours), (b, theirs)))
         together = pd.merge(mine, yours, left_index=True, right_index=True, suffixes=("_a", "_b"))
         limits = bounds.of_difference(a.meta["metric"])
+        # B comes first, so the difference is B minus A.
         metric = paired_test(together[f"test_{key}_b"], together[f"test_{key}_a"], bounds=limits)
         seconds = paired_test(together["train_seconds_b"], together["train_seconds_a"])
         point = [value_text(value) for value in ours.varied.values()]
@@ -173,6 +178,7 @@ def _by_seed(study: Study, row: Row) -> pd.DataFrame:
     frame = keyed(reported(study.results.records))
     here = (frame["condition"] == row.condition) & (frame["optimizer"] == row.label) & (frame["config"] == row.config)
     columns = [f"test_{study.meta['metric']['key']}", "train_seconds"]
+    # A seed without one of the two numbers is left out of both, so all columns are over the same pairs.
     return frame[here & (frame["status"] == "done")].set_index("seed")[columns].astype(float).dropna()
 
 
@@ -208,6 +214,7 @@ def _hyperparameters(results: Results, label: str) -> dict[str, Any]:
     columns = [
         name
         for name in frame.columns
+        # A column of settings may be there for other labels only: empty for this label, it is none of its settings.
         if name not in COLUMNS and name.partition("_")[0] not in MEASURED and not frame[name].isna().all()
     ]
     return {name: _distinct(frame[name]) for name in columns}
@@ -219,6 +226,7 @@ def _environment(results: Results) -> dict[str, Any]:
 
 
 def _distinct(column: pd.Series[Any]) -> str:
+    # Sorted, so that runs in another order are no difference.
     return ", ".join(value_text(value) for value in dict.fromkeys(column.dropna().sort_values()))
 
 
@@ -226,6 +234,7 @@ def _unequal(of: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Ite
     """Yield the settings that differ; a setting that one side lacks is taken as the default, for older versions."""
     for name in dict.fromkeys([*ours, *theirs]):
         one, other = (side.get(name) for side in (ours, theirs))
+        # A missing key and an empty table both mean that nothing was set.
         if one != other and not (one in (None, {}) and other in (None, {})):
             yield [of, name, *(EMPTY if value is None else str(value) for value in (one, other))]
 
@@ -253,5 +262,6 @@ def _signed(difference: Interval, form: str) -> str:
 
 def _bounds(name: str, interval: Interval, scale: float) -> dict[str, float]:
     shown = interval.scaled(scale)
+    # The part goes before the unit: "difference_mean [%]".
     stem, bracket, unit = name.partition(" [")
     return {f"{stem}_{part}{bracket}{unit}": getattr(shown, part) for part in ("mean", "low", "high")}

@@ -29,11 +29,12 @@ def counted(row: Row) -> str:
 def plain(interval: Interval, form: str) -> str:
     """Return an interval in its own unit: mean ± half-width, or [low, high] if one end was cut off.
 
-    The mean alone where there is no interval; of several values that are all the same this is said.
+    Without an interval it is the mean alone, with a remark if several values are all equal.
     """
     mean = number(interval.mean, form)
     if not interval.known:
         return mean + ALIKE * interval.alike
+    # "±" would claim two equal halves, which an interval that was cut does not have.
     return f"{mean} {_bracketed(interval, form)}" if interval.cut else f"{mean} ± {interval.half_width:{form}}"
 
 
@@ -47,10 +48,12 @@ def _bracketed(interval: Interval, form: str) -> str:
 
 
 def number(value: float, form: str, unit: str = "") -> str:
+    # "z" writes a small negative number that rounds to 0 as 0.00, not as -0.00.
     return EMPTY if np.isnan(value) else f"{value:z{form}}{unit}"
 
 
 def p_value(value: float) -> str:
+    # A p of 0.000 would claim certainty.
     return EMPTY if np.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -23,8 +23,8 @@ MARGIN = 0.04  # of the width of the forest, on either side of all intervals
 def headline(study: Study) -> str:
     """Return the answer as one line: the optimizer asked about, yes or no, the difference and its price.
 
-    It is that of SAM where there is a label of this name, else of the first optimizer that wraps another: never of
-    the one that did best on the test set.
+    It is about the label "sam" if there is one, else about the first optimizer that wraps another: never about the
+    optimizer that did best on the test set.
 
     Example:
         "SAM: yes, +2.95 points for 2.0 times the passes"
@@ -36,6 +36,7 @@ def headline(study: Study) -> str:
     if label is None:
         return f"{captions.baseline}: compared with nothing"
     against = [one for one in study.contrasts if one.ours.label == label]
+    # Without a common finished seed there is no difference to tell.
     base = [one for one in against if one.theirs.label == captions.baseline and one.test.difference.n]
     name = "SAM" if label == "sam" else label
     if not base:
@@ -52,6 +53,7 @@ def at_equal_passes(study: Study) -> str:
     captions = study.captions
     label = _asked(study.results)
     against = [one for one in study.contrasts if one.ours.label == label and one.theirs.label != captions.baseline]
+    # Found in "passes" and in "epochs and passes".
     equal = [one for one in against if "passes" in one.equal and one.test.difference.n]
     competitors = list(dict.fromkeys(one.theirs.label for one in equal))
     said = [
@@ -64,6 +66,7 @@ def at_equal_passes(study: Study) -> str:
 def _asked(results: Results) -> str | None:
     others = [label for label in results.meta["labels"] if label != results.meta["baseline"]]
     among = wrappers(results) or others
+    # By name and order alone: to take the best score would be a choice on the test set.
     return "sam" if "sam" in among else next(iter(among), None)
 
 
@@ -78,6 +81,7 @@ def _answer(captions: Captions, found: Sequence[Contrast]) -> str:
     if among == 1:
         return f"{ANSWERS[found[0].verdict]}, {span}{unit}"
     what = "tasks" if list(captions.varied) == ["task"] else "conditions"
+    # `found` has no comparison without a pair, but `among` counts every condition: the parts need not add up to it.
     held = {verdict: sum(one.verdict == verdict for one in found) for verdict in ANSWERS}
     sides = [f"{ANSWERS[side]} in {held[side]}" for side in ("better", "worse") if held[side]]
     neither = f"{ANSWERS['unclear' if held['unclear'] else 'untested']} in any"
@@ -87,6 +91,7 @@ def _answer(captions: Captions, found: Sequence[Contrast]) -> str:
 def _price(found: Sequence[Contrast]) -> str:
     ratios = [one.ours.passes / one.theirs.passes for one in found]
     low, high = min(ratios), max(ratios)
+    # The tolerance of `contrasts`: budgets this close count as equal there, too.
     if abs(low - 1) < EQUAL and abs(high - 1) < EQUAL:
         return "for the same passes"
     shown = list(dict.fromkeys(_times(ratio) for ratio in (low, high)))
@@ -125,7 +130,7 @@ class Forest:
         zero: the place of no difference, in percent of the width.
         better: the side on which an optimizer is better, "right" or "left".
         ends: the values at both edges, as text.
-        blocks: of each condition, by its name, the branches.
+        blocks: the branches of each condition, by the condition's name.
     """
 
     baseline: str
@@ -143,11 +148,14 @@ def forest(study: Study) -> Forest | None:
     if not found:
         return None
     edges = [value for one in found for value in _bounds(one) if math.isfinite(value)]
+    # 0 is always on the axis: the side of it on which an interval lies is the result.
     low, high = min([0.0, *edges]), max([0.0, *edges])
+    # If every difference is 0, the axis still needs a width: `place` divides by it.
     room = MARGIN * ((high - low) or 1.0)
     low, high = low - room, high + room
 
     def place(value: float) -> float:
+        # A bound that is not finite set no limit above; it is drawn at the edge.
         return round(100 * (min(max(value, low), high) - low) / (high - low), 2)
 
     blocks: dict[str, list[Branch]] = {}
@@ -157,6 +165,7 @@ def forest(study: Study) -> Forest | None:
             name=one.ours.name,
             label=one.ours.label,
             verdict=one.verdict,
+            # A row of the forest asks no question, so it says the verdict and not "yes" or "no".
             said={**ANSWERS, "better": "better", "worse": "worse"}[one.verdict],
             difference=_numbers(captions, one),
             passes=f"{_times(one.ours.passes / one.theirs.passes)}×",
@@ -191,5 +200,6 @@ def dates(records: Any) -> str:
     """Return when the runs ended, as recorded: "2026-11-28", or the first and the last day; "" if none is known."""
     if "finished_at" not in records:
         return ""
+    # Times are ISO 8601 in UTC: the first ten characters are the day, and days sort as text.
     days = sorted(str(moment)[:10] for moment in records["finished_at"].dropna())
     return "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"

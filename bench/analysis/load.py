@@ -27,7 +27,7 @@ def contradict(seconds: float, passes: float) -> bool:
 def notes(study: Study) -> Iterator[str]:
     """Yield a sentence for each chosen row whose times to the baseline contradict its passes.
 
-    Nothing where runs mix machines: that times are not comparable then is said already.
+    If runs mix versions, commits or precisions, there is none: another note says that times are not comparable.
     """
     if study.source.mixed:
         return
@@ -36,6 +36,7 @@ def notes(study: Study) -> Iterator[str]:
         if not contradict(row.seconds_ratio, row.passes_ratio):
             continue
         where = f"{row.condition}: " if row.condition else ""
+        # The baseline's choice under the same condition: its load may explain the ratio as well as the row's own.
         competitor = next(
             (one for one in study.chosen if one.label == baseline and one.condition == row.condition), None
         )
@@ -57,6 +58,7 @@ def cpu_share(results: Results, row: Row) -> float:
     if "train_cpu_seconds" not in records:
         return float("nan")
     here = (records["optimizer"] == row.label) & (records["status"] == "done")
+    # A column that an experiment does not have restricts nothing: all its runs are of one condition or phase.
     for column, value in {"condition": row.condition, "config": row.config, "phase": row.phase}.items():
         if column in records:
             here &= (records[column] == value) | (records[column].isna() & (not value))  # "" is read back as NaN

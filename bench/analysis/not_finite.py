@@ -13,6 +13,7 @@ def named(records: pd.DataFrame, index: pd.Index) -> pd.Series:
     """Return for every configuration of an index by `KEY` the runs with such a number, as "seed 3 (test_loss inf)"."""
     found: dict[Any, tuple[str, ...]] = {}
     columns = [*KEY, "seed", "not_finite"]
+    # Diverged runs are counted as such and are in no mean. `reindex` adds the column where older records lack it.
     odd = records[records["status"] == "done"].reindex(columns=columns).dropna(subset="not_finite")
     for *key, seed, numbers in odd.itertuples(index=False):
         found[tuple(key)] = (*found.get(tuple(key), ()), f"seed {seed} ({numbers})")

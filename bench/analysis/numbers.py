@@ -16,6 +16,7 @@ Numbers = Mapping[str, Any]
 """Columns of a CSV with the values of one line."""
 
 NOT_COMPARED = PairedTest(Interval(0, np.nan, np.nan, np.nan), np.nan, np.nan)
+# The columns behind the label, in this order; "config" is no count, but it belongs to the name of the line.
 COUNTS = ("config", "planned", "done", "diverged", "failed", "unfinished")
 
 
@@ -47,8 +48,10 @@ def measured(metric: MetricMeta, *fields: str) -> Callable[[Row], Numbers]:
         line: dict[str, Any] = {}
         for field in fields:
             value = getattr(row, field)
+            # Counts, means and words have no column of their own in the records: they keep the name of the field.
             if field not in columns:
                 line[field] = value
+            # Only metrics change their unit for tables, so only they are scaled and name the unit.
             elif field.endswith("_metric"):
                 line |= bounds(columns[field], value.scaled(metric["scale"]), metric["unit"])
             else:
@@ -62,6 +65,7 @@ def compared(metric: MetricMeta) -> Callable[[Row], Numbers]:
     """Return a function that gives a row's paired difference to the baseline in the unit shown, n and both p values."""
 
     def numbers(row: Row) -> Numbers:
+        # The baseline's own line has the same columns, with empty cells.
         test = row.difference or NOT_COMPARED
         return {
             **bounds("difference", test.difference.scaled(metric["scale"]), metric["unit"]),

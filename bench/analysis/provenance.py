@@ -38,12 +38,15 @@ class Provenance:
     @property
     def mixed(self) -> bool:
         """Return whether runs of different versions, commits or precisions stand in one table."""
+        # Hardware is not asked here: `Clock` already keeps times of different hardware apart.
         return max(self.precisions, *map(len, (self.torch, self.python, self.commits))) > 1
 
 
 def provenance(results: Results, where: Clock) -> Provenance:
     """Return hardware, versions, commits and data of the finished runs; a dirty commit has "+ uncommitted changes"."""
+    # Only runs whose numbers are in a mean: what a failed run was done on is of no interest here.
     done = results.records[results.records["status"] == "done"]
+    # Flags are bools, or objects where some are missing: as text both compare.
     dirty = done["dirty"].astype(str).str.lower() == "true"
     commits = done["commit"].dropna().astype(str).str[:10]
     setups = done[["device", "threads", "precision"]].drop_duplicates()
@@ -65,8 +68,7 @@ class Clock:
     """The hardware whose seconds are compared with each other.
 
     Attributes:
-        hardware: device and threads, of each condition those of most of its runs; empty where all runs were done on one
-            kind.
+        hardware: device and threads of most runs of each condition; empty if all runs were done on one kind.
         elsewhere: ids of the runs that were done on another kind.
     """
 
@@ -76,13 +78,16 @@ class Clock:
 
 def clock(results: Results) -> Clock:
     """Return the hardware whose times are compared: the one that did most finished runs of a condition."""
+    # Diverged runs were timed, too, and the table of costs to a target reads their times.
     done = keyed(results.records[results.records["status"].isin(["done", "diverged"])])
     pairs = zip(done["device"], done["threads"], strict=True)
+    # Precision is left out: one machine in two precisions is one kind, and `mixed` warns of the precisions.
     done["kind"] = [_device(device, threads, None) for device, threads in pairs]
     if done["kind"].nunique() < 2:
         return Clock()
     everywhere = dict(done["kind"].value_counts())
     most = {
+        # A tie within the condition goes to the hardware with most runs over all conditions.
         condition: max(kinds.value_counts().items(), key=lambda pair: (pair[1], everywhere[pair[0]]))[0]
         for condition, kinds in choice.reported(done).groupby("condition", sort=False)["kind"]
     }
@@ -122,6 +127,7 @@ def _cut(results: Results) -> str:
     Truncation is counted before training, so any run that has all splits will do.
     """
     columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
+    # Runs without text lack these columns, so no line of theirs is left.
     records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
     among = records.groupby("task")["condition"].unique()
     notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
@@ -131,6 +137,7 @@ def _cut(results: Results) -> str:
             notes.setdefault(limit, {}).setdefault(task, []).append((condition, counted, ""))
     sentences = []
     for limit, of_task in notes.items():
+        # Compared with the conditions of the same task: a note that holds under all of them names none.
         said = [part for task, found in of_task.items() for part in merged(found, among[task])]
         sentences.append(f"Texts longer than {limit:,.0f} tokens were cut: {', '.join(said)}.")
     return " ".join(sentences)

@@ -42,24 +42,28 @@ def searches(results: Results) -> dict[str, Search]:
     records = keyed(choice.tuning(results.records))
     found = {}
     for label in results.meta["labels"]:
+        # A phase of tuning wrote down what it searched; of a sweep it is read from the values that runs have.
         if tune:
             space, trials = tune["spaces"].get(label, {}), tune["trials"].get(label, 0)
         else:
             mine = records[records["optimizer"] == label]
             space = {key: list(mine[key].dropna().unique()) for key in results.meta["sweeps"].get(label, [])}
             trials = mine["config"].nunique()
+        # Sorted by key, so that files that list their keys in another order are equal.
         found[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
     return found
 
 
 def unequal(results: Results, pairs: Iterable[tuple[str, str]]) -> str:
     """Return a sentence on compared labels whose searches differ; "" if none do."""
+    # One configuration is no search: labels with a fixed setting are equal, whatever the setting.
     of_label = {label: search if search.trials > 1 else None for label, search in searches(results).items()}
     named = {label for pair in pairs for label in pair if of_label[pair[0]] != of_label[pair[1]]}
     if not named:
         return ""
     told = {label: str(search or NONE) for label, search in of_label.items() if label in named}
     where = ""
+    # Counted by text: labels that were searched alike share a sentence.
     if len(set(told.values())) > FEW:
         told = {label: search.short if (search := of_label[label]) else NONE for label in told}
         where = "; the values are in experiment.json"
@@ -75,4 +79,5 @@ def spelled(values: Any) -> str:
     if isinstance(values, Mapping):
         return f"from {values['low']:g} to {values['high']:g}{' on a log scale' * bool(values.get('log'))}"
     numbers = all(isinstance(value, int | float) for value in values)
+    # Numbers are sorted, so that one list in two orders reads the same.
     return ", ".join(map(value_text, sorted(values) if numbers else values))

@@ -31,10 +31,13 @@ def measured(results: Results) -> pd.DataFrame:
     if results.measures is None or results.directions is None:
         return pd.DataFrame(columns=[*KEY, "run_id", "seed", *MEASURES])
     recorded = results.records.drop_duplicates("run_id").set_index("run_id")["weights_sha256"]
+    # Both are the recorded hash: the one from when the run was measured and the one that its records have now.
     frame = results.measures[results.measures["run_id"].map(recorded) == results.measures["recorded_sha256"]]
     lines = results.directions[results.directions["direction"] == "line"]
+    # The mean over both sides cancels the slope of the loss, which says nothing about sharpness.
     aside = lines[lines["alpha"].abs().sub(RISE_AT).abs() < 1e-9].groupby("run_id")["loss"].mean()
     frame = frame.assign(rise=frame["run_id"].map(aside) - frame["loss"])
+    # A regression has no calibration: the columns are there all the same, as NaN.
     return keyed(frame.reindex(columns=[*dict.fromkeys([*frame.columns, *MEASURES])]))
 
 

@@ -52,10 +52,12 @@ class Interval:
     @property
     def cut(self) -> bool:
         """Return whether an end of the interval was cut off at a bound of what was measured (see `within`)."""
+        # A t interval is symmetric about its mean, so one that is not was cut.
         return self.known and not math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-6)
 
     def within(self, low: float, high: float) -> Interval:
-        """Return the interval cut at the bounds of the quantity; a mean beyond a bound becomes that bound."""
+        """Return the interval cut at the bounds of the quantity, or at the mean if that lies beyond a bound."""
+        # `max` and `min` return their first argument if that is NaN, so unknown bounds stay unknown.
         return Interval(self.n, self.mean, max(self.low, min(low, self.mean)), min(self.high, max(high, self.mean)))
 
     def scaled(self, factor: float) -> Interval:
@@ -80,6 +82,7 @@ def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.
     Normal quantiles (1.96) or a percentile bootstrap are too narrow at five seeds, hence t.
     """
     count = np.asarray(n, dtype=float)
+    # NaN passes through all that follows without a warning, unlike a division by 0.
     count = np.where(count > 1, count, np.nan)
     deviation = np.asarray(sd, dtype=float)
     quantile = special.stdtrit(count - 1, 0.5 + level / 2)
@@ -89,6 +92,7 @@ def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.
 def without_rounding(sd: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
     """Return sample deviations, 0 for those that are nothing but rounding of equal values."""
     deviation = np.asarray(sd, dtype=float)
+    # 1e-12 of the mean is above the rounding of 64-bit floats (1e-16 per step) and below any real spread of runs.
     return np.where(deviation <= 1e-12 * np.abs(np.asarray(mean, dtype=float)), 0.0, deviation)
 
 
@@ -116,6 +120,7 @@ def paired_test(
     a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"paired samples need one value per seed on both sides, got {a.shape} and {b.shape}")
+    # The difference is NaN where either side is, so both sides lose the same seeds.
     differences = (a - b)[~np.isnan(a - b)]
     interval = mean_interval(differences, level).within(*bounds)
     return PairedTest(interval, paired_t_p(differences), sign_flip_p(differences))
@@ -134,6 +139,7 @@ def paired_t_p(differences: ArrayLike) -> float:
     if (sd := _spread(sample)) == 0:
         return np.nan
     t = float(sample.mean()) / (sd / np.sqrt(n))
+    # The lower tail, since 1 - cdf(|t|) rounds to 0 for a large t.
     return float(2 * special.stdtr(n - 1, -abs(t)))
 
 
@@ -197,6 +203,7 @@ def effect_size(differences: ArrayLike) -> float:
     """
     sample = np.asarray(differences, dtype=float)
     free = len(sample) - 1
+    # With one degree of freedom the correction would divide by gamma(0), which is infinite.
     if free < 2 or (sd := _spread(sample)) == 0:
         return np.nan
     correction = np.exp(special.gammaln(free / 2) - special.gammaln((free - 1) / 2)) / np.sqrt(free / 2)
@@ -210,6 +217,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
     et al. 2021, arXiv:2108.13264, section 4.3: the Mann-Whitney statistic over n m). NaN if either is empty.
     """
     a, b = (np.asarray(values, dtype=float) for values in (ours, theirs))
+    # Every run of one side meets every run of the other: here seeds are not paired.
     signs = np.sign(a[~np.isnan(a)][:, None] - b[~np.isnan(b)][None, :])
     return float(np.mean((signs + 1) / 2)) if signs.size else np.nan
 
@@ -251,12 +259,14 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 def examples(shares: ArrayLike) -> int | None:
     """Return the smallest number of examples that makes each share a whole count; None if over a million.
 
-    Shares of shape (k,), as stored: exact to rounding. A test set's size is so known from any few accuracies on it, and
-    is never overstated.
+    Shares of shape (k,), as stored: exact to rounding. A few accuracies on a test set give its size, which may be
+    understated, but is never overstated.
     """
     values = np.unique(np.asarray(shares, dtype=float))
     fractions = [Fraction(float(value)).limit_denominator(MOST_EXAMPLES) for value in values[~np.isnan(values)]]
+    # 50 of 100 reduces to 1/2 and hides a factor of the size; the other shares bring it back into the multiple.
     count = math.lcm(*(fraction.denominator for fraction in fractions))
+    # np.unique puts NaN last, so the shorter list of fractions still meets its own values.
     exact = all(abs(float(fraction) - value) < 1e-12 for fraction, value in zip(fractions, values, strict=False))
     return count if exact and 1 < count <= MOST_EXAMPLES else None
 
@@ -271,6 +281,7 @@ def on_front(costs: ArrayLike, values: ArrayLike, *, higher_is_better: bool) -> 
     loss = -np.asarray(values, dtype=float) if higher_is_better else np.asarray(values, dtype=float)
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [i, j]: i is no worse than j
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
+    # Comparisons with NaN are all false: nothing would dominate such a point, so it is taken out here.
     return np.asarray(~(no_worse & better).any(axis=0) & ~np.isnan(cost + loss))
 
 

@@ -28,6 +28,7 @@ class Study:
     """
 
     def __init__(self, results: Results, *, escaped: bool = False) -> None:
+        # Read by the figures alone: a study that is escaped already is not escaped a second time.
         self.results, self.escaped = results, escaped
 
     @property
@@ -53,11 +54,13 @@ class Study:
     @cached_property
     def rows(self) -> list[Row]:
         """Return every configuration in the order of the experiment; a chosen one is over the runs to be reported."""
+        # The choice is made once, in `tried`; the rows of final runs follow it and make none of their own.
         return summary.all_rows(self.results, self.tried, self.clock)
 
     @cached_property
     def chosen(self) -> list[Row]:
         """Return the chosen configuration of every condition and label: the rows of most tables."""
+        # One row per condition and label, also where no run has finished; `contrasts` relies on that.
         return [row for row in self.rows if row.chosen]
 
     @cached_property
@@ -68,6 +71,7 @@ class Study:
     @cached_property
     def unequal_searches(self) -> list[str]:
         """Return one sentence on compared optimizers that were searched differently; nothing if there are none."""
+        # Labels that are never compared may be searched differently: only pairs of contrasts are looked at.
         sentence = searches.unequal(self.results, contrasts.pairs(self.contrasts))
         return [sentence] if sentence else []
 

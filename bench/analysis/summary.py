@@ -35,8 +35,8 @@ class Row:
     everything ("" where they do not, or where it was not recorded; see `degenerate.py`).
     `not_finite` names the finished runs with a number that is not finite, and so in no mean, each with what that is.
 
-    Intervals are over the finished (`done`) runs and end where their numbers must: metrics, losses and gaps as stored
-    (fractions, not percent), seconds of training. `passes` are forward-backward passes, `peak_memory_mb` MB,
+    Intervals are over the finished (`done`) runs, cut at the bounds of their numbers: metrics, losses and gaps as
+    stored (fractions, not percent), seconds of training. `passes` are forward-backward passes, `peak_memory_mb` MB,
     `tokens_per_second` tokens trained on without padding (NaN where there is no text), all means over the finished
     runs. Ratios and `difference` (of the test metric) are to the baseline's chosen configuration
     under the same condition, over the seeds that both have finished; `difference` is None for that configuration.
@@ -84,6 +84,7 @@ class Row:
     @property
     def scored(self) -> int:
         """Return how many finished runs have a score: on the test set or, of those for choosing, on validation."""
+        # Runs of the phase "tune" are never measured on the test set.
         return self.val_metric.n if self.phase == "tune" else self.test_metric.n
 
     @property
@@ -112,9 +113,11 @@ def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     One configuration a label is `chosen` under each condition, by `choice.choose`. In an experiment with phases that
     row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
     """
+    # Without phases the runs for choosing are the runs that are reported.
     if not choice.phased(results.meta):
         return list(tried)
     final = {(row.condition, row.label): row for row in _final_rows(results, tried, clock)}
+    # Labels that were not tuned have final runs only: no row of `tried` stands for them.
     known = {(row.condition, row.label) for row in tried}
     rows = [final[row.condition, row.label] if row.chosen else row for row in tried]
     return _in_order(results.meta, [*rows, *(row for key, row in final.items() if key not in known)])
@@ -126,6 +129,7 @@ def tried_rows(results: Results, clock: Clock) -> list[Row]:
     if records.empty:
         return []
     frame = choice.candidates(records, results.meta["metric"])
+    # Only the counts and the choice are handed on: `_rows` computes all means and their intervals itself.
     rows = _rows(results, records, frame[[*choice.COUNTS, "chosen"]], clock)
     return _in_order(results.meta, _with_edges(rows, results.meta))
 
@@ -139,9 +143,12 @@ def _final_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Ro
         for condition in conditions(results.meta)
         for label in choice.phased(results.meta)["untuned"]
     ]
+    # The index is that of the choice, not of the records: a final run that does not exist yet has a row all the same,
+    # and final runs of an earlier choice are left out.
     index = pd.MultiIndex.from_tuples([*chosen, *untuned], names=KEY)
     frame = choice.counts(keyed(records).groupby(KEY, sort=False)).reindex(index, fill_value=0)
     frame["planned"] = len(results.meta["seeds"])
+    # Records may lack lines of final runs that were never started, so these are what is left of the planned ones.
     frame["unfinished"] = frame["planned"] - frame["done"] - frame["diverged"] - frame["failed"]
     frame["chosen"] = True
     rows = _rows(results, records, frame, clock)
@@ -154,16 +161,20 @@ def _final_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Ro
 def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame, clock: Clock) -> list[Row]:
     """Return a row per line of a frame of counts, from the finished runs among the records."""
     meta = results.meta
+    # From here on the seconds of runs on other hardware are NaN, so no mean and no ratio mixes machines.
     records = _with_speed(timed(keyed(records), clock))
     columns = interval_columns(meta["metric"]["key"])
     frame = frame.join(choice.moments(records, frame.index, [*columns.values(), *MEANS]))
     swept = {key for keys in meta["sweeps"].values() for key in keys}
+    # All runs of a configuration have the same settings. They are read from all records, tuning included, since a
+    # choice may not have any final run yet.
     settings = keyed(results.records).groupby(KEY, sort=False)[sorted({"epochs", *swept, *varied(meta)})].first()
     frame = frame.join(settings.add_prefix("set_"))
     comparisons = _comparisons(records, frame, meta)
     limits = bounds.of_rows(meta["metric"])
     frame["not_finite"] = not_finite.named(records, frame.index)
     for field, column in columns.items():
+        # A t interval of accuracies near 100% would otherwise end above 100%.
         found = [
             interval.within(*limits[field]) if field in limits else interval for interval in _intervals(frame, column)
         ]
@@ -179,6 +190,7 @@ def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame, clock: C
 def _in_order(meta: Meta, rows: Sequence[Row]) -> list[Row]:
     places = {name: place for place, name in enumerate(conditions(meta))}
     labels = {label: place for place, label in enumerate(meta["labels"])}
+    # `sorted` is stable: the configurations of a label keep the order of the records.
     return sorted(rows, key=lambda row: (places[row.condition], labels[row.label]))
 
 
@@ -202,6 +214,7 @@ def interval_columns(key: str) -> dict[str, str]:
 def _with_speed(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records with "tokens_per_second", NaN if no tokens were counted."""
     tokens = records["tokens"].astype(float) if "tokens" in records else pd.Series(np.nan, records.index)
+    # Without text the count is 0 or missing: NaN, since a speed of 0 would read as a result.
     return records.assign(tokens_per_second=tokens.where(tokens > 0) / records["train_seconds"].astype(float))
 
 
@@ -210,13 +223,16 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Meta) -> dict
     chosen = frame.index[frame["chosen"]]
     baselines = chosen[chosen.get_level_values("optimizer") == meta["baseline"]]
     columns = [f"test_{meta['metric']['key']}", "train_seconds", "passes"]
+    # A diverged run may have numbers too; it takes part in no comparison.
     values = records[columns].astype(float).where(records["status"] == "done")
     is_baseline = pd.MultiIndex.from_frame(records[KEY]).isin(baselines)
     partners = pd.MultiIndex.from_frame(records[["condition", "seed"]])
+    # Line by line the baseline's numbers of the same condition and seed; NaN if it has no such finished run.
     reference = values[is_baseline].set_axis(partners[is_baseline]).reindex(partners)
     ours, theirs = values.to_numpy(), reference.to_numpy()
     compared: dict[Any, Comparison] = {}
     limits = bounds.of_difference(meta["metric"])
+    # The baseline's choice is not compared with itself; the baseline's other configurations are compared with it.
     alone = set(baselines)
     places = records.groupby(KEY, sort=False).indices
     for key in frame.index:
@@ -229,6 +245,7 @@ def _comparisons(records: pd.DataFrame, frame: pd.DataFrame, meta: Meta) -> dict
 
 def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
     """Return the mean of ours over the mean of theirs, over the seeds that both have; NaN if there are none."""
+    # Both means are over the same seeds: one slow seed that a side lacks must not tilt the ratio.
     both = ~np.isnan(ours + theirs)
     return float(ours[both].mean() / theirs[both].mean()) if both.any() else np.nan
 
@@ -236,6 +253,7 @@ def _ratio_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> f
 def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
     """Return the t interval of one column for every configuration, in the order of the frame."""
     n, mean, sd = (frame[f"{column}:{moment}"].to_numpy() for moment in ("count", "mean", "std"))
+    # Equal values can have a deviation of 1e-17: it counts as 0, and then there is no interval.
     half = half_width(n, without_rounding(sd, mean))
     bounds = zip(n.astype(int), mean.tolist(), (mean - half).tolist(), (mean + half).tolist(), strict=True)
     return [Interval(int(count), *rest) for count, *rest in bounds]
@@ -244,6 +262,7 @@ def _intervals(frame: pd.DataFrame, column: str) -> list[Interval]:
 def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compared: Comparison) -> Row:
     """Return the row of one configuration from its line of the frame."""
     condition, label, config = key
+    # Fields that the frame has under their own name: counts, words and intervals. All others are named below.
     ready = {field.name: values[field.name] for field in fields(Row) if field.name in values}
     return Row(
         condition=condition,
@@ -251,6 +270,7 @@ def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compa
         label=label,
         config=config,
         swept={name: values[f"set_{name}"] for name in meta["sweeps"].get(label, [])},
+        # Filled in by `_with_edges`, which needs all configurations of the label.
         edges={},
         epochs=values["set_epochs"],
         difference=compared[0],
@@ -269,6 +289,7 @@ def _with_edges(rows: list[Row], meta: Meta) -> list[Row]:
         tried.setdefault((row.condition, row.label), []).append(row.swept)
     return [
         replace(row, edges=choice.edges(row.swept, tried[row.condition, row.label], spaces.get(row.label)))
+        # Without a finished run the choice was made by no score, and its place says nothing about the search.
         if row.chosen and row.done
         else row
         for row in rows

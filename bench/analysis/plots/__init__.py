@@ -43,6 +43,7 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
         raise BenchError(
             f"{study.meta['name']}: no finished run with a score to draw; `bench status` shows their status"
         )
+    # Layout depends on sizes of type, so it is computed under our settings, too.
     with looks():
         drawings = {name: _as_written(drawing) for name, drawing in _figures(context, only).items()}
         for drawing in drawings.values():
@@ -68,6 +69,7 @@ def write(figures: Mapping[str, Rendered], folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         for form in ("png", "pdf", "csv"):
+            # "svg" is for the report alone and is not written beside it.
             paths.append(folder / f"{name}.{form}")
             write_atomic(paths[-1], figure.content[form])
     return paths
@@ -84,9 +86,11 @@ def build(study: Study, folder: Path, width: str = "page") -> list[Path]:
 
 def _without_mathematics(study: Study) -> Study:
     """Return the study with every "$" escaped, which matplotlib would otherwise take for the start of a formula."""
+    # `rendered` escapes before it calls `draw`: escaped twice, a backslash would be seen.
     if study.escaped:
         return study
     results = study.results
+    # In the text of JSON a backslash is written as two, so each "$" gets one.
     meta = json.loads(json.dumps(results.meta).replace("$", r"\\$"))
     records, curves, measures, directions = (
         frame if frame is None else _replaced(frame, "$", r"\$")
@@ -106,6 +110,7 @@ def _replaced(frame: pd.DataFrame, old: str, new: str) -> pd.DataFrame:
     def of(value: Any) -> Any:
         return value.replace(old, new) if isinstance(value, str) else value
 
+    # Names of columns are replaced, too: labels, settings and scores have users' own names.
     texts = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
     return frame.assign(**{column: frame[column].map(of) for column in texts}).rename(columns=of)
 
@@ -113,6 +118,7 @@ def _replaced(frame: pd.DataFrame, old: str, new: str) -> pd.DataFrame:
 def _figures(context: FigureContext, only: Collection[str] | None) -> dict[str, Drawing]:
     runs = training.chosen_curves(context)
     over_time = {"curves": training.curves(context, runs), "gap": training.gap(context, runs)}
+    # Generators: a family that is not asked for is never drawn.
     families: dict[str, Iterator[Drawing]] = {
         **(over_time if training.evaluated_often(runs) else {}),
         "paired": paired.figures(context),
@@ -122,6 +128,7 @@ def _figures(context: FigureContext, only: Collection[str] | None) -> dict[str, 
         "sharpness": sharpness.lines(context),
         "planes": sharpness.planes(context),
     }
+    # In the caption of every figure, since all of them leave the same runs out.
     odd = [f"{row.title}, {run}" for row in context.rows for run in row.not_finite if row.chosen]
     beside = f" Not finite, and not drawn: {first_few(odd)}." if odd else ""
     return {

@@ -51,12 +51,14 @@ from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
 from bench.store.conditions import names, value_text, varied
 
+# Sizes of training sets act by their ratio, so their axis is logarithmic even below a decade.
 LOGARITHMIC = "train_size"
 STEP = 2.5  # points between the labels at one value, so that their intervals stand side by side
 STEP_IN_CATEGORY = 8.0
 MARGIN = 0.07  # of the axis, on either side
 NARROWEST = 0.6  # inches, of the name of a category; where there is less they are turned
 STRIPE = "#F4F4F4"
+# An open marker: some of the planned runs are missing.
 INCOMPLETE: Style = {"markerfacecolor": "white"}
 
 Pick = Callable[[Row], Interval | None]
@@ -82,8 +84,10 @@ class Axis:
         """
         places = list(self.places.values())
         drawn = np.log(places) if self.log else np.asarray(places)
+        # The axis of categories goes half a step beyond the first and the last, so it is as long as their number.
         span = drawn[-1] - drawn[0] if self.numeric else len(drawn)
         usual = STEP if self.numeric else STEP_IN_CATEGORY
+        # 72 points are an inch. All labels together take at most 0.8 of the way between the two closest values.
         return float(min(usual, 0.8 * 72 * width * np.diff(drawn).min() / span / labels))
 
 
@@ -100,6 +104,7 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
     facets: dict[str, list[Row]] = {}
     for row in context.best:
         facets.setdefault(_facet(row, axis), []).append(row)
+    # If no optimizer has a seed in common with the baseline, the gap is drawn in the place of the difference.
     compared = any(_difference(row) for row in context.best)
     against = f"paired difference to {context.meta['baseline']}" if compared else "generalization gap"
     caption = (
@@ -108,6 +113,7 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
     )
     picks = (_test, _difference if compared else _gap)
     if context.many:
+        # The baseline is drawn in every panel and has none of its own.
         labels = [label for label in context.labels() if label != context.meta["baseline"]]
         for (facet, rows), pick in product(facets.items(), picks):
             for together in pages(labels, MULTIPLES):
@@ -128,6 +134,7 @@ def _data(context: FigureContext, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _axis(columns: Mapping[str, Sequence[Any]]) -> Axis:
+    # Not empty: there are two conditions, so some column has two values.
     several = {column: values for column, values in columns.items() if len(values) > 1}
     column = max(several, key=lambda name: (_numeric(several[name]), name != "task", len(several[name])))
     values, name = columns[column], dict(zip(columns, names(columns), strict=True))[column]
@@ -153,6 +160,7 @@ def _facet(row: Row, axis: Axis) -> str:
 def _page(context: FigureContext, axis: Axis, facets: Mapping[str, list[Row]], picks: Sequence[Pick]) -> Figure:
     alone = len(facets) == 1
     grid = [[(rows, pick) for pick in picks] for rows in facets.values()]
+    # With several facets `figures` has already given each quantity a page of its own, where pages are narrow.
     grid = context.stacked(grid) if alone else grid
     figure, axes = context.panels(len(grid), len(grid[0]), sharex=True)
     height = PANEL_HEIGHT if alone else ROW_HEIGHT
@@ -226,6 +234,7 @@ def _draw(
         ax,
         [
             _means(axis, {axis.place(row): mean for row, mean in here if row in others and row.label == label})
+            # One line per label, so that no line joins two optimizers.
             for label in dict.fromkeys(row.label for row in others)
         ],
         **look_of_pale,
@@ -235,7 +244,9 @@ def _draw(
     for number, label in enumerate(labels):
         points = {axis.place(row): (row, interval) for row, interval in here if row.label == label}
         step = axis.step(len(labels), context.panel_width(2 if focus is None else ACROSS))
+        # In inches, about the middle: half of the labels stand left of the value, half right of it.
         aside = (number - (len(labels) - 1) / 2) * step / 72
+        # Moved on paper, not in data: the distance is the same on every scale of the axis.
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         look = {**_look(context, label, axis), "transform": beside, "clip_on": False}
         ax.plot(*_means(axis, {place: mean for place, (_, mean) in points.items()}), **{**look, "marker": None})
@@ -246,6 +257,7 @@ def _draw(
     if pick is _difference:
         ax.axhline(0, color=context.styles[baseline]["color"], linewidth=0.9)
     heights = [bound for _, interval in here for bound in bounds(interval)]
+    # The line at 0 has to be inside the panel of differences.
     heights += [0.0] if pick is _difference or not heights else []
     ax.set_ylim(with_margin(heights, context.limits if pick is _test else UNBOUNDED))
 
@@ -279,12 +291,14 @@ def _scale(ax: Axes, axis: Axis, width: float) -> None:
 def _categories(ax: Axes, axis: Axis, width: float) -> None:
     places = list(axis.places.values())
     ax.grid(visible=False, axis="x")
+    # Stripes behind every second category show which points belong together.
     for place in places[1::2]:
         ax.axvspan(place - 0.5, place + 0.5, color=STRIPE, linewidth=0, zorder=0)
     ax.set_xlim(-0.5, len(places) - 0.5)
     room = 0.95 * width / len(places)
     names = [fold(name, max(room, NARROWEST), TICK_SIZE) for name in axis.places]
     ax.set_xticks(places, names)
+    # Turned only if the names have no room even when they are folded.
     if room < NARROWEST and max(map(text_width, axis.places)) > room:
         turn_ticks(ax)
 

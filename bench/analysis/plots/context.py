@@ -30,6 +30,7 @@ ACROSS, ACROSS_NARROW = 4, 2  # small panels beside each other
 MULTIPLES = 20  # small panels on a page
 MULTIPLE_HEIGHT = 1.15
 MULTIPLE_SIZE = 7.0
+# zorder 1 lies below matplotlib's 2 for lines: the others never cover the panel's own optimizer.
 PALE: Style = {"color": "#CFCFCF", "linewidth": 0.8, "linestyle": "-", "zorder": 1.0}
 POINT: Style = {"marker": "o", "markersize": 3.5, "linestyle": "none"}
 EACH = "A panel for each optimizer, with {} in all of them and the others pale."
@@ -50,8 +51,8 @@ class FigureContext:
 
     Attributes:
         study: the experiment.
-        best: the chosen one of each label and condition, those of them with a score.
-        conditions: the conditions with any, in order.
+        best: the chosen row of each label and condition, if the row has a score.
+        conditions: the conditions that have such a row, in order.
         several: whether anything is varied, so that panels have to name their condition.
         styles: the look of each label.
         width: of a figure, in inches.
@@ -128,8 +129,10 @@ class FigureContext:
         The configuration is named if it is the same under all conditions.
         """
         rows = [row for row in self.rows if row.label == label and row.chosen]
+        # One title for all conditions means that the same configuration was chosen everywhere.
         titles = {row.title for row in rows if row.scored}
         done, planned = sum(row.scored for row in rows), sum(row.planned for row in rows)
+        # With one condition a run is a seed; with several, a label has more runs than seeds.
         lost = "" if done == planned else f", {done} of {planned} {'runs' if self.several else 'seeds'}"
         style = {
             **self.styles[label],
@@ -158,6 +161,7 @@ class FigureContext:
 
     def figure(self, heading: str = "") -> Figure:
         """Return an empty figure, with warnings about the data and the heading above all panels."""
+        # Only the width is final: `finish` sets the height once all panels are filled.
         figure = Figure(figsize=(self.width, self.width), layout="constrained")
         said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.study.source.caution, heading) if text]
         if said:
@@ -187,12 +191,14 @@ class FigureContext:
         """Return a figure with one small panel per title; `x` and `y` label the outer axes."""
         across = min(len(titles), ACROSS_NARROW if self.narrow else ACROSS)
         figure = self.figure(heading)
+        # -(-a // b) rounds up: the last line of panels may be short, and its empty places are removed below.
         grid = np.asarray(figure.subplots(-(-len(titles) // across), across, squeeze=False, **sharing)).ravel()
         for ax, title in zip(grid, titles, strict=False):
             ax.set_title(fold(title, panel_width(across, self.width) + 0.15, MULTIPLE_SIZE), fontsize=MULTIPLE_SIZE)
         for ax in grid[len(titles) :]:
             ax.remove()
         for ax in grid[max(0, len(titles) - across) : len(titles)]:  # nothing stands below these
+            # A shared axis has labels below the lowest line only, which is not where every column ends.
             ax.tick_params(labelbottom=True)
             ax.set_xlabel(fold(x, panel_width(across, self.width) + 0.1))
         for ax in grid[: len(titles) : across]:
@@ -211,6 +217,7 @@ class FigureContext:
     def key_of_multiples(self, *, marker: bool = False) -> list[Line2D]:
         """Return the legend of small panels: one entry for the baseline, one for the pale lines."""
         baseline = self.meta["baseline"]
+        # A baseline without a score is drawn nowhere, so the legend must not name it.
         own = [self.handle(baseline, line=not marker, marker=marker)] if baseline in self.labels() else []
         look = POINT if marker else {}
         return [*own, Line2D([], [], label="the other optimizers", **{**PALE, **look})]
@@ -219,12 +226,14 @@ class FigureContext:
 def context_of(study: Study, width: str = "page") -> FigureContext:
     """Return everything that figures need of a study, except the curves; `width` is a key of WIDTHS."""
     meta = study.meta
+    # Rows without a score have no point to draw; tables show them.
     best = [row for row in study.chosen if row.scored]
     return FigureContext(
         study=study,
         best=best,
         conditions=[name for name in conditions(meta) if any(row.condition == name for row in best)],
         several=bool(varied(meta)),
+        # By all labels, drawn or not: looks stay the same while runs are still missing.
         styles=label_styles(meta["labels"]),
         width=WIDTHS[width],
     )
@@ -234,6 +243,7 @@ def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield the items in pages of at most `size`, as even as possible."""
     count = -(-len(items) // size)
     for page in range(count):
+        # The remainder is spread: 7 items on pages of 6 are 3 and 4, not 6 and 1.
         yield items[page * len(items) // count : (page + 1) * len(items) // count]
 
 
@@ -242,6 +252,7 @@ def pale(ax: Axes, lines: Iterable[tuple[Iterable[float], Iterable[float]]], **l
     x: list[float] = []
     y: list[float] = []
     for across, up in lines:
+        # NaN interrupts a line, so that many lines fit into one artist.
         x += [*across, np.nan]
         y += [*up, np.nan]
     if x:
@@ -260,5 +271,6 @@ def name_panels(axes: np.ndarray[Any, Any], conditions: Sequence[str], titles: S
 def folded(condition: str, inches: float) -> str:
     """Break a condition into a line per setting, and into more lines if one would be longer than this many inches."""
     lines = condition.replace(", ", ",\n").split("\n")
+    # A setting that is too long is broken at its "=" first, and only then within words.
     parts = [line if text_width(line, 8) <= inches else line.replace("=", "=\n") for line in lines]
     return "\n".join(fold(part, inches) for line in parts for part in line.split("\n"))

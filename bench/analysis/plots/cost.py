@@ -43,9 +43,10 @@ Point = tuple[Row, Interval, Interval]
 def figures(context: FigureContext) -> Iterator[Drawing]:
     """Yield figures of one point per optimizer, with 95% t intervals, against seconds and against passes.
 
-    With several conditions a small panel each, first against seconds, then against passes. Many optimizers
+    With several conditions each has a small panel, first against seconds, then against passes. Many optimizers
     have a small panel each, in a figure for each condition and cost.
     """
+    # Formatted again below: the doubled braces keep the places for the cost and for a remark.
     caption = (
         f"Test {context.metric} against {{}}: mean over seeds with 95% Student-t intervals. Dashed: the Pareto front, "
         f"beyond which no optimizer here is better at that cost. {{}}"
@@ -85,6 +86,7 @@ def _data(context: FigureContext, conditions: Sequence[str]) -> pd.DataFrame:
     chosen = [(condition, context.chosen(condition)) for condition in conditions]
     every = [row for _, rows in chosen for row in rows]
     frame = numbers.frame(every, numbers.measured(context.meta["metric"], *COSTS, "test_metric"))
+    # A front per condition: what is cheap under one condition may be dear under another.
     fronts = {
         f"on_front_of_{cost}": [
             bool(flag) for _, rows in chosen for flag in _on_front(context, _every_point(context, rows, cost))
@@ -110,6 +112,7 @@ def _single(context: FigureContext) -> Figure:
 
 
 def _page(context: FigureContext, conditions: Sequence[str], cost: str) -> Figure:
+    # Four panels stand two by two: with three side by side the second line would have a single panel.
     across = 2 if context.narrow or len(conditions) in (2, 4) else ACROSS
     lines = -(-len(conditions) // across)
     figure = context.figure()
@@ -120,6 +123,7 @@ def _page(context: FigureContext, conditions: Sequence[str], cost: str) -> Figur
         ax.set_title(folded(condition, panel_width(across, context.width)))
         if place % across == 0:
             ax.set_ylabel(fold(f"test {context.metric}{context.unit}", HEIGHT_OF_MANY))
+        # The lowest panel of its column names the axis.
         if place + across >= len(conditions):
             ax.set_xlabel(fold(_title(context, cost, alike), panel_width(across, context.width)))
     handles = [context.handle(label, line=False, marker=True) for label in context.labels()]
@@ -128,6 +132,7 @@ def _page(context: FigureContext, conditions: Sequence[str], cost: str) -> Figur
 
 
 def _multiples(context: FigureContext, condition: str, cost: str, labels: Sequence[str]) -> Figure:
+    # In small panels no point is moved sideways, so the title has no remark on it.
     x, y = _title(context, cost, False), f"test {context.metric}{context.unit}"
     figure, axes = context.multiples(context.named(labels, condition), x, y, condition, sharex=True, sharey=True)
     points = _points(context, context.chosen(condition), cost)
@@ -177,7 +182,9 @@ def _draw(figure: Figure, ax: Axes, context: FigureContext, points: Sequence[Poi
     drawn = [point for point in points if point[0] in full]
     costs = [x.mean for _, x, _ in drawn]
     for number, (row, x, y) in enumerate(drawn):
+        # How many points share this cost; a panel about one optimizer has only two in full and moves none.
         alike = costs.count(x.mean) if focus is None else 1
+        # Spread about the true place in the order of the labels; / 72 turns points into inches.
         aside = min(STEP, SPREAD / alike) * (costs[:number].count(x.mean) - (alike - 1) / 2) / 72 if alike > 1 else 0.0
         beside = ax.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         look: Style = {**context.styles[row.label], "transform": beside, "clip_on": False}
@@ -185,9 +192,12 @@ def _draw(figure: Figure, ax: Axes, context: FigureContext, points: Sequence[Poi
         ax.plot(bounds(x), [y.mean, y.mean], **bar)
         ax.plot([x.mean, x.mean], bounds(y), **bar)
         ax.plot(x.mean, y.mean, **{**look, "linestyle": "none"})
+    # The front goes on to the right edge: more cost gives nothing better than its last point.
     right = 1.15 * max(bounds(x)[1] for _, x, _ in points)
     front = sorted((x.mean, y.mean) for on, (_, x, y) in zip(_on_front(context, points), points, strict=True) if on)
+    # "post": the score of a point holds until the next point of the front is affordable.
     ax.step([*(x for x, _ in front), right], [*(y for _, y in front), front[-1][1]], where="post", **FRONT)
+    # From 0, so that twice the cost is twice as far to the right.
     ax.set_xlim(0, right)
     heights = [bound for _, _, y in points for bound in bounds(y)]
     ax.set_ylim(with_margin(heights, context.limits))  # drawn beside their places, the points set no limits

@@ -60,8 +60,10 @@ def label_styles(labels: Sequence[str]) -> dict[str, Style]:
     marker that the other labels use least, so that no two labels of an experiment look the same.
     """
     looks: dict[str, Look] = {}
+    # First all known names, so that an unknown one never takes the look of a known one further down.
     for label in labels:
         known = KNOWN.get(label.lower().replace("_", "-"))
+        # "SAM" and "sam" have one known look: the second of them is treated as unknown.
         if known and known not in looks.values():
             looks[label] = known
     for label in labels:
@@ -72,11 +74,13 @@ def label_styles(labels: Sequence[str]) -> dict[str, Style]:
 
 def _unlike(label: str, others: Sequence[Look]) -> Look:
     """Return the look for an unknown label that differs most from the looks in use."""
+    # A digest instead of `hash`, whose value for a text changes from process to process.
     number = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8])
     colour = FOR_OTHERS[number % len(FOR_OTHERS)]
     same = [look for look in others if look.colour == colour]
 
     def confusion(look: Look) -> tuple[int, ...]:
+        # Compared left to right: never the same look, then least in common with looks of this colour, then of all.
         return (
             look in same,
             sum((one.dash == look.dash) + (one.marker == look.marker) for one in same),
@@ -84,6 +88,7 @@ def _unlike(label: str, others: Sequence[Look]) -> Look:
             sum(one.marker == look.marker for one in others),
         )
 
+    # The remainder chose the colour; the quotient lets names of one colour start at different dashes and markers.
     shift = number // len(FOR_OTHERS)
     dashes, markers = (_shifted(choices, shift) for choices in (DASHES, MARKERS))
     return min((Look(colour, *pair) for pair in product(dashes, markers)), key=confusion)

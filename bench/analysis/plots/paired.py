@@ -19,7 +19,7 @@ from bench.analysis.stats import Interval, mean_interval
 from bench.store.conditions import KEY, keyed
 from bench.store.selection import reported
 
-REACH = 0.27  # of the way between two rows, on either side of each, in which its seeds are drawn
+REACH = 0.27  # share of the distance between two rows, within which the seeds of a row are drawn on either side of it
 LOWEST, LINE = 0.3, 0.12  # inches: a row, and a line of its name
 LONGEST, LONGEST_NARROW = 1.35, 0.85  # inches of a name, beyond which it is folded
 TALLEST = 8.0  # inches of all panels on a page
@@ -55,6 +55,7 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
     height = sum(names.values()) + 0.06
     columns = ["value", "difference"]
     if context.several:
+        # As many conditions as fit into TALLEST inches, each with 0.4 inches beside its rows.
         on_page = max(1, min(ROWS, int(TALLEST / (height + 0.4))))
         shown = [(beside, page) for beside in context.split(columns) for page in pages(conditions, on_page)]
         grids = [[[(condition, column) for column in beside] for condition in page] for beside, page in shown]
@@ -78,12 +79,14 @@ def _figure(
             draw = _lines if column == "value" else _differences
             for place, label in enumerate(labels):
                 draw(ax, context, here[here["optimizer"] == label], label, place)
+            # With several conditions a column of panels shows one quantity, named below its last panel.
             if line is grid[-1] or not context.several:
                 ax.set_xlabel(fold(_title(context, column), context.panel_width(2) - 0.9))
             if column == "value":
                 ax.set_xlim(with_margin(here[["baseline", "value"]].to_numpy(float), context.limits))
             ax.grid(visible=False, axis="y")
             ax.set_yticks(range(len(labels)), names)
+            # The axis points down, so that the first optimizer is at the top, as in tables.
             ax.set_ylim(len(labels) - 0.4, -0.6)
         if context.several:
             row[0].set_ylabel(folded(line[0][0], 0.3 * len(labels)))
@@ -106,6 +109,7 @@ def _pairs(context: FigureContext) -> pd.DataFrame:
     records = keyed(reported(context.study.results.records))
     column = f"test_{context.meta['metric']['key']}"
     done = records[(records["status"] == "done") & records[column].notna()]
+    # Sorted: pandas warns when it has to look up a part of an unsorted key.
     value = (context.scale * done.set_index([*KEY, "seed"])[column].astype(float)).sort_index()
     frames = []
     for row in context.best:
@@ -113,9 +117,11 @@ def _pairs(context: FigureContext) -> pd.DataFrame:
         if base is None or row.label == base.label:
             continue
         ours, theirs = (value.loc[(one.condition, one.label, one.config)] for one in (row, base))
+        # The two sides are matched by seed; a seed that one side lacks is NaN, and dropped.
         both = pd.DataFrame({"baseline": theirs, "value": ours}).dropna().rename_axis("seed").reset_index()
         frames.append(both.assign(condition=row.condition, optimizer=row.label, config=row.config))
     columns = [*KEY, "seed", "baseline", "value"]
+    # `concat` raises if it gets no frame, and the columns are needed all the same.
     pairs: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     return pairs[columns].assign(difference=pairs["value"] - pairs["baseline"])
 
@@ -124,6 +130,7 @@ def _data(context: FigureContext, pairs: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of the figure's CSV: every pair, with its optimizer's mean difference and bounds."""
     metric = context.meta["metric"]
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
+    # Mean and bounds belong to an optimizer, so they are repeated on the line of each of its seeds.
     of_each = pairs.groupby(KEY, sort=False)["difference"]
     intervals = of_each.transform("size").to_frame("n")
     found = {key: _interval(context, values) for key, values in of_each}
@@ -157,11 +164,13 @@ def _lines(ax: Axes, context: FigureContext, pairs: pd.DataFrame, label: str, pl
 
 def _differences(ax: Axes, context: FigureContext, pairs: pd.DataFrame, label: str, place: int) -> None:
     """Draw one dot per seed, and below the dots their mean with its interval."""
+    # Drawn before the return below: a panel without pairs has the line of no difference, too.
     ax.axvline(0, color=context.styles[context.meta["baseline"]]["color"], linewidth=0.9, zorder=1)
     if pairs.empty:
         return
     style = context.styles[label]
     look = {"color": style["color"], "marker": style["marker"]}
+    # Seeds fill the row down to REACH / 2 below its middle; their mean has the room below that.
     spread = np.linspace(-REACH, REACH / 2, len(pairs)) if len(pairs) > 1 else [-REACH / 2]
     ax.plot(pairs["difference"], place + np.asarray(spread), **{**SEED, **look})
     interval = _interval(context, pairs["difference"])

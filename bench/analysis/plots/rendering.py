@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from bench.analysis.plots.context import Drawing
 from bench.analysis.plots.style import looks
 
+# None removes an entry: times and versions would make other bytes of the same figure.
 WITHOUT_TIME = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None},
@@ -43,6 +44,7 @@ class Rendered:
 def as_bytes(figure: Figure, form: str) -> bytes:
     """Return the figure as "png", "pdf" or "svg", without the time of writing in it."""
     buffer = io.BytesIO()
+    # Some settings are read when a file is written: resolution, fonts of a PDF, ids of an SVG.
     with looks():
         figure.savefig(buffer, format=form, metadata=WITHOUT_TIME[form])
     return buffer.getvalue()
@@ -66,10 +68,12 @@ def render_all(
 
     Args:
         draw: gives the figures of a family.
-        processes: that draw at once. Default: one per core, and no others where a fork could go wrong: on other
-            systems than Linux, and beside other threads.
+        processes: how many draw at once. Default: one per core, or this process alone if a fork could go wrong: on
+            systems other than Linux, and beside other threads.
     """
+    # A fork copies only the thread that calls it: a lock held by any other thread would stay locked in the child.
     forkable = sys.platform == "linux" and threading.active_count() == 1
+    # The cores that this process may use, which can be fewer than the machine has.
     processes = processes or (len(os.sched_getaffinity(0)) if forkable else 1)
     make = partial(_family, draw, forms)
     if processes == 1 or len(families) == 1:
@@ -91,17 +95,22 @@ def _forked(
     make: Callable[[str], dict[str, Rendered]], families: Sequence[str], processes: int
 ) -> list[dict[str, Rendered]]:
     global _work
+    # Set before the pool exists: the children get it by the fork.
     _work = make
     try:
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(min(processes, len(families)), context, _leave_signals_to_the_parent) as pool:
+            # `map` keeps the order of the families, whichever child is done first.
             return list(pool.map(_in_child, families))
     finally:
+        # It holds the whole study.
         del _work
 
 
 def _leave_signals_to_the_parent() -> None:
+    # Ctrl-C reaches all processes of the terminal: the parent alone acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler that the parent may have for SIGTERM came with the fork: a child simply ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -48,6 +48,7 @@ def lines(context: FigureContext) -> Iterator[Drawing]:
         here = points[points["condition"].isin(page)]
         mean = _mean(here)
         figure, axes = context.panels(len(page), 1)
+        # One scale for the page, so that its panels can be compared; `wide` needs at least one value.
         log = wide(sorted(mean["mean"].dropna()) or [0.0])
         for condition, (ax,) in zip(page, axes, strict=True):
             _line(ax, context, mean[mean["condition"] == condition], condition, log=log)
@@ -99,12 +100,14 @@ def _planes(context: FigureContext, here: pd.DataFrame, labels: Sequence[str], c
     down = math.ceil(len(labels) / across)
     figure = context.figure()
     axes = np.asarray(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True))
-    # Losses above a hundred times the lowest say no more than that; their shade is the last.
+    # Losses above a hundred times the median say no more than that: all of them have the last shade.
     low, high = here["loss"].min(), min(here["loss"].max(), 100 * here["loss"].median())
+    # Logarithmic levels need positive losses that differ.
     levels = np.geomspace(low, high, LEVELS) if low > 0 and high > low else np.linspace(low, high or 1.0, LEVELS)
     norm = LogNorm(levels[0], levels[-1]) if low > 0 and high > low else None
     names = {row.label: row.name for row in context.chosen(condition)}
     for ax, label in zip(axes.flat, labels, strict=False):
+        # contourf takes rows as y and columns as x.
         grid = here[here["optimizer"] == label].pivot(index="beta", columns="alpha", values="loss")
         drawn = ax.contourf(grid.columns, grid.index, grid, levels, norm=norm, cmap=CMAP, extend="max")
         ax.contour(grid.columns, grid.index, grid, levels, norm=norm, colors="white", linewidths=0.35)
@@ -115,6 +118,7 @@ def _planes(context: FigureContext, here: pd.DataFrame, labels: Sequence[str], c
     used = list(axes.flat[: len(labels)])
     for ax in axes.flat[len(labels) :]:
         ax.remove()
+    # The last panel of each column: nothing stands below it.
     for ax in used[-across:]:
         ax.set_xlabel("first direction")
         ax.tick_params(labelbottom=True)
@@ -122,10 +126,13 @@ def _planes(context: FigureContext, here: pd.DataFrame, labels: Sequence[str], c
         ax.set_ylabel("second direction")
     bar = figure.colorbar(drawn, ax=used, location="bottom", shrink=0.6, aspect=40, pad=0.02)
     bar.set_label(LOSS)
+    # A logarithmic bar would have ticks of its own between the levels.
     bar.ax.xaxis.set_minor_locator(NullLocator())
+    # The first level, the last, and three between.
     shown = [float(level) for level in levels[:: (LEVELS - 1) // 4]]
     bar.set_ticks(shown, labels=[f"{level:,.0f}" if level >= 100 else f"{level:.2g}" for level in shown])
     finish(figure, [], side - 0.45)
+    # `bench measure` takes the plane of one seed per optimizer and condition, the first.
     seed = int(here["seed"].iloc[0])
     caption = (
         f"Loss over the plane of two filter-normalised directions (Li et al. 2018) around the final weights (+) of "
@@ -145,6 +152,7 @@ def _line(
     for row in full:
         here, style = mean[mean["optimizer"] == row.label], context.styles[row.label]
         ax.plot(here["alpha"], here["mean"], **{**style, "marker": None})
+        # A log axis has no place for bounds at 0 or below: the band ends a decade under the lowest mean.
         low = here["low"].clip(lower=here["mean"].min() / 10) if log else here["low"]
         ax.fill_between(here["alpha"], low, here["high"], color=style["color"], alpha=0.15, linewidth=0)
     if log:

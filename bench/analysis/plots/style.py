@@ -24,7 +24,8 @@ WIDTH = 6.9  # inches: the text width of two columns
 WIDTHS = {"page": WIDTH, "column": 3.3}  # type has the same size in both: include figures as they are, unscaled
 PANEL_HEIGHT = 2.3
 LEGEND_COLUMNS = 6
-LEGEND_SHARE = 0.94  # of the width: type that is saved at more dots an inch than it was measured at is a little wider
+# Of the figure's width: text is a little wider at the resolution of the file than where it was measured.
+LEGEND_SHARE = 0.94
 NEUTRAL = "#555555"
 LEGEND_SIZE = 7.5
 HANDLE = 0.45  # inches beside a name in the legend
@@ -82,11 +83,13 @@ def finish(figure: Figure, handles: Sequence[Artist], height: float) -> None:
 
     Names, ticks and legends take what they need beside that: a page grows, its panels never shrink.
     """
+    # 1. Measure the legend, and lay the figure out with more height than it needs.
     below = _legend(figure, handles) if handles else 0.0
     rows = {spec.rowspan.start for ax in figure.axes if (spec := ax.get_subplotspec())}
     width = figure.get_figwidth()
     figure.set_size_inches(width, (height + 1.2) * len(rows) + below + 1.0)  # room for the layout to be measured in
     _lay_out(figure)
+    # 2. Add what the lowest panel of each row lacks, which may be negative.
     lacking = sum(height - min(_heights(figure, row)) for row in rows)
     figure.set_size_inches(width, figure.get_figheight() + lacking)
 
@@ -105,6 +108,7 @@ def _legend(figure: Figure, handles: Sequence[Artist]) -> float:
     room = LEGEND_SHARE * figure.get_figwidth()
     for handle in handles:
         handle.set_label(fold(str(handle.get_label()), room - HANDLE, LEGEND_SIZE))
+    # As few lines as possible: tried from the fewest on until the legend is no wider than the figure.
     for lines in range(math.ceil(len(handles) / LEGEND_COLUMNS), len(handles) + 1):
         columns = math.ceil(len(handles) / lines)
         drawn = figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6)
@@ -140,17 +144,20 @@ def with_margin(values: Any, limits: Bounds = (-math.inf, math.inf), share: floa
 
     Args:
         limits: the lowest and the highest value that there can be.
-        share: of the way from the lowest to the highest value, how much is left on either side.
+        share: the space on either side, as a share of the way from the lowest to the highest value.
     """
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    # Equal values span nothing: then a share of the value itself, or 1 if that is 0.
     margin = share * (high - low) or 0.05 * abs(high) or 1.0
+    # Values beyond what is possible still lie inside the axis: limits cut the margin only.
     return max(low - margin, min(limits[0], low)), min(high + margin, max(limits[1], high))
 
 
 def wide(values: Sequence[float]) -> bool:
     """Return whether ascending values span a decade or more, and so belong on a log axis."""
+    # A little less than 10: a decade must not be missed by rounding.
     return values[0] > 0 and values[-1] > 9.99 * values[0]
 
 
@@ -159,6 +166,7 @@ def value_axis(ax: Axes, values: Sequence[float], width: float, *, log: bool) ->
     if log:
         ax.set_xscale("log")
     places = np.log(values) if log else np.asarray(values)
+    # Ticks span about nine tenths of a panel; the places of their labels are compared in inches.
     inches = 0.9 * width * (places - places[0]) / (places[-1] - places[0] or 1.0)
     ax.xaxis.set_major_locator(FixedLocator(list(values)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -177,12 +185,14 @@ def _with_room(texts: Sequence[str], centres: Any) -> list[str]:
     for tick in others:
         if not kept or apart(kept[-1], tick):
             kept.append(tick)
+    # The last label always stays, so those before it that would touch it go.
     kept = [tick for tick in kept if tick == 0 or apart(tick, last)]
     return [text if tick in (*kept, last) else "" for tick, text in enumerate(texts)]
 
 
 def text_width(text: str, size: float = TICK_SIZE) -> float:
     """Return the approximate width of a text, in inches."""
+    # Average widths per letter, in parts of the type size: exact ones would need a drawn figure.
     narrow = sum(text.count(letter) for letter in ".,:il ")
     return (0.62 * len(text) - 0.3 * narrow) * size / 72
 

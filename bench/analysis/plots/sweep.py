@@ -33,12 +33,12 @@ from bench.store.selection import phased
 FIELDS = ("test_metric", "gap_metric")
 OF_TUNING = ("val_metric",)  # its runs never saw the test set
 ACROSS = 2
-FEW = 2  # seeds, whose t intervals would fill every panel (t is 12.7): they are in the CSV alone
-MARGIN = 0.12  # of the heights, so that rings are whole
+FEW = 2  # seeds: the t intervals of so few would fill every panel (t is 12.7), so only the CSV has them
+MARGIN = 0.12  # share of the range of heights, so that rings are drawn whole
 ACROSS_OF_MANY = 4
-SQUEEZED = 1 / 3  # of a panel: what the good half has of it where the other half is a failed region
-FAR = 0.1  # of the best: what is not farther below it has not failed
-FEWEST = 3  # good ones, without which there is nothing to squeeze
+SQUEEZED = 1 / 3  # share of a panel: good values that fill no more of it are squeezed by a failed region
+FAR = 0.1  # share of the best value: what is not farther below it has not failed
+FEWEST = 3  # good values: with fewer, nothing is called squeezed
 BEYOND = (
     "Arrows at an edge, with their value where there is room, stand for what lies beyond it; there, intervals may run "
     "out of the panel."
@@ -58,8 +58,10 @@ def figures(context: FigureContext) -> Iterator[Drawing]:
     An optimizer that sweeps one number has a line over that number. An optimizer that sweeps several has a point per
     configuration in the panel of each number. If tuning is a phase of its own, there are validation panels only.
     """
+    # `tried`, not `rows`: a search is shown by the runs that the choice was made on.
     sweeps = [row for row in context.tried if row.label in context.meta["sweeps"] and _numbers(row) and row.scored]
     keys = sorted({key for row in sweeps for key in _numbers(row)})
+    # Runs of a phase of tuning have no test metric and no gap.
     fields = OF_TUNING if phased(context.meta) else FIELDS
     if not keys:
         return
@@ -90,6 +92,7 @@ def _multiples(context: FigureContext, sweeps: list[Row], fields: Sequence[str])
                 [label for label, _ in page], "", _title(context, field), condition, sharey=True
             )
             drawn = [row for row in here if any(row.label == label for label, _ in page)]
+            # One scale for all panels of the page, so that optimizers can be compared.
             limits = _limits(context, [*drawn, *([found] if (found := _baseline(context, condition)) else [])], field)
             for ax, (label, key) in zip(axes, page, strict=True):
                 _draw(ax, context, [row for row in here if row.label == label], (condition, key), field, limits)
@@ -101,6 +104,7 @@ def _multiples(context: FigureContext, sweeps: list[Row], fields: Sequence[str])
 
 def _numbers(row: Row) -> dict[str, float]:
     """Return the swept values of a configuration that are numbers."""
+    # bool is a subtype of int in Python, hence the second test.
     numbers = {key: value for key, value in row.swept.items() if isinstance(value, int | float)}
     return {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and not pd.isna(value)}
 
@@ -135,6 +139,7 @@ def _figure(context: FigureContext, sweeps: list[Row], lines: Sequence[Line], fi
     grid = context.stacked([panels[start : start + across] for start in range(0, len(panels), across)])
     figure, axes = context.panels(len(grid), len(grid[0]))
     for row in axes:
+        # The last line may have fewer panels than places: all are switched off here, used ones on again below.
         for ax in row:
             ax.set_axis_off()
     for beside, row in zip(grid, axes, strict=True):
@@ -173,8 +178,10 @@ def _draw(
     limits: tuple[float, float] | None = None,
 ) -> None:
     condition, key = line
+    # 1. The baseline, behind everything else.
     if baseline := _baseline(context, condition):
         _band(ax, getattr(baseline, field).scaled(context.scale), context.styles[baseline.label])
+    # 2. Every label: a line over its values, or points if several numbers are swept, which no line can join.
     rows = [row for row in sweeps if key in _numbers(row) and row.condition == condition]
     for label in dict.fromkeys(row.label for row in rows):
         of_label = sorted((row for row in rows if row.label == label), key=lambda row: _numbers(row)[key])
@@ -182,8 +189,10 @@ def _draw(
             _line(ax, context, {_numbers(row)[key]: row for row in of_label}, field)
         else:
             _points(ax, context, of_label, key, field)
+    # 3. The limits, and only then the arrows, which stand for what lies beyond them.
     ax.set_ylim(limits or _limits(context, [*rows, *([baseline] if baseline else [])], field))
     _mark_beyond(ax, context, rows, key, field)
+    # 4. Ticks, at the values under all conditions, so that the panels of a page share them.
     values = sorted({_numbers(row)[key] for row in sweeps if key in _numbers(row)})
     if len(values) <= LISTED:
         value_axis(ax, values, context.panel_width(ACROSS if limits is None else ACROSS_OF_MANY), log=wide(values))
@@ -197,9 +206,11 @@ def _limits(context: FigureContext, rows: Sequence[Row], field: str) -> tuple[fl
     Where a region failed, as where a rate is too large, it would squeeze all others: the panel ends before it.
     """
     kept = _worth_a_look(context, rows, field)
-    whole = kept if len(kept) == len(rows) else [row for row in kept if row.chosen]  # nor do intervals beside it
+    # Next to a failed region intervals are wide, too: there, only that of the choice sets limits.
+    whole = kept if len(kept) == len(rows) else [row for row in kept if row.chosen]
     heights = [getattr(row, field).mean * context.scale for row in kept]
     heights += [bound for row in whole for bound in _drawn(getattr(row, field).scaled(context.scale))]
+    # Validation is drawn beside the test metric, so it has to fit as well.
     if field == "test_metric":
         heights += [row.val_metric.mean * context.scale for row in kept]
     return with_margin(heights, UNBOUNDED if field == "gap_metric" else context.limits, MARGIN)
@@ -210,10 +221,13 @@ def _worth_a_look(context: FigureContext, rows: Sequence[Row], field: str) -> li
     means = np.array([getattr(row, field).mean for row in rows])
     if field == "gap_metric" or np.isfinite(means).sum() < FEWEST:
         return list(rows)
+    # Turned so that more is better. NaN is never good, so a row without a mean is left out of a squeezed panel.
     worth = means if context.meta["metric"]["higher_is_better"] else -means
     best, worst = np.nanmax(worth), np.nanmin(worth)
+    # If all are close to the best one, no region has failed.
     if best - worst <= FAR * abs(best):
         return list(rows)
+    # The good half of the range; what is below it failed only if the good ones are several and lie close together.
     good = worth >= (best + worst) / 2
     if good.sum() < FEWEST or best - worth[good].min() > SQUEEZED * (best - worst):
         return list(rows)
@@ -225,6 +239,7 @@ def _mark_beyond(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str
     low, high = ax.get_ylim()
     for row in rows:
         mean = getattr(row, field).mean * context.scale
+        # Holds for NaN, too, which has no edge to stand at.
         if not (mean < low or mean > high):
             continue
         edge, up = (high, True) if mean > high else (low, False)
@@ -234,6 +249,7 @@ def _mark_beyond(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str
             text = ax.annotate(
                 f"{mean:.3g}", (_numbers(row)[key], edge), (0, -7 if up else 6), textcoords="offset points"
             )
+            # in_layout=False: the layout would otherwise make room around the panel for the number.
             text.set(fontsize=6.5, color=NEUTRAL, horizontalalignment="center", in_layout=False)
             text.set_verticalalignment("top" if up else "bottom")
 
@@ -284,7 +300,7 @@ def _band(ax: Axes, interval: Interval, style: Style) -> None:
 
 
 def _handles(context: FigureContext, sweeps: list[Row], *, named: bool = True) -> list[Artist]:
-    """Return the legend; `named` omits the optimizers, since panels are titled with their names."""
+    """Return the legend; without `named` it omits the optimizers, as panels that have their names as titles need."""
     several = {row.label for row in sweeps if len(row.swept) > 1}
     handles = [
         Line2D([], [], label=label, **{**context.styles[label], **(ONE_OF_MANY if label in several else {})})

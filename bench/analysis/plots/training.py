@@ -29,8 +29,8 @@ from bench.analysis.stats import half_width
 from bench.store.conditions import KEY, first_few, keyed
 from bench.store.selection import reported
 
-START = 0.3  # share of an optimizer's epochs that may run out of the panel: where curves begin says little
-ALIKE = 2.0  # times as long a curve still goes on the axis of the shortest
+START = 0.3  # share of an optimizer's epochs that set no limits: where curves begin says little
+ALIKE = 2.0  # a curve up to this many times as long as the shortest still shares its axis
 AXES = {"epoch": "epoch", "passes": "forward-backward passes"}
 LINE = ["condition", "optimizer"]
 
@@ -61,6 +61,7 @@ def curves(context: FigureContext, runs: pd.DataFrame) -> Iterator[Drawing]:
 
 def gap(context: FigureContext, runs: pd.DataFrame) -> Iterator[Drawing]:
     """Yield figures of the generalization gap of loss and metric against epochs."""
+    # Several kinds of loss have no unit in common.
     unit = "" if context.study.captions.losses() else " (nats)"
     titles = {
         "gap_loss": f"test − train loss{unit}",
@@ -80,6 +81,7 @@ def chosen_curves(context: FigureContext) -> pd.DataFrame:
     curves = curves[pd.MultiIndex.from_frame(curves[KEY]).isin(wanted) & curves["run_id"].isin(done)]
     test = metric["scale"] * curves[f"test_{metric['key']}"]
     train = metric["scale"] * curves[f"train_clean_{metric['key']}"]
+    # Positive is worse on the test set, as in the records.
     gap = train - test if metric["higher_is_better"] else test - train
     gaps = {"gap_loss": curves["test_loss"] - curves["train_clean_loss"], "gap_metric": gap}
     of = curves["run_id"].map(_sampled(results.records))
@@ -91,13 +93,16 @@ def _sampled(records: pd.DataFrame) -> Mapping[str, float]:
     if not {"eval_train", "examples"} <= {*records}:
         return {}
     size = pd.to_numeric(records["eval_train"], errors="coerce")
+    # Examples per epoch are the size of the training set; a sample of at least that size is no sample.
     fewer = size < records["examples"] / records["epochs"]
     return dict(zip(records.loc[fewer, "run_id"], size[fewer], strict=True))
 
 
 def _passes_differ(runs: pd.DataFrame) -> bool:
     """Return whether an epoch takes some optimizers more passes than others under the same condition."""
+    # Level 0 of the index is the condition: sizes of training sets must not count as a difference.
     costs = (runs["passes"] / runs["epoch"]).groupby([runs[column] for column in LINE]).mean().groupby(level=0)
+    # A tolerance of 0.1%, so that rounding of the means is no difference.
     return bool((costs.max() >= 1.001 * costs.min()).any())
 
 
@@ -154,6 +159,7 @@ def _data(context: FigureContext, means: Mapping[str, pd.DataFrame], shown: Sequ
         bounds = {part: f"{names.get(y, y)}_{part}{suffix}" for part in ("mean", "low", "high")}
         here = mean[mean["condition"].isin(shown)].rename(columns={"count": "n", **bounds})
         frames.append(here.set_index([*columns, "n"])[list(bounds.values())])
+    # Conditions and labels in the order of the experiment; the stable sort keeps the epochs ascending.
     places = {name: place for place, name in enumerate([*shown, *context.meta["labels"]])}
     joined: pd.DataFrame = pd.concat(frames, axis=1).reset_index()
     return joined.sort_values(columns[:-2], key=lambda names: names.map(places), kind="stable")
@@ -204,6 +210,7 @@ def _multiples(
     )
     for ax, label in zip(axes, labels, strict=True):
         _draw(ax, context, means, panel, focus=label)
+    # The axes are shared, so one call is enough.
     axes[0].set_xlim(left=0)
     finish(figure, context.key_of_multiples(), MULTIPLE_HEIGHT)
     return figure
@@ -252,6 +259,7 @@ def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFram
     groups = runs.groupby([*LINE, "epoch"], sort=True)
     means = groups[column].agg(["count", "mean", "std"]).join(groups["passes"].mean())
     half = half_width(means["count"], means["std"])
+    # Cut at the bounds of the metric, as intervals in tables are.
     low, high = (means["mean"] - half).clip(lower=limits[0]), (means["mean"] + half).clip(upper=limits[1])
     bounded: pd.DataFrame = means.assign(low=low, high=high)
     return bounded.reset_index()
@@ -259,6 +267,7 @@ def _mean_curves(runs: pd.DataFrame, column: str, limits: Bounds) -> pd.DataFram
 
 def _limits(means: pd.DataFrame, limits: Bounds) -> tuple[float, float]:
     """Return vertical limits around the curves after their first epochs, so that the ends can be told apart."""
+    # Each optimizer's own last epoch: one with twice the epochs also takes twice as long to begin.
     last = means.groupby("optimizer")["epoch"].transform("max")
     late = means[means["epoch"] > START * last]
     return with_margin(late[["mean", "low", "high"]].to_numpy(), limits)

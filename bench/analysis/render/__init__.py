@@ -22,6 +22,7 @@ def render(table: Table, form: str) -> str:
     if form not in FORMATS:
         raise ValueError(f"unknown table format {form!r}, expected one of {', '.join(FORMATS)}")
     if form == "tex":
+        # LaTeX has conditions as headings above their rows, so their columns have no header.
         return latex(table, table.stacked()[table.keys :])
     return {"md": _markdown, "csv": _csv}[form](table)
 
@@ -39,8 +40,10 @@ def write(tables: Sequence[Table], folder: Path) -> list[Path]:
 
 
 def _markdown(table: Table) -> str:
+    # An unescaped bar would start another cell.
     cells = [[cell.replace("|", r"\|") for cell in row] for row in _named_once(table)]
     align = ["left"] * (table.keys + 1) + ["right"] * (len(table.columns) - table.keys - 1)
+    # disable_numparse: tabulate would otherwise write 0.50 as 0.5, and cells would lose the decimals they were given.
     grid = tabulate(cells, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     notes = "".join(f"- {note}\n" for note in table.footnotes)
     below = [*table.answer, " ".join(table.caption), notes.rstrip("\n")]
@@ -48,6 +51,7 @@ def _markdown(table: Table) -> str:
 
 
 def _csv(table: Table) -> str:
+    # The same line ending on every system, so that the same table gives the same bytes.
     return table.numbers.to_csv(index=False, lineterminator="\n")
 
 

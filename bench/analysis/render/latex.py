@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from bench.analysis.render.table import Table
 
 WIDTH, HEIGHT = 345.0, 550.0  # points of the text on a page of the class article, the narrowest there is
-WIDEST = 1.25  # times that width: so far a table is made smaller, beyond it is turned
+WIDEST = 1.25  # times that width: up to this a table is made smaller, a wider one is turned
 LETTER, GAP, LINE = 4.6, 8.0, 11.5  # points, in \small
+# A cell that siunitx can align: "<0.001", "+1,234.5" or "95.20 ± 0.31", with marks of footnotes behind it.
 NUMBER = re.compile(
     r"(?P<less><?)(?P<sign>[+-]?)(?P<whole>[\d,]+)(?:\.(?P<part>\d+))?(?: ± (?P<error>[\d.,]+))?(?P<mark>[†‡]*)"
 )
 BLANK = ("", "–")
 
+# Translated in one pass: replaced one after the other, the backslash of one escape would be escaped by the next.
 TEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "_%&#${}"},
@@ -48,7 +50,9 @@ def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
     """
     blocks = list(_blocks(table, len(heads)))
     columns = [list(column) for column in zip(*(row for _, rows in table.blocks() for row in rows), strict=True)]
+    # The first column is the optimizer's name: text, also if every name looks like a number.
     kinds = [_kind(column) if place else "l" for place, column in enumerate(columns)]
+    # An estimate from the number of letters: the true width is known to TeX alone.
     width = sum(max(map(len, [*head, *cells])) * LETTER + GAP for head, cells in zip(heads, columns, strict=True))
     shown = [_head(head, kind) for head, kind in zip(heads, kinds, strict=True)]
     body = "\n    \\addlinespace\n".join(
@@ -61,12 +65,15 @@ def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
     head = rf"    {' & '.join(shown)} \\"
     across, down = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
     texts = [table.title + " ".join(table.caption), *table.answer, *table.footnotes]
+    # -(-a // b) rounds up. Texts wrap, a row is a line, a block needs two more; the rest is for header and rules.
     lines = sum(-(-len(text) * LETTER // across) for text in texts) + len(table.rows) + 2 * len(blocks) + 5
+    # A float cannot go on to another page.
     if lines * LINE > down:
         return _long(caption, label, kinds, head, body, notes, turned=turned)
     return _float(caption, label, kinds, head, body, notes, turned=turned)
 
 
+# Commas of thousands are skipped when siunitx reads a number; it puts in its own.
 SETUP = (
     r"  \sisetup{separate-uncertainty, table-align-uncertainty=false, input-decimal-markers={.}, input-ignore={,}, "
     r"group-separator={,}, group-minimum-digits=4, retain-explicit-plus}"
@@ -85,6 +92,7 @@ def _float(
             SETUP,
             f"  {caption}",
             f"  {label}",
+            # Only a table that is wider than the text is made smaller.
             r"  \begin{adjustbox}{max width=\linewidth}",
             rf"  \begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
             r"    \toprule",
@@ -110,6 +118,7 @@ def _long(
             rf"% needs \usepackage{{booktabs,siunitx,longtable{',pdflscape' if turned else ''}}}",
             *([r"\begin{landscape}"] if turned else []),
             rf"\begingroup\{'footnotesize' if turned else 'small'}\setlength{{\tabcolsep}}{{4pt}}"
+            # Captions of a longtable are 4 inches wide unless a length is set.
             r"\setlength{\LTcapwidth}{\linewidth}\setlength{\parindent}{0pt}",
             SETUP,
             rf"  \begin{{longtable}}{{@{{}}{''.join(kinds)}@{{}}}}",
@@ -152,6 +161,7 @@ def _kind(cells: Sequence[str]) -> str:
     part = max(len(number["part"] or "") for number in found)
     error = max(len((number["error"] or "").replace(",", "").replace(".", "")) for number in found)
     digits = f"{whole}{f'.{part}' * bool(part)}{f'({error})' * bool(error)}"
+    # Room for the most digits on both sides of the point, so that the points of all rows stand below each other.
     return f"S[table-format={less}{sign and '+'}{digits}]"
 
 
@@ -165,6 +175,7 @@ def _cell(cell: str, kind: str) -> str:
     if not kind.startswith("S"):
         return escape(cell)
     if number is None:
+        # siunitx takes what is in braces for text.
         return f"{{{escape(cell)}}}"
     plain = cell.removesuffix(number["mark"]) if number["mark"] else cell
     mark = f" {{{escape(number['mark'])}}}" if number["mark"] else ""
@@ -184,4 +195,5 @@ def _as_key(name: str) -> str:
 
 def escape(text: str) -> str:
     """Return text for LaTeX: special characters escaped, symbols in math mode, minus signs instead of hyphens."""
+    # A hyphen before a digit is a minus sign, but not within a name such as sgd-2x.
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text.translate(TEX))

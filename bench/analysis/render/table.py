@@ -39,8 +39,10 @@ class Table:
         """Return each condition's name and rows, without the condition's columns; one block, "", if nothing varies."""
         blocks: dict[str, list[list[str]]] = {}
         for row in self.rows:
+            # The shorter side ends the pairs: only the first cells of a row name its condition.
             named = zip(self.columns[: self.keys], row, strict=False)
             blocks.setdefault(", ".join(f"{name}={value}" for name, value in named), []).append(row[self.keys :])
+        # A dict keeps the order in which conditions first appear, which is that of the rows.
         return list(blocks.items())
 
     def stacked(self) -> list[list[str]]:
@@ -48,5 +50,6 @@ class Table:
         stacked = []
         for header, *cells in zip(self.columns, *self.rows, strict=True):
             widest = max(map(len, [*header.split(), *cells]))
+            # A name such as sgd-2x stays on one line.
             stacked.append(textwrap.wrap(header, widest, break_on_hyphens=False))
         return stacked

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bench.analysis.render.table import Table
 
-WIDE = 100  # columns from which the terminal has room between those of a table
+WIDE = 100  # columns of the terminal, from which those of a table stand three blanks apart instead of one
 NARROWEST = 12  # columns for the names, however narrow the terminal
 
 
@@ -24,11 +24,13 @@ def show(tables: Sequence[Table], console: Console) -> None:
     """
     said: set[str] = set()
     paragraphs = []
+    # 1. What is new below each table, in their own order: the first table keeps all of its sentences.
     for table in tables:
         caption = " ".join(sentence for sentence in table.caption if sentence not in said)
         notes = [note for note in table.footnotes if note not in said]
         paragraphs.append([text for text in (caption, *notes) if text])
         said |= {*table.caption, *table.footnotes}
+    # 2. Print from the last to the first.
     for table, below in reversed(list(zip(tables, paragraphs, strict=True))):
         console.print(Text(table.title, style="bold"), "", _grid(table, console.width), sep="\n")
         for text in below:
@@ -56,6 +58,7 @@ def _grid(table: Table, width: int) -> Text:
 
 def _panels(table: Table, width: int, gap: str) -> Iterator[Table]:
     """Yield the table, split by columns into several if even its narrowest form is wider than the terminal."""
+    # The condition and the name of a row are repeated in every panel: its cells are read by them.
     start = table.keys + 1
     columns = zip(table.stacked(), *table.rows, strict=True)
     names, *others = [max(map(len, [*head, *cells])) for head, *cells in columns][table.keys :]
@@ -63,8 +66,10 @@ def _panels(table: Table, width: int, gap: str) -> Iterator[Table]:
     room = 0
     for place, widest in enumerate(others, start):
         room -= len(gap) + widest
+        # A column that is wider than the terminal still has a panel of its own.
         if room < 0 or not panels:
             panels.append([])
+            # Names fold, so they are counted at their narrowest.
             room = width - min(names, NARROWEST) - len(gap) - widest
         panels[-1].append(place)
     for panel in panels:
@@ -80,8 +85,10 @@ def _panel(table: Table, width: int, gap: str) -> Text:
     room = width - sum(widest[1:]) - len(gap) * len(widest[1:])
     widths = [min(widest[0], max(room, NARROWEST)), *widest[1:]]
 
+    # The lines are laid out already: rich must neither wrap nor cut them.
     text = Text(no_wrap=True, overflow="ignore")
     depth = max(map(len, heads))
+    # Empty lines come first, so that short headers stand next to their cells.
     for stack in zip(*([""] * (depth - len(head)) + head for head in heads), strict=True):
         text.append(_line(stack, widths, gap), style="bold")
     text.append("─" * (sum(widths) + len(gap) * len(widths[1:])) + "\n")
@@ -89,6 +96,7 @@ def _panel(table: Table, width: int, gap: str) -> Text:
         text.append("\n" * bool(number))
         text.append(f"{condition}\n" * bool(condition), style="bold")
         for name, *cells in rows:
+            # The first line of a folded name has the cells; the others stand below it, alone.
             start, *more = textwrap.wrap(name, widths[0])
             text.append(_line([start, *cells], widths, gap))
             text.append("".join(f"{part}\n" for part in more))

@@ -50,8 +50,10 @@ def build(study: Study, tables: Sequence[Table], folder: Path) -> list[Path]:
 
     Without a score there are no figures. The same results give the same bytes.
     """
+    # Without a score `plots` raises; tables and page are made all the same.
     scored = any(row.scored for row in study.chosen)
     figures = plots.rendered(study, forms=("png", "pdf", "svg")) if scored else {}
+    # Evaluated in this order: the page is written when all files beside it are.
     paths = [*render.write(tables, folder), *plots.write(figures, folder / "figures"), folder / "report.html"]
     write_atomic(paths[-1], page(study, tables, figures))
     return paths
@@ -100,6 +102,7 @@ def _counts(results: Results) -> dict[str, int]:
 
 def _failures(records: pd.DataFrame) -> Iterator[Failure]:
     lost = records[records["status"].isin(list(ENDED))]
+    # Runs without a recorded error are grouped under what their status means.
     reasons = lost["error"].astype(object).where(lost["error"].notna(), lost["status"].map(ENDED))
     for (status, reason), runs in lost.groupby(["status", reasons], sort=True):
         columns = runs.reindex(columns=["optimizer", "config", "condition", "seed"]).head(NAMED)
@@ -114,10 +117,12 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield every combination of hardware and versions among the finished runs, with its number of runs."""
     done = records[records["status"].isin(["done", "diverged"])]
     dirty = done["dirty"].astype(str).str.lower() == "true"
+    # As text a missing commit would read "nan": it has to stay missing, and then it is "unknown" below.
     known = done["commit"].notna()
     commits = done["commit"].astype(object).where(~known, done["commit"].astype(str).str[:10])
     marked = done.assign(commit=commits.where(~(dirty & known), commits.astype(str) + " + uncommitted changes"))
     values: Any
+    # dropna=False: a setup of which a part is not recorded is a setup, too.
     for values, runs in marked.groupby(SETUP, sort=True, dropna=False):
         shown = (
             "unknown" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else value for value in values
@@ -127,5 +132,7 @@ def _setups(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _script_safe(value: Any) -> str:
     """Return JSON that cannot end the script element it stands in."""
+    # allow_nan=False: NaN is no JSON, and a browser would refuse all data because of one.
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    # "</script>" inside a text would end the element; as escapes these characters mean the same in JSON.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -15,7 +15,7 @@ from bench.analysis.plots.rendering import Rendered
 from bench.analysis.render.table import Table
 
 FORMS = {"csv": "text/csv", "md": "text/markdown", "tex": "text/x-tex"}
-LARGEST = 200_000  # bytes of a file that is put into the page
+LARGEST = 200_000  # bytes: a larger file is named in the page, but not put into it
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ def templates(folder: Path) -> jinja2.Environment:
     """Return the templates of a folder; every value is escaped, and a name that is not given is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
+        # Names of labels, tasks and metrics are users' own: none of them may become markup.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,6 +46,7 @@ def figure_on_page(experiment: str, name: str, figure: Rendered) -> dict[str, An
         "name": name,
         "caption": figure.caption,
         "source": f"data:image/svg+xml;base64,{base64.b64encode(figure.content['svg']).decode()}",
+        # A CSS pixel is 1/96 inch.
         "width": f"{96 * width:.0f}",
         "height": f"{96 * height:.0f}",
         "file": _file(f"{experiment}-figure-{name}.csv", figure.content["csv"].decode()),
@@ -67,6 +69,7 @@ def _file(name: str, content: str) -> File:
 
 def policy(css: str, script: str) -> str:
     """Return a content security policy that loads nothing and allows only our own style sheet and script."""
+    # By their hashes: other styles or scripts do not run, even if a text should become markup.
     style, code = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{code}'; "

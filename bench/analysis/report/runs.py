@@ -29,7 +29,7 @@ def data(study: Study) -> dict[str, Any]:
         groups: hyperparameters, measured, cost and circumstances, each a list of columns.
         columns: by name; {"all": value} where all runs have the same, {"texts": [...], "of": [index, ...]} for text,
             {"values": [...]} for numbers. Numbers have six significant digits; null where there is none.
-        chosen: a column as those, "chosen" for the runs of a configuration that was chosen among several, else "".
+        chosen: a column in the same form: "chosen" for runs of a configuration chosen among several, else "".
         curves: see `_curves`.
     """
     meta, results = study.meta, study.results
@@ -55,6 +55,7 @@ def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
     names = [str(name) for name in records if name not in RUN]
     costs, circumstances = ([name for name in names if name in known] for known in (COSTS, CIRCUMSTANCES))
     others = [name for name in names if name not in (*costs, *circumstances)]
+    # The first metric that is known divides them: settings stand before the metrics in records.csv.
     first = min((others.index(name) for name in metric_columns(key) if name in others), default=len(others))
     return {
         "hyperparameters": others[:first],
@@ -66,6 +67,7 @@ def _groups(records: pd.DataFrame, key: str) -> dict[str, list[str]]:
 
 def _chosen(study: Study, records: pd.DataFrame) -> pd.Series:
     swept = {label for label, keys in study.meta["sweeps"].items() if keys}
+    # A label without a sweep had no choice to make, so none of its runs is marked.
     chosen = {(row.condition, row.label, row.config) for row in study.chosen if row.label in swept}
     marks = ["chosen" if key in chosen else "" for key in records[KEY].itertuples(index=False, name=None)]
     return pd.Series(marks, index=records.index, dtype=object)
@@ -73,6 +75,7 @@ def _chosen(study: Study, records: pd.DataFrame) -> pd.Series:
 
 def _column(column: pd.Series) -> dict[str, Any]:
     values = [_plain(value) for value in column]
+    # Most columns are the same for all runs, or repeat a few texts: each value is stored once.
     if len(set(values)) == 1:
         return {"all": values[0]}
     if any(isinstance(value, str) for value in values):
@@ -86,13 +89,16 @@ def _plain(value: Any) -> str | float | int | None:
     """Return a value of the records in JSON's types, numbers at six significant digits."""
     if isinstance(value, str):
         return value
+    # Before numbers: a bool is an int in Python.
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if pd.isna(value):
         return None
     number = float(f"{value:.6g}") if isinstance(value, float | np.floating) else int(value)
     if math.isinf(number):
+        # JSON has no infinity.
         return "∞" if number > 0 else "-∞"
+    # 3.0 is written as 3; a very large float stays one, since its digits as an int would be no more exact.
     return int(number) if float(number).is_integer() and abs(number) < 1e15 else number
 
 
@@ -109,6 +115,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
         drawn: per series a list of points per run: the height between low and high, 0 to `LEVELS`; null where nothing
             was measured.
     """
+    # A run that stands under two labels has its curve twice.
     curves = curves.drop_duplicates(["run_id", "epoch"]).sort_values("epoch", kind="stable")
     columns = {"train": f"train_clean_{key}", "val": f"val_{key}", "test": f"test_{key}"}
     numbers = {name: curves[column].to_numpy(float) for name, column in columns.items() if column in curves}
@@ -124,6 +131,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
             "drawn": [],
         }
     measured = np.concatenate([values[np.isfinite(values)] for values in numbers.values()])
+    # One scale for all runs, so that their small curves can be compared by eye.
     low, high = float(measured.min()), float(measured.max())
     heights = {name: _heights(values, low, high) for name, values in numbers.items()}
     epochs = curves["epoch"].to_numpy(int)
@@ -133,6 +141,7 @@ def _curves(records: pd.DataFrame, curves: pd.DataFrame, key: str) -> dict[str, 
     drawn: dict[str, list[list[int | None]]] = {name: [] for name in numbers}
     for run_id in records["run_id"]:
         rows = _thinned(rows_of[run_id]) if run_id in rows_of else []
+        # Runs with the same evaluated epochs share one list and refer to it by its index.
         of.append(grids.setdefault(tuple(epochs[rows].tolist()), len(grids)) if len(rows) else None)
         for name, points in heights.items():
             drawn[name].append([points[row] for row in rows])
@@ -153,5 +162,6 @@ def _thinned(rows: Any) -> Any:
 
 
 def _heights(values: np.ndarray[Any, Any], low: float, high: float) -> list[int | None]:
+    # If all values are equal, any width but 0 will do.
     shares = (values - low) / ((high - low) or 1.0)
     return [round(share * LEVELS) if math.isfinite(share) else None for share in shares.tolist()]

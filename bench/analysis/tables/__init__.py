@@ -21,9 +21,12 @@ def build(study: Study) -> list[Table]:
     Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
     """
     tables = [by_task.table(study)] if len(study.captions.varied.get("task", [])) > 1 else []
+    # The answer is the table of results in words, so it stands with it.
     tables += [replace(main.results(study), answer=answer(study)), main.losses(study), main.cost(study)]
+    # Both tables compare finished runs of several optimizers.
     if study.contrasts and any(row.done for row in study.chosen):
         tables += [budgets.table(study), statistics.table(study)]
+        # Without a validation score of the baseline there is no target, and the table has no rows.
         tables += [one for one in [time_to_target.table(study)] if one.rows]
     if phased(study.meta):
         tables.append(tuning.table(study))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CUT = "‡"
 EPOCHS, PASSES, TIME = "epochs", "passes", "time"
 COSTS = {PASSES: "passes", TIME: "train_seconds"}
+# Relative: a run that uses exactly the budget is within it, however the sums were rounded.
 ROUNDING = 1e-9
 
 
@@ -95,14 +96,18 @@ def _points(study: Study) -> dict[tuple[str, str], pd.DataFrame]:
     runs = timed(finished(results), study.clock).rename(columns={metric: "value", "epochs": "epoch"})
     curves = timed(keyed(results.curves), study.clock).rename(columns={metric: "value"})
     one = ["run_id", *KEY]  # a run that stands under two labels has a row and a curve under each
+    # The last evaluation is taken from the records, so that the numbers agree with the table of results.
     before = curves[[*columns, *KEY]].merge(runs[[*one, "epoch"]], on=one, suffixes=("", "_last"))
     before = before[before["epoch"] < before["epoch_last"]].assign(last=False)
     last = runs[[*columns, *KEY]].assign(last=True)
     every = pd.concat([before[last.columns], last], ignore_index=True)
+    # validate: a run that stood twice under one configuration would count its points twice.
     every = every.merge(runs[[*one, "seed"]], on=one, validate="many_to_one").dropna(subset="value")
     wanted = {(row.condition, row.label): row.config for row in study.chosen}
+    # Epochs ascend, as `tail(1)` in `_within` needs it.
     every = every.sort_values(["seed", "epoch"], kind="stable")
     places: Any = every.groupby(KEY, sort=False).indices
+    # A configuration without a finished run gets a frame without lines.
     return {key: every.iloc[places.get((*key, config), [])] for key, config in wanted.items()}
 
 
@@ -112,6 +117,7 @@ def _at_equal_epochs(results: Results, rows: Sequence[Row], points: dict[str, pd
     reached = []
     for row in rows:
         if row.epochs == epochs:
+            # After the last epoch, whatever it cost: at equal epochs nothing is ever cut.
             last = points[row.label][points[row.label]["last"]]
             values = last.set_index("seed")["value"]
             reached.append(AtBudget(row, EPOCHS, epochs, 1.0, epochs, values, 0, 0))
@@ -124,9 +130,12 @@ def _within(
     budget = _budget(_spenders(results, rows), points, column)
     reached = []
     for row in rows:
+        # Runs on other hardware have no seconds, and so take no part at equal time.
         every = points[row.label].dropna(subset=column)
+        # A seed of which no spender has a finished run has no budget: NaN, with which every comparison is false.
         limit = every["seed"].map(budget)
         inside = every[every[column] <= limit * (1 + ROUNDING)].groupby("seed").tail(1).set_index("seed")
+        # Runs that have a budget; a footnote counts those without any evaluation inside it.
         runs = every.loc[limit.notna(), "seed"].nunique()
         used = float((inside[column] / budget).mean())
         cut, epoch = int((~inside["last"].astype(bool)).sum()), float(inside["epoch"].mean())
@@ -134,6 +143,7 @@ def _within(
         reached.append(AtBudget(row, equal, amount, used, epoch, inside["value"], cut, runs - len(inside)))
     labels = _kin(results)
     kin = [one for one in reached if one.row.label in labels]
+    # By the share used, never by a score. NaN would make `max` depend on the order, so it counts as less than all.
     reference = max(kin, key=lambda one: -1.0 if np.isnan(one.used) else one.used)
     return _compared(reached, reference.row.label, bounds.of_difference(results.meta["metric"]))
 
@@ -148,6 +158,7 @@ def _budget(spenders: Sequence[str], points: dict[str, pd.DataFrame], column: st
 def _spenders(results: Results, rows: Sequence[Row]) -> list[str]:
     epochs = {row.label: row.epochs for row in rows}
     wrapping = wrappers(results)
+    # In this order: SAM and its relatives at the baseline's epochs, those at any epochs, all labels.
     same = [label for label in wrapping if epochs[label] == epochs[results.meta["baseline"]]]
     return same or wrapping or list(epochs)
 
@@ -155,6 +166,7 @@ def _spenders(results: Results, rows: Sequence[Row]) -> list[str]:
 def _kin(results: Results) -> list[str]:
     """Return the baseline and the other labels of the same optimizer."""
     records = results.records
+    # As text, so that two missing bases are equal, which NaN is not.
     about = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).astype(str)
     mine = tuple(about.loc[results.meta["baseline"]])
     return [label for label in results.meta["labels"] if tuple(about.loc[label]) == mine]
@@ -166,6 +178,7 @@ def _compared(reached: Sequence[AtBudget], reference: str, limits: bounds.Bounds
         if one.row.label == reference:
             yield one
         else:
+            # Series subtract by seed: a seed that one side lacks is NaN, which `mean_interval` leaves out.
             yield replace(one, reference=reference, difference=mean_interval(one.values - theirs).within(*limits))
 
 
@@ -232,6 +245,7 @@ def table(study: Study) -> Table:
         caption=caption,
         notes=notes,
         row=lambda one: one.row,
+        # The first column, the budget, heads a block of lines.
         keys=1,
     )
 

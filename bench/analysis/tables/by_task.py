@@ -72,6 +72,7 @@ class ByTask:
         self.blocks = list(_blocks(study.chosen, self.axes))
         self.suite = self.captions.suite(self.tasks)
         self.scores = _scores(study)
+        # skipna=False: a seed that lacks one score has no mean, not one over fewer scores than other seeds.
         self.means = {key: runs.mean(axis=1, skipna=False).dropna() for key, runs in self.scores.items()}
 
     def lines(self) -> Iterator[Line]:
@@ -89,6 +90,7 @@ class ByTask:
         """Yield notes on what the cells lack, other than runs."""
         among = [block.name for block in self.blocks]
         yield from merged(self._unmeasured(), among)
+        # All that follows is about the average, which only the tasks of a suite have.
         if not self.suite:
             return
         ran, all_tasks = len(self.tasks), self.suite["tasks"]
@@ -121,6 +123,7 @@ class ByTask:
         )
 
     def _average(self, block: Block) -> Line:
+        # A label's average is over the tasks that it has; if they are not all, it is marked and a footnote says so.
         over = {label: self._ran(block, label) for label in self.labels}
         cells = {label: self._interval(self._averages(block, label, tasks)) for label, tasks in over.items()}
         incomplete = {label for label in self.labels if self._lacks(block, label, cells[label])}
@@ -131,8 +134,10 @@ class ByTask:
         """Return the difference to the baseline, seed by seed, over the tasks that both have."""
         baseline = self.captions.baseline
         theirs = self._ran(block, baseline)
+        # Over the tasks that both have: otherwise the difference would be one between tasks.
         both = {label: [task for task in self._ran(block, label) if task in theirs] for label in self.labels}
         cells = {
+            # Series subtract by seed; a seed without both averages is NaN and not counted.
             label: self._interval(
                 self._averages(block, label, tasks) - self._averages(block, baseline, tasks), of_difference=True
             )
@@ -160,6 +165,7 @@ class ByTask:
     def _averages(self, block: Block, label: str, tasks: Iterable[str]) -> pd.Series:
         """Return each seed's average over the tasks, for the seeds that have finished all tasks."""
         means = [self._means(block, task, label) for task in tasks]
+        # The inner join keeps the seeds that have every task.
         return pd.concat(means, axis=1, join="inner").mean(axis=1) if means else pd.Series(dtype=float)
 
     def _planned(self, block: Block, label: str) -> int:
@@ -205,6 +211,7 @@ class ByTask:
         for block in self.blocks:
             for label, interval in self._average(block).cells.items():
                 planned = self._planned(block, label)
+                # A label without any finished run is covered by the footnote on missing runs.
                 if self._ran(block, label) and interval.n < planned:
                     seeds = f"over the {interval.n} of {planned} seeds that" if interval.n else "no seed"
                     yield block.name, f"{DAGGER} {self.average} of {label}", f": {seeds} finished all of its tasks."
@@ -252,6 +259,7 @@ def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
     if not line.signed:
         yield [line.shown, *(captions.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
         return
+    # A difference has no cell for the baseline.
     means = [EMPTY if cell is None else captions.signed_mean(cell) for cell in shown]
     yield [line.shown, *map(str.__add__, means, marks)]
     yield [INTERVAL, *(EMPTY if cell is None else captions.signed_bounds(cell) for cell in shown)]
@@ -262,6 +270,7 @@ def _numbers(lines: Sequence[Line], found: ByTask) -> pd.DataFrame:
     data: list[dict[str, Any]] = []
     for line in lines:
         for label, interval in line.cells.items():
+            # An average is of no single task, so there is no row and no configuration.
             row, shown = line.block.rows.get((line.task, label)), interval.scaled(found.captions.scale)
             data.append(
                 {
@@ -291,10 +300,12 @@ def _scores(study: Study) -> Scores:
     records = keyed(choice.reported(study.results.records))
     done = records[records["status"] == "done"]
     groups = {key: runs.set_index("seed") for key, runs in done.groupby(KEY, sort=False)}
+    # For a label without a finished run: no lines, but the same columns.
     none = done.iloc[:0].set_index("seed")
     scores = {}
     for row in study.chosen:
         runs = groups.get((row.condition, row.label, row.config), none)
         columns = list(study.captions.reported(row.varied["task"]))
+        # A score that an older run did not record becomes a column of NaN.
         scores[row.condition, row.label] = runs.reindex(columns=columns).astype(float)
     return scores

@@ -57,7 +57,7 @@ def build(
         name: file name without ending.
         title: what the table shows, behind the experiment's title.
         columns: those of an item, in the order of the CSV; the shown ones are the text's, too.
-        items: what the lines are of.
+        items: one per line of the table.
         caption: the first sentences of the caption; those that end every caption follow.
         notes: the footnotes.
         row: returns the row whose condition an item stands under.
@@ -67,6 +67,7 @@ def build(
     captions = study.captions
     axes = zip(names(captions.varied), captions.varied, strict=True)
     condition: list[Column[T]] = [_axis(head, column, row) for head, column in axes]
+    # The text has the values of the condition in columns; the CSV has its name as well, as records.csv has it.
     if condition and condition_in_numbers:
         condition.insert(0, hidden(lambda item: {"condition": row(item).condition}))
     heads, rows, frame = lines([*condition, *columns], items)
@@ -79,12 +80,14 @@ def build(
         rows=rows,
         footnotes=list(notes),
         numbers=frame,
+        # The leading columns that name a block: those of the condition, then those asked for.
         keys=len(captions.varied) + keys,
     )
 
 
 def lines(columns: Sequence[Column[T]], items: Sequence[T]) -> tuple[list[str], list[list[str]], pd.DataFrame]:
     """Return the heads, the cells of each item, and the numbers of each item for the CSV."""
+    # A column without a head is in the CSV alone.
     shown = [column for column in columns if column.head]
     numbers = [{key: value for column in columns for key, value in column.numbers(item).items()} for item in items]
     return (

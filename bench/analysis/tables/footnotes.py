@@ -31,6 +31,7 @@ def choices(study: Study) -> Iterator[str]:
 
 def gone(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the notes that explain daggers: one per row that lacks runs or numbers, one for all rows without any."""
+    # 1. Rows of which some runs finished.
     yield from merged(
         (
             (row.condition, f"{DAGGER} {row.title}", f": {_finished(row)}; its numbers are over those.")
@@ -39,6 +40,7 @@ def gone(rows: Sequence[Row]) -> Iterator[str]:
         ),
         _conditions(rows),
     )
+    # 2. Finished runs with a number that is in no mean.
     yield from merged(
         (
             (row.condition, f"{DAGGER} {row.title}", f": not finite, and in no mean: {first_few(row.not_finite)}.")
@@ -47,6 +49,7 @@ def gone(rows: Sequence[Row]) -> Iterator[str]:
         ),
         _conditions(rows),
     )
+    # 3. Rows without any finished run, all in one sentence.
     empty = Counter((row.condition, row.label, _lost(row)) for row in rows if not row.done)
     if empty:
         each = [
@@ -59,6 +62,7 @@ def gone(rows: Sequence[Row]) -> Iterator[str]:
 def gone_elsewhere(rows: Sequence[Row]) -> Iterator[str]:
     """Yield one note per sweep with incomplete configurations that the table does not show."""
     lost = defaultdict(list)
+    # A label without any finished run already has its note from `gone`.
     numbered = {(row.condition, row.label) for row in rows if row.done}
     for row in rows:
         if not (row.complete or row.chosen) and (row.condition, row.label) in numbered:
@@ -115,7 +119,9 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
     are therefore named once, with the range of their budgets.
     """
     epochs = _by_condition((row, row.epochs) for row in rows)
+    # Passes are known once a run has finished. Rounded, since means of equal counts may differ in their last bit.
     passes = _by_condition((row, round(row.passes)) for row in rows if row.done)
+    # If all labels have one budget under each condition, one sentence says so.
     if all(len(found) == 1 for kind in (epochs, passes) for found in kind.values()):
         shared = {"epochs": set().union(*epochs.values()), "passes": set().union(*passes.values())}
         every = f"Under each condition every {shown}" if max(map(len, shared.values())) > 1 else f"Every {shown}"
@@ -174,14 +180,18 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
 
     A label without a finished run has no passes; its group is still the one it has under other conditions.
     """
+    # 1. Every set of labels that have the same budget under some condition.
     groups = dict.fromkeys(tuple(labels) for labels_of in found.values() for labels in labels_of.values())
     values: dict[tuple[str, ...], dict[str, float]] = {group: {} for group in groups}
     known = {condition: {label for labels in found[condition].values() for label in labels} for condition in found}
     for condition, labels_of in found.items():
         for value, labels in labels_of.items():
+            # 2. The set of each condition's labels. A label without passes there is not asked for, so several sets
+            # may fit: the largest is taken.
             same = [group for group in groups if [label for label in group if label in known[condition]] == labels]
             values[max(same, key=len)][condition] = value
     for group, of_group in values.items():
+        # 3. Conditions in which no label of the set has a known budget say nothing against "everywhere".
         among = [condition for condition in found if not known[condition].isdisjoint(group)]
         if of_group:
             yield f"{_range(of_group.values())} {kind}{under(of_group, among)}: {', '.join(group)}"
@@ -190,4 +200,5 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
 def _range(values: Iterable[float]) -> str:
     """Return one budget as "300", several as "75 to 3,000", none as nothing."""
     shown = [f"{value:,.10g}" for value in sorted(set(values))]
+    # A single value is both the first and the last: it is written once.
     return " to ".join(dict.fromkeys([*shown[:1], *shown[-1:]]))

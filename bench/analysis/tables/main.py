@@ -24,6 +24,7 @@ def results(study: Study) -> Table:
     metric = study.meta["metric"]
     of = partial(numbers.measured, metric)
     captions = study.captions
+    # p against the baseline alone; those against other competitors are in the table "statistics".
     holm = {(one.condition, one.ours.label): one.p for one in study.contrasts if one.theirs.label == captions.baseline}
 
     def p(row: Row) -> float:
@@ -36,6 +37,7 @@ def results(study: Study) -> Table:
             lambda row: captions.mean(row.test_metric),
             of("test_metric"),
         ),
+        # Too many columns for a page; the CSV has them for further use.
         *(hidden(of(f"{which}_metric")) for which in ("selected", "val", "train", "noisy", "gap")),
         Column(
             f"difference to {captions.baseline}{captions.points}",
@@ -43,6 +45,7 @@ def results(study: Study) -> Table:
             numbers.compared(metric),
         ),
         Column("p (Holm)", lambda row: p_value(p(row)), lambda row: {"p_holm": p(row)}),
+        # Text alone: its numbers are among the hidden columns above.
         Column(f"gap{captions.points}", lambda row: captions.mean(row.gap_metric)),
         Column("n", counted, lambda row: {"degenerate": row.degenerate}),
     ]
@@ -101,12 +104,15 @@ def cost(study: Study) -> Table:
     """Return the table "cost": training time, passes, memory, and runs that were lost."""
     of = partial(numbers.measured, study.meta["metric"])
     captions = study.captions
+    # 0.0 stands in if no time is known: nanmax warns if all values are NaN.
     longest = np.nanmax([0.0, *(row.train_seconds.mean for row in study.chosen)])
+    # The same decimals in the whole column, by its longest time.
     digits = 2 if longest < 10 else 1 if longest < 1000 else 0
 
     def figure(head: str, field: str, form: str, unit: str = "") -> Column[Row]:
         return Column(head, lambda row: number(getattr(row, field), form, unit), of(field))
 
+    # NaN, of runs without text, is not above 0.
     texts = any(row.tokens_per_second > 0 for row in study.chosen)
     columns: list[Column[Row]] = [
         _optimizer(),
@@ -141,7 +147,9 @@ def sweep(study: Study) -> Table:
     """Return the table "sweep", of validation alone if tuning is a phase of its own, without test numbers."""
     metric = study.meta["metric"]
     of = partial(numbers.measured, metric)
+    # `tried`, not `rows`: all lines of the table are then over runs of one kind, those for choosing.
     captions, rows = study.captions, [row for row in study.tried if row.label in study.meta["sweeps"]]
+    # Runs of a phase of tuning are never measured on the test set: there are no test columns to show.
     apart = bool(phased(study.meta))
     of_test = [
         Column[Row](
@@ -164,6 +172,7 @@ def sweep(study: Study) -> Table:
         ),
         *([hidden(of("train_metric"))] if apart else of_test),
         Column("n", counted, of("val_loss")),
+        # Where no run has finished, the first configuration is flagged, but nothing has been chosen by a score.
         Column("chosen", lambda row: "chosen" if row.chosen and row.done else "", lambda row: {"chosen": row.chosen}),
         *([] if apart else [hidden(numbers.compared(metric))]),
         hidden(lambda row: {"degenerate": row.degenerate}),

@@ -58,6 +58,7 @@ class Cell:
 @cache
 def published() -> pd.DataFrame:
     """Return every published number, with text columns as text."""
+    # Empty cells stay "": settings are compared as text, and NaN is not equal to itself.
     found = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
     return found.assign(**{name: pd.to_numeric(found[name]) for name in ("epochs", "value", "n")})
 
@@ -82,12 +83,14 @@ def cells(study: Study, style: str) -> list[Cell]:
     check_style(style)
     results = study.results
     best = [row for row in study.chosen if row.done]
+    # The last one counts: after tuning that is the row of `tried`, since final runs may train on validation data, too.
     held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *study.tried] if row.chosen}
     settings = _settings(results)
     lines: list[Any] = published()[published()["style"] == style].to_dict("records")
     found = []
     for line in lines:
         candidates = [row for row in best if _same(line, row, settings[row.condition, row.label, row.config])]
+        # Several rows may have the setting. Validation decides which is shown, never a number of the test set.
         row = max(candidates, key=lambda one: _rank(results, held_out, one), default=None)
         ours = _measured(results, line, row)
         found.append(Cell(line, row, ours, _verdict(line, ours)))
@@ -103,13 +106,16 @@ def _same(line: Mapping[str, Any], row: Row, settings: Mapping[str, Any]) -> boo
     """Return whether a row has the setting of a published number."""
     asked = dict(part.split("=") for part in line["our_settings"].split("; ") if part)
     named = {"task": "our_task", "model": "our_model", "method": "our_method", "base": "our_base"}
+    # The better of two schedules may be the longer one, theirs as well as ours.
     lengths = {line["epochs"], (2 if line["reported"] == BETTER_OF_TWO else 1) * line["epochs"]}
     return (
         bool(line["our_task"])
         and all(_text(settings.get(column)) == line[ours] for column, ours in named.items())
         and all(_equal(settings.get(key, PLAIN.get(key)), value) for key, value in asked.items())
+        # What the cell does not ask for must be plain: no replaced labels, all data, no mixup.
         and all(_equal(settings.get(key), str(value)) for key, value in PLAIN.items() if key not in asked)
         and _text(settings.get("train_size")) == ""
+        # A number published without its epochs fits a run of any length.
         and (pd.isna(line["epochs"]) or row.epochs in lengths)
     )
 
@@ -131,6 +137,7 @@ def _equal(value: Any, asked: str) -> bool:
 def _rank(results: Results, held_out: Mapping[tuple[str, str], float], row: Row) -> float:
     value = held_out.get((row.condition, row.label), np.nan)
     better = value if results.meta["metric"]["higher_is_better"] else -value
+    # A row without a validation score comes after all that have one.
     return -np.inf if np.isnan(better) else better
 
 
@@ -141,7 +148,9 @@ def _measured(results: Results, line: Mapping[str, Any], row: Row | None) -> Int
     if "difference" in line["metric"]:
         difference = row.difference.difference if row.difference else Interval(0, np.nan, np.nan, np.nan)
         return difference.scaled(results.meta["metric"]["scale"])
+    # Published numbers are in percent, whatever unit our metric is shown in.
     ours = row.test_metric.scaled(100)
+    # 100 minus accuracy turns the interval round: the lowest error is that of the highest accuracy.
     return Interval(ours.n, 100 - ours.mean, 100 - ours.high, 100 - ours.low) if "error" in line["metric"] else ours
 
 
@@ -154,6 +163,7 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
         return TOO_FEW
     if ours.alike:
         return ALIKE
+    # A number published without an interval is a point, which ours has to hold.
     half = float(line["ci95"].removeprefix("<")) if line["ci95"] else 0.0
     overlap = ours.low <= line["value"] + half and ours.high >= line["value"] - half
     return REPRODUCED if overlap else DIFFERS
@@ -174,6 +184,7 @@ def table(study: Study, style: str) -> Table:
     for cell in found:
         place = tuple(_text(cell.published[name]) or EMPTY for name in ("dataset", *places))
         rows.setdefault(place, {})[cell.published["optimizer"]] = cell
+    # The lines of a data set stand together, in the published order: `sorted` is stable.
     order = {dataset: number for number, dataset in enumerate(dict.fromkeys(place[0] for place in rows))}
     text = [
         [*place, *(part for optimizer in optimizers for part in _three(rows[place].get(optimizer)))]

@@ -19,6 +19,7 @@ from bench.analysis.summary import Row
 from bench.analysis.tables.column import Column, build, hidden
 from bench.core.errors import counted
 
+# By measure: its name in the note, what its work is counted in, and the column with the count.
 COSTS = {
     "hessian": ("Hessian", "products of Hessian and vector", "hessian_products"),
     "m_sharpness": ("m-sharpness", "ascents", "m_sharpness_batches"),
@@ -40,6 +41,7 @@ def tables(study: Study) -> list[Table]:
     lines = [
         Measured(row, {name: _interval(name, runs[name]) for name in MEASURES})
         for row in study.chosen
+        # In a comprehension the condition comes first, so `runs` is known in the line above.
         if len(runs := _runs(frame, row))
     ]
     if not lines:
@@ -48,6 +50,7 @@ def tables(study: Study) -> list[Table]:
         study,
         "sharpness",
         "sharpness and calibration",
+        # A regression has no calibration: then these columns are in the CSV alone, and empty.
         _columns(study, classes=any(one.of["ece"].n for one in lines)),
         lines,
         caption=[*_definitions(frame, lines), CAVEAT],
@@ -62,6 +65,7 @@ def _columns(study: Study, *, classes: bool) -> list[Column[Measured]]:
     captions = study.captions
 
     def measure(head: str, name: str, scale: float = 1.0) -> Column[Measured]:
+        # Scaled in the text only: the CSV has shares as they are stored.
         return Column(
             head, lambda one: _mean(one.of[name].scaled(scale)), lambda one: numbers.bounds(name, one.of[name])
         )
@@ -97,6 +101,7 @@ def _mean(interval: Interval) -> str:
     """Return the mean ± half-width with three significant digits of the mean."""
     if interval.n == 0:
         return EMPTY
+    # The logarithm gives the place of the first digit, and two more are shown; 0 has no logarithm.
     digits = 2 if interval.mean == 0 else max(0, 2 - int(np.floor(np.log10(abs(interval.mean)))))
     return plain(interval, f".{digits}f") + " (n=1)" * (interval.n == 1)
 
@@ -107,6 +112,7 @@ def _count(one: Measured) -> str:
 
 
 def _definitions(frame: pd.DataFrame, lines: list[Measured]) -> list[str]:
+    # The settings are the same on all lines: `bench measure` drops lines that were measured with others.
     one: Any = frame.iloc[0]
     sentences = [
         f"Of the final weights, in eval mode, on the first {one['measured_examples']:,.0f} training examples, "
@@ -128,6 +134,7 @@ def _definitions(frame: pd.DataFrame, lines: list[Measured]) -> list[str]:
 
 def _notes(frame: pd.DataFrame) -> list[str]:
     notes = []
+    # Allowed by `bench measure --other-weights`.
     if other := int((frame["weights_sha256"] != frame["recorded_sha256"]).sum()):
         notes.append(
             f"{other} of {counted(len(frame), 'run')} were measured with weights that are not the recorded ones."

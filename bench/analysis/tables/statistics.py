@@ -82,6 +82,7 @@ def _columns(captions: Captions) -> list[Column[Contrast]]:
         ),
         p("p (t)", "p_paired_t", lambda one: one.test.p_t),
         p("p (Holm)", "p_holm", lambda one: one.p),
+        # How many comparisons Holm's correction counted, to recompute it from the CSV.
         hidden(lambda one: {"comparisons": one.among}),
         p("p (sign flip)", "p_sign_flip", lambda one: one.test.p_sign_flip),
         p("p (Wilcoxon)", "p_wilcoxon", lambda one: wilcoxon_p(one.differences)),
@@ -109,12 +110,14 @@ def _towards_better(one: Contrast) -> float:
 
 def _chance(one: Contrast) -> float:
     """Return the probability that one run of ours is better than one of theirs."""
+    # Where less is better, the two sides change places.
     a, b = (one.a, one.b) if one.higher_is_better else (one.b, one.a)
     return probability_of_improvement(a, b)
 
 
 def _reach(compared: Sequence[Contrast]) -> Iterator[str]:
     """Yield the smallest p of the exact tests at each n for which the tests are made."""
+    # No pair and a single pair are never tested.
     for n in sorted({one.test.difference.n for one in compared} - {0, 1}):
         if n > MAX_EXACT_N:
             continue
@@ -130,7 +133,9 @@ def _test_sets(study: Study) -> Iterator[str]:
     told = []
     for row in study.chosen:
         size, share = sizes.get(row.condition), row.test_metric.mean
+        # The baseline stands for all labels: its score shows how large the error of the test set is.
         if row.label == captions.baseline and size and not np.isnan(share):
+            # A mean over seeds need not be a whole number of examples.
             low, high = wilson(round(share * size), size)
             unit = f" {captions.unit}".rstrip()
             said = (
@@ -154,7 +159,9 @@ def sizes_of_test_sets(results: Results) -> dict[str, int]:
     for condition, here in runs.groupby("condition", sort=False):
         accuracy, metric = (here[column].to_numpy(dtype=float) for column in ("test_acc", f"test_{key}"))
         curve = keyed(results.curves)
+        # Every evaluation was on the same test set, so scores of earlier epochs help to find its size.
         further = curve.loc[curve["condition"] == condition].reindex(columns=["test_acc"])["test_acc"]
+        # Wilson's interval is one of a share of examples, so the metric has to be the accuracy itself.
         if np.array_equal(accuracy, metric, equal_nan=True) and (size := examples([*accuracy, *further])):
             sizes[str(condition)] = size
     return sizes

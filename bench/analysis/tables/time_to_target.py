@@ -62,7 +62,7 @@ def costs_to_target(study: Study, target: float | None = None) -> list[TimeToTar
     """
     results, metric = study.results, study.meta["metric"]
     costs = []
-    # After a phase of tuning it is that of the runs that chose: what is refitted has no validation numbers.
+    # After a phase of tuning the target is that of its runs: final runs may train on validation data, too.
     tried = [*study.chosen, *(row for row in study.tried if row.chosen)]
     held_out = {row.condition: row.val_metric.mean for row in tried if row.label == results.meta["baseline"]}
     runs, curves = _ended(results), _curves(results, f"test_{metric['key']}")
@@ -71,12 +71,16 @@ def costs_to_target(study: Study, target: float | None = None) -> list[TimeToTar
         goal = held_out.get(condition, np.nan) if target is None else target
         if np.isnan(goal):
             continue
+        # NaN compares as false: an evaluation without a finite score is not at the target.
         there = curves["value"] >= goal if metric["higher_is_better"] else curves["value"] <= goal
+        # Evaluations are in the order of their epochs, so the first one is the earliest.
         first = curves[there].groupby("run_id", sort=False)[["passes", "train_seconds"]].first()
         for row in rows:
             ids = runs.get((condition, row.label, row.config), [])
+            # A run that never got there has no line: its cost is infinite.
             needed = first.reindex(ids).fillna(math.inf)
             passes = sorted(needed["passes"].astype(float))
+            # Passes are the same on every machine; seconds are compared on the hardware that counts only.
             time = sorted(needed.loc[~needed.index.isin(study.clock.elsewhere), "train_seconds"].astype(float))
             costs.append(TimeToTarget(row, float(goal), passes, time))
     return costs
@@ -90,12 +94,14 @@ def quartiles(values: Sequence[float]) -> list[float]:
     """
     if not values:
         return [math.nan] * len(QUARTILES)
+    # Never a mean of two values: of a number and infinity that would be infinity.
     return [values[max(0, math.ceil(share * len(values)) - 1)] for share in QUARTILES]
 
 
 def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
     """Return the ids of all runs that count, by configuration."""
     records = keyed(choice.reported(results.records))
+    # A run that has not ended may still reach the target, so it is neither a hit nor a miss.
     ended = records[records["status"].isin(["done", "diverged", "failed"])]
     found: dict[tuple[str, str, str], list[str]] = {}
     for condition, label, config, run_id in ended[["condition", "optimizer", "config", "run_id"]].itertuples(
@@ -173,6 +179,7 @@ def _of_cost(
 
     def between(one: TimeToTarget) -> str:
         low, _, high = quartiles(values(one))
+        # Infinity is equal to itself: two misses read "never", not "never to never".
         if low == high or math.isnan(low):
             return _shown(low, form)
         return f"{_shown(low, form)} to {_shown(high, form)}"
@@ -201,6 +208,7 @@ def _steps(results: Results, costs: Sequence[TimeToTarget]) -> Iterator[str]:
     if gaps.empty:
         yield "Every run was evaluated once, after its last epoch: costs are those of whole runs."
         return
+    # `gaps` has kept the index of the curves, by which each gap finds its label.
     by_label = gaps.groupby(results.curves["optimizer"]).max()
     shown: dict[float, list[str]] = {}
     for label in dict.fromkeys(one.row.label for one in costs):

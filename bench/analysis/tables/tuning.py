@@ -53,6 +53,7 @@ class Tuned:
         """Return the chosen configuration as the table shows it."""
         if self.row is None:
             return UNTUNED
+        # As long as no run has finished, the flagged configuration was chosen by no score.
         return self.row.config + SECTION * bool(self.row.degenerate) if self.row.done else EMPTY
 
     @property
@@ -60,6 +61,7 @@ class Tuned:
         """Return the position of the choice in the searched list or range."""
         if self.row is None or not self.row.done:
             return EMPTY
+        # Only swept keys have a place: a fixed setting was not searched.
         where = {key: _where(value, self.space[key]) for key, value in self.row.swept.items()}
         return ", ".join(f"{key} {place}{' (edge)' * (key in self.row.edges)}" for key, place in where.items())
 
@@ -88,6 +90,7 @@ def table(study: Study) -> Table:
         Column("chosen", lambda one: one.choice, lambda one: {"config": one.row.config if one.row else ""}),
         Column(
             f"validation {captions.metric}{captions.brackets}",
+            # The text leaves out settings that were not tuned; the CSV has their validation, if final runs have one.
             lambda one: captions.mean(one.validation) if one.row and one.row.done else EMPTY,
             lambda one: {f"val_{study.meta['metric']['key']}_mean{unit}": one.validation.mean * captions.scale},
         ),
@@ -116,6 +119,7 @@ def _tuned(study: Study) -> Iterator[Tuned]:
     passes = _passes(study.results)
     for final in study.chosen:
         key = (final.condition, final.label)
+        # None for a label that was not tuned: it has final runs only.
         row = chosen.get(key)
         yield Tuned(
             final,
@@ -136,6 +140,7 @@ def notes_on(meta: Meta, tried: Sequence[Row]) -> Iterator[str]:
         yield f"Not tuned, at its fixed setting: {', '.join(phases['untuned'])}."
     done: dict[tuple[str, str], list[int]] = {}
     for row in tried:
+        # Runs that ended, runs planned, and runs that failed or diverged, over all configurations of the label.
         counted = done.setdefault((row.condition, row.label), [0, 0, 0])
         counted[0] += row.planned - row.unfinished
         counted[1] += row.planned
@@ -145,12 +150,14 @@ def notes_on(meta: Meta, tried: Sequence[Row]) -> Iterator[str]:
         for (condition, label), (over, planned, _) in done.items()
         if over < planned
     ]
+    # A choice before all runs have ended could still change.
     if open_:
         yield f"Tuning is not finished, so nothing is chosen yet: {', '.join(merged(open_, conditions(meta)))}."
     failed = [(condition, f"{label} ({lost})", "") for (condition, label), (_, _, lost) in done.items() if lost]
     if failed:
         lost = ", ".join(merged(failed, conditions(meta)))
         yield f"Runs of tuning that failed or diverged, whose configurations rank last: {lost}."
+    # The choice has changed since: final runs of the earlier one exist, and are in no number.
     for earlier in phases.get("superseded", []):
         yield (
             f"{_named(earlier)}: {earlier['config']} had been chosen before, from fewer or other runs of tuning; its "
@@ -165,12 +172,14 @@ def _named(earlier: Mapping[str, Any]) -> str:
 def _passes(results: Results) -> dict[tuple[str, str], float]:
     """Return the passes of the finished tuning runs, by condition and label."""
     records = keyed(choice.tuning(results.records))
+    # Runs without a number of passes, as unfinished ones, add nothing to the sum.
     sums = records.groupby(["condition", "optimizer"], sort=False)["passes"].sum()
     return {key: float(value) for key, value in sums.items()}  # type: ignore[misc]
 
 
 def _where(value: Any, space: Any) -> str:
     if isinstance(space, Mapping):
+        # A range is searched on its own scale, so the place is measured on that scale, too.
         return f"{100 * choice.place(value, space):.0f}%"
     return f"{space.index(value) + 1} of {len(space)}" if value in space else EMPTY
 
