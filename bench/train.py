@@ -101,6 +101,7 @@ def train(
     # ---- set-up: data, model and optimizer, each from its own random stream ----------------------------------
     started, memory = time.perf_counter(), PeakMemory(device)  # before data and model, which are part of the peak
     run = set_up(spec, device, group)
+    # What evaluations before the last epoch measure: the same for all runs that train on the same examples.
     some = sampled(run.data.train, spec.train.eval_train)
     _write_start(spec, run, folder, device)
     state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
@@ -163,8 +164,8 @@ def train(
 def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory) -> None:
     """Take steps until the epoch is over or a checkpoint is due; `state.progress` tells afterwards which.
 
-    What is on its way (the sum of losses, the stream of augmentation) comes from `state.progress` and goes back there,
-    to the bit, so that a run which goes on after a checkpoint and one that is resumed from it do the very same.
+    The sum of losses and the stream of augmentation come from `state.progress` and go back there to the bit, so that a
+    run that goes on after writing a checkpoint and a run that is resumed from it end with the same bits.
     """
     run, clocks, progress = state.run, state.clocks, state.progress
     batches = run.batches(progress.epoch)
@@ -192,7 +193,7 @@ class CheckpointTimer:
     """A timer for checkpoints: one is due some minutes after the last one, or when the run is asked to stop.
 
     Attributes:
-        stopping: the run was asked to stop, when it was last looked.
+        stopping: whether the run had been asked to stop at the last check.
     """
 
     def __init__(self, minutes: float, stop: Callable[[], bool], group: ProcessGroup, device: torch.device) -> None:
@@ -266,6 +267,7 @@ def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: tor
 
 def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
     total = spec.train.epochs * run.steps
+    # In steps. A spec sets at most one of the two (`TrainSettings._one_warmup`).
     warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)
     return scheduler(run.optimizer, total, warmup, spec.train.schedule)
 
@@ -325,6 +327,7 @@ def _final_metrics(task: Task, curve: list[dict[str, Any]]) -> dict[str, float]:
     final = {name: value for name, value in curve[-1].items() if name not in PROGRESS}
     if "val_loss" not in final:
         return final
+    # The best validation score, then the lowest validation loss, then the earliest epoch (`max` returns the first).
     best = max(curve, key=lambda point: [*map(_rankable, (sign * point[f"val_{key}"], -point["val_loss"]))])
     selected = {f"selected_test_{key}": best[f"test_{key}"]} if "test_loss" in final else {}
     return {**final, "selected_epoch": best["epoch"], **selected}

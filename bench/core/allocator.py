@@ -70,14 +70,18 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     if choice not in valid:
         raise BenchError(f"{VARIABLE}={choice}: no such allocator; {nearest(choice, valid)}")
     taken = environment.get(PRELOAD, "")
+    # LD_PRELOAD works on Linux. An allocator that the user has named there already is left alone.
     if sys.platform != "linux" or choice == "off" or any(name in taken for name in LIBRARIES):
         return {}
+    # For the choice "glibc" nothing is found here, and the last lines tune glibc.
     for name in LIBRARIES if choice == "auto" else (choice,):
         if name in LIBRARIES and (library := locate(name)):
             settings = {key: value for key, value in KEEP_PAGES.get(name, {}).items() if key not in environment}
+            # The allocator stands first, before libraries that the user has preloaded for other purposes.
             return {PRELOAD: f"{library}:{taken}".rstrip(":"), **settings}
     if choice in LIBRARIES:
         raise BenchError(f"{VARIABLE}={choice}: lib{choice}.so is not installed; install it, or unset {VARIABLE}")
+    # Tunables that the user has set are kept as they are.
     glibc = platform.libc_ver()[0] == "glibc" and TUNABLES not in environment
     return {TUNABLES: GLIBC} if glibc else {}
 

@@ -26,6 +26,7 @@ def data_folder() -> Path:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
+        # `or` and not a default of `get`: a variable that is set to nothing counts as unset.
         folder = (_given or Path(os.environ.get(VARIABLE) or Path(cache, "sam-bench"))).expanduser().absolute()
     except RuntimeError as error:
         raise BenchError(f"no home folder for the data ({error}); name {ANOTHER_FOLDER}") from error
@@ -44,6 +45,7 @@ def named_data_folder() -> str | None:
 def data_folder_given(folder: Path | str | None) -> Iterator[None]:
     """Use a folder of data inside this context; None leaves it to BENCH_DATA and the cache."""
     global _given
+    # None keeps the folder of an outer context.
     before, _given = _given, _given if folder is None else Path(folder).resolve()
     try:
         yield

@@ -20,6 +20,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn(f"{module}.{name}", f"{module}.{names[name]}")
+        # Looked up only now: when `renamed` is called, its module is still being imported.
         return getattr(sys.modules[module], names[name])
 
     return getattribute
@@ -28,4 +29,5 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 def warn(old: str, new: str) -> None:
     """Warn the caller that uses an old name; only a module's `__getattr__` may call this directly."""
     text = f"{old} is now called {new}; the old name will be gone after this release"
+    # Level 1 is this line, 2 the module's `__getattr__`, 3 the line that uses the old name.
     warnings.warn(text, DeprecationWarning, stacklevel=3)

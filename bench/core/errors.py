@@ -22,6 +22,7 @@ def shown(value: object) -> str:
     return clipped(repr(value))
 
 
+# Any other exception is a bug: the command line shows its traceback.
 class BenchError(Exception):
     """A mistake in the input or the surroundings; the command line prints its text without a traceback."""
 
@@ -49,8 +50,10 @@ class BadValue(BenchError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the end of a sentence about an unknown name: the nearest valid name, and all of them if they are few."""
     valid = sorted(valid)
+    # Compared in lower case, but offered as it is written.
     written = {choice.lower(): choice for choice in valid}
     many = len(valid) > MANY
+    # Only the beginning of a long name: difflib's time grows faster than the length.
     close = difflib.get_close_matches(name[:LONGEST].lower(), written, n=5 if many else 1, cutoff=0.5)
     if many:
         return f"the nearest of {len(valid)} valid names: {', '.join(written[one] for one in close) or 'none'}"
@@ -61,4 +64,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun: "1 run", "2 runs", "1,000 passes"."""
+    # For the nouns of this package's messages: "pass" becomes "passes", all others only get an "s".
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"

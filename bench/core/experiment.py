@@ -38,12 +38,14 @@ class PlannedRun:
     ) -> Iterator[PlannedRun]:
         """Yield this run once per seed, in a phase; `sets` is the phase of the spec, which decides the data split."""
         for seed in seeds:
+            # Two phases: the spec's decides the data split and is in the run_id, the planned run's is its role here.
             spec = self.spec.model_copy(update={"seed": seed, "phase": sets})
             yield replace(self, spec=spec, phase=phase)
 
     @property
     def name(self) -> str:
         """Return the run in words: "label_noise=0.2 tune sam rho=0.1 seed 3"."""
+        # Parts that an experiment does not have are empty and leave no trace.
         parts = (self.condition_text, self.phase, self.label, self.config_text, f"seed {self.spec.seed}")
         return " ".join(filter(None, parts))
 
@@ -63,6 +65,7 @@ class PlannedRun:
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Return settings as one short line: {"task.augment": "basic", "rho": 0.1} as "augment=basic, rho=0.1"."""
     return ", ".join(
+        # This text is also a key: choices and `with_final` know a configuration by it.
         f"{name.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
         for name, value in settings.items()
     )
@@ -140,8 +143,10 @@ class Experiment:
     def with_seeds(self, seeds: Iterable[int]) -> Experiment:
         """Return the experiment with other seeds; with phases, only the final seeds change."""
         seeds = tuple(seeds)
+        # Planned runs that differ in their seed alone give the same new ones: a dictionary keeps each once, in order.
         runs: dict[Any, PlannedRun] = {}
         for run in self.runs:
+            # Tuning keeps its seeds: a choice does not depend on how many final runs follow.
             again = [run] if run.phase == "tune" else run.with_seeds(seeds, run.phase, run.spec.phase)
             runs |= {(*one.place, one.phase, one.config_text, one.spec.seed): one for one in again}
         phases = self.phases and replace(self.phases, final_seeds=seeds)
@@ -150,6 +155,7 @@ class Experiment:
     def with_final(self, chosen: Mapping[Place, str]) -> Experiment:
         """Return the experiment with the final runs of the chosen configurations, given as texts by place."""
         assert self.phases is not None
+        # Without the final runs of tuned labels, which may be those of an earlier choice.
         known = [run for run in self.runs if run.phase == "tune" or run.label not in self.phases.trials]
         candidates = {(*run.place, run.config_text): run for run in known}
         final = [run for place, config in chosen.items() for run in self.phases.final_runs(candidates[*place, config])]
@@ -160,6 +166,7 @@ class Experiment:
         if self.phases is None:
             return []
         final = {run.place for run in self.runs if run.phase == "final"}
+        # Any candidate of a place stands for what will be chosen: here the last one.
         open_ = {run.place: run for run in self.tuning if run.place not in final}
         return [run for one in open_.values() for run in self.phases.final_runs(replace(one, config={}))]
 
@@ -171,6 +178,7 @@ class Experiment:
             "of": self.of,
             "title": self.title,
             "baseline": self.baseline,
+            # dict.fromkeys: each name once, in the order of the file.
             "task": ", ".join(dict.fromkeys(spec.task.name for spec in specs)),
             "model": ", ".join(dict.fromkeys(spec.model.name for spec in specs)),
             "protocol": PROTOCOL,
@@ -179,6 +187,7 @@ class Experiment:
             "sweeps": self.sweeps,
             "vary": self.vary,
             "conditions": list(dict.fromkeys(run.condition_text for run in self.runs)),
+            # Of the first run; what conditions change of it is under "vary".
             "data": specs[0].data.model_dump(),
             "metric": self.metric,
             "tasks": self.tasks,

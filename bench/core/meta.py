@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
+# Not pydantic's bounds: tables are made without importing pydantic, which takes longer than making them. And not
+# typing's TypedDict: pydantic, with which `meta_rules` checks a file, refuses it before Python 3.12.
 from annotated_types import Ge, Gt, Lt, MinLen
 from typing_extensions import TypedDict
 
@@ -60,13 +62,14 @@ class DataMeta(TypedDict):
 
 
 class Tune(TypedDict):
-    """The phase of tuning: number of trials and searched space by label, and passes of all finished runs."""
+    """The phase of tuning: number of trials, searched space and passes of all runs, by label."""
 
     seeds: list[int]
     search: str
     budget: str
     trials: dict[str, int]
     spaces: dict[str, dict[str, Any]]
+    # Added by the plan of a launch, which knows the runs' costs: see `bench.launch.plan`.
     passes: NotRequired[dict[str, int]]
 
 
@@ -91,7 +94,9 @@ class PhasesMeta(TypedDict):
 
     tune: Tune
     final: Final
+    # Labels without a search space: they have final runs only.
     untuned: list[str]
+    # Final runs of these stay on disk, but are in no table.
     superseded: NotRequired[list[Superseded]]
 
 
@@ -102,6 +107,7 @@ class CompilingMeta(TypedDict):
     why: str
 
 
+# Written as a call, since the key "from" is a keyword of Python.
 PartMeta = TypedDict(
     "PartMeta", {"from": Name, "runs": Annotated[int, Ge(1)], "run_ids_sha256": str, "devices": list[str]}
 )
@@ -136,9 +142,11 @@ class Meta(TypedDict):
     conditions: NotRequired[list[str]]
     tasks: NotRequired[dict[str, TaskMeta]]
     notes: NotRequired[list[str]]
+    # Compared with the file as it is now, to name the keys that have changed since: `config.file.changed_keys`.
     file: NotRequired[dict[str, Any]]
     overrides: NotRequired[Sequence[str]]
     compiling: NotRequired[CompilingMeta | None]
     phases: NotRequired[PhasesMeta | None]
     parts: NotRequired[list[PartMeta]]
+    # Shards divide all other runs: if later ones were left out too, a machine's shard would change as it works.
     before_shards: NotRequired[list[str]]

@@ -3,10 +3,10 @@
 Every process takes every step; only what differs between them is exchanged: gradients and losses of their parts of a
 batch on the device's own channel, decisions and small things on one of the hosts (gloo), which waits for no GPU.
 
-Gradients are averaged here by hand and not by torch's DistributedDataParallel, because a method decides when: of SAM
-with m only the last of several backward passes is everyone's, after parts were added up. It also takes models whose
-backward pass leaves parameters out, on some processes only. The price: nothing is sent before the backward pass is
-over, where DistributedDataParallel sends and computes at once.
+Gradients are averaged here by hand and not by torch's DistributedDataParallel, because a method decides when: SAM with
+m averages once per step, after the gradients of all parts were added up. Models whose backward pass leaves parameters
+out on some processes only are possible, too. The price: nothing is sent before the backward pass is over, while
+DistributedDataParallel sends and computes at the same time.
 """
 
 from __future__ import annotations
@@ -60,18 +60,22 @@ class ProcessGroup:
         if self.size == 1:
             return list(values)
         parameters = [p for p in parameters if p.requires_grad]
+        # All processes must send the same sizes: zeros stand for a gradient that is missing here.
         missing = [n for n, p in enumerate(parameters) if p.grad is None]
         for n in missing:
             parameters[n].grad = torch.zeros_like(parameters[n])
         gradients = [p.grad for p in parameters if p.grad is not None]
+        # At least fp32, so that losses are not rounded to a half.
         dtype = gradients[0].dtype if gradients[0].dtype == torch.float64 else torch.float32
         head = torch.ones(len(values) + len(parameters), dtype=dtype, device=gradients[0].device)  # and who has which
         if values:
             head[: len(values)] = torch.stack([value.detach().to(head) for value in values])
         for n in missing:
             head[len(values) + n] = 0.0
+        # In front of the gradients, so that it travels in their first bucket if their dtype is the same.
         self.mean_([head, *gradients])
         if missing:
+            # The mean of the flags is 0: the gradient is missing in all processes, and must stay so.
             nobody = (head[len(values) :] == 0).tolist()
             for n in missing:
                 parameters[n].grad = None if nobody[n] else parameters[n].grad
@@ -82,6 +86,7 @@ class ProcessGroup:
         if self.size == 1:
             return
         sent = []
+        # All buckets are on their way before the first is waited for.
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
@@ -95,6 +100,7 @@ class ProcessGroup:
         """Return the largest of the processes' values: a decision that is the same in all of them."""
         if self.size == 1:
             return word
+        # On the host: a stop or a checkpoint is decided without waiting for a GPU.
         said = torch.tensor([word])
         dist.all_reduce(said, dist.ReduceOp.MAX, group=self.control)
         return int(said)
@@ -105,6 +111,7 @@ class ProcessGroup:
             return value
         sent = _packed(value)
         size = torch.tensor([len(sent)])
+        # The others cannot know how much they will receive: the length goes first.
         dist.broadcast(size, src=0, group=self.control)
         if not self.is_first:
             sent = torch.empty(int(size), dtype=torch.uint8)
@@ -119,6 +126,7 @@ class ProcessGroup:
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(sent)]), group=self.control)
         longest = max(map(int, sizes))
+        # all_gather takes tensors of one size: shorter ones are padded, and cut below.
         parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(parts, nn.functional.pad(sent, (0, longest - len(sent))), group=self.control)
         return [cast(T, _unpacked(part[: int(size)])) for part, size in zip(parts, sizes, strict=True)]

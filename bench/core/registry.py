@@ -1,8 +1,8 @@
 """Registries of tasks, models and optimizers, and the plug-ins that add to them.
 
 A factory's keyword-only arguments *are* its hyperparameters: their names, types, bounds and defaults are
-read off the signature, so an experiment file is checked against the code that will use it. Of a class around a base
-optimizer so are all arguments with a default, save those that the suite itself provides (`PROVIDED`).
+read off the signature, so an experiment file is checked against the code that will use it. For a class around a
+base optimizer, all arguments with a default are hyperparameters, except those that the suite provides (`PROVIDED`).
 """
 
 from __future__ import annotations
@@ -102,10 +102,12 @@ class Entry:
             base, model = args
             args, params = (base,), {"model": model, **params}
         try:
+            # Apart from the call: a TypeError inside of the factory is a bug of its author and keeps its traceback.
             inspect.signature(self.factory).bind(*args, **params)
         except TypeError as error:
             raise BenchError(f"{self.name} cannot be built: {error}; {self._wanted(args)}") from error
         built = self.factory(*args, **params)
+        # A factory whose author forgot `return`.
         if built is None:
             raise BenchError(f"{self.name} cannot be built: its factory{self._where()} returns None")
         return built
@@ -133,6 +135,7 @@ class Entry:
     def _is_hyperparameter(self, argument: inspect.Parameter) -> bool:
         if argument.name in self.without or (self._is_wrapper_class and argument.name in PROVIDED):
             return False
+        # Users pass a class's options by position, too: `SAM(base, 0.05)`. The one without a default is the base.
         if self._is_wrapper_class and argument.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             return argument.default is not inspect.Parameter.empty
         return argument.kind is inspect.Parameter.KEYWORD_ONLY
@@ -140,6 +143,7 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """Return the hyperparameters as a pydantic model: strict types, unknown keys refused."""
+        # The annotations of a class's arguments are those of its `__init__`.
         target = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
         hints = get_type_hints(target, include_extras=True)
         fields: dict[str, Any] = {}
@@ -247,12 +251,14 @@ class Registry:
             raise BenchError(f'unknown {self.kind} "{name}"; {self.nearest(name)}')
         if name in self._entries:
             return self._entries[name]
+        # `in` has found the family: the assert tells only the type checker.
         family, member = self._family(name)
         assert family is not None
         return replace(family, name=name, member=member)
 
     def __contains__(self, name: str) -> bool:
         if name in self._entries:
+            # A family by itself cannot be built, only its members.
             return not name.endswith("/")
         family, member = self._family(name)
         return family is not None and family.members is not None and member in family.members()
@@ -286,6 +292,7 @@ ENTRY_POINT_GROUP = "bench.plugins"
 @functools.cache
 def load_builtins() -> None:
     """Fill the registries: the package's own names, then installed packages' (entry points `bench.plugins`)."""
+    # Each of these packages imports its modules, which register themselves.
     for package in ("bench.tasks", "bench.models", "bench.optim"):
         importlib.import_module(package)
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -313,6 +320,7 @@ def load_plugin(path: Path) -> Plugin:
         raise BenchError(f"plug-in {clipped(str(path))}: {error.strerror}") from error
     if path in _loaded:
         return _loaded[path]
+    # Before the plug-in, so that a name of the package's own is taken when the plug-in comes.
     load_builtins()
     # With a hash of the path: two files of one name in two folders are two modules.
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -325,11 +333,13 @@ def load_plugin(path: Path) -> Plugin:
     try:
         with _undone_on_error():
             spec.loader.exec_module(module)
+    # SystemExit too: a script that ends with sys.exit() must not end the launch.
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise BenchError(f"plug-in {path} fails to import: {_where(error, path)}") from error
     finally:
         _loading = None
+    # Only after success: a plug-in that failed can be mended and loaded again.
     _loaded[path] = _plugin_file(path)
     return _loaded[path]
 
@@ -354,6 +364,7 @@ def _where(error: BaseException, path: Path) -> str:
     """Return the error with the line of the plug-in that raised it; a SyntaxError already names its line."""
     what = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     line, traceback = None, error.__traceback__
+    # The last line that is found counts: the innermost one within the plug-in's own file.
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == str(path):
             line = traceback.tb_lineno

@@ -38,6 +38,7 @@ class RunOptions:
     data: str | None = None
 
     def __post_init__(self) -> None:
+        # Not `x < 0 or x == inf`, which NaN would pass.
         if not 0 <= self.checkpoint_minutes < math.inf:
             raise BadValue("checkpoint_minutes", [f"must be a finite number >= 0, got {self.checkpoint_minutes}"])
 
@@ -47,6 +48,7 @@ DEFAULTS = RunOptions()
 
 def from_json(content: Mapping[str, Any]) -> RunOptions:
     """Return the options in an object of JSON, which may have other keys as well, and not all of these."""
+    # Submissions of earlier versions lack newer options: these keep their defaults.
     known = {field.name: content[field.name] for field in fields(RunOptions) if field.name in content}
     if known.get("gpus") is not None:
         known["gpus"] = tuple(known["gpus"])  # JSON has lists only

@@ -45,7 +45,9 @@ class Checker:
             return schema.model_validate(merged, context=context)
         except ValidationError as error:
             for fault in error.errors():
+                # The setting itself: what follows in "loc" may be pydantic's own, such as the members of a union.
                 key = str(fault["loc"][0])
+                # The layer whose value counted is at fault; a key that no layer has belongs to the first.
                 where = next((where for where, values in reversed(layers) if key in values), layers[0][0])
                 self.problem(f"{where}.{key}" if where else key, _say(fault, schema))
             return None
@@ -58,6 +60,7 @@ def _say(fault: Any, schema: type[BaseModel]) -> str:
         return f"unknown key; {nearest(key, schema.model_fields)}"
     if fault["type"] == "missing":
         return "required, but missing"
+    # pydantic's sentence, in the words of this package's other messages.
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("dictionary", "table")
     return f"{message[0].lower()}{message[1:]}, got {shown(fault['input'])}"

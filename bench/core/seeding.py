@@ -27,7 +27,9 @@ Stream = Literal["init", "order", "augment", "dropout", "noise", "direction", "l
 
 def derive(seed: int, stream: Stream, epoch: int = 0) -> int:
     """Return a 63-bit seed for one stream; per-epoch streams can be replayed after a restart without saved state."""
+    # A hash, so that neighbouring seeds and epochs give unrelated streams. Another text here would change every run.
     digest = hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()
+    # 63 bits, which every generator takes, also where it reads a signed number.
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -37,12 +39,14 @@ def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomS
     RandomState is used because its numbers are promised to stay the same in every numpy.
     """
     number = derive(seed, stream, epoch)
+    # As two words: a seed of RandomState is made of numbers of 32 bits.
     return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
 
 
 def state_of(stream: np.random.RandomState) -> StreamState:
     """Return the state of a stream, as plain values, for a run that is stopped inside an epoch."""
     state: Any = stream.get_state(legacy=False)
+    # A list for the array: a checkpoint holds tensors and plain values only.
     return {**state, "state": {"key": state["state"]["key"].tolist(), "pos": state["state"]["pos"]}}
 
 

@@ -43,18 +43,21 @@ class DataSettings(_Frozen):
     @field_validator("train_share")
     @classmethod
     def _one_size(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # `info.data` has only the fields declared above: here and below the order of the fields matters.
         if value is not None and info.data.get("train_size") is not None:
             raise ValueError("train_size sets the same thing; keep one of the two")
         return value
 
 
 def _count_or_all(value: Any) -> Any:
+    # `type is not int`, since isinstance takes True for a number.
     if value != "all" and (type(value) is not int or value < 1):
         raise ValueError('must be a whole number of at least 1, or "all"')
     return value
 
 
 def _flag_or_auto(value: Any) -> Any:
+    # Before pydantic's own check, whose message on a union has a line per member.
     if value != "auto" and type(value) is not bool:
         raise ValueError('must be true, false or "auto"')
     return value
@@ -101,6 +104,7 @@ class TrainSettings(_Frozen):
     @field_validator("warmup_epochs")
     @classmethod
     def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
+        # Faulty epochs are not in `info.data`: then this check has nothing to say.
         if value > info.data.get("epochs", value):
             raise ValueError(f"must be at most epochs ({info.data['epochs']})")
         return value
@@ -115,6 +119,7 @@ class TrainSettings(_Frozen):
     @field_validator("cuda_graphs")
     @classmethod
     def _graphs_are_of_compiled_code(cls, value: bool, info: ValidationInfo) -> bool:
+        # "auto" passes: whoever decides on it turns CUDA graphs off if nothing is compiled.
         if value and not info.data.get("compile"):
             raise ValueError("needs compile = true")
         return value
@@ -160,6 +165,7 @@ class RunSpec(_Frozen):
     files_sha256: str | None = None
     """Of the user's own files, where the task has them at its `path`: like a plug-in's, their content and not their
     place is part of the run's identity."""
+    # strict=False: a list is taken for a tuple, which JSON does not have.
     plugins: tuple[PluginFile, ...] = Field(default=(), strict=False)
 
     def seed_for(self, stream: Stream) -> int:
@@ -171,14 +177,17 @@ class RunSpec(_Frozen):
         """Return 12 hex digits: a hash of the resolved spec and the protocol version.
 
         Settings of data and training that stand at their defaults, and hyperparameters that are None, are left out, so
-        that one which is new in the package leaves the ids of earlier runs alone. Hence no default of data or training
-        ever changes without a new PROTOCOL.
+        that a setting that is added to the package does not change the ids of earlier runs. For the same reason no
+        default of data or training ever changes without a new PROTOCOL.
         """
         content = _without_none(self.model_dump(mode="json"))
+        # Without the path of the user's own files, for which `files_sha256` stands.
         content["task"]["params"] = _without_none(self._task_settings())
         content["data"] = self.data.model_dump(mode="json", exclude_defaults=True)
         content["train"] = self.train.model_dump(mode="json", exclude_defaults=True)
+        # Neither the order nor the place of plug-ins is part of the identity, only what is in them.
         content["plugins"] = sorted(plugin.sha256 for plugin in self.plugins)
+        # One text for one content, whatever the order of the keys.
         canonical = json.dumps({"protocol": PROTOCOL, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -188,6 +197,7 @@ class RunSpec(_Frozen):
         return {
             "method": self.optimizer.name,
             "base": base.name if base else None,
+            # No name may come twice: a method renames a setting that its base has, too (`rename` in the registry).
             **(base.params if base else {}),
             **self.optimizer.params,
             **self.train.model_dump(),

@@ -52,6 +52,7 @@ def print_in_any_encoding() -> None:
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
+        # The handler is for writing only: faults in reading stay what they are.
         raise error
     part = error.object[error.start : error.end]
     plain = "".join(SPELLED.get(character, "?") for character in part)

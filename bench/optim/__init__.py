@@ -1,5 +1,6 @@
 """The optimizers. One algorithm per file; plain ones are torch's own, methods such as SAM wrap one of them."""
 
+# Importing a module registers its optimizer, and `load_builtins` imports this package: a new module needs a line here.
 from bench.optim import adam as adam
 from bench.optim import adamw as adamw
 from bench.optim import asam as asam

@@ -20,4 +20,5 @@ def adam(
     weight_decay: NonNegative = 0.0,
 ) -> torch.optim.Optimizer:
     """Adam with bias correction; weight decay is added to the gradient (Kingma & Ba 2015, arXiv:1412.6980)."""
+    # Fused: the device itself then skips a gradient that is not finite (see `OptimizerWrapper._update_unless`).
     return torch.optim.Adam(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)

@@ -20,4 +20,5 @@ def adamw(
     weight_decay: NonNegative = 0.01,
 ) -> torch.optim.Optimizer:
     """AdamW: w <- w - lr * weight_decay * w beside Adam's step (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+    # Fused: the device itself then skips a gradient that is not finite (see `OptimizerWrapper._update_unless`).
     return torch.optim.AdamW(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)

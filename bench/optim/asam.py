@@ -13,6 +13,7 @@ from bench.optim.base.types import NonNegative
 from bench.optim.sam import SAM, AdaptiveOn
 
 
+# A class of its own: experiment files choose a method by name, and SAM's `adaptive` is no hyperparameter there.
 @register_optimizer("asam", wraps_base=True, passes=one_more_where_perturbed)
 class ASAM(SAM):
     """Adaptive SAM over a base optimizer: the neighbourhood scales with each weight; rho about ten times SAM's.
@@ -31,6 +32,7 @@ class ASAM(SAM):
     def __init__(
         self,
         base: torch.optim.Optimizer,
+        # Ten times SAM's: ||e|| is at most rho times the largest T = |w| + eta, and most weights are far below 1.
         rho: NonNegative = 0.5,
         eta: NonNegative = 0.01,
         adaptive_on: AdaptiveOn = "all",
@@ -40,6 +42,7 @@ class ASAM(SAM):
         norm_group: ProcessGroup | None = None,
         **options: Unpack[AscentOptions],
     ) -> None:
+        # Only the defaults are ASAM's own; `SAM.ascent` computes T^2 g.
         super().__init__(
             base,
             rho=rho,

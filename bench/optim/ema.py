@@ -11,6 +11,7 @@ from bench.optim.base.averaging import Averaging
 from bench.optim.base.types import Momentum
 
 
+# Renamed, because in experiment files the method's settings stand beside those of its base.
 @register_optimizer("ema", wraps_base=True, rename={"decay": "ema_decay"})
 class EMA(Averaging):
     """Control: the base, evaluated at an exponential moving average of its weights (Polyak & Juditsky 1992).
@@ -38,4 +39,5 @@ class EMA(Averaging):
         self.decay = decay
 
     def weight(self) -> float:
+        # a + (1 - decay) * (w - a) is decay * a + (1 - decay) * w.
         return 1 - self.decay

@@ -23,6 +23,7 @@ from bench.optim.base.types import NonNegative, Share, Variant
 
 def _passes(params: dict[str, Any]) -> float:
     gamma = params["gamma"]
+    # The first pass, and where a step perturbs: a forward pass to rank the examples (1/3; none for gamma 1), and gamma.
     return 1 + share_perturbed(params) * float(gamma + (1 / 3 if gamma < 1 else 0))
 
 
@@ -45,8 +46,8 @@ class ESAM(PerturbedOptimizer):
         variant: "authors": as in dydjw9/Efficient_SAM, masks are of whole tensors, the norm is that of the tensors that
             are chosen, so ||e|| is rho / beta in every step (here about rho / sqrt(beta)), and B+ are the examples that
             rise by *more* than the one at rank gamma |B|: one fewer than here, or more fewer where examples tie; where
-            none does, those that tie with it. Which these are has to be fetched from the device. After 20 steps of a
-            small convolutional net the two are .58 of the way gone apart at beta 1, gamma .5, and .34 at beta .6.
+            none does, those that tie with it. How many they are is waited for on the device. After 20 steps of a small
+            convolutional net the two differ by .58 of the distance moved at beta 1, gamma .5, and by .34 at beta .6.
         others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
     Raises:
@@ -64,7 +65,9 @@ class ESAM(PerturbedOptimizer):
         >>> loss = optimizer.step(losses)
     """
 
+    # Masks are drawn from the seed and the number of the step (see `generator`).
     needs_steps = True
+    # The loop hands `step` a function that returns the loss of each example and leaves backward to the method.
     takes_losses = True
 
     def __init__(
@@ -102,6 +105,7 @@ class ESAM(PerturbedOptimizer):
                 f"step(losses), where losses(examples) gives those of selected examples; got a result of {got}"
             )
         due = self.is_due()
+        # In a step that perturbs, this gradient only gives the direction; in the others the base follows it.
         with nullcontext() if due else self.last_pass():
             loss = self._backward(before)
         if not due:
@@ -109,6 +113,7 @@ class ESAM(PerturbedOptimizer):
         with self.kept_state(), self.at_the_worst_point() as norm:
             chosen = []
             if self.gamma < 1:
+                # Forward only, for l(w + e). All passes have the dropout masks and buffers of the first one.
                 rewind(last=False)
                 rise = closure(grad=False) - before.detach()
                 chosen.append(self._risen_most(rise))
@@ -120,12 +125,15 @@ class ESAM(PerturbedOptimizer):
 
     def ascent(self, weights: list[Tensor]) -> Tensor:
         if self.variant == "authors" and weights:
+            # The authors' order: mask whole tensors, take the norm of those that are left, then divide by beta.
             generator = self.generator("cpu")
+            # Drawn on the host, since the factors are Python numbers: numbers from a GPU would have to be waited for.
             chosen = torch.rand(len(weights), dtype=torch.float32, device="cpu", generator=generator) < self.beta
             torch._foreach_mul_(gradients(weights), chosen.double().tolist())
             norm = super().ascent(weights)
             torch._foreach_div_(gradients(weights), self.beta)
             return norm
+        # The paper's order: the norm is that of the whole gradient, and the mask comes after it.
         norm = super().ascent(weights)
         generator = self.generator()
 
@@ -140,16 +148,19 @@ class ESAM(PerturbedOptimizer):
         """Return the indices of the examples in B+, those whose loss rises most."""
         if self.variant == "paper":
             return rise.topk(max(1, round(self.gamma * len(rise)))).indices
+        # The authors take the examples strictly above this rank. If there are none (all tie), those at the rank count.
         last = rise.topk(max(1, int(self.gamma * len(rise)))).values[-1]
         above = (rise > last).nonzero().flatten()
         return above if len(above) else (rise >= last).nonzero().flatten()
 
     def _backward(self, losses: Tensor) -> Tensor:
+        # No closure zeroes gradients here. Those of earlier micro-batches are not lost: `Earlier` has set them aside.
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         with torch.enable_grad():
             loss = losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
+        # `OptimizerWrapper._evaluated` leaves this check to methods with `takes_losses`.
         check_backward("ESAM.step", loss, self._parameters())
         return loss.detach()

@@ -19,7 +19,7 @@ from bench.optim.base.types import Momentum, NonNegative, Variant
 class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
     """Friendly SAM: ascend along g minus sigma times an average of past g; two passes per step (Li et al. 2024).
 
-    That is along what is special about this batch's gradient:
+    The direction d is the part of g that is particular to this batch:
 
         m_t = lmbda * m_{t-1} + (1 - lmbda) * g          g = grad L(w), m_0 = 0
         d   = g - sigma * m_t
@@ -29,19 +29,19 @@ class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
         sigma: how much of the average is taken away; 0 is SAM.
         lmbda: memory of the average. (lambda is a word of Python's.)
         variant: "authors": d = g - sigma * m_{t-1}, and m_1 is the first gradient, as in nblt/F-SAM. After 20 steps of
-            a small convolutional net it is .19 to .39 of the way gone apart from "paper" (sigma 1, lmbda .6 to .95),
-            all from the beginning of the average; and .25 apart at sigma .5 for the other cause. At sigma 1 the two
-            directions are the same but for that beginning, whose weight is lmbda^t: at lmbda .995 they differ for more
-            than 200 steps.
+            a small convolutional net the variants differ by .19 to .39 of the distance moved at sigma 1 (lmbda .6 to
+            .95), only because their averages begin differently, and by .25 at sigma .5 because of m_{t-1}. At sigma 1
+            the directions differ only by that beginning, of weight lmbda^t: at lmbda .995 for more than 200 steps.
         others: as of `bench.optim.base.perturbation.PerturbedOptimizer`.
 
-    Traps: m_t has this batch in it before it is taken away, with weight 1 - lmbda: of a gradient that never changes it
-    comes to be that gradient, and what is left to ascend along is rounding. m_0 is 0 and is not corrected, as in the
-    paper's algorithm. Parts of a batch (m) share m_{t-1}, add each its own gradient, and leave the mean. The average is
-    in the state_dict as "friendly_sam_average"; it moves only in steps that perturb. With a GradScaler it is scaled as
-    gradients are, and a change of scale mixes scales: prefer bf16. Memory: the average, and a copy of g in the step.
+    Traps: m_t contains this batch's g, with weight 1 - lmbda. If the gradient never changes, m_t becomes that gradient,
+    and at sigma 1 only rounding is left to ascend along. m_0 is 0 and is not corrected, as in the paper's algorithm.
+    Parts of a batch (m) share m_{t-1}, add each its own gradient, and leave the mean. The average is in the state_dict
+    as "friendly_sam_average"; it moves only in steps that perturb. With a GradScaler it is scaled as gradients are, and
+    a change of scale mixes scales: prefer bf16. Memory: the average, and a copy of g in the step.
     """
 
+    # The average must be the same in all processes. `PerturbedOptimizer` cannot know: `combine` is not overridden.
     needs_averages = True
     remembers = "friendly_sam_average"
 
@@ -69,6 +69,7 @@ class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
         direction = gradients(weights)
         if not direction:
             return super().ascent(weights)
+        # Copies, made before the lines below overwrite the gradients: the average is of g, not of d.
         self.note(weights, [g.clone() for g in direction])
         average = self.remembered(weights)
         if self.variant == "authors":
@@ -88,5 +89,6 @@ class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
     def renewed(self, old: list[Tensor], noted: list[Tensor]) -> list[Tensor]:
         averages = list(torch._foreach_lerp(old, noted, 1 - self.lmbda))
         if self.variant == "authors":
+            # NaN marks an average that has not begun: the first gradient takes its place (m_1 = g).
             return [torch.where(m.isnan(), g, average) for m, g, average in zip(old, noted, averages, strict=True)]
         return averages

@@ -38,6 +38,7 @@ class GSAM(PerturbedOptimizer):
     copy of the parameters more than SAM needs.
     """
 
+    # SAM builds e in the memory of g; without a copy g would be gone when `combine` needs it.
     keeps_first_gradient = True
 
     def __init__(
@@ -62,6 +63,7 @@ class GSAM(PerturbedOptimizer):
         parameters, at_w = self.with_first(first)
         moved = gradients(parameters)
         dot = partial(self.reductions.dot, parameters)
+        # Outside the `if`: all processes that share the model take part in the sums, also one without gradients.
         along = dot(at_w, moved) / (dot(moved, moved) + TINY)
         if moved:  # g' - alpha (g - along g'), without a tensor for what is in the brackets
             torch._foreach_mul_(moved, 1 + self.alpha * along)

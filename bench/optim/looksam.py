@@ -42,6 +42,7 @@ class LookSAM(PerturbedOptimizer, StatefulWrapper):
     Memory: g_v between steps, and in every k-th one a copy of g.
     """
 
+    # The place in the period follows from the number of steps, which a checkpoint holds.
     needs_steps = True
     keeps_first_gradient = True
     remembers = "looksam_reused"
@@ -63,16 +64,19 @@ class LookSAM(PerturbedOptimizer, StatefulWrapper):
         super().__init__(
             base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
         )
+        # `is_due` goes by this name; it is no option of LookSAM's own.
         self.perturb_every = k
         self.alpha = alpha
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
+        # Every k-th step is SAM's. Outside perturb_from and perturb_until nothing is reused: the step is the base's.
         if self.is_due() or self.steps_inside() is None:
             return super().gradient(closure)
         loss = closure()
         if self.nothing_to_follow():
             return loss, None
         parameters, norm = self.parameters_with_gradient(), self.reductions.norm
+        # ||g_v|| is over all that is remembered, also of parameters that have no gradient in this step.
         of_g, of_reused = norm(parameters, gradients(parameters)), norm(list(self.memory), list(self.memory.values()))
         factor = self.alpha * of_g / (of_reused + 1e-12)
         known = [p for p in self.memory if p.grad is not None]
@@ -84,6 +88,7 @@ class LookSAM(PerturbedOptimizer, StatefulWrapper):
         parameters, at_w = self.with_first(first)
         moved = gradients(parameters)
         dot = partial(self.reductions.dot, parameters)
+        # Only g_v is computed here, for the steps to come: the base follows g' itself, which stays in `.grad`.
         along = dot(moved, at_w) / (dot(at_w, at_w) + TINY)
         if moved:
             self.note(parameters, torch._foreach_sub(moved, torch._foreach_mul(at_w, along)))

@@ -38,16 +38,16 @@ class MomentumSAM(PerturbedOptimizer):
         e  = -rho * v / (||v|| + 1e-12)                  v: the base's momentum before this step
         w  <- base.step(w, grad L(w + e))                which also moves v
 
-    The minus is the paper's: where momentum has carried the weights to, going on the same way raises the loss.
+    The minus is the paper's: going on from w in the direction in which momentum moves the weights raises the loss.
 
     Args:
         base: a torch optimizer with momentum: SGD's, or the first moment of Adam and its kin.
         rho: the paper's best are far above SAM's, 0.3 to 3.
         variant: "authors": weight decay is that of the moved weights, w + e, as in MarlonBecker/MSAM, whose weights are
             there between steps: weight_decay * e is added to the gradient. After 20 steps of a small convolutional net
-            with SGD and weight decay 5e-4 that is .014 of the way gone apart from "paper", where the base decays w.
-            For a base that decays the gradient (SGD, Adam). Over AdamW, decoupled,
-            their code decays after the step, and .025 apart at 0.01: only "paper" can be had there.
+            with SGD and weight decay 5e-4 it differs by .014 of the distance moved from "paper", where the base decays
+            w. It needs a base that adds weight decay to the gradient (SGD, Adam): over AdamW, whose decay is decoupled,
+            their code decays after the step (.025 apart at 0.01), and only "paper" is offered.
         others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without m and ascent_decay: e is the same for
             all examples.
 
@@ -60,6 +60,7 @@ class MomentumSAM(PerturbedOptimizer):
     and moves them back to be evaluated, ours are at w: the same numbers, and nothing to forget.
     """
 
+    # The only pass of a step is at w + e.
     loss_is_at_w = False
 
     def __init__(
@@ -85,16 +86,19 @@ class MomentumSAM(PerturbedOptimizer):
                     'gradient; take variant="paper", or a base that decays the gradient (SGD, Adam)'
                 )
         self.variant = variant
+        # Bases make their state in their first step, so it can be checked only after that: see `after_update`.
         self._has_found_all = False
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
             return super().gradient(closure)
+        # No gradient exists yet: a parameter is moved if it has a momentum. In the first step none has.
         groups = self.movable(lambda p: self._momentum(p) is not None)
         known = [p for group in groups for p in group.parameters]
         norm = self.reductions.norm(known, [v for group in groups for v in self._momenta(group)])
 
         def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
+            # New tensors, since `moved` overwrites the direction: the base's momentum must stay as it is.
             return list(torch._foreach_neg(self._momenta(group))), group.rho / (norm + 1e-12)
 
         with self.moved(groups, e), self.last_pass():
@@ -108,6 +112,7 @@ class MomentumSAM(PerturbedOptimizer):
         for group in groups:
             known = [p for p in group.parameters if p.grad is not None]
             if known and group.weight_decay:
+                # The pass has used e up: it is computed again. The momentum is unchanged until the base steps.
                 e = torch._foreach_mul(self._momenta(replace(group, parameters=known)), -group.rho / (norm + 1e-12))
                 torch._foreach_add_(gradients(known), e, alpha=group.weight_decay)
 
@@ -115,6 +120,7 @@ class MomentumSAM(PerturbedOptimizer):
         return [as_real(v) for p in group.parameters if (v := self._momentum(p)) is not None]
 
     def _momentum(self, parameter: Tensor) -> Tensor | None:
+        # The outermost optimizer that keeps a momentum counts: a Lookahead's own state, for example, has none.
         return next(
             (kept[name] for kept in self._kept(parameter) for name in BUFFERS if kept.get(name) is not None), None
         )

@@ -25,18 +25,19 @@ class RandomDirection(PerturbedOptimizer):
         e  = rho * z / ||z||,  z ~ N(0, 1)               one norm over all parameters
         w  <- base.step(w, grad L(w + e))
 
-    What SAM owes to where it goes is what it has above this. (Smoothing by noise: Wen et al. 2018, arXiv:1805.07898.)
+    SAM's lead over this control is due to its direction. (Smoothing by noise: Wen et al. 2018, arXiv:1805.07898.)
 
     Args:
         m: examples that share one direction; None: the whole batch.
         others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without ascent_decay.
 
     Traps: one pass, at w + e: the loss that is returned and batch-norm statistics are those of w + e. In many
-    dimensions a random direction is orthogonal to every gradient: rho has to be far above SAM's to be felt. Directions
-    come from `seed` and the number of the step, so they are the same after a restart and alike in all processes, and
-    dropout masks are the base's.
+    dimensions a random direction is almost orthogonal to any gradient: rho must be far above SAM's to matter.
+    Directions come from `seed` and the number of the step, so they are the same after a restart and alike in all
+    processes, and dropout masks are the base's.
     """
 
+    # Directions are drawn from the seed and the number of the step (see `generator`).
     needs_steps = True
     loss_is_at_w = False
 
@@ -66,14 +67,17 @@ class RandomDirection(PerturbedOptimizer):
         if not self.is_due():
             return super().gradient(closure)
         generator = self.generator()
+        # No gradient exists yet that tells which parameters the loss depends on: all trainable ones are moved.
         groups = self.movable(lambda p: p.requires_grad)
         parameters = [p for group in groups for p in group.parameters]
 
         def draw(numbers: Tensor) -> None:
             numbers.normal_(generator=generator)
 
+        # In a pipeline each process draws for its own stage, after the numbers of the stages before it.
         pass_over(parameters, draw, self.reductions.group, generator.device)
         noise = [[drawn(as_real(p), p, draw) for p in group.parameters] for group in groups]
+        # No 1e-12 as in SAM: normal random numbers are not all 0.
         norm = self.reductions.norm(parameters, [z for some in noise for z in some])
 
         def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:

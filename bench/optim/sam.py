@@ -19,6 +19,7 @@ from bench.optim.base.types import NonNegative
 AdaptiveOn = Literal["all", "weight"]
 
 
+# The three settings of ASAM are no hyperparameters of "sam": in experiment files ASAM is a method of its own.
 @register_optimizer("sam", wraps_base=True, passes=one_more_where_perturbed, without=("adaptive", "eta", "adaptive_on"))
 class SAM(PerturbedOptimizer):
     """Sharpness-aware minimization over a base optimizer: two passes per step (Foret et al. 2021).
@@ -57,11 +58,11 @@ class SAM(PerturbedOptimizer):
         TypeError: base is no optimizer, `step` gets no closure, or there is no such option.
         ValueError: base needs a closure of its own (LBFGS), rho or eta is negative, or an option is impossible.
 
-    Other codes of ASAM: the paper's authors (SamsungLabs/ASAM) scale parameters called "weight" alone, so biases and
-    shifts have most of ||e||^2 there (84 % in a small convolutional net at rho 0.5) and
-    next to nothing with adaptive_on="all"; after 20 steps of that net the two are .38 of the way gone apart at rho .5,
-    .57 at rho 1, and with adaptive_on="weight" ours is theirs to 6e-12. davda54/sam and pytorch_optimizer have no eta
-    and scale everything: adaptive_on="all" with eta=0.
+    Other codes of ASAM: the paper's authors (SamsungLabs/ASAM) scale only parameters called "weight", so biases and
+    shifts have most of ||e||^2 there (84 % in a small convolutional net at rho 0.5) and next to nothing with
+    adaptive_on="all". After 20 steps of that net the two differ by .38 of the distance moved at rho .5 and .57 at rho
+    1; with adaptive_on="weight" ours equals theirs to 6e-12. davda54/sam and pytorch_optimizer have no eta and scale
+    everything: adaptive_on="all" with eta=0.
 
     The ascent follows the gradient of the loss alone, unless ascent_decay adds the base's weight decay. The loss that
     is returned is L(w). A gradient that is not finite, in either pass, leaves weights and base state alone and counts
@@ -97,6 +98,7 @@ class SAM(PerturbedOptimizer):
         >>> loss = optimizer.step(closure)
     """
 
+    # Without ascent_decay e is 0 wherever g is 0: embedding rows that a batch does not use need not be moved.
     takes_sparse = True
 
     def __init__(
@@ -119,17 +121,22 @@ class SAM(PerturbedOptimizer):
         )
         self.adaptive = adaptive
         self.eta = eta
+        # None: every parameter is scaled. A set: only these are, and T = 1 for the others.
         self.scaled = None if adaptive_on == "all" else _called_weight(model)
 
     def ascent(self, weights: list[Tensor]) -> Tensor:
         if not self.adaptive or not weights:
             return super().ascent(weights)
+        # Of a parameter with a sparse gradient `w` is only a copy of some rows; `whole` finds the parameter in the set.
         scaled = [w for w in weights if self.scaled is None or whole(w) in self.scaled]
+        # T = 1 everywhere: ASAM is then SAM.
         if not scaled:
             return super().ascent(weights)
+        # `direction` holds the gradients themselves: both products below overwrite them in place.
         direction, scale = gradients(scaled), torch._foreach_abs([as_real(w) for w in scaled])
         torch._foreach_add_(scale, self.eta)
         torch._foreach_mul_(direction, scale)  # T g, which the norm is of,
+        # One norm over all weights: those with T = 1 count with their plain gradient.
         norm = self.reductions.norm(weights, gradients(weights))
         torch._foreach_mul_(direction, scale)  # and T^2 g, which the way follows
         return norm

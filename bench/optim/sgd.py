@@ -26,7 +26,9 @@ def sgd(
         params,
         lr=lr,
         momentum=momentum,
+        # torch refuses Nesterov without momentum, and a sweep of momentum may contain 0.
         nesterov=nesterov and momentum > 0,
         weight_decay=weight_decay,
+        # Fused: the device itself then skips a gradient that is not finite (see `OptimizerWrapper._update_unless`).
         fused=True,
     )

@@ -13,6 +13,7 @@ from bench.core.registry import register_optimizer
 from bench.optim.base.averaging import Averaging
 
 
+# Renamed, because in experiment files the method's settings stand beside those of its base.
 @register_optimizer("swa", wraps_base=True, rename={"begin": "swa_from"})
 class SWA(Averaging):
     """Control: the base, evaluated at the mean of its weights from swa_from of training on (Izmailov et al. 2018).
@@ -30,7 +31,7 @@ class SWA(Averaging):
     Raises:
         ValueError: begin is no share; or, at the first step, total_steps is not known.
 
-    Traps: the paper averages once an epoch and holds lr constant or cycles it while it does; the mean over every step
+    Traps: the paper averages once per epoch and holds lr constant or cycles it while it does; the mean over every step
     differs little, but with a schedule that goes to 0 the weights hardly move at the end, and so does the mean.
     """
 
@@ -58,5 +59,6 @@ class SWA(Averaging):
     def weight(self) -> float | None:
         if self.total_steps is None:
             raise ValueError("SWA: begin is a share of training: give the length of training, total_steps=...")
+        # In the first step of averaging the weight is 1: a placeholder from a checkpoint leaves no trace.
         since = self.steps_done - int(self.begin * self.total_steps)
         return 1 / (since + 1) if since >= 0 else None

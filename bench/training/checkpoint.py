@@ -26,6 +26,7 @@ class StateDict(TypedDict):
     """The content of a checkpoint: the one list of keys that saving, loading and checking use."""
 
     run_id: str
+    # A `Progress`. Under another key the checkpoints of format 3 could not be resumed.
     place: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -73,6 +74,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         if device is not None:
             _check_bytes(path)
         state = torch.load(path, map_location=device or "cpu", mmap=device is None, weights_only=True)
+    # A lack of memory says nothing about the file: it must not be called damaged.
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # readers of a damaged file raise nearly anything: KeyError, struct.error, zlib.error
@@ -123,6 +125,7 @@ def resume(
         BenchError: there are checkpoints, and none is good.
     """
     faults: list[str] = []
+    # The first process lists the files, so that all processes try the same ones in the same order, the newest first.
     for name in group.from_first([path.name for path in folder.checkpoints()]):
         path = folder.path / name
         try:
@@ -130,6 +133,7 @@ def resume(
             fault = ""
         except BenchError as error:
             fault = str(error)
+        # One process that cannot read the file is enough: all of them then go to the file before it.
         if faults_here := [one for one in group.gathered(fault) if one]:
             faults.append(faults_here[0])
             continue

@@ -38,11 +38,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Return loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
 
-    Training examples with true and with replaced labels are also told apart, and the gap is taken from those with
+    Training examples with true and with replaced labels are also measured apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
     lower score is better, test - train: a positive gap is always one that is worse on the test set. The task's
-    further scores are those of validation and of the test sets. Of a split that the run does not have nothing is said.
-    What shows that a model has learned nothing is measured on validation and test: see `degeneracy`. Batch norm is
+    further scores are those of validation and of the test sets. Splits that the run does not have are left out.
+    The signs of a model that has learned nothing are measured on validation and test: see `degeneracy`. Batch norm is
     folded where that changes no prediction: see `foldable` and `outputs_with`.
 
     Args:
@@ -51,6 +51,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     splits = data.splits() | ({} if train is None else {"train": train})
+    # Decided per split: the folded twin pays for large splits only, and is made once if any split uses it.
     twins = {name: foldable(task, split, autocast) for name, split in splits.items()}
     twin = folded(model) if any(twins.values()) else None
     key = task.metric.key
@@ -60,10 +61,12 @@ def evaluate(
         losses = task.losses(logits, split.targets)
         parts: dict[str, Tensor | slice] = {name: slice(None)}
         if name == "train":
+            # Also where no label was replaced: the gaps below are taken from the clean part.
             parts["train_clean"] = slice(None) if split.noisy is None else ~split.noisy
             if split.noisy is not None:
                 parts["train_noisy"] = split.noisy
         for part, which in parts.items():
+            # fp64: a sum over very many examples would lose digits in fp32.
             measured[f"{part}_loss"] = losses[which].double().mean().item()
             measured[f"{part}_{key}"] = task.score(logits[which], split.targets[which])
         if name != "train":
@@ -72,6 +75,7 @@ def evaluate(
             degenerate = degeneracy(task, data.train.targets, logits, split.targets)
             measured |= {f"{name}_{what}": value for what, value in degenerate.items()}
     model.train(was_training)
+    # A run that tunes has no test set, and so no gap.
     if len(data.test):
         measured["gap_loss"] = measured["test_loss"] - measured["train_clean_loss"]
         gap = measured[f"train_clean_{key}"] - measured[f"test_{key}"]
@@ -111,6 +115,7 @@ def degeneracy(task: Task, learned: Tensor, outputs: Tensor, targets: Tensor) ->
 def _all_alike(values: Tensor) -> bool:
     numbers = values.double()
     spread = numbers.amax(dim=0) - numbers.amin(dim=0)
+    # Six digits, relative to the largest value; numbers of classes must be equal.
     return bool((spread <= 1e-6 * numbers.abs().amax(dim=0)).all())
 
 
@@ -148,6 +153,7 @@ def outputs_with(
         return outputs(model, task, split, autocast)
     logits = outputs(twin, task, split, autocast)
     highest = logits.topk(2, dim=1).values
+    # 2 *: both classes may be off by SAFETY * apart. ~(a > b) and not a <= b: NaN has to count as close.
     close = (~(highest[:, 0] - highest[:, 1] > 2 * SAFETY * apart)).nonzero()[:, 0]
     if len(close):
         logits[close] = outputs(model, task, split[close], autocast)
@@ -169,6 +175,7 @@ def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast
             return torch.cat([model(task.model_inputs(inputs)).float() for inputs in split.inputs.split(size)])
         batches = batching.by_length(split, size)
         computed = torch.cat([model(task.model_inputs(batch.of(split)[0])).float() for batch in batches])
+    # The batches were in the order of length: back to the order of the split.
     ordered = torch.empty_like(computed)
     ordered[torch.cat([batch.examples for batch in batches])] = computed
     return ordered

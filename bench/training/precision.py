@@ -34,6 +34,7 @@ def has_bf16_units() -> bool:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return True
+    # x86 calls them flags, ARM Features.
     flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
     return not flags or bool(flags & {"amx_bf16", "bf16"})
 
@@ -46,7 +47,9 @@ def set_precision(settings: TrainSettings, device: torch.device) -> torch.autoca
     """
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"  # torch's own default is True
+    # cuDNN's benchmark chooses kernels by measured time: another run may choose others, which round differently.
     torch.backends.cudnn.benchmark = not settings.deterministic
+    # On a CPU bits repeat without it.
     torch.use_deterministic_algorithms(settings.deterministic and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
@@ -67,7 +70,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
             depend on the runs before it, so that it has to begin with nothing.
 
     Raises:
-        BenchError: CUDA graphs are asked for, and they do.
+        BenchError: CUDA graphs are asked for, but batches come in many widths.
     """
     if settings.cuda_graphs and dynamic:
         raise BenchError("train.cuda_graphs needs batches of one shape, but batches of texts vary in width")
@@ -77,6 +80,7 @@ def compiled(model: nn.Module, settings: TrainSettings, *, dynamic: bool = False
     if code is None or code != _kept:
         torch.compiler.reset()  # a worker's many models would soon reach the limit after which torch compiles no more
     _kept = code
+    # torch's name for compiled code that is replayed as CUDA graphs.
     mode = "reduce-overhead" if settings.cuda_graphs else None
     twin: nn.Module = torch.compile(model, mode=mode, dynamic=dynamic)  # type: ignore[assignment]
     return twin

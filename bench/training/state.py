@@ -74,6 +74,7 @@ class TrainingState:
 
     def state_dict(self) -> StateDict:
         """Return what a checkpoint holds; every process of the run has to call this."""
+        # Without the first process's, whose state is under "model" and "random": the list begins with rank 1.
         _, *others = self.run.group.gathered(_own(self.run.model, self.device))
         return {
             "run_id": self.run_id,
@@ -84,6 +85,7 @@ class TrainingState:
             "random": _random_state(self.device),
             "others": others,
             "clocks": asdict(self.clocks),
+            # Unlike `clocks.passes`, which is made of it, this number is not rounded.
             "work": self.run.work,
             "curve": self.curve,
         }
@@ -94,6 +96,7 @@ class TrainingState:
         Raises:
             LookupError: a key is missing, at any depth.
         """
+        # A new optimizer has no state yet: of its part only the groups and their settings are compared.
         like = {
             "place": asdict(Progress()),
             "clocks": asdict(Clocks()),
@@ -105,11 +108,13 @@ class TrainingState:
         self.run.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         _set_random_state(state["random"], self.device)
+        # After "model" and "random" above, which are the first process's in all processes.
         if not self.run.group.is_first:
             _set_own(state["others"][self.run.group.rank - 1], self.run.model, self.device)
         self.progress, self.clocks = Progress(**state["place"]), Clocks(**state["clocks"])
         self.curve = state["curve"]
         self.run.work = state["work"]
+        # The optimizer counts skipped steps from 0 again: see `take_steps`.
         self.skipped_before = self.clocks.skipped_steps
 
 
@@ -124,6 +129,7 @@ def _check_keys(state: Any, like: Any, place: str = "") -> None:
                 raise LookupError(f"it lacks {place}{key}")
             _check_keys(state[key], value, f"{place}{key}.")
     elif isinstance(like, list):
+        # strict: another number of parameter groups is an error, too.
         for number, (value, kept) in enumerate(zip(like, state, strict=True)):
             _check_keys(kept, value, f"{place}{number}.")
 
@@ -149,6 +155,7 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    # .cpu(): loading puts every tensor on the run's device, but generators take their state from the host.
     torch.set_rng_state(state["host"].cpu())
     if device.type == "cuda" and "device" in state:
         torch.cuda.set_rng_state(state["device"].cpu(), device)

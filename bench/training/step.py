@@ -1,10 +1,10 @@
 """One run's data, model and optimizer, built from its spec, and the step that all of them take together.
 
-Over several processes each has an equal share of every batch. What is drawn is drawn for the whole batch in each of
-them, so that a run has the same examples, augmented alike, in however many processes: it computes the same, up to the
-rounding of sums. Two kinds of models are the exception: batch norm takes its statistics over a process's share (with m,
-over m examples, as in one process) and is evaluated with those that the first process has gathered, and each process
-draws dropout masks of its own, from a stream of the seed and its rank.
+Over several processes each has an equal share of every batch. Each makes the random draws of the whole batch, so that a
+run has the same examples, augmented alike, in however many processes: it computes the same, up to the rounding of sums.
+Two kinds of models are the exception: batch norm takes its statistics over a process's share (with m, over m examples,
+as in one process) and is evaluated with those that the first process has gathered, and each process draws dropout masks
+of its own, from a stream of the seed and its rank.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class TrainingRun:
         network: what training passes go through: the model, or its compiled twin.
         seed_for: gives the seed of a random stream.
         steps: steps in an epoch.
-        batch_size: examples a step, in all processes together.
-        part_size: examples a closure is over: m for a method that has one, else this process's share of the batch.
+        batch_size: examples per step, in all processes together.
+        part_size: examples per closure: m for a method that has one, else this process's share of the batch.
         together: whether closures leave the mean gradient of all processes, as for one perturbation of the whole batch;
             if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
@@ -97,12 +97,14 @@ class TrainingRun:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _closures(self, batch: Batch, augment: np.random.RandomState) -> Closure | list[Closure]:
+        # Every process augments the whole batch, then takes its share: their number does not change the examples.
         share = self.batch_size // self.group.size
         ours = slice(self.group.rank * share, (self.group.rank + 1) * share)
         inputs, targets = (part[ours] for part in self.task.training_batch(*batch.of(self.data.train), augment))
         make = self._losses if getattr(self.optimizer, "takes_losses", False) else self._closure
         if self.part_size == share:
             return make(inputs, targets)
+        # One closure for every m examples: the method perturbs for each of them by itself.
         parts = zip(torch.split(inputs, self.part_size), torch.split(targets, self.part_size), strict=True)
         return [make(*part) for part in parts]
 
@@ -113,6 +115,7 @@ class TrainingRun:
             self.optimizer.zero_grad()
             loss: Tensor = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
+            # In every pass, so that the method sees what one process with the whole batch would see.
             if self.together:
                 (loss,) = self.group.mean_gradients(self.parameters, loss)
             return loss
@@ -126,7 +129,9 @@ class TrainingRun:
             x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
             with self.autocast:
                 outputs = self.network(x)
+            # A part of the batch counts as that part; a forward pass alone as a third of one with its backward pass.
             self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
+            # Losses are computed in fp32 and outside of autocast, whatever the precision of the model.
             return self.task.losses(outputs.float(), y)
 
         return losses
@@ -136,6 +141,7 @@ class TrainingRun:
         """Put in the weights that the optimizer keeps for evaluation, if it keeps any, in this context."""
 
         def inputs() -> Iterator[Tensor]:
+            # In an order of its own: an evaluation takes nothing from the run's random streams.
             for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size):
                 yield self.task.model_inputs(batch.of(self.data.train)[0])
 
@@ -152,6 +158,7 @@ class TrainingRun:
         """
         rewind, work = rewinder([self.data.train.targets]), self.work
         inputs, targets = self.task.training_batch(*self.batches(0)[0].of(self.data.train), np.random.RandomState(0))
+        # Passes without a step: neither the weights nor the optimizer's state change.
         closure = self._closure(inputs[: self.part_size], targets[: self.part_size])
         self.network.train()
         with kept_buffers(self.model), compilation_errors_told():
@@ -180,10 +187,12 @@ def set_up(
     Raises:
         BenchError: data or model do not fit the spec, or there are not as many processes as it says.
     """
+    # 1. Check, before anything is loaded.
     if spec.train.compile == "auto":
         raise BenchError('train.compile = "auto" is decided by `bench run`; set true or false for a single run')
     if group.size != spec.train.processes:
         raise BenchError(f"train.processes = {spec.train.processes}, but this run has {group.size}")
+    # 2. Load the data, set the precision, draw the model.
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
     # Right before the model: whatever draws in between changes its weights.
@@ -193,14 +202,18 @@ def set_up(
         raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
     # Drawn on the host, so that a seed gives the same weights on every device.
     model = model.to(device).to(memory_format=task.memory_format)
+    # 3. Build the optimizer and tell it what it must know of the run.
     optimizer = build_optimizer(spec, model)
+    # Before the first step: schedule-free optimizers keep other weights for training than for evaluation.
     to_training(optimizer)
     batch_size = min(spec.train.batch_size, len(data.train))
     steps = steps_per_epoch(len(data.train), spec.train.batch_size)
     if isinstance(optimizer, OptimizerWrapper):
         optimizer.total_steps = spec.train.epochs * steps
         optimizer.seed = derive(spec.seed_for("direction"), "direction")
+    # 4. Decide how steps are computed.
     part_size, together = share_out(optimizer, batch_size, group)
+    # Batches of texts differ in width: code for them is compiled per run and not kept.
     dynamic = data.train.lengths is not None
     code = None if dynamic else _code(spec, optimizer, part_size, device)
     return TrainingRun(
@@ -229,6 +242,7 @@ def _code(spec: RunSpec, optimizer: torch.optim.Optimizer, part_size: int, devic
     """
     if spec.train.cuda_graphs or getattr(optimizer, "takes_losses", False):
         return None
+    # Plain optimizers do nothing to the model and share code; what a method does to it may need code of its own.
     method = spec.optimizer.name if spec.optimizer.base else ""
     settings = spec.train.precision, spec.train.deterministic
     return str((spec.task, spec.model, spec.files_sha256, spec.plugins, *settings, part_size, device, method))
@@ -240,6 +254,7 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessG
     Raises:
         BenchError: the batch does not divide into such parts.
     """
+    # Without an m the whole batch shares one perturbation.
     m = getattr(optimizer, "m", None) or batch_size
     if batch_size % m:
         raise BenchError(f"m = {m} does not divide the batch of {batch_size}")
@@ -258,6 +273,7 @@ def share_out(optimizer: torch.optim.Optimizer, batch_size: int, group: ProcessG
     if group.size > 1:
         if not isinstance(optimizer, OptimizerWrapper):
             raise BenchError(f"{type(optimizer).__name__} has m, but is not a bench.OptimizerWrapper: use one process")
+        # Each process perturbs for its own parts; the method averages only the gradients that come out.
         optimizer.group = group
     return m, False
 
@@ -270,6 +286,7 @@ def load_task(spec: RunSpec) -> Task:
     """
     load_builtins()
     for planned in spec.plugins:
+        # The run_id is made of this hash: other code would leave its numbers under the id of this one.
         if load_plugin(Path(planned.path)).sha256 != planned.sha256:
             raise BenchError(f"plug-in {planned.path} has changed since this run was planned; plan it again")
     entry = tasks[spec.task.name]
@@ -297,6 +314,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = chosen_optimizer(spec.optimizer, parameter_groups(model, spec.train.weight_decay_on), model)
     if spec.train.clip_norm is not None:
         try:
+            # The wrapper by itself is its base, with clipping.
             optimizer = optimizer if isinstance(optimizer, OptimizerWrapper) else OptimizerWrapper(optimizer)
         except ValueError as error:  # LBFGS, whose step needs its closure
             raise BenchError(f"train.clip_norm: {error}") from error
@@ -332,6 +350,7 @@ def parameter_groups(model: nn.Module, weight_decay_on: str) -> list[Any]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if weight_decay_on == "all":
         return parameters
+    # Biases and the scales of normalisation have one axis or none.
     decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

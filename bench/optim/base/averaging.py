@@ -38,6 +38,7 @@ class Averaging(StatefulWrapper):
         if weight is None:
             return
         trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        # A parameter that is met for the first time begins with a = w, which is what the last line stores.
         known = [p for p in trained if p in self.memory]
         if known:
             torch._foreach_lerp_(self.remembered(known), [as_real(p) for p in known], weight)
@@ -74,8 +75,8 @@ def evaluation_weights(
 ) -> Iterator[None]:
     """Put in the weights that an optimizer wants evaluated; on exit, restore everything to the bit.
 
-    They are the average of `Averaging`, and of one with `train()` and `eval()` (schedule-free: Defazio et al. 2024,
-    arXiv:2405.15682) those that its `eval()` puts in. Of other optimizers they are the weights that are there.
+    For `Averaging` they are the average. For an optimizer with `train()` and `eval()` (schedule-free: Defazio et al.
+    2024, arXiv:2405.15682) they are those that its `eval()` puts in. For others they are the weights as they are.
 
     Args:
         inputs: see `Averaging.averaged`.
@@ -117,7 +118,7 @@ def _other_weights(
 
     Args:
         put_in: changes the weights.
-        put_out: tells whoever did that they are about to be put back.
+        put_out: called before the weights are restored, for an optimizer that keeps account of them.
     """
     if not weights:
         yield
@@ -125,6 +126,7 @@ def _other_weights(
     weights = [as_real(p) for p in weights]
     spare = [p.detach().clone() for p in weights]  # a way back by arithmetic would round
     rewind = rewinder(weights)
+    # update_bn resets the running statistics: `kept_buffers` brings back those of training.
     with torch.no_grad(), kept_buffers(model):
         try:
             put_in()
@@ -135,6 +137,7 @@ def _other_weights(
             rewind()  # dropout has drawn
             yield
         finally:
+            # The optimizer's own way back comes first, for its bookkeeping; the copies then restore the exact bits.
             put_out()
             torch._foreach_copy_(weights, spare)
             reshard(model)

@@ -77,6 +77,7 @@ class OldGradient:
             self._hook = self.parameter.register_hook(self._arrives)  # type: ignore[no-untyped-call]
 
     def _arrives(self, _: Tensor) -> None:
+        # Called before autograd adds to `.grad`: an old gradient that is still there now is added to.
         self._kept = self._kept or self._is_untouched()
         self._hook.remove()
 
@@ -96,8 +97,8 @@ class OldGradient:
     def is_left_on_purpose(self, returned: object) -> bool:
         """Return whether a closure has computed no gradient at all, and returned a loss without a graph all the same.
 
-        Lightning's does in the epoch for batch norm of StochasticWeightAveraging. One that has forgotten backward
-        returns a loss with a graph, and one that returns something else may have.
+        Lightning's does in the epoch for batch norm of StochasticWeightAveraging. A closure that has forgotten backward
+        returns a loss with a graph; one that returns no tensor may have forgotten it, too.
         """
         is_left = not self._kept and self._versions == _versions(self._all)
         return is_left and isinstance(returned, Tensor) and not returned.requires_grad
@@ -119,6 +120,7 @@ def check_backward(name: str, returned: object, parameters: Sequence[nn.Paramete
         )
     if not isinstance(returned, Tensor) or returned.grad_fn is None:
         return
+    # By identity, since == between tensors compares numbers.
     wanted = {id(p) for p in parameters}
     if any(id(leaf) in wanted for leaf in leaves(returned)):
         raise RuntimeError(
@@ -128,6 +130,7 @@ def check_backward(name: str, returned: object, parameters: Sequence[nn.Paramete
 
 def leaves(result: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that get gradients from backward of a result, as far as its graph shows them."""
+    # A stack and not recursion: the graph of a deep model would exceed Python's limit.
     seen, waiting = set[Any](), [result.grad_fn]
     while waiting:
         node: Any = waiting.pop()
@@ -172,6 +175,7 @@ def no_sync_refused(name: str) -> Iterator[None]:
 
     def look(module: nn.Module, _: Any) -> None:
         nonlocal averaged
+        # Already in the forward pass DistributedDataParallel decides whether backward will average the gradients.
         if isinstance(module, DistributedDataParallel) and torch.is_grad_enabled():
             averaged = module.require_backward_grad_sync
 
@@ -196,12 +200,13 @@ def no_sync_refused(name: str) -> Iterator[None]:
 def check_accelerate(method: torch.optim.Optimizer) -> None:
     """Raise RuntimeError if accelerate hands over a closure of one micro-batch after it has dropped those before.
 
-    Its optimizer calls ours at the last of `gradient_accumulation_steps` micro-batches only: of the others' closures
-    nothing is ever seen.
+    accelerate's optimizer calls ours only at the last of `gradient_accumulation_steps` micro-batches: the closures of
+    the others are never evaluated.
     """
     state = sys.modules.get("accelerate.state")
     if state is None or state.GradientState().num_steps < 2:
         return
+    # Only a call that comes through accelerate is refused: a loop of the user's own beside it evaluates every closure.
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")

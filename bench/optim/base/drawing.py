@@ -27,6 +27,7 @@ def drawn(like: Tensor, parameter: Any, draw: Draw) -> Tensor:
         numbers = torch.empty_like(like)
         draw(numbers)
         return numbers
+    # With the parameter's own strides, as `empty_like` has them above: each weight gets the number of an unsharded run.
     whole = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=like.device)
     draw(as_real(whole))
     return as_real(part_of(whole, parameter))
@@ -48,6 +49,7 @@ def pass_over(parameters: Sequence[Tensor], draw: Draw, group: dist.ProcessGroup
     # all_gather takes tensors of one size: as many rows as the process with the most parameters needs.
     ours = torch.zeros(max(map(int, counts)), 2, dtype=torch.long)
     for n, parameter in enumerate(parameters):
+        # The dtype too, as a number: how far a draw advances the generator depends on it.
         ours[n] = torch.tensor([parameter.numel(), DTYPES.index(parameter.dtype)])
     everyones = [torch.zeros_like(ours, device=device) for _ in range(size)]
     dist.all_gather(everyones, ours.to(device), group=group)

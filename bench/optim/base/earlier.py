@@ -34,6 +34,7 @@ class Earlier:
 
     def put_back(self, *_: Tensor) -> None:
         """Add the set-aside gradients to the present ones; a second call does nothing."""
+        # Emptied first: the hook and the caller may both come here, and nothing must be added twice.
         waiting, self._waiting = self._waiting, []
         for parameter, gradient in waiting:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -47,10 +47,10 @@ class ForwardState:
     model's parameters in none of its groups (a momentum encoder), which a forward pass may move too, and the gradients
     of those, which another optimizer follows: they are as after one plain pass.
 
-    Tensors of up to `small` numbers are copied before each pass. Larger ones only where a first pass has changed them,
-    in this step or an earlier one: what nobody changes costs nothing. In the first step of all, when that is not known,
-    those are copied for the length of the first pass that take no more than one copy of the optimizer's parameters
-    together, the smallest first; others that it changes are found by the second pass as the first one left them.
+    Tensors of up to `small` numbers are copied before each pass. Larger ones are copied only if a first pass changes
+    them, in this step or an earlier one: what nobody changes costs nothing. In the very first step that is not known:
+    large tensors are copied for the first pass, the smallest first, while their copies together are no larger than the
+    optimizer's parameters. If that pass changes one without a copy, the second pass finds it as the first has left it.
 
     Memory: two copies of all tensors of up to `small` numbers, kept from step to step, and two of each larger one that
     forward moves, during the step only; nothing of the others, but for 4,096 numbers of each in the first step.

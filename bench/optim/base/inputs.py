@@ -17,10 +17,10 @@ class SameInputs:
     """The inputs of a model in the first pass over a batch, to compare with those of later passes.
 
     A trainer's step may have state: it takes the next slice of a buffer at every call, or generates text. Then SAM's
-    second pass would be over another batch, and nothing else would show it. Looked at are the calls of the module that
-    is called first, `model` or a part of it: all tensors of its first call, and those of whole numbers (tokens, masks,
-    labels) of later ones. What has been computed from the weights (adversarial examples, a decoder's states) is
-    another one at moved weights, and may be.
+    second pass would be over another batch, and nothing else would show it. The calls of the module that is called
+    first, `model` or a part of it, are compared: all tensors of its first call, and those of whole numbers (tokens,
+    masks, labels) of later calls. Tensors computed from the weights (adversarial examples, a decoder's states) may
+    differ, since the weights have moved.
 
     Args:
         name: of the method, for the error.
@@ -48,10 +48,12 @@ class SameInputs:
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal calls
+            # While torch traces a model its tensors have no numbers to compare.
             if torch.compiler.is_compiling():
                 return
             if self.is_first_pass and self.first is None:
                 self.first = module
+            # The module that is called first gets the batch; hooks on all others would only cost time.
             if calls == 0:
                 for other in [other for other in handles if other is not module]:
                     handles.pop(other).remove()
@@ -70,9 +72,11 @@ class SameInputs:
 
     def _take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: int) -> None:
         given = dict(_tensors(args, "argument")) | dict(_tensors(kwargs, ""))
+        # Later calls may get floats that were computed from weights (a decoder's states): these are not compared.
         if call > 0:
             given = {name: tensor for name, tensor in given.items() if not tensor.is_floating_point()}
         if self.is_first_pass:
+            # Copies: the closure may write other numbers into the same tensors before the second pass.
             self.seen.append({name: tensor.detach().clone() for name, tensor in given.items()})
         elif call < len(self.seen) and (what := _difference(self.seen[call], given)):
             raise RuntimeError(
@@ -110,6 +114,7 @@ def _difference(before: Inputs, now: Inputs) -> str | None:
         old = before[name]
         if (tensor.shape, tensor.dtype) != (old.shape, old.dtype):
             return f"{name} of shape {tuple(tensor.shape)} and {tensor.dtype}, not {tuple(old.shape)} and {old.dtype}"
+        # NaN is not equal to itself, but NaN in the same place is the same input.
         both_nan = (tensor != tensor) & (old != old)
         if not bool(((tensor == old.to(tensor.device)) | both_nan).all()):
             return f"other numbers in {name}"

@@ -33,6 +33,7 @@ Moment = BeforeValidator(_share_of_training)
 
 
 def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | None:
+    # `info.data` has only the fields declared above: perturb_from must stand before perturb_until.
     begin = info.data.get("perturb_from") or 0.0
     if until is not None and until <= begin:
         raise ValueError(f"must be above perturb_from ({begin})")
@@ -40,6 +41,7 @@ def _after_its_beginning(until: float | None, info: ValidationInfo) -> float | N
 
 
 def _of_a_schedule(end: float | None, info: ValidationInfo) -> float | None:
+    # `info.data` has only the fields declared above: rho_schedule must stand before rho_end and lr_min.
     if end is not None and info.data.get("rho_schedule") in (None, "constant"):
         raise ValueError('needs rho_schedule too: "linear", "cosine" or "lr"')
     return end
@@ -54,6 +56,7 @@ def _of_the_lr(lowest: float | None, info: ValidationInfo) -> float | None:
 class Perturbation(TypedDict, total=False):
     """The options of every method that perturbs."""
 
+    # As strict as an experiment file is checked, for options given in a user's own code.
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
     perturb_only: Literal["norm"] | None
@@ -109,12 +112,14 @@ def checked(name: str, options: Any) -> AscentOptions:
     try:
         _ALL.validate_python(options)
     except ValidationError as error:
+        # A constructor raises on the first fault; an experiment file lists all (`bench.core.schema`).
         fault = error.errors()[0]
         key = fault["loc"][0]
         if fault["type"] == "extra_forbidden":
             raise TypeError(
                 f"{name} has no option {key!r}; {nearest(str(key), AscentOptions.__annotations__)}"
             ) from None
+        # pydantic's sentence, in the words of this package's other messages.
         words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         words = words.replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
         raise ValueError(f"{name}: {key} {words}, got {fault['input']!r}") from None
@@ -124,6 +129,7 @@ def checked(name: str, options: Any) -> AscentOptions:
 
 def share_perturbed(params: dict[str, Any]) -> float:
     """Return the share of all steps that perturbs, from a method's hyperparameters; planning counts passes with it."""
+    # With rho 0 and a rho_end above 0 a schedule rises from 0: such a method perturbs.
     if not params["rho"] and not params.get("rho_end"):
         return 0.0
     begin, end = params.get("perturb_from") or 0.0, params.get("perturb_until") or 1.0

@@ -75,6 +75,7 @@ class PerturbedOptimizer(OptimizerWrapper):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        # `combine` need not be linear in the gradients, so it must see the mean over all processes in each pass.
         cls.needs_averages = cls.needs_averages or cls.combine is not PerturbedOptimizer.combine
 
     def __init__(
@@ -104,6 +105,7 @@ class PerturbedOptimizer(OptimizerWrapper):
             self.perturbed = normalisation_parameters(model, name, required=norm_group is None)
         scheduled = self.rho_schedule in ("linear", "cosine") or self.perturb_from > 0 or self.perturb_until < 1
         self._needs_total = scheduled
+        # Only where it is needed: what is in the groups is in every checkpoint.
         counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
         super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **counting)
         self.total_steps = total_steps
@@ -122,10 +124,13 @@ class PerturbedOptimizer(OptimizerWrapper):
         loss = closure()
         if self.nothing_to_follow():
             return loss, None
+        # Before the ascent, which overwrites the gradients with e.
         first = self._copied_gradients() if self.keeps_first_gradient else {}
+        # On exit the weights come back first, then the model's state as the first pass has left it.
         with self.kept_state(), self.at_the_worst_point() as norm, self.last_pass():
             rewind()
             closure()
+        # With a `reductions.group` every process calls `combine`, which exchanges sums, even one without a gradient.
         if first or self.has_gradient() or self.reductions.group is not None:
             self.combine(first)
         return loss, norm
@@ -204,6 +209,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         sparse = {p: Rows(p) for group in groups for p in with_sparse_gradients(group.parameters)}
         if sparse and not self.takes_sparse:
             raise ValueError(f"{type(self).__name__} takes no sparse gradients; SAM does")
+        # From here on the copies of the rows stand for their tables, so that all code below sees dense parameters.
         if sparse:
             dense = [[sparse[p].copy if p in sparse else p for p in group.parameters] for group in groups]
             groups = [replace(group, parameters=parameters) for group, parameters in zip(groups, dense, strict=True)]
@@ -233,19 +239,21 @@ class PerturbedOptimizer(OptimizerWrapper):
         """Add e to the weights, and restore the exact bits on exit, also after an error.
 
         Args:
-            e: of a group, its direction, whose tensors are used up, and what that is multiplied by.
-            sparse: those of the weights that are rows of tables.
+            e: returns a group's direction, whose tensors are overwritten, and the factor on that direction.
+            sparse: rows of tables, whose copies are among the weights.
         """
         moved = WeightSwap()
         try:
             for group in groups:
                 moved.add(group.parameters, *e(group))
             for rows in sparse:
+                # The copies now hold w + e: the tables get them.
                 rows.put_back()
             clear_caches()
             self._reshard()
             yield
         finally:
+            # First the weights and the copies of rows get their bits back, then the tables get those of the copies.
             moved.put_back()
             for rows in sparse:
                 rows.put_back()
@@ -280,6 +288,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         Args:
             device: where they are drawn; None: where the parameters are.
         """
+        # One number for each part of each step: the step above bit 32, the part of the batch below it.
         place = (self.steps_done << 32) + self._parts_before + self._parts
         device = device or next(p.device for group in self.param_groups for p in group["params"])
         return torch.Generator(device).manual_seed(derive(self.seed, "direction", place))
@@ -288,6 +297,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         """Return the parameters with a gradient in either pass, and their gradients at w, 0 if one is missing."""
         everything = [p for group in self.param_groups for p in group["params"]]
         parameters = [p for p in everything if p.grad is not None or p in first]
+        # Stochastic depth may use a parameter in one of the two passes only: its other gradient is 0.
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -70,6 +70,7 @@ class Reductions:
 
     def _total(self, parameters: Sequence[Tensor], summed: Callable[[list[int]], Tensor]) -> Tensor:
         """Return a sum over all processes; `summed` gives the sum over this process's parameters at some positions."""
+        # Parameters that are sharded alike share one exchange. Of plain ones the key is (): they need none.
         alike: dict[tuple[Any, ...], list[int]] = {}
         for n, parameter in enumerate(parameters):
             alike.setdefault(_sharded_along(parameter), []).append(n)
@@ -79,6 +80,7 @@ class Reductions:
             for mesh, dim in along:
                 dist.all_reduce(part, group=mesh.get_group(dim))
             total = total + part
+        # The processes of `group` hold different parameters: their totals are added.
         if self.group is not None:
             dist.all_reduce(total, group=self.group)
         return total
@@ -96,4 +98,5 @@ def _sharded_along(parameter: Any) -> tuple[tuple[Any, int], ...]:
 
 
 def _precision(parameters: Sequence[Tensor]) -> torch.dtype:
+    # As `global_norm` has it: fp32, unless a parameter is fp64.
     return torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32

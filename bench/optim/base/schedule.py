@@ -17,9 +17,11 @@ def lr_factor(step: int, total: int, warmup: int, shape: Schedule) -> float:
     2019, arXiv:1810.04805).
     """
     if step < warmup:
+        # step + 1, so that lr is not 0 in the very first step.
         return (step + 1) / warmup
     if shape == "constant":
         return 1.0
+    # min: a user's loop may take more steps than `total`. max: a training may be all warm-up, which leaves 0 steps.
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 

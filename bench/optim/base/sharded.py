@@ -53,6 +53,7 @@ def aligned_gradient(parameter: Any) -> Tensor:
     """
     gradient = parameter.grad
     if gradient.placements != parameter.placements:
+        # Put back into `.grad`: the base must follow the same, aligned gradient.
         parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
     return part_here(gradient)
 
@@ -67,6 +68,7 @@ def with_part(parameter: Any, part: Tensor) -> Tensor:
         return part
     shape, stride = tuple(parameter.shape), tuple(parameter.stride())
     if parameter.is_complex():
+        # Real and imaginary part become a last axis of two numbers, so that every other stride doubles.
         shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
     whole: Tensor = sys.modules["torch.distributed.tensor"].DTensor.from_local(
         part, parameter.device_mesh, parameter.placements, shape=torch.Size(shape), stride=stride
@@ -92,7 +94,7 @@ def part_of(tensor: Tensor, parameter: Any) -> Tensor:
 def reshard(model: nn.Module | None) -> None:
     """Make the modules that FSDP2 manages forget the whole weights they have gathered, since parts have changed.
 
-    After a backward pass they have anyway; not after a forward pass by itself, or with
+    FSDP2 does so by itself after a backward pass, but not after a forward pass alone, nor with
     `set_reshard_after_backward(False)`.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")

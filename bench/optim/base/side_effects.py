@@ -26,8 +26,10 @@ def rewinder(tensors: Iterable[Tensor], generators: Iterable[Generator] = ()) ->
     Raises:
         TypeError: one of them is no generator.
     """
+    # Where CUDA was never set up no tensor is on a GPU, and no GPU has random numbers to rewind.
     devices = {tensor.device for tensor in tensors if tensor.is_cuda} if torch.cuda.is_initialized() else set()  # type: ignore[no-untyped-call]
     on_devices = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+    # legacy=False: the legacy tuple exists for one kind of numpy generator only.
     host, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     others = [(generator, _state_of(generator)) for generator in generators]
 
@@ -48,6 +50,7 @@ def _state_of(generator: Generator) -> Any:
         case torch.Generator() | np.random.RandomState():
             return generator.get_state()
         case np.random.Generator():
+            # numpy's newer kind keeps its state in the bit generator behind it.
             return generator.bit_generator.state
         case random.Random():
             return generator.getstate()
@@ -70,8 +73,10 @@ def _set_state(generator: Generator, state: Any) -> None:
 def clear_caches() -> None:
     """Forget what a context around both passes has computed from weights that have moved since.
 
-    They are those of `torch.autocast` and of `torch.nn.utils.parametrize.cached`. The latter can be emptied by leaving
-    the outermost such context alone, which is its user's.
+    These are the caches of `torch.autocast` and of `torch.nn.utils.parametrize.cached`. torch empties the latter only
+    where the outermost such context ends, and that context is the user's.
     """
+    # Without this, an autocast around both passes would give the second one the casts of the unmoved weights.
     torch.clear_autocast_cache()
+    # A private name of torch's: if a later version has none, nothing is cleared and nothing fails.
     getattr(parametrize, "_cache", {}).clear()

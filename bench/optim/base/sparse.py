@@ -38,9 +38,12 @@ class Rows:
     def __init__(self, table: Tensor) -> None:
         gradient = coalesced(table)
         self.table, self.where = table, tuple(gradient.indices())
+        # A dense parameter, so that norms, directions and `WeightSwap` need no case for sparse ones.
         self.copy = nn.Parameter(table[self.where])
         self.copy.grad = gradient.values()
+        # For `whole`: methods that know their parameters by identity know the table, not this copy.
         self.copy.rows_of = table  # type: ignore[attr-defined]
 
     def put_back(self) -> None:
+        # `coalesced` has left each index once, so no entry is written twice.
         self.table.index_put_(self.where, self.copy)

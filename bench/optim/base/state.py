@@ -21,8 +21,7 @@ class StatefulWrapper(OptimizerWrapper):
     Attributes:
         remembers: the name under which it stands in `state_dict()["state"]`, beside what the base keeps there.
         memory: what it remembers, by parameter; of complex ones the real and imaginary parts. It is not in the base's
-            state: bases make their own at a parameter's first update, and take one that has any for a parameter they
-            know.
+            state: a base makes its own at a parameter's first update, but not where it finds any entry already.
 
     What is noted while gradients are computed is averaged over the parts of the step and over the processes, and
     becomes memory only if the step is not skipped: a gradient that is not finite changes it as little as the weights.

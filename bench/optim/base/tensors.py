@@ -24,6 +24,7 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     of a DTensor it is the part that is here.
     """
     there = [gradient for p in parameters if (gradient := p.grad) is not None]
+    # In the usual case (dense, real, not sharded) the gradients are returned as they are, without a call for each.
     if set(map(type, there)) - {Tensor} or any(map(_is_sparse, there)) or _any_complex(there):
         return [_plain(p, p.grad) for p in parameters if p.grad is not None]
     return there
@@ -73,6 +74,7 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros((), dtype=torch.float32)
     dtype = torch.float64 if torch.float64 in set(map(_dtype, tensors)) else torch.float32
+    # The norm of all norms: a few kernels for all tensors, and no copy of their squares.
     norms = torch._foreach_norm(_values(tensors), 2, dtype=dtype)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
@@ -98,5 +100,6 @@ def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """
     if not left:
         return torch.zeros((), dtype=torch.float32)
+    # The products themselves are in the tensors' own dtype; only their sum is in fp32.
     dtype = torch.float64 if torch.float64 in set(map(_dtype, left)) else torch.float32
     return torch.stack([product.sum(dtype=dtype) for product in torch._foreach_mul(left, right)]).sum()

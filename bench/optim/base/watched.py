@@ -54,12 +54,14 @@ class Watched:
         lazy = is_lazy(self.tensor)
         self._mark = None if lazy else _mark(self.tensor)
         self._before = self.tensor.detach().clone() if not lazy and (self._is_small() or self.moves or room) else None
+        # Without a copy some numbers are kept instead, to see a write that the version does not count.
         unsure = first and self._before is None and _is_usual(self.tensor)
         self._sample = _sample(self.tensor) if unsure else None
 
     def keep(self, first: bool) -> None:
         """Record the tensor after the first pass, and whether that pass has changed it."""
         noted, mark, self._mark = self._mark is not None, self._mark, _mark(self.tensor)
+        # A large tensor that has moved before is taken for changed without a comparison, which would read all of it.
         known_to_move = self.moves and not self._is_small()
         changed = noted and (mark != self._mark or known_to_move or self._differs(self._before, first))
         if self._sample is not None:
@@ -67,10 +69,12 @@ class Watched:
         self.moves |= changed
         if not (self._is_small() or self.moves):
             self._before = None  # there was room for it, no longer
+        # If the pass has changed nothing, the copy from before it is also the one from after it.
         self._after = self._before
         unknown = changed or not noted or (self._after is None and self._is_small())
         if unknown and not is_lazy(self.tensor):
             self._after = self.tensor.detach().clone()
+        # Nothing to rewind: `rewind` writes only if there is a copy.
         if not changed:
             self._before = None
         self._sample = None
@@ -91,9 +95,11 @@ class Watched:
         after, rewound = self._after, self._rewound
         self._before, self._after, self._rewound = None, None, False
         changed = _mark(self.tensor) != self._mark
+        # Without a copy a change by the second pass cannot be undone: the caller raises, and later steps make a copy.
         if after is None:
             self.moves |= changed
             return not changed
+        # Written only if needed: the memory may be read-only.
         if rewound or changed or self._differs(after) or (self.moves and not self._is_small()):
             _write(self.tensor, after)
         return True
@@ -174,6 +180,7 @@ def _mark(tensor: Tensor) -> Any:
 
 def _sample(tensor: Tensor) -> Tensor:
     """Return a copy of evenly spaced entries of the tensor."""
+    # Entries per axis, the same for all axes, so that all together they are at most about SAMPLE.
     each = max(1, int(SAMPLE ** (1 / max(1, tensor.ndim))))
     return tensor[tuple(slice(None, None, max(1, -(-n // each))) for n in tensor.shape)].clone()
 
@@ -181,6 +188,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _same_bits(left: Tensor, right: Tensor) -> bool:
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
+    # Bytes and not numbers: NaN is not equal to itself, and -0.0 is equal to 0.0.
     bits = [t.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8) for t in (left, right)]
     return torch.equal(*bits)
 
@@ -193,4 +201,5 @@ def _write(tensor: Tensor, copy: Tensor) -> None:
         if _is_expanded(tensor):  # each number of its memory once
             once = tuple(slice(1 if step == 0 else None) for step in tensor.stride())
             tensor, copy = tensor[once], copy[once]
+    # torch refuses to write in place to an inference tensor outside of inference mode, but not through `.data`.
     (tensor.data if tensor.is_inference() else tensor).copy_(copy)

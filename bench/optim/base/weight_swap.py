@@ -19,8 +19,9 @@ LARGE = 1 << 16
 class WeightSwap:
     """Weights that have been moved by e.
 
-    In place, from a copy. But where it can (`can_stand_in`) the memory of e takes the sum, and is the weight's until
-    `put_back` gives it its own again, which nobody has touched: of nine reads and writes of that size five are left.
+    A weight is moved in place and restored from a copy. For a large one `can_stand_in` may allow better: w + e is
+    written into the memory of e, which is the weight's until `put_back` returns its own, untouched memory. That takes
+    five reads and writes of that size instead of nine.
 
     Either way the sum has the same bits, there is one copy of the weights, and each ends where it was.
     """

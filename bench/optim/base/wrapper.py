@@ -60,19 +60,19 @@ class OptimizerWrapper(Delegating):
         ValueError: base needs a closure of its own (LBFGS, another method).
 
     Attributes:
-        needs_closure: that its step does, so that it is no base for another method.
-        takes_losses: whether closures are to return the losses of single examples, and leave backward to the method:
-            those of the examples they are told, by default of all (see `bench.optim.esam.ESAM`).
+        needs_closure: says that `step` needs a closure, so that the method cannot be the base of another one.
+        takes_losses: whether closures return the loss of each example (of all, or of those whose numbers they are
+            given) and leave backward to the method (see `bench.optim.esam.ESAM`).
         loss_is_at_w: whether the loss that `step` returns is that of the weights themselves.
         needs_averages: whether gradients have to be averaged over processes in every pass of a micro-batch, since what
             is made of them, or remembered, is not in proportion to them.
-        first_pass: whether the closure is being evaluated for the first time in a step, or not at all. A closure that
-            logs or counts does so once a step if it asks.
+        first_pass: false only in later evaluations of the closure in a step. A closure that logs or counts asks for
+            this, to do so once per step.
         total_steps: steps of the whole training, for methods that use shares of it; None: not given.
         seed: what a method draws by itself comes from this and the number of steps, alike in all processes.
-        checked_steps: so many calls of `step` or `backward`, after the first, check that all passes call `model` with
-            the same inputs (see `bench.optim.base.inputs`), for which they wait for the device. 0: none does; it
-            becomes 0 where the first call has compiled something.
+        checked_steps: number of calls of `step` or `backward`, after the first, that check whether all passes call
+            `model` with the same inputs (see `bench.optim.base.inputs`) and wait for the device to do so. 0: no check;
+            it becomes 0 if the first call has compiled something.
 
     Nothing else in a step waits for the device when the base is a fused torch optimizer (as all of this package are);
     with another base, one value per step is fetched to see whether the gradient is finite.
@@ -200,6 +200,7 @@ class OptimizerWrapper(Delegating):
             if final:
                 # 1e-6 and no comparison on the host, as torch.nn.utils.clip_grad_norm_.
                 torch._foreach_mul_(final, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
+            # Not finite if any gradient is not: one number to check instead of all gradients.
             final = [norm]
         skip = self.reductions.anywhere(found_inf([*final, *norms_on_the_way]))
         self._update_unless(skip)
@@ -237,18 +238,18 @@ class OptimizerWrapper(Delegating):
         Returns:
             What the closure has returned at the weights, detached: the loss, scaled if the closure's is.
 
-        What earlier micro-batches left in `.grad` is set aside while this one's perturbation is found. With
-        DistributedDataParallel a perturbation is for this micro-batch of all processes where its gradients are
-        averaged; under `no_sync` (the default of accelerate and of Hugging Face's Trainer for all but the last
-        micro-batch of a step) it is for this process's share of the micro-batch alone, and the sum of all is averaged
-        in the last one. Methods that make more of a gradient than a sum (`needs_averages`: GSAM, LookSAM, Friendly-SAM)
-        have to have it averaged in each: accelerate calls it `sync_each_batch`.
+        Gradients of earlier micro-batches are set aside while this one's perturbation is found. Where
+        DistributedDataParallel averages this pass, all processes share one perturbation. Under `no_sync` (the default
+        of accelerate and Hugging Face's Trainer for all but a step's last micro-batch) each process has its own, and
+        the last micro-batch averages the sum. Methods with `needs_averages` (GSAM, LookSAM, Friendly-SAM) need the
+        average in every pass: accelerate's `sync_each_batch`.
 
         Raises:
             RuntimeError: the closure has not called backward, or is under `no_sync` where the method cannot be.
         """
         if "base" not in vars(self):  # Lightning's and Fabric's wrappers are of our class, and have none of our state
             return self.optimizer.backward(closure)  # type: ignore[attr-defined, no-any-return]
+        # Without gradients this is the first micro-batch of a step, and counting starts again.
         self._parts = self._parts if self.has_gradient() else 0
         self._earlier = Earlier(self._parameters())
         loss, norm = self._evaluated(closure)
@@ -380,9 +381,8 @@ class OptimizerWrapper(Delegating):
     def nothing_to_follow(self) -> bool:
         """Return whether the first pass has computed no gradient, so that a second pass would be useless.
 
-        A closure may leave out a batch, or gradients as they are: Lightning's does where `training_step` returns None,
-        and in the epoch for batch norm of its StochasticWeightAveraging. Over several processes others may have some,
-        and wait for this one.
+        Lightning's closures compute none if `training_step` returns None, and in the epoch of its
+        StochasticWeightAveraging for batch norm. With several processes others may have some, and wait for this one.
         """
         alone = self.reductions.group is None and not (dist.is_available() and dist.is_initialized())
         return self._is_idle or (alone and not self.has_gradient())
