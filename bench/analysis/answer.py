@@ -198,7 +198,8 @@ class _Answer:
         # Times of several versions do not compare, and one side may have no run on the hardware that counts.
         if self.captions.source.mixed or math.isnan(seconds):
             return f"at {passes:.2f} times the passes"
-        where = "".join(f" on {hardware}" for hardware in self.captions.source.clock[:1])
+        hardware = self.study.clock.hardware.get(contrast.condition)
+        where = f" on {hardware}" if hardware else ""
         doubt = f" (these differ by more than a third: {WHY})" if contradict(seconds, passes) else ""
         return f"at {passes:.2f} times the passes and {seconds:.2f} times the training time{where}{doubt}"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -57,7 +58,7 @@ def provenance(results: Results, where: Clock) -> Provenance:
         commits=_distinct(commits.where(~dirty, commits + " + uncommitted changes")),
         caution=_caution(results),
         cut=_cut(results),
-        clock=where.hardware,
+        clock=tuple(dict.fromkeys(where.hardware.values())),
         timed=f"{len(done) - int(done['run_id'].isin(where.elsewhere).sum()):,} of {len(done):,}",
         precisions=done["precision"].nunique(),
     )
@@ -68,11 +69,11 @@ class Clock:
     """The hardware whose seconds are compared with each other.
 
     Attributes:
-        hardware: device and threads of most runs of each condition; empty if all runs were done on one kind.
+        hardware: device and threads of most runs, by condition; empty if all runs were done on one kind.
         elsewhere: ids of the runs that were done on another kind.
     """
 
-    hardware: tuple[str, ...] = ()
+    hardware: Mapping[str, str] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
 
 
@@ -92,7 +93,7 @@ def clock(results: Results) -> Clock:
         for condition, kinds in choice.reported(done).groupby("condition", sort=False)["kind"]
     }
     elsewhere = done["kind"] != done["condition"].map(most)
-    return Clock(tuple(dict.fromkeys(map(str, most.values()))), frozenset(done.loc[elsewhere, "run_id"]))
+    return Clock({str(name): str(kind) for name, kind in most.items()}, frozenset(done.loc[elsewhere, "run_id"]))
 
 
 def timed(frame: pd.DataFrame, clock: Clock) -> pd.DataFrame:

@@ -114,7 +114,7 @@ class MomentumSAM(PerturbedOptimizer):
             if known and group.weight_decay:
                 # The pass has used e up: it is computed again. The momentum is unchanged until the base steps.
                 e = torch._foreach_mul(self._momenta(replace(group, parameters=known)), -group.rho / (norm + 1e-12))
-                torch._foreach_add_(gradients(known), e, alpha=group.weight_decay)
+                torch._foreach_add_(gradients(known), e, alpha=group.sign * group.weight_decay)
 
     def _momenta(self, group: PerturbedGroup) -> list[Tensor]:
         return [as_real(v) for p in group.parameters if (v := self._momentum(p)) is not None]

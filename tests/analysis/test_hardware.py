@@ -98,6 +98,9 @@ def test_each_condition_has_the_hardware_of_most_of_its_runs(make_results: Make,
     lonely = make_results(LABELS, vary=vary, change=lambda frame: machines(frame, frame["seed"] == 4))
     assert [row.train_seconds.n for row in Study(lonely).rows] == [4] * 6
     assert plots.build(Study(apart), tmp_path)
+    quiet, noisy = answer(Study(apart))
+    assert "training time on Slow CPU" in quiet
+    assert "training time on Fast CPU" in noisy
 
 
 def test_other_commits_are_no_other_hardware(make_results: Make) -> None:

@@ -319,3 +319,18 @@ def test_to_maximize_f_is_to_minimize_minus_f(make: Any, ascent_decay: bool) -> 
         return flat(model.parameters())
 
     torch.testing.assert_close(after(1), after(-1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_momentum_sam_goes_up_as_it_goes_down(variant: Any) -> None:
+    """The authors' variant also decays the way to the perturbed weights, with the sign of the base's decay."""
+
+    def after(sign: int) -> Tensor:
+        model, loss = problem(torch.float64)
+        base = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3, maximize=sign < 0)
+        optimizer = MomentumSAM(base, rho=0.3, variant=variant)
+        for _ in range(5):
+            optimizer.step(Watch(optimizer, lambda: loss() * sign))
+        return flat(model.parameters())
+
+    torch.testing.assert_close(after(1), after(-1), rtol=1e-10, atol=1e-12)

@@ -71,8 +71,9 @@ def _multiples(context: FigureContext, points: pd.DataFrame, shown: Sequence[str
             figure, axes = context.multiples(
                 context.named(labels, condition), ALONG, LOSS, condition, sharex=True, sharey=True
             )
+            log = wide(sorted(mean["mean"].dropna()) or [0.0])
             for ax, label in zip(axes, labels, strict=True):
-                _line(ax, context, mean, condition, log=wide(sorted(mean["mean"])), focus=label)
+                _line(ax, context, mean, condition, log=log, focus=label)
             finish(figure, context.key_of_multiples(), MULTIPLE_HEIGHT)
             yield Drawing(figure, f"{caption} {EACH.format(context.meta['baseline'])}", _numbers(context, mean))
 
@@ -103,7 +104,9 @@ def _planes(context: FigureContext, here: pd.DataFrame, labels: Sequence[str], c
     # Losses above a hundred times the median say no more than that: all of them have the last shade.
     low, high = here["loss"].min(), min(here["loss"].max(), 100 * here["loss"].median())
     # Logarithmic levels need positive losses that differ.
-    levels = np.geomspace(low, high, LEVELS) if low > 0 and high > low else np.linspace(low, high or 1.0, LEVELS)
+    # Losses that are all alike have no levels of their own: one shade, whatever the upper end.
+    top = high if high > low else low + 1.0
+    levels = np.geomspace(low, high, LEVELS) if low > 0 and high > low else np.linspace(low, top, LEVELS)
     norm = LogNorm(levels[0], levels[-1]) if low > 0 and high > low else None
     names = {row.label: row.name for row in context.chosen(condition)}
     for ax, label in zip(axes.flat, labels, strict=False):

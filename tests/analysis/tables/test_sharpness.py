@@ -148,6 +148,17 @@ def test_figures_draw_the_same_levels_and_axes_for_all(results: Results) -> None
     assert len(plane.data) == 5 * 25
 
 
+def test_losses_that_are_all_alike_and_a_loss_that_is_missing_are_drawn(make_results: Make) -> None:
+    flat = with_measures(make_results())
+    assert flat.directions is not None
+    alike = replace(flat, directions=flat.directions.assign(loss=0.5))
+    assert "planes" in plots.draw(Study(alike))
+    many = with_measures(make_results({"sgd": {}, **{f"x{number}": {} for number in range(7)}}))
+    assert many.directions is not None
+    lost = many.directions["loss"].where(many.directions["optimizer"] == "none", float("nan"))
+    assert plots.draw(Study(replace(many, directions=many.directions.assign(loss=lost)))) is not None
+
+
 def test_conditions_have_panels_and_planes_of_their_own(make_results: Make) -> None:
     drawn = plots.draw(Study(with_measures(make_results(vary={"label_noise": [0.2, 0.4]}))))
     assert len(drawn["sharpness"].figure.axes) == 2
