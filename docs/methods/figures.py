@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.core import registry
-from bench.optim.base.averaging import Averaging, evaluation_weights
+from bench.optim.base.averaging import Averaging, evaluation_weights, keeps_evaluation_weights, to_training
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -37,6 +37,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": BASE,
     "adam": {"lr": 0.08},
     "adamw": {"lr": 0.08, "weight_decay": 0.3},
+    "nadamw": {"lr": 0.08},
+    "lion": {"lr": 0.05},
+    "schedule-free-sgd": {"lr": 0.3, "momentum": 0.8},
+    "schedule-free-adamw": {"lr": 0.15, "beta1": 0.8},
     "sam": {"rho": 0.3},
     "asam": {"rho": 0.4},
     "gsam": {"rho": 0.3, "alpha": 0.3},
@@ -49,6 +53,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "swa": {"swa_from": 0.5},
 }
 """Hyperparameters of the figures: large radii, so that a step can be seen."""
+
+WITHOUT = ("muon", "soap")
+"""Methods without a figure: what they do to matrices cannot be seen on two weights."""
 
 EXAMPLES = 0.12 * torch.tensor([[1.0, 0.2], [-0.6, 0.9], [0.3, -1.0], [-0.7, -0.1]])
 """How far the loss of each of four examples is shifted against the mean loss."""
@@ -92,16 +99,18 @@ def path(name: str) -> tuple[list[Step], list[tuple[float, ...]]]:
         optimizer.total_steps = STEPS
     else:
         optimizer = entry.build(model.parameters(), **SETTINGS[name])
+    to_training(optimizer)
+    averages = isinstance(optimizer, Averaging) or keeps_evaluation_weights(optimizer)
     steps, evaluated = [], [START]
     for _ in range(STEPS):
         step = Step(_point(model.weights))
         optimizer.step(_closure(model, optimizer, step))
         step.after = _point(model.weights)
         steps.append(step)
-        if isinstance(optimizer, Averaging):
+        if averages:
             with evaluation_weights(optimizer, model, []):
                 evaluated.append(_point(model.weights))
-    return steps, evaluated if isinstance(optimizer, Averaging) else []
+    return steps, evaluated if averages else []
 
 
 def _closure(model: Toy, optimizer: torch.optim.Optimizer, step: Step) -> Callable[..., Tensor]:

@@ -259,9 +259,13 @@ NAMES = [
     ({"optimizers.a b": {"use": "adam"}}, "optimizers.a b", ["a label is letters, digits and . _ + - only"]),
     ({"baseline": "sdg"}, "baseline", ['no optimizer "sdg"', 'did you mean "sgd"? (valid: sam, sgd)']),
     ({"optimizers.sam.base": "sdg"}, "optimizers.sam.base", ["'sdg' is not a plain optimizer", '"sgd"?']),
-    ({"optimizers.sam.base": "asam"}, "optimizers.sam.base", ["'asam' is not a plain optimizer", "adam, adamw, sgd"]),
-    ({"optimizers.sam.base": 3}, "optimizers.sam.base", ["3 is not a plain optimizer", "adam, adamw, sgd"]),
-    ({"optimizers.sam.base": ...}, "optimizers.sam.base", ["required", '"sam" wraps', "adam, adamw, sgd"]),
+    (
+        {"optimizers.sam.base": "asam"},
+        "optimizers.sam.base",
+        ["'asam' is not a plain optimizer", "adam, adamw, lion, muon, "],
+    ),
+    ({"optimizers.sam.base": 3}, "optimizers.sam.base", ["3 is not a plain optimizer", "adam, adamw, lion, muon, "]),
+    ({"optimizers.sam.base": ...}, "optimizers.sam.base", ["required", '"sam" wraps', "adam, adamw, lion, muon, "]),
     ({"optimizers.sgd.base": "adam"}, "optimizers.sgd.base", ['"sgd" wraps no other optimizer']),
 ]
 MISSING = [
