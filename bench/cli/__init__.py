@@ -21,6 +21,7 @@ from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
 if TYPE_CHECKING:
+    from bench.core.registry import Entry
     from bench.store.run_folder import Status
 
 
@@ -298,24 +299,32 @@ def _list_registered(what: str | None) -> None:
     from bench.core import registry
 
     registry.load_builtins()
-    for kind, entries in (
-        ("tasks", registry.tasks),
-        ("models", registry.models),
-        ("optimizers", registry.optimizers),
+    plain, methods = ([one for one in registry.optimizers if one.wraps_base is wraps] for wraps in (False, True))
+    for kind, heading, entries in (
+        ("tasks", "tasks", registry.tasks),
+        ("models", "models", registry.models),
+        ("optimizers", "optimizers, each of which can be the base of a method", plain),
+        ("optimizers", "methods around a base", methods),
     ):
         if what not in (None, kind):
             continue
-        click.secho(kind, bold=True)
+        click.secho(heading, bold=True)
         for entry in entries:
-            print(f"  {entry.name:<20} {entry.description}")
-            # Some entries stand for many names, such as glue/cola.
-            if (names := entry.names()) != [entry.name]:
-                print(f"  {'':<20} {', '.join(names)}")
-            settings = [
-                name if field.is_required() else f"{name}={field.default!r}"
-                for name, field in entry.schema.model_fields.items()
-            ]
-            if entry.wraps_base:
-                settings = ["base", *settings, "and the base's own"]
-            if settings:
-                print(f"  {'':<20} {', '.join(settings)}")
+            _list_entry(entry)
+
+
+def _list_entry(entry: Entry) -> None:
+    print(f"  {entry.name:<20} {entry.description}")
+    # Some entries stand for many names, such as glue/cola.
+    if (names := entry.names()) != [entry.name]:
+        print(f"  {'':<20} {', '.join(names)}")
+    settings = [
+        name if field.is_required() else f"{name}={field.default!r}"
+        for name, field in entry.schema.model_fields.items()
+    ]
+    if entry.wraps_base:
+        settings = ["base", *settings, "and the base's own"]
+    # What training must be set to, so that nobody meets it as an error first.
+    settings += [f"train.{key} = {value!r}" for key, value in entry.needs.items()]
+    if settings:
+        print(f"  {'':<20} {', '.join(settings)}")

@@ -42,9 +42,9 @@ def schedule_free_adamw(
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 0.0,
 ) -> torch.optim.Optimizer:
-    """Schedule-free AdamW: the same with Adam's second moment; it won AlgoPerf's self-tuning track in 2024.
+    """Schedule-free AdamW: Adam's steps, evaluated at an average of the iterates (Defazio et al. 2024).
 
-    Defazio et al. 2024 (arXiv:2405.15682), algorithm 1, by the authors' package schedulefree.
+    arXiv:2405.15682, algorithm 1: as schedule-free SGD, with gradients divided by sqrt(v_hat) + eps; by the authors' package schedulefree.
     """
     from schedulefree import AdamWScheduleFree
 

@@ -185,7 +185,14 @@ def test_list_shows_every_name_with_its_hyperparameters(bench: Bench) -> None:
 @pytest.mark.parametrize("what", ["tasks", "models", "optimizers", "experiments"])
 def test_list_shows_one_kind_if_asked(bench: Bench, what: str) -> None:
     headings = {line for line in bench("list", what).out.splitlines() if not line.startswith(" ")}
-    assert headings == {what}
+    groups = {"optimizers": {"optimizers, each of which can be the base of a method", "methods around a base"}}
+    assert headings == groups.get(what, {what})
+
+
+def test_list_says_what_an_optimizer_needs_of_training(bench: Bench) -> None:
+    out = bench("list", "optimizers").out
+    assert re.search(r"schedule-free-sgd .*\n .*train\.schedule = 'constant'", out)
+    assert out.index("\n  schedule-free-sgd") < out.index("methods around a base") < out.index("\n  sam ")
 
 
 def test_list_goes_on_past_a_broken_experiment_and_names_it(bench: Bench, tmp_path: Path) -> None:
