@@ -44,7 +44,8 @@ def schedule_free_adamw(
 ) -> torch.optim.Optimizer:
     """Schedule-free AdamW: Adam's steps, evaluated at an average of the iterates (Defazio et al. 2024).
 
-    arXiv:2405.15682, algorithm 1: as schedule-free SGD, with gradients divided by sqrt(v_hat) + eps; by the authors' package schedulefree.
+    arXiv:2405.15682, algorithm 1: as schedule-free SGD, with gradients divided by sqrt(v_hat) + eps; by the authors'
+    package schedulefree.
     """
     from schedulefree import AdamWScheduleFree
 
