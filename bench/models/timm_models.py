@@ -52,7 +52,15 @@ class Fitted(nn.Module):
         return outputs_BK
 
 
-def build(name: str, task: Task, pretrained: bool, image_size: int | None = None, **arguments: Any) -> Fitted:
+def build(
+    name: str,
+    task: Task,
+    pretrained: bool,
+    image_size: int | None = None,
+    *,
+    weights: TimmWeights | None = None,
+    **arguments: Any,
+) -> Fitted:
     """Return a timm model with `task.num_outputs` outputs that takes the task's images.
 
     The weights are timm's initialisation, drawn from torch's default generator; `pretrained` replaces all but the
@@ -62,6 +70,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     Args:
         name: timm's, with or without the tag of pretrained weights.
         image_size: None is the size that timm gives for the model.
+        weights: where pretrained weights come from; None is timm's place for this name.
         arguments: to `timm.create_model`.
 
     Raises:
@@ -70,7 +79,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     import timm
 
     channels = image_shape(task)[0]
-    weights = TimmWeights(name)
+    weights = weights or TimmWeights(name)
     config = weights.config if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     path = weights.locate() if pretrained else None
     if pretrained and channels not in (1, config.input_size[0]):
