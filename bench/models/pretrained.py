@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.data_folder import data_folder
 from bench.core.errors import BenchError, NotPrepared
@@ -177,8 +177,7 @@ class TimmWeights(Pretrained):
         import timm
 
         try:
-            # weights_only: an older file is a pickle, and unpickling could otherwise execute code.
-            weights = timm.models.load_state_dict(str(path), weights_only=True)
+            weights = self.read(path)
             if not weights:
                 raise ValueError("it is empty")  # and timm would look for weights elsewhere, on the hub
             # custom_load is for models that read files of another format themselves; these tensors are read already.
@@ -192,6 +191,13 @@ class TimmWeights(Pretrained):
         body = {key: tensor for key, tensor in twin.state_dict().items() if not key.startswith(heads)}
         left_out = net.load_state_dict(body, strict=False).missing_keys
         assert all(key.startswith(heads) for key in left_out), left_out
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors in a file by timm's names; a damaged file raises whatever its format's reader does."""
+        import timm
+
+        weights: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
+        return weights
 
     @property
     def _full_name(self) -> str:

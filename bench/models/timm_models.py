@@ -54,7 +54,15 @@ class Fitted(nn.Module):
         return outputs_BK
 
 
-def build(name: str, task: Task, pretrained: bool, image_size: int | None = None, **arguments: Any) -> Fitted:
+def build(
+    name: str,
+    task: Task,
+    pretrained: bool,
+    image_size: int | None = None,
+    *,
+    weights: TimmWeights | None = None,
+    **arguments: Any,
+) -> Fitted:
     """Return a timm model with `task.num_outputs` outputs that takes the task's images.
 
     The weights are timm's initialisation, drawn from torch's default generator; `pretrained` replaces all but the
@@ -64,6 +72,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     Args:
         name: timm's, with or without the tag of pretrained weights.
         image_size: None is the size that timm gives for the model.
+        weights: where pretrained weights come from; None is timm's place for this name.
         arguments: to `timm.create_model`.
 
     Raises:
@@ -72,7 +81,7 @@ def build(name: str, task: Task, pretrained: bool, image_size: int | None = None
     import timm
 
     channels = image_shape(task)[0]
-    weights = TimmWeights(name)
+    weights = weights or TimmWeights(name)
     # A model that timm has no entry for gets the defaults of its configuration: 224x224 and colour.
     config = weights.config if pretrained else timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     path = weights.locate() if pretrained else None

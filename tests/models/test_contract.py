@@ -20,11 +20,15 @@ from .helpers import CIFAR10, CIFAR100, DIGITS, FASHION, Images, build, of_type
 TASKS = {"cifar10": CIFAR10, "cifar100": CIFAR100, "fashion": FASHION, "digits": DIGITS}
 FAMILIES = {"timm/": "timm/test_vit"}
 """A small member of each family."""
-LARGE = ("wrn28_10", "pyramidnet272", "shakeshake26_2x96d", "vit_small", "vit_s16", "vit_b16")
+LARGE = ("wrn28_10", "pyramidnet272", "shakeshake26_2x96d", "vit_small", "vit_s16", "vit_b16", "efficientnet_lite0")
 """Too slow for every task: they get a few small colour images alone."""
 SMALL_IMAGES = Images(3, 8, 8)
 SIGNALS = Images(40)
-PARAMS: dict[str, dict[str, Any]] = {"vit_s16": {"pretrained": False}, "vit_b16": {"pretrained": False}}
+PARAMS: dict[str, dict[str, Any]] = {
+    "vit_s16": {"pretrained": False},
+    "vit_b16": {"pretrained": False},
+    "efficientnet_lite0": {"pretrained": False, "image_size": 64},
+}
 
 IMAGE_MODELS = [
     entry for entry in registry.models if entry.plugin is None and entry.tokenizer is None and entry.name != "conv1d"
