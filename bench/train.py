@@ -128,6 +128,7 @@ def train(
                 save(state, folder, timer)
 
         # ---- a loss that is not a number ends the run, and is told -------------------------------------------
+        # Also where a wrapper has skipped the step and kept its weights: a plain base cannot, and one rule is for all.
         batch_loss = state.progress.loss_sum / run.steps
         if not math.isfinite(batch_loss):
             return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
@@ -139,7 +140,8 @@ def train(
                 seen = run.data.train if last else some
                 own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
                 measured = group.from_first(own)
-                if last:  # the weights that were measured are the ones that the run ends with
+                # The weights that were measured are the ones that the run ends with; a diverged run keeps none.
+                if last and math.isfinite(measured["train_loss"]):
                     final_sha256 = _end(run.model, folder, spec.run_id, keep=options.keep_weights and group.is_first)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})

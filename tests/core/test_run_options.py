@@ -31,10 +31,28 @@ def test_options_come_back_from_json() -> None:
     assert from_json({"jobs": 2, "something": "else"}) == RunOptions(jobs=2)
 
 
-@pytest.mark.parametrize("minutes", [-1.0, math.nan, math.inf])
-def test_a_checkpoint_that_never_comes_is_refused(minutes: float) -> None:
-    with pytest.raises(BadValue, match="finite number >= 0"):
-        RunOptions(checkpoint_minutes=minutes)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("checkpoint_minutes", value) for value in (-1.0, math.nan, math.inf, "5", True)),
+        *((key, value) for key in ("jobs", "jobs_per_gpu") for value in (0, -1, 1.5, True, "2", 10_001)),
+        *(("gpus", value) for value in ((), (0, 0), (-1,), ("0",), (True,))),
+        *((key, value) for key in ("fail_fast", "keep_weights") for value in (1, "yes", None)),
+        *(("data", value) for value in ("", 3)),
+    ],
+)
+def test_an_impossible_value_is_refused_and_its_key_named(key: str, value: Any) -> None:
+    with pytest.raises(BadValue, match=rf"^options of the launch: 1 problem\n  {key}: ") as caught:
+        RunOptions(**{key: value})
+    assert repr(value) in str(caught.value)
+    read = list(value) if isinstance(value, tuple) else value
+    with pytest.raises(BadValue, match=rf"  {key}: "):
+        from_json({key: read})
+
+
+def test_all_impossible_values_are_told_at_once() -> None:
+    with pytest.raises(BadValue, match=r"2 problems\n  jobs: .*\n  gpus: "):
+        from_json({"jobs": 0, "gpus": 1})
 
 
 def test_processes_on_other_nodes_read_the_options_of_their_call(tmp_path: Path) -> None:

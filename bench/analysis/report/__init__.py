@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
 NAMED = 5  # so many runs of one failure are named
-ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
+ENDED = {"diverged": "the training loss was not finite", "failed": "no reason was recorded"}
 FORMS = {"csv": "text/csv", "md": "text/markdown", "tex": "text/x-tex"}
 LARGEST = 200_000  # bytes of a file that is put into the page
 STATES = ("done", "diverged", "failed", "running", "partial", "missing")
