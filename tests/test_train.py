@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import bench.train
 from bench.core.registry import load_builtins, models, optimizers, tasks
 from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
@@ -266,7 +265,7 @@ def test_a_run_that_diverges_in_its_last_evaluation_keeps_no_weights(
     kept, lost = make_spec(epochs=1, seed=0), make_spec(epochs=1, seed=1)
     do(kept, tmp_path, options=RunOptions(keep_weights=True))
     assert Store(tmp_path).run(kept.run_id).weights.exists()
-    measure = bench.train.evaluate
+    measure = evaluate
     monkeypatch.setattr("bench.train.evaluate", lambda *given: {**measure(*given), "train_loss": math.inf})
     result = do(lost, tmp_path, options=RunOptions(keep_weights=True))
     assert (result["status"], result["metrics"]) == ("diverged", {})
