@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bench.analysis import bounds
 from bench.analysis.stats import FEWEST, LEVEL, PairedTest, holm, paired_test, smallest_detectable
 from bench.analysis.summary import Row
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import KEY, keyed
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
 def wrappers(results: Results) -> list[str]:
     """Return the labels that wrap another optimizer, as SAM does, in the experiment's order, without the baseline."""
     records = results.records
-    found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
-    return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
+    wrapping = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
+    return [label for label in results.meta["labels"] if label in wrapping and label != results.meta["baseline"]]
 
 
 def competitors(results: Results) -> list[str]:
@@ -121,7 +121,7 @@ def competitors(results: Results) -> list[str]:
 
 def finished(results: Results) -> pd.DataFrame:
     """Return the records of the finished runs that have test numbers, with text in all of `KEY`."""
-    records = keyed(choice.reported(results.records))
+    records = keyed(selection.reported(results.records))
     return records[records["status"] == "done"]
 
 
@@ -166,8 +166,8 @@ def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], o
     )
 
 
-def _corrected(found: Sequence[Contrast]) -> Iterator[Contrast]:
-    raw = [contrast.test.p_t for contrast in found]
+def _corrected(compared: Sequence[Contrast]) -> Iterator[Contrast]:
+    raw = [contrast.test.p_t for contrast in compared]
     tested = int(np.sum(~np.isnan(raw)))
-    for contrast, p in zip(found, holm(raw), strict=True):
+    for contrast, p in zip(compared, holm(raw), strict=True):
         yield replace(contrast, p=float(p), among=tested)

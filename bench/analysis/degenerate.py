@@ -32,8 +32,8 @@ def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) ->
     key = metric["key"]
     wanted = [f"{split}_{what}" for split in SPLITS for what in ("constant", f"dummy_{key}", key)]
     absent = [column for column in wanted if column not in records]
-    found = moments(records.assign(**dict.fromkeys(absent, np.nan)), frame.index, wanted)
-    return [next(_of(line, metric), "") for line in found.to_dict("records")]
+    lines = moments(records.assign(**dict.fromkeys(absent, np.nan)), frame.index, wanted)
+    return [next(_of(line, metric), "") for line in lines.to_dict("records")]
 
 
 def _of(line: Mapping[Any, Any], metric: MetricMeta) -> Iterator[str]:

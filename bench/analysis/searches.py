@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import keyed, value_text
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Search:
 
 def searches(results: Results) -> dict[str, Search]:
     """Return the search of every label."""
-    tune = choice.phased(results.meta).get("tune")
-    records = keyed(choice.tuning(results.records))
-    found = {}
+    tune = selection.phased(results.meta).get("tune")
+    records = keyed(selection.tuning(results.records))
+    of_label = {}
     for label in results.meta["labels"]:
         if tune:
             space, trials = tune["spaces"].get(label, {}), tune["trials"].get(label, 0)
@@ -48,8 +48,8 @@ def searches(results: Results) -> dict[str, Search]:
             mine = records[records["optimizer"] == label]
             space = {key: list(mine[key].dropna().unique()) for key in results.meta["sweeps"].get(label, [])}
             trials = mine["config"].nunique()
-        found[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
-    return found
+        of_label[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
+    return of_label
 
 
 def unequal(results: Results, pairs: Iterable[tuple[str, str]]) -> str:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import clean as cli_clean
-from bench.cli import evidence as cli_evidence
-from bench.cli import options as cli_options
+from bench.cli import clean, evidence, options
 from bench.cli import run as cli_run
 from bench.cli import status as cli_status
 from bench.cli.new import new
@@ -75,10 +73,10 @@ def main() -> None:
 cli.add_command(cli_run.run)
 cli.add_command(new)
 cli.add_command(cli_run.cancel)
-cli.add_command(cli_clean.clean)
+cli.add_command(clean.clean)
 EVIDENCE = (
-    *(cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.merge),
-    *(cli_evidence.export, cli_evidence.check),
+    *(evidence.verify, evidence.measure, evidence.diff, evidence.merge),
+    *(evidence.export, evidence.check),
 )
 for command in EVIDENCE:
     cli.add_command(command)
@@ -89,8 +87,8 @@ for command in EVIDENCE:
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.set_
-@cli_options.data_dir
+@options.set_
+@options.data_dir
 def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     """Download and check the data and weights of an experiment.
 
@@ -99,11 +97,11 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     from bench.config.file import find
 
     find(experiment)
-    from bench.data import datasets as data
+    from bench.data import datasets
     from bench.launch.run import prepare as fetch
 
     fetch(experiment, overrides)
-    print(f"{experiment}: data and weights are ready in {data.data_folder()}")
+    print(f"{experiment}: data and weights are ready in {datasets.data_folder()}")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -111,9 +109,9 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.which
-@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
-@cli_options.out
+@options.which
+@click.option("--seeds", type=options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
+@options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Show the status of every run of an experiment."""
     from collections import Counter
@@ -142,7 +140,7 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
     cli_status.show_running(plan, console)
     cli_status.show_queue(plan, console)
-    cli_clean.tell_leftovers(plan, console)
+    clean.tell_leftovers(plan, console)
 
 
 @cli.command()
@@ -159,11 +157,11 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @click.option(
     "--target",
     metavar="SCORE",
-    type=cli_options.NUMBER,
+    type=options.NUMBER,
     help="Print the cost of reaching this test metric, in the unit shown (95 for 95 %).",
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def table(
     experiment: str,
     format_: str,
@@ -185,9 +183,9 @@ def table(
 
     if style is not None:
         published.check_style(style)
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
     whole = style is None and target is None
     built = tables.build(study) if whole else []
@@ -212,8 +210,8 @@ def table(
     show_default=True,
     help="Width of the figures: 6.9 inches (page) or 3.3 inches (column), in the same type size.",
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Draw the figures as PNG and PDF, with their numbers as CSV.
 
@@ -223,17 +221,17 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
     from bench.analysis.study import Study
     from bench.store import records
 
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     for path in plots.build(Study(results), folder, width):
         print(path)
 
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def report(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Write tables, figures and one page with all of them.
 
@@ -244,9 +242,9 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
     from bench.analysis.study import Study
     from bench.store import records
 
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
     print(page.build(study, tables.build(study), folder)[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def test_a_given_folder_goes_before_the_environments_and_ends_with_its_context(
         assert dict(os.environ) == before
     assert data_folder.data_folder() == tmp_path / "env"
     assert data_folder.variables() == {}
+
+
+def test_the_variable_is_read_and_set_in_one_module_only() -> None:
+    using = [
+        path.name
+        for path in Path(data_folder.__file__).parents[1].rglob("*.py")
+        if re.search(r"data_folder\.VARIABLE|environ\b[^\n]*BENCH_DATA", path.read_text())
+    ]
+    assert using == []
 
 
 def test_a_folder_that_nobody_named_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

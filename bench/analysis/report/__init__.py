@@ -110,8 +110,8 @@ def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered])
 
 def _counts(results: Results) -> dict[str, int]:
     """Return how many planned runs are in each state; states without runs are left out."""
-    found = results.records["status"].value_counts()
-    return {state: int(found[state]) for state in STATES if state in found}
+    counts = results.records["status"].value_counts()
+    return {state: int(counts[state]) for state in STATES if state in counts}
 
 
 def _figure(experiment: str, name: str, figure: Rendered) -> dict[str, Any]:
