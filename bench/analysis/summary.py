@@ -97,14 +97,6 @@ class Row:
         lost = "no finite score" if self.done else "no run finished"
         return self.title if self.scored or not self.config else f"{self.label} ({lost})"
 
-    @property
-    def sweep_point(self) -> tuple[str, float] | None:
-        """Return the swept key and its value if exactly one key is swept and its value is a number, else None."""
-        if len(self.swept) != 1:
-            return None
-        key, value = next(iter(self.swept.items()))
-        return (key, float(value)) if isinstance(value, int | float) and not pd.isna(value) else None
-
 
 def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     """Return every (condition, label, configuration) as a row, in the order of the experiment.

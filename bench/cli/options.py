@@ -120,7 +120,6 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "keep_weights": {
         "is_flag": True,
-        "envvar": "BENCH_KEEP_WEIGHTS",
         "help": "Keep final weights, for `bench measure`.",
     },
 }
