@@ -129,6 +129,7 @@ def train(
                 save(state, folder, timer)
 
         # ---- a loss that is not a number ends the run, and is told -------------------------------------------
+        # Also where a wrapper has skipped the step and kept its weights: a plain base cannot, and one rule is for all.
         batch_loss = state.progress.loss_sum / run.steps
         if not math.isfinite(batch_loss):
             return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
@@ -140,8 +141,12 @@ def train(
                 seen = run.data.train if last else some
                 own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
                 measured = group.from_first(own)
-                if last:  # the weights that were measured are the ones that the run ends with
-                    final_sha256 = _end(run.model, folder, spec.run_id, keep=options.keep_weights and group.is_first)
+                # The weights that were measured are the ones that the run ends with; a diverged run keeps none.
+                if last and math.isfinite(measured["train_loss"]):
+                    final_sha256 = weights_sha256(run.model)
+                    if options.keep_weights and group.is_first:
+                        about = {"run_id": spec.run_id, "sha256": final_sha256}
+                        checkpoint.keep_weights(folder.weights, run.model, about)
             if not math.isfinite(measured["train_loss"]):
                 return _finish(folder, state, {"status": "diverged", "epochs_done": epoch + 1})
             state.curve.append({**_point(state), "batch_loss": batch_loss, **measured})
@@ -291,18 +296,6 @@ def _texts(data: Data) -> dict[str, int]:
 def weights_sha256(model: nn.Module) -> str:
     """Return a fingerprint of all parameters and buffers, so that two runs can be compared bit for bit."""
     return _sha256(model.state_dict())
-
-
-def _end(model: nn.Module, folder: RunFolder, run_id: str, *, keep: bool) -> str:
-    """Return the fingerprint of the final weights.
-
-    Args:
-        keep: write the weights to the run's folder, too.
-    """
-    sha256 = weights_sha256(model)
-    if keep:
-        checkpoint.keep_weights(folder.weights, model, {"run_id": run_id, "sha256": sha256})
-    return sha256
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -259,6 +259,33 @@ def test_a_loss_that_is_not_a_number_ends_the_run_as_diverged(tmp_path: Path) ->
     assert Store(tmp_path).run(spec.run_id).status() == "diverged"
 
 
+def test_a_run_that_diverges_in_its_last_evaluation_keeps_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, lost = make_spec(epochs=1, seed=0), make_spec(epochs=1, seed=1)
+    do(kept, tmp_path, options=RunOptions(keep_weights=True))
+    assert Store(tmp_path).run(kept.run_id).weights.exists()
+    measure = evaluate
+    monkeypatch.setattr("bench.train.evaluate", lambda *given: {**measure(*given), "train_loss": math.inf})
+    result = do(lost, tmp_path, options=RunOptions(keep_weights=True))
+    assert (result["status"], result["metrics"]) == ("diverged", {})
+    assert not Store(tmp_path).run(lost.run_id).weights.exists()
+
+
+def test_a_batch_loss_that_is_not_finite_ends_the_run_although_the_update_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient, steps = SAM.gradient, itertools.count()
+
+    def once_infinite(self: SAM, closure: Any) -> Any:
+        loss, norm = gradient(self, closure)
+        return (loss * math.inf, torch.tensor(math.inf)) if next(steps) == 1 else (loss, norm)
+
+    monkeypatch.setattr(SAM, "gradient", once_infinite)
+    result = do(make_spec(optimizer_choice("sam", "sgd")), tmp_path)
+    assert (result["status"], result["epochs_done"], result["skipped_steps"]) == ("diverged", 1, 1)
+
+
 def test_skipped_steps_are_counted_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradient = SAM.gradient
 

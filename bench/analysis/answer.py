@@ -85,14 +85,14 @@ class _Answer:
             # Each has its sentence already: the loop below must not name it again.
             asked = []
         for label in asked:
-            found = [contrast for contrast in self.contrasts if contrast.ours.label == label]
+            contrasts = [contrast for contrast in self.contrasts if contrast.ours.label == label]
             one_by_one = few and len(self.among) <= FEW
-            yield from self._one_by_one(found) if one_by_one else [" ".join(self._counted(label, found))]
+            yield from self._one_by_one(contrasts) if one_by_one else [" ".join(self._counted(label, contrasts))]
         # What follows holds for all paragraphs above, so it comes last.
         if edge := self._at_the_edge():
             yield (
-                f"What was chosen for {enumerated(edge)} lies at the edge of what was tried: tuned further, it may do "
-                "better, and the comparison come out otherwise."
+                f"The chosen setting of {enumerated(edge)} is at the edge of the values that were tried. A value "
+                "beyond that edge may be better and may change the comparison."
             )
         yield from self.study.unequal_searches
         if self.captions.caution():
@@ -101,14 +101,14 @@ class _Answer:
     def _at_the_edge(self) -> list[str]:
         """Return the compared labels whose choice is the first or last value of its sweep, under any condition."""
         sides = [row for contrast in self.contrasts for row in (contrast.ours, contrast.theirs)]
-        found = {row.label for row in sides if row.edges}
-        return [label for label in self.meta["labels"] if label in found]
+        at_an_edge = {row.label for row in sides if row.edges}
+        return [label for label in self.meta["labels"] if label in at_an_edge]
 
     # ---- few conditions: every number ------------------------------------------------------------------------
 
-    def _one_by_one(self, found: Sequence[Contrast]) -> Iterator[str]:
+    def _one_by_one(self, contrasts: Sequence[Contrast]) -> Iterator[str]:
         for condition in self.among:
-            here = [contrast for contrast in found if contrast.condition == condition]
+            here = [contrast for contrast in contrasts if contrast.condition == condition]
             # Contrasts come competitor by competitor, and the baseline is the first competitor (see `competitors`).
             sentences = [self._against_baseline(here[0])]
             sentences += self._at_equal(here[1:], "passes")
@@ -140,11 +140,13 @@ class _Answer:
             f"{self._difference(contrast)}, n = {n}, {self._price(contrast)}.{lost}"
         )
 
-    def _at_equal(self, found: Sequence[Contrast], budget: str) -> Iterator[str]:
+    def _at_equal(self, contrasts: Sequence[Contrast], budget: str) -> Iterator[str]:
         """Yield a sentence on all competitors of one equal budget; one with both budgets equal counts under passes."""
         # The last word of "epochs and passes" is "passes", so no contrast has two sentences.
         here = [
-            contrast for contrast in found if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
+            contrast
+            for contrast in contrasts
+            if contrast.equal.rpartition(" ")[2] == budget and contrast.test.difference.n
         ]
         if not here:
             return
@@ -230,8 +232,8 @@ class _Answer:
 
     # ---- many conditions: counts -----------------------------------------------------------------------------
 
-    def _counted(self, label: str, found: Sequence[Contrast]) -> Iterator[str]:
-        for competitor, group in groupby(found, lambda contrast: contrast.theirs.label):
+    def _counted(self, label: str, contrasts: Sequence[Contrast]) -> Iterator[str]:
+        for competitor, group in groupby(contrasts, lambda contrast: contrast.theirs.label):
             compared = list(group)
             budgets = {contrast.equal.rpartition(" ")[2] for contrast in compared if contrast.test.difference.n}
             # The budget is named only if it is the same under every condition.

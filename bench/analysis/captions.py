@@ -117,11 +117,11 @@ class Captions:
 
     def losses(self) -> dict[str, str]:
         """Return every kind of loss with the titles of the tasks that have it; {} if all are cross-entropy."""
-        found: dict[str, list[str]] = {}
+        tasks_of: dict[str, list[str]] = {}
         for task, about in self.tasks.items():
             # A task that names no loss has cross-entropy.
-            found.setdefault(about.get("loss") or NATS, []).append(task)
-        return {} if set(found) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in found.items()}
+            tasks_of.setdefault(about.get("loss") or NATS, []).append(task)
+        return {} if set(tasks_of) <= {NATS} else {loss: self.titles(tasks) for loss, tasks in tasks_of.items()}
 
     def within(self) -> str:
         """Return the words that follow every comparison if there are several conditions."""
@@ -145,11 +145,11 @@ class Captions:
 
     def origin(self) -> str:
         """Return the task, data, conditions, seeds, hardware, versions and commits behind the numbers."""
-        found = self.source
+        source = self.source
         made = (
-            f"Hardware: {'; '.join(found.devices)}. torch {', '.join(found.torch)}, "
-            f"Python {', '.join(found.python)}, commit {', '.join(found.commits) or 'unknown'}."
-            if found.devices
+            f"Hardware: {'; '.join(source.devices)}. torch {', '.join(source.torch)}, "
+            f"Python {', '.join(source.python)}, commit {', '.join(source.commits) or 'unknown'}."
+            if source.devices
             else "No run has finished."
         )
         data = " and ".join(self._data())

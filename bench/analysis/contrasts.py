@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bench.analysis import bounds
 from bench.analysis.stats import FEWEST, LEVEL, PairedTest, holm, paired_test, smallest_detectable
 from bench.analysis.summary import Row
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import KEY, keyed
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def wrappers(results: Results) -> list[str]:
     """Return the labels that wrap another optimizer, as SAM does, in the experiment's order, without the baseline."""
     records = results.records
     # "base" names the wrapped optimizer; where no label wraps one, the column may be missing.
-    found = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
-    return [label for label in results.meta["labels"] if label in found and label != results.meta["baseline"]]
+    wrapping = set(records.loc[records["base"].notna(), "optimizer"]) if "base" in records else set()
+    return [label for label in results.meta["labels"] if label in wrapping and label != results.meta["baseline"]]
 
 
 def competitors(results: Results) -> list[str]:
@@ -127,7 +127,7 @@ def competitors(results: Results) -> list[str]:
 
 def finished(results: Results) -> pd.DataFrame:
     """Return the records of the finished runs that have test numbers, with text in all of `KEY`."""
-    records = keyed(choice.reported(results.records))
+    records = keyed(selection.reported(results.records))
     return records[records["status"] == "done"]
 
 
@@ -178,9 +178,9 @@ def _contrast(results: Results, values: dict[tuple[str, str, str], pd.Series], o
     )
 
 
-def _corrected(found: Sequence[Contrast]) -> Iterator[Contrast]:
-    raw = [contrast.test.p_t for contrast in found]
+def _corrected(compared: Sequence[Contrast]) -> Iterator[Contrast]:
+    raw = [contrast.test.p_t for contrast in compared]
     # A contrast without a p (too few pairs, no spread) could not have been a false finding, so it is not counted.
     tested = int(np.sum(~np.isnan(raw)))
-    for contrast, p in zip(found, holm(raw), strict=True):
+    for contrast, p in zip(compared, holm(raw), strict=True):
         yield replace(contrast, p=float(p), among=tested)

@@ -33,8 +33,8 @@ def described(records: pd.DataFrame, frame: pd.DataFrame, metric: MetricMeta) ->
     wanted = [f"{split}_{what}" for split in SPLITS for what in ("constant", f"dummy_{key}", key)]
     # Records of older versions lack these columns: NaN has a count of 0, and then nothing is said.
     absent = [column for column in wanted if column not in records]
-    found = moments(records.assign(**dict.fromkeys(absent, np.nan)), frame.index, wanted)
-    return [next(_of(line, metric), "") for line in found.to_dict("records")]
+    lines = moments(records.assign(**dict.fromkeys(absent, np.nan)), frame.index, wanted)
+    return [next(_of(line, metric), "") for line in lines.to_dict("records")]
 
 
 def _of(line: Mapping[Any, Any], metric: MetricMeta) -> Iterator[str]:

@@ -70,26 +70,26 @@ def _asked(results: Results) -> str | None:
     return "sam" if "sam" in among else next(iter(among), None)
 
 
-def _answer(captions: Captions, found: Sequence[Contrast]) -> str:
+def _answer(captions: Captions, compared: Sequence[Contrast]) -> str:
     """Return "yes, +2.95 points", under several conditions "yes in 3, no in 1 of 8 tasks, -0.35 to +2.95 points"."""
     unit = captions.differences_in or f" in {captions.metric}"
     means = [
-        captions.signed_mean(one.test.difference) for one in sorted(found, key=lambda one: one.test.difference.mean)
+        captions.signed_mean(one.test.difference) for one in sorted(compared, key=lambda one: one.test.difference.mean)
     ]
-    span = means[0] if len(found) == 1 else f"{means[0]} to {means[-1]}"
+    span = means[0] if len(compared) == 1 else f"{means[0]} to {means[-1]}"
     among = len(conditions(captions.meta))
     if among == 1:
-        return f"{ANSWERS[found[0].verdict]}, {span}{unit}"
+        return f"{ANSWERS[compared[0].verdict]}, {span}{unit}"
     what = "tasks" if list(captions.varied) == ["task"] else "conditions"
     # `found` has no comparison without a pair, but `among` counts every condition: the parts need not add up to it.
-    held = {verdict: sum(one.verdict == verdict for one in found) for verdict in ANSWERS}
+    held = {verdict: sum(one.verdict == verdict for one in compared) for verdict in ANSWERS}
     sides = [f"{ANSWERS[side]} in {held[side]}" for side in ("better", "worse") if held[side]]
     neither = f"{ANSWERS['unclear' if held['unclear'] else 'untested']} in any"
     return f"{', '.join(sides) or neither} of {among} {what}, {span}{unit}"
 
 
-def _price(found: Sequence[Contrast]) -> str:
-    ratios = [one.ours.passes / one.theirs.passes for one in found]
+def _price(compared: Sequence[Contrast]) -> str:
+    ratios = [one.ours.passes / one.theirs.passes for one in compared]
     low, high = min(ratios), max(ratios)
     # The tolerance of `contrasts`: budgets this close count as equal there, too.
     if abs(low - 1) < EQUAL and abs(high - 1) < EQUAL:
@@ -144,10 +144,10 @@ class Forest:
 def forest(study: Study) -> Forest | None:
     """Return the content of the forest plot: every comparison with the baseline; None if there is none."""
     captions = study.captions
-    found = [one for one in study.contrasts if one.theirs.label == captions.baseline and one.test.difference.n]
-    if not found:
+    compared = [one for one in study.contrasts if one.theirs.label == captions.baseline and one.test.difference.n]
+    if not compared:
         return None
-    edges = [value for one in found for value in _bounds(one) if math.isfinite(value)]
+    edges = [value for one in compared for value in _bounds(one) if math.isfinite(value)]
     # 0 is always on the axis: the side of it on which an interval lies is the result.
     low, high = min([0.0, *edges]), max([0.0, *edges])
     # If every difference is 0, the axis still needs a width: `place` divides by it.
@@ -159,7 +159,7 @@ def forest(study: Study) -> Forest | None:
         return round(100 * (min(max(value, low), high) - low) / (high - low), 2)
 
     blocks: dict[str, list[Branch]] = {}
-    for one in found:
+    for one in compared:
         left, right = _bounds(one)
         branch = Branch(
             name=one.ours.name,

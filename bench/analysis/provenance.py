@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.core.meta import Meta
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import conditions, keyed, merged, under
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def clock(results: Results) -> Clock:
     most = {
         # A tie within the condition goes to the hardware with most runs over all conditions.
         condition: max(kinds.value_counts().items(), key=lambda pair: (pair[1], everywhere[pair[0]]))[0]
-        for condition, kinds in choice.reported(done).groupby("condition", sort=False)["kind"]
+        for condition, kinds in selection.reported(done).groupby("condition", sort=False)["kind"]
     }
     elsewhere = done["kind"] != done["condition"].map(most)
     return Clock({str(name): str(kind) for name, kind in most.items()}, frozenset(done.loc[elsewhere, "run_id"]))
@@ -115,10 +115,10 @@ def _caution(results: Results) -> str:
         return ""
     unverified = results.records["data_verified"].astype(str).str.lower() == "false"
     among = conditions(results.meta)
-    found = set(keyed(results.records[unverified])["condition"])
-    if not found:
+    affected = set(keyed(results.records[unverified])["condition"])
+    if not affected:
         return ""
-    where = under([name for name in among if name in found], among)
+    where = under([name for name in among if name in affected], among)
     return f"Unverified data{where}: the checksums of the data files are not their publisher's."
 
 
@@ -129,7 +129,7 @@ def _cut(results: Results) -> str:
     """
     columns = ["task", "condition", "sequences", "truncated", "max_tokens"]
     # Runs without text lack these columns, so no line of theirs is left.
-    records = keyed(choice.reported(results.records)).reindex(columns=columns).dropna()
+    records = keyed(selection.reported(results.records)).reindex(columns=columns).dropna()
     among = records.groupby("task")["condition"].unique()
     notes: dict[float, dict[str, list[tuple[str, str, str]]]] = {}
     for task, condition, texts, cut, limit in records.drop_duplicates().itertuples(index=False):
@@ -139,7 +139,7 @@ def _cut(results: Results) -> str:
     sentences = []
     for limit, of_task in notes.items():
         # Compared with the conditions of the same task: a note that holds under all of them names none.
-        said = [part for task, found in of_task.items() for part in merged(found, among[task])]
+        said = [part for task, affected in of_task.items() for part in merged(affected, among[task])]
         sentences.append(f"Texts longer than {limit:,.0f} tokens were cut: {', '.join(said)}.")
     return " ".join(sentences)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import keyed, value_text
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Search:
 
 def searches(results: Results) -> dict[str, Search]:
     """Return the search of every label."""
-    tune = choice.phased(results.meta).get("tune")
-    records = keyed(choice.tuning(results.records))
-    found = {}
+    tune = selection.phased(results.meta).get("tune")
+    records = keyed(selection.tuning(results.records))
+    of_label = {}
     for label in results.meta["labels"]:
         # A phase of tuning wrote down what it searched; of a sweep it is read from the values that runs have.
         if tune:
@@ -50,8 +50,8 @@ def searches(results: Results) -> dict[str, Search]:
             space = {key: list(mine[key].dropna().unique()) for key in results.meta["sweeps"].get(label, [])}
             trials = mine["config"].nunique()
         # Sorted by key, so that files that list their keys in another order are equal.
-        found[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
-    return found
+        of_label[label] = Search(trials, tuple((key, spelled(values)) for key, values in sorted(space.items())))
+    return of_label
 
 
 def unequal(results: Results, pairs: Iterable[tuple[str, str]]) -> str:

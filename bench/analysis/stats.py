@@ -74,7 +74,7 @@ class PairedTest:
     p_sign_flip: float
 
 
-def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.float64]:
+def half_width(n: ArrayLike, sd: ArrayLike) -> NDArray[np.float64]:
     """Return the half-width of the t interval of a mean, t(n-1) * sd / sqrt(n), for arrays of one shape.
 
     `sd` is the sample standard deviation (ddof=1). NaN where n < 2, and where sd is 0: neither one value nor equal
@@ -85,7 +85,7 @@ def half_width(n: ArrayLike, sd: ArrayLike, level: float = LEVEL) -> NDArray[np.
     # NaN passes through all that follows without a warning, unlike a division by 0.
     count = np.where(count > 1, count, np.nan)
     deviation = np.asarray(sd, dtype=float)
-    quantile = special.stdtrit(count - 1, 0.5 + level / 2)
+    quantile = special.stdtrit(count - 1, 0.5 + LEVEL / 2)
     return np.asarray(quantile * np.where(deviation > 0, deviation, np.nan) / np.sqrt(count))
 
 
@@ -96,7 +96,7 @@ def without_rounding(sd: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
     return np.where(deviation <= 1e-12 * np.abs(np.asarray(mean, dtype=float)), 0.0, deviation)
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """Return the mean of a sample and its Student-t interval; NaN values (unfinished runs) are left out.
 
     With one value, and with equal ones, the bounds are NaN, with none the mean is NaN too.
@@ -105,13 +105,11 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     sample = sample[~np.isnan(sample)]
     n = len(sample)
     mean = float(sample.mean()) if n else np.nan
-    half = float(half_width(n, _spread(sample), level)) if n > 1 else np.nan
+    half = float(half_width(n, _spread(sample))) if n > 1 else np.nan
     return Interval(n, mean, mean - half, mean + half)
 
 
-def paired_test(
-    ours: ArrayLike, theirs: ArrayLike, level: float = LEVEL, bounds: tuple[float, float] = (-math.inf, math.inf)
-) -> PairedTest:
+def paired_test(ours: ArrayLike, theirs: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> PairedTest:
     """Compare two optimizers seed by seed: mean of ours - theirs, its t interval and two p values.
 
     Both arguments have shape (seeds,), seeds in the same order; one that is NaN on either side is left out. `bounds`
@@ -122,7 +120,7 @@ def paired_test(
         raise ValueError(f"paired samples need one value per seed on both sides, got {a.shape} and {b.shape}")
     # The difference is NaN where either side is, so both sides lose the same seeds.
     differences = (a - b)[~np.isnan(a - b)]
-    interval = mean_interval(differences, level).within(*bounds)
+    interval = mean_interval(differences).within(*bounds)
     return PairedTest(interval, paired_t_p(differences), sign_flip_p(differences))
 
 
@@ -222,8 +220,8 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
     return float(np.mean((signs + 1) / 2)) if signs.size else np.nan
 
 
-def smallest_detectable(differences: ArrayLike, power: float = POWER, level: float = LEVEL) -> float:
-    """Return the smallest true mean difference that the paired t test finds at this n with this power, two-sided.
+def smallest_detectable(differences: ArrayLike) -> float:
+    """Return the smallest true mean difference that the paired t test finds at this n with the power `POWER`.
 
     In the unit of the differences, of shape (n,); their observed deviation stands for the true one (Cohen 1988, section
     2.4, by statsmodels). NaN for n < 2 and where there is no spread.
@@ -231,18 +229,18 @@ def smallest_detectable(differences: ArrayLike, power: float = POWER, level: flo
     sample = np.asarray(differences, dtype=float)
     if len(sample) < 2 or (sd := _spread(sample)) == 0:
         return np.nan
-    return float(sd * _detectable_effect(len(sample), power, level))
+    return float(sd * _detectable_effect(len(sample)))
 
 
 @functools.cache
-def _detectable_effect(n: int, power: float, level: float) -> float:
+def _detectable_effect(n: int) -> float:
     """Return the smallest effect size that the t test finds at n; solving for it takes 10 ms, and most n are alike."""
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().solve_power(nobs=n, alpha=1 - level, power=power))
+    return float(TTestPower().solve_power(nobs=n, alpha=1 - LEVEL, power=POWER))
 
 
-def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(hits: int, trials: int) -> tuple[float, float]:
     """Return the bounds of a share measured on this many examples: what another test set of this size could give.
 
     The score interval of Wilson, JASA 22, 1927 (method 3 of Newcombe, Statistics in Medicine 17, 1998). NaN without
@@ -252,7 +250,7 @@ def wilson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
 
     if not trials:
         return np.nan, np.nan
-    low, high = proportion_confint(hits, trials, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(hits, trials, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
 

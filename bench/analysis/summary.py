@@ -14,7 +14,7 @@ from bench.analysis import bounds, degenerate, not_finite
 from bench.analysis.provenance import Clock, timed
 from bench.analysis.stats import Interval, PairedTest, half_width, paired_test, without_rounding
 from bench.core.meta import Meta
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import KEY, conditions, keyed, varied
 
 if TYPE_CHECKING:
@@ -98,14 +98,6 @@ class Row:
         lost = "no finite score" if self.done else "no run finished"
         return self.title if self.scored or not self.config else f"{self.label} ({lost})"
 
-    @property
-    def sweep_point(self) -> tuple[str, float] | None:
-        """Return the swept key and its value if exactly one key is swept and its value is a number, else None."""
-        if len(self.swept) != 1:
-            return None
-        key, value = next(iter(self.swept.items()))
-        return (key, float(value)) if isinstance(value, int | float) and not pd.isna(value) else None
-
 
 def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     """Return every (condition, label, configuration) as a row, in the order of the experiment.
@@ -114,7 +106,7 @@ def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     row is over its final runs, on fresh seeds, and all others are over the runs that were for choosing.
     """
     # Without phases the runs for choosing are the runs that are reported.
-    if not choice.phased(results.meta):
+    if not selection.phased(results.meta):
         return list(tried)
     final = {(row.condition, row.label): row for row in _final_rows(results, tried, clock)}
     # Labels that were not tuned have final runs only: no row of `tried` stands for them.
@@ -125,28 +117,28 @@ def all_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
 
 def tried_rows(results: Results, clock: Clock) -> list[Row]:
     """Return every configuration as a row over the runs used for choosing; see `all_rows`."""
-    records = choice.tuning(results.records)
+    records = selection.tuning(results.records)
     if records.empty:
         return []
-    frame = choice.candidates(records, results.meta["metric"])
+    frame = selection.candidates(records, results.meta["metric"])
     # Only the counts and the choice are handed on: `_rows` computes all means and their intervals itself.
-    rows = _rows(results, records, frame[[*choice.COUNTS, "chosen"]], clock)
+    rows = _rows(results, records, frame[[*selection.COUNTS, "chosen"]], clock)
     return _in_order(results.meta, _with_edges(rows, results.meta))
 
 
 def _final_rows(results: Results, tried: Sequence[Row], clock: Clock) -> list[Row]:
     """Return the rows of chosen and of untuned configurations, over the planned final runs, finished or not."""
-    records = choice.reported(results.records)
+    records = selection.reported(results.records)
     chosen = {(row.condition, row.label, row.config): row for row in tried if row.chosen}
     untuned = [
         (condition, label, "")
         for condition in conditions(results.meta)
-        for label in choice.phased(results.meta)["untuned"]
+        for label in selection.phased(results.meta)["untuned"]
     ]
     # The index is that of the choice, not of the records: a final run that does not exist yet has a row all the same,
     # and final runs of an earlier choice are left out.
     index = pd.MultiIndex.from_tuples([*chosen, *untuned], names=KEY)
-    frame = choice.counts(keyed(records).groupby(KEY, sort=False)).reindex(index, fill_value=0)
+    frame = selection.counts(keyed(records).groupby(KEY, sort=False)).reindex(index, fill_value=0)
     frame["planned"] = len(results.meta["seeds"])
     # Records may lack lines of final runs that were never started, so these are what is left of the planned ones.
     frame["unfinished"] = frame["planned"] - frame["done"] - frame["diverged"] - frame["failed"]
@@ -164,7 +156,7 @@ def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame, clock: C
     # From here on the seconds of runs on other hardware are NaN, so no mean and no ratio mixes machines.
     records = _with_speed(timed(keyed(records), clock))
     columns = interval_columns(meta["metric"]["key"])
-    frame = frame.join(choice.moments(records, frame.index, [*columns.values(), *MEANS]))
+    frame = frame.join(selection.moments(records, frame.index, [*columns.values(), *MEANS]))
     swept = {key for keys in meta["sweeps"].values() for key in keys}
     # All runs of a configuration have the same settings. They are read from all records, tuning included, since a
     # choice may not have any final run yet.
@@ -175,12 +167,12 @@ def _rows(results: Results, records: pd.DataFrame, frame: pd.DataFrame, clock: C
     frame["not_finite"] = not_finite.named(records, frame.index)
     for field, column in columns.items():
         # A t interval of accuracies near 100% would otherwise end above 100%.
-        found = [
+        intervals = [
             interval.within(*limits[field]) if field in limits else interval for interval in _intervals(frame, column)
         ]
-        frame[field] = pd.Series(found, index=frame.index, dtype=object)
+        frame[field] = pd.Series(intervals, index=frame.index, dtype=object)
     frame["degenerate"] = degenerate.described(records, frame, meta["metric"])
-    phase = "tune" if choice.phased(meta) else ""
+    phase = "tune" if selection.phased(meta) else ""
     return [
         _row(key, meta, {**values, "phase": phase}, comparisons[key])
         for key, values in zip(frame.index, frame.to_dict("records"), strict=True)
@@ -283,12 +275,12 @@ def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compa
 
 def _with_edges(rows: list[Row], meta: Meta) -> list[Row]:
     """Return the rows; each chosen row names those of its values that lie at an end of the tried range."""
-    spaces = choice.phased(meta).get("tune", {}).get("spaces", {})
+    spaces = selection.phased(meta).get("tune", {}).get("spaces", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         tried.setdefault((row.condition, row.label), []).append(row.swept)
     return [
-        replace(row, edges=choice.edges(row.swept, tried[row.condition, row.label], spaces.get(row.label)))
+        replace(row, edges=selection.edges(row.swept, tried[row.condition, row.label], spaces.get(row.label)))
         # Without a finished run the choice was made by no score, and its place says nothing about the search.
         if row.chosen and row.done
         else row

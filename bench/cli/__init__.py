@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import atlas as cli_atlas
-from bench.cli import clean as cli_clean
-from bench.cli import evidence as cli_evidence
-from bench.cli import options as cli_options
+from bench.cli import atlas, clean, evidence, options
 from bench.cli import run as cli_run
 from bench.cli import status as cli_status
 from bench.cli.new import new
@@ -83,11 +80,11 @@ def main() -> None:
 cli.add_command(cli_run.run)
 cli.add_command(new)
 cli.add_command(cli_run.cancel)
-cli.add_command(cli_clean.clean)
-cli.add_command(cli_atlas.atlas)
+cli.add_command(clean.clean)
+cli.add_command(atlas.atlas)
 EVIDENCE = (
-    *(cli_evidence.verify, cli_evidence.measure, cli_evidence.diff, cli_evidence.merge),
-    *(cli_evidence.export, cli_evidence.check),
+    *(evidence.verify, evidence.measure, evidence.diff, evidence.merge),
+    *(evidence.export, evidence.check),
 )
 for command in EVIDENCE:
     cli.add_command(command)
@@ -98,8 +95,8 @@ for command in EVIDENCE:
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.set_
-@cli_options.data_dir
+@options.set_
+@options.data_dir
 def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
     """Download and check the data and weights of an experiment.
 
@@ -109,11 +106,11 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 
     # A wrong name is told before torch is imported.
     find(experiment)
-    from bench.data import datasets as data
+    from bench.data import datasets
     from bench.launch.run import prepare as fetch
 
     fetch(experiment, overrides)
-    print(f"{experiment}: data and weights are ready in {data.data_folder()}")
+    print(f"{experiment}: data and weights are ready in {datasets.data_folder()}")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -121,9 +118,9 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.which
-@click.option("--seeds", type=cli_options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
-@cli_options.out
+@options.which
+@click.option("--seeds", type=options.COUNT, metavar="N", help="Number of seeds; with [tune], of final seeds.")
+@options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Show the status of every run of an experiment."""
     from collections import Counter
@@ -154,7 +151,7 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
             console.print(f"failed: {run.name}: {error}", highlight=False, markup=False)
     cli_status.show_running(plan, console)
     cli_status.show_queue(plan, console)
-    cli_clean.tell_leftovers(plan, console)
+    clean.tell_leftovers(plan, console)
 
 
 @cli.command()
@@ -171,11 +168,11 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 @click.option(
     "--target",
     metavar="SCORE",
-    type=cli_options.NUMBER,
+    type=options.NUMBER,
     help="Print the cost of reaching this test metric, in the unit shown (95 for 95 %).",
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def table(
     experiment: str,
     format_: str,
@@ -198,9 +195,9 @@ def table(
     # An unknown style is told before the results are read.
     if style is not None:
         published.check_style(style)
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
     # --style and --target ask for one table each, so the tables on the disk stay as they are.
     whole = style is None and target is None
@@ -226,8 +223,8 @@ def table(
     show_default=True,
     help="Width of the figures: 6.9 inches (page) or 3.3 inches (column), in the same type size.",
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Draw the figures as PNG and PDF, with their numbers as CSV.
 
@@ -237,17 +234,17 @@ def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: 
     from bench.analysis.study import Study
     from bench.store import records
 
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     for path in plots.build(Study(results), folder, width):
         print(path)
 
 
 @cli.command()
 @click.argument("experiment")
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def report(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Write tables, figures and one page with all of them.
 
@@ -258,9 +255,9 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
     from bench.analysis.study import Study
     from bench.store import records
 
-    folder = cli_options.results_folder(experiment, out, overrides, results_name)
+    folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
-    cli_clean.tell_changes(experiment, folder, results.meta)
+    clean.tell_changes(experiment, folder, results.meta)
     study = Study(results)
     # The last path is that of the page.
     print(page.build(study, tables.build(study), folder)[-1])

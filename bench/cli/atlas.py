@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli import options as cli_options
+from bench.cli import options
 from bench.cli.evidence import read_results
 from bench.core import terminal
 from bench.core.errors import BenchError
@@ -19,7 +19,7 @@ FOLDER = "atlas"
 @click.option("--method", default="sam", show_default=True, help="Method whose differences to its base are wanted.")
 @click.option("--no-published", is_flag=True, help="Leave out the published pairs of SAM and its base.")
 @click.option("--into", type=click.Path(path_type=Path, file_okay=False), help="Folder to write. [default: OUT/atlas]")
-@cli_options.out
+@options.out
 def atlas(results: tuple[str, ...], method: str, no_published: bool, into: Path | None, out: Path) -> None:
     """Show where SAM helps, over many result sets.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli import options as cli_options
+from bench.cli import options
 from bench.core.errors import counted
 from bench.core.meta import Meta
 
@@ -22,8 +22,8 @@ NAMED = 8
 
 @click.command()
 @click.argument("experiment")
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 @click.option("--yes", is_flag=True, help="Remove the listed runs without asking.")
 def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None, out: Path, yes: bool) -> None:
     """List runs that an experiment no longer plans; remove them.
@@ -32,14 +32,14 @@ def clean(experiment: str, overrides: tuple[str, ...], results_name: str | None,
     of seeds that are not asked for now are kept, and so are runs in progress. Runs that another machine has done, which
     only the records hold, are removed from the records. Nothing is removed before it is confirmed.
     """
-    from bench.config import file as experiments
+    from bench.config import file
     from bench.launch import leftover
     from bench.launch.compiling import as_decided
     from bench.launch.plan import whole
     from bench.store import collecting, records
     from bench.store.run_folder import Store
 
-    resolved = experiments.load(experiments.find(experiment), overrides, results_name=results_name)
+    resolved = file.load(file.find(experiment), overrides, results_name=results_name)
     store = Store(out / resolved.name)
     held = collecting.held(store)
     # compile = "auto" stands for what was decided then, on which the run_ids depend.
@@ -99,10 +99,10 @@ def tell_leftovers(plan: Plan, console: Console) -> None:
 
 def tell_changes(experiment: str, folder: Path, meta: Meta) -> None:
     """Print the changed keys if the experiment file has changed since the results were made."""
-    from bench.config import file as experiments
+    from bench.config import file
 
-    path = experiments.beside(experiment) or experiments.beside(meta.get("of") or experiment)
-    keys = experiments.changed_keys(path, meta) if path else []
+    path = file.beside(experiment) or file.beside(meta.get("of") or experiment)
+    keys = file.changed_keys(path, meta) if path else []
     if keys:
         shown = ", ".join(keys[:NAMED]) + f" and {len(keys) - NAMED} more" * (len(keys) > NAMED)
         click.secho(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import options as cli_options
+from bench.cli import options
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs",
     metavar="N",
-    type=cli_options.AT_ONCE,
+    type=options.AT_ONCE,
     help="Number of runs at once. [default: one per GPU, else per core]",
 )
-@cli_options.which
-@cli_options.out
-@cli_options.data_dir
+@options.which
+@options.out
+@options.data_dir
 def verify(
     experiment: str,
     run_ids: tuple[str, ...],
@@ -88,7 +88,7 @@ def verify(
         now = repeat.Recorded(then.experiment, again, store.folder, then.finished)
         reproductions = {run.name: reproduction(run.spec.run_id, then, now) for run in runs}
     _show_reproductions(reproductions, terminal.console())
-    if any(found.word == "differs" for found in reproductions.values()):
+    if any(one.word == "differs" for one in reproductions.values()):
         sys.exit(1)
 
 
@@ -96,18 +96,21 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
     def say(text: str, **style: Any) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True, **style)
 
-    for name, found in reproductions.items():
-        say(f"{found.word:<10} {found.run_id}  {name}", style="bold red" if found.word == "differs" else None)
-        for fault in found.faults:
+    for name, reproduction in reproductions.items():
+        say(
+            f"{reproduction.word:<10} {reproduction.run_id}  {name}",
+            style="bold red" if reproduction.word == "differs" else None,
+        )
+        for fault in reproduction.faults:
             say(f"           {fault}")
-        if found.word == "agrees":
-            say(f"           within tolerance; other numbers from epoch {found.first_epoch} on")
+        if reproduction.word == "agrees":
+            say(f"           within tolerance; other numbers from epoch {reproduction.first_epoch} on")
     # A dict drops what was said already: many runs share a note.
-    for note in dict.fromkeys(note for found in reproductions.values() for note in found.elsewhere):
+    for note in dict.fromkeys(note for reproduction in reproductions.values() for note in reproduction.elsewhere):
         say(f"Different from the record: {note}. Bits may differ then.")
-    for note in dict.fromkeys(found.code for found in reproductions.values() if found.code):
+    for note in dict.fromkeys(reproduction.code for reproduction in reproductions.values() if reproduction.code):
         say(f"Code: {note}.")
-    words = [found.word for found in reproductions.values()]
+    words = [reproduction.word for reproduction in reproductions.values()]
     counts = [f"{words.count(word)} {word}" for word in ("identical", "agrees", "differs") if word in words]
     say(f"{len(words)} repeated: {', '.join(counts)}")
 
@@ -117,8 +120,8 @@ def _show_reproductions(reproductions: dict[str, Reproduction], console: Console
 @click.option(
     "--file", type=click.Path(path_type=Path, dir_okay=False), help="Path of the archive. [default: EXPERIMENT.tar.gz]"
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def export(experiment: str, file: Path | None, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Pack the results of an experiment into one archive.
 
@@ -179,8 +182,8 @@ def check(archive: Path, unpack: Path | None) -> None:
     show_default=True,
     help="Format of the printed tables.",
 )
-@cli_options.which
-@cli_options.out
+@options.which
+@options.out
 def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
     """Compare two result sets run by run and optimizer by optimizer.
 
@@ -198,20 +201,20 @@ def diff(a: str, b: str | None, format_: str, overrides: tuple[str, ...], result
     if b is None and not (overrides or results_name):
         raise BadValue("bench diff", ["nothing to compare with: give B, or --set or --name for other results of A"])
     sides = read_results(a, out), read_results(b or a, out, overrides, results_name)
-    found = compare(*map(Study, sides))
+    comparison = compare(*map(Study, sides))
     if format_ == "terminal":
-        show(found.tables, terminal.console())
+        show(comparison.tables, terminal.console())
     else:
-        print("\n\n".join(render.render(one, format_).rstrip("\n") for one in found.tables))
+        print("\n\n".join(render.render(one, format_).rstrip("\n") for one in comparison.tables))
     # As the program diff does: 1 if there is a difference.
-    if not found.same:
+    if not comparison.same:
         sys.exit(1)
 
 
 @click.command()
 @click.argument("into")
 @click.argument("from_", nargs=-1, required=True, metavar="FROM...")
-@cli_options.out
+@options.out
 def merge(into: str, from_: tuple[str, ...], out: Path) -> None:
     """Merge the results that several machines have of one experiment.
 
@@ -253,7 +256,7 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
 
     if name.endswith(archive.SUFFIX):
         return archive.results(archive.unpack(Path(name))[1])
-    return records.read(cli_options.results_folder(name, out, overrides, results_name))
+    return records.read(options.results_folder(name, out, overrides, results_name))
 
 
 @click.command()
@@ -265,7 +268,7 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
 @click.option(
     "--examples",
     metavar="N",
-    type=cli_options.COUNT,
+    type=options.COUNT,
     default=1000,
     show_default=True,
     help="Number of training examples to measure on.",
@@ -279,12 +282,12 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
     help="Number of Hessian eigenvalues to compute.",
 )
 @click.option(
-    "--m", metavar="N", type=cli_options.COUNT, default=128, show_default=True, help="Examples per SAM ascent step."
+    "--m", metavar="N", type=options.COUNT, default=128, show_default=True, help="Examples per SAM ascent step."
 )
 @click.option(
     "--rho",
     metavar="RHO",
-    type=cli_options.POSITIVE,
+    type=options.POSITIVE,
     default=0.05,
     show_default=True,
     help="Radius of the ascent step.",
@@ -299,14 +302,14 @@ def read_results(name: str, out: Path, overrides: tuple[str, ...] = (), results_
 @click.option(
     "--device", metavar="DEVICE", help="Device to measure on: cpu, cuda:0, ... [default: a GPU, else the CPU]"
 )
-@click.option("--jobs", metavar="N", type=cli_options.AT_ONCE, help="Number of runs to repeat at once.")
+@click.option("--jobs", metavar="N", type=options.AT_ONCE, help="Number of runs to repeat at once.")
 @click.option("--again", is_flag=True, help="Repeat the measurement of measured runs.")
 @click.option(
     "--other-weights", is_flag=True, help="Also measure weights that differ from the recorded ones, and mark them."
 )
-@cli_options.which
-@cli_options.out
-@cli_options.data_dir
+@options.which
+@options.out
+@options.data_dir
 def measure(
     experiment: str,
     run_ids: tuple[str, ...],

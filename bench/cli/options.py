@@ -12,7 +12,7 @@ import click
 
 from bench.core.data_folder import data_folder_given, named_data_folder
 from bench.core.errors import BadValue, BenchError, nearest
-from bench.core.run_options import DEFAULTS, RunOptions
+from bench.core.run_options import DEFAULTS, MOST_AT_ONCE, RunOptions
 
 
 class Grouped(click.Command):
@@ -57,8 +57,7 @@ NUMBER = _Finite()
 NOT_NEGATIVE = _Finite(min=0)
 POSITIVE = _Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
-AT_ONCE = click.IntRange(min=1, max=10_000)
-"""Runs at once, with a bound, since one worker is made for each."""
+AT_ONCE = click.IntRange(min=1, max=MOST_AT_ONCE)
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Folder of all results."
@@ -105,10 +104,7 @@ def _gpu_numbers(context: click.Context, parameter: click.Parameter, text: str |
     # No GPU has a number of more than eight digits.
     if not all(number.strip().isdecimal() and len(number) < 9 for number in numbers):
         raise BadValue(f"--gpus {text}", ["must be whole numbers with commas between them: --gpus 0,1,3"])
-    gpus = tuple(int(number) for number in numbers)
-    if len(set(gpus)) < len(gpus):
-        raise BadValue(f"--gpus {text}", ["the same GPU twice; --jobs-per-gpu says how many runs share one"])
-    return gpus
+    return tuple(int(number) for number in numbers)
 
 
 RUN_OPTIONS: dict[str, dict[str, Any]] = {
@@ -129,7 +125,6 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "keep_weights": {
         "is_flag": True,
-        "envvar": "BENCH_KEEP_WEIGHTS",
         "help": "Keep final weights, for `bench measure`.",
     },
 }

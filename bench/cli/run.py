@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import clean as cli_clean
+from bench.cli import clean, status
 from bench.cli import options as cli_options
-from bench.cli import status as cli_status
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, counted
 from bench.core.run_options import RunOptions
@@ -164,13 +163,13 @@ def run(
         results_name=results_name,
     )
     console = terminal.console(stderr=True)
-    cli_status.tell_plan(plan, console)
-    cli_clean.tell_leftovers(plan, console)
+    status.tell_plan(plan, console)
+    clean.tell_leftovers(plan, console)
     if profile is not None:
         _on_slurm(plan, profile, options, slurm["wait"], dry_run, console)
         return
     if dry_run:
-        cli_status.print_runs(plan)
+        status.print_runs(plan)
         tried = launch.estimate(plan, options, console=console)
         if tried.interrupted:
             sys.exit(130)
@@ -203,11 +202,11 @@ def cancel(experiment: str, overrides: tuple[str, ...], results_name: str | None
 
     Finished runs stay, and later launches resume the others from their checkpoints.
     """
-    from bench.config import file as experiments
+    from bench.config import file
     from bench.launch.slurm import job_status, queue
     from bench.store.run_folder import Store
 
-    name = experiments.load(experiments.find(experiment), overrides, results_name=results_name).name
+    name = file.load(file.find(experiment), overrides, results_name=results_name).name
     done = job_status.cancel(Store(out / name))
     if done.jobs or not done.others:
         print(f"{name}: cancelled {queue.ranges(done.jobs)}" if done.jobs else f"{name}: no jobs in the queue")
@@ -245,18 +244,17 @@ def _on_slurm(
         lost: runs of earlier phases that ended without a result, each with the reason.
     """
     from bench.launch import run as launch
-    from bench.launch.slurm import job_status, queue
+    from bench.launch.slurm import job_status, queue, submit
     from bench.launch.slurm import profile as profiles
-    from bench.launch.slurm import submit as slurm
 
     if ignored := profiles.ignored_variables():
         text = f"Ignored: {', '.join(ignored)}; set the resources of jobs by flags (--sbatch) or in the [slurm] table."
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if dry_run:
-        for script in slurm.scripts(plan, profile):
+        for script in submit.scripts(plan, profile):
             print(script)
         return
-    submitted = slurm.submit(plan, profile, options)
+    submitted = submit.submit(plan, profile, options)
     if submitted.queued:
         console.print(f"In the queue already: {counted(len(submitted.queued), 'run')}", highlight=False)
     if submitted.hidden:
@@ -280,7 +278,7 @@ def _on_slurm(
     lost = [*lost, *followed.lost]
     # Tuning may be over: the final runs are then submitted in the same way.
     if wait and (following := launch.next_phase(plan)):
-        cli_status.tell_plan(following, console)
+        status.tell_plan(following, console)
         _on_slurm(following, profile, options, wait, dry_run, console, lost)
         return
     launched = launch.collect(plan, followed.outcome)

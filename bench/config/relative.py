@@ -75,12 +75,12 @@ def _own_training(raw: Mapping[str, Any], key: str, value: Any, said: set[str]) 
     # --set train={...} overrides several settings at once.
     for name in [setting] if setting else list(value) if isinstance(value, Mapping) else []:
         own = {
-            label: found
+            label: value_of_its_own
             for label, entry in raw.get("optimizers", {}).items()
-            if f"optimizers.{label}.train.{name}" not in said and (found := _own(entry, name)) is not None
+            if f"optimizers.{label}.train.{name}" not in said and (value_of_its_own := _own(entry, name)) is not None
         }
         if own:
-            each = ", ".join(f"{label} ({found})" for label, found in own.items())
+            each = ", ".join(f"{label} ({value_of_its_own})" for label, value_of_its_own in own.items())
             hint = '; a multiple ("2x") would follow it' if name in RELATIVE else ""
             whose = "their" if len(own) > 1 else "its"
             yield f"--set {key} does not reach {each}, with train.{name} of {whose} own{hint}."

@@ -96,7 +96,7 @@ def locate(name: str) -> str | None:
     for file in files:
         if file.name == f"lib{name}.so" and (path := Path(str(file.locate())).resolve()).is_file():
             return str(path)
-    return next((found for short in SYSTEM_NAMES[name] if (found := ctypes.util.find_library(short))), None)
+    return next((library for short in SYSTEM_NAMES[name] if (library := ctypes.util.find_library(short))), None)
 
 
 @functools.cache

@@ -1,4 +1,9 @@
-"""The folder of data and weights: that of the launch, else BENCH_DATA, else one in the user's cache."""
+"""The folder of data and weights: that of the launch, else BENCH_DATA, else one in the user's cache.
+
+Nothing else reads or sets BENCH_DATA. A folder that the command line gives is handed to other processes in the
+environment that they are started with, and to jobs in their `RunOptions`. The environment of this process stays as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +29,10 @@ def data_folder() -> Path:
     Raises:
         BenchError: it is something other than a folder, or there is no home folder.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = _named() or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sam-bench")
     try:
         # `or` and not a default of `get`: a variable that is set to nothing counts as unset.
-        folder = (_given or Path(os.environ.get(VARIABLE) or Path(cache, "sam-bench"))).expanduser().absolute()
+        folder = folder.expanduser().absolute()
     except RuntimeError as error:
         raise BenchError(f"no home folder for the data ({error}); name {ANOTHER_FOLDER}") from error
     if folder.exists() and not folder.is_dir():
@@ -37,8 +42,13 @@ def data_folder() -> Path:
 
 def named_data_folder() -> str | None:
     """Return the folder that the user has named, by an option or BENCH_DATA; None for the default in the cache."""
-    named = _given or os.environ.get(VARIABLE)
+    named = _named()
     return os.path.realpath(os.path.expanduser(named)) if named else None
+
+
+def _named() -> Path | None:
+    from_environment = os.environ.get(VARIABLE)
+    return _given or (Path(from_environment) if from_environment else None)
 
 
 @contextmanager
@@ -53,6 +63,7 @@ def data_folder_given(folder: Path | str | None) -> Iterator[None]:
         _given = before
 
 
-def variables() -> dict[str, str]:
-    """Return the environment variable that makes a new process use the given folder."""
-    return {VARIABLE: str(_given)} if _given else {}
+def variables(folder: Path | str | None = None) -> dict[str, str]:
+    """Return the environment variable that makes a new process use a folder, by default the given one."""
+    folder = folder or _given
+    return {VARIABLE: str(folder)} if folder else {}

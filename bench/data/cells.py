@@ -121,8 +121,8 @@ def on_ids(column: str, cells: Iterable[str], values: Iterable[float] | None) ->
         if not (without_gaps or (whole and NAMED_LIKE_ID.search(column))):
             return ""
     return (
-        f'Column "{column}" is different in every row, as row numbers and names are, and is an input all the same; '
-        f'task.drop = ["{column}"] leaves it out.'
+        f'Column "{column}" has a different value in every row, like a row number or a name, and is used as an input. '
+        f'To leave it out, set task.drop = ["{column}"].'
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from bench.config import file as experiments
+from bench.config import file
 from bench.core import terminal
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.experiment import Experiment, PlannedRun
@@ -110,8 +110,8 @@ def recorded(name: str, out: Path, overrides: Sequence[str] = (), results_name: 
     Raises:
         BenchError: there are no results, or the experiment is no longer the one that they are of.
     """
-    path = experiments.find(name)
-    experiment = experiments.load(path, overrides, results_name=results_name)
+    path = file.find(name)
+    experiment = file.load(path, overrides, results_name=results_name)
     folder = out / experiment.name
     results = records.read(folder)
     # compile = "auto" stands for what was decided when the results were made.

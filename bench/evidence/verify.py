@@ -135,11 +135,11 @@ def _too_far(then: Results, old: pd.Series[Any], new: pd.Series[Any], key: str) 
 
 
 def _elsewhere(old: pd.Series[Any], new: pd.Series[Any]) -> list[str]:
-    found = list(_unequal(old, new, SAME))
+    differences = list(_unequal(old, new, SAME))
     # A truth value is True when it was just collected, and may be the text "True" when it was read.
     if new.get("device_type") == "cuda" and str(new["deterministic"]).lower() != "true":
-        found.append("a GPU without deterministic = true")
-    return found
+        differences.append("a GPU without deterministic = true")
+    return differences
 
 
 def _unequal(old: pd.Series[Any], new: pd.Series[Any], names: tuple[str, ...]) -> Iterator[str]:

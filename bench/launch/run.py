@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.config import file as experiments
+from bench.config import file
 from bench.core import terminal
 from bench.core.data_folder import data_folder_given
 from bench.core.errors import BenchError, counted
@@ -66,7 +66,7 @@ def plan(
     results_name: str | None = None,
 ) -> Plan:
     """Read an experiment and find out which runs are done. See `run` for the arguments and errors."""
-    experiment = experiments.load(experiments.find(name), overrides, seeds, results_name)
+    experiment = file.load(file.find(name), overrides, seeds, results_name)
     store = Store(out / experiment.name)
     return make_plan(experiment, store, only, retry_failed, redo=redo, shard=shard)
 
@@ -289,7 +289,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> None:
     Raises:
         BenchError: something is missing and cannot be fetched, or has the wrong content.
     """
-    fetch_files(experiments.load(experiments.find(name), overrides))
+    fetch_files(file.load(file.find(name), overrides))
 
 
 def _without_queued(planned: Plan, console: Console) -> Plan:

@@ -49,6 +49,8 @@ class SAM(PerturbedOptimizer):
             that are plain tensors (the hidden state of a recurrent net) move in both passes: register them as buffers.
         clip_norm: largest norm of the final gradient g'; the ascent is never clipped.
         total_steps: steps of the whole training, for options that are shares of it; `bench run` knows it.
+        norm_group: the processes among which the model is split where no DTensor tells of it (pipeline stages, FSDP1);
+            the norm of g is then taken over the weights of all of them. Default: of this process's own weights.
         options: where and when to perturb (m, perturb_only, perturb_every, perturb_from, perturb_until, rho_schedule,
             rho_end, ascent_decay): see `bench.optim.base.options`. m, a divisor of the batch size (m-sharpness, section
             3 of the paper, whose m is 32: 256 images over 8 devices), is for loops that ask (that of `bench run` does):

@@ -74,8 +74,8 @@ PLACE = ("condition", "phase", "optimizer", "config", "seed")
 PROGRESS = ("epoch", "passes", "train_seconds", "lr", "batch_loss")
 """Columns of curves.csv beside those of the place and what is measured."""
 
-TEXT_SETTINGS = ("method", "base", "schedule", "precision")
-"""Settings that are text even where all of them look like numbers."""
+TEXT_SETTINGS = ("method", "base")
+"""Settings that are text even where all of them look like numbers: plug-ins name their optimizers as they like."""
 
 # Read as text by `records.read`: a config or commit that consists of digits must not become a number.
 TEXT = (*(name for name, (_, kind) in COLUMNS.items() if kind == "text"), *TEXT_SETTINGS)

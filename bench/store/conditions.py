@@ -70,10 +70,10 @@ def under(names: Collection[str], among: Collection[str]) -> str:
     return f" under {key}={', '.join(others)}{' and ' if others else ''}{last}"
 
 
-def first_few(parts: Sequence[str], most: int = 5) -> str:
-    """Return parts as a list of which only the first few are named: "a; b; and 3 more"."""
-    more = [f"and {len(parts) - most} more"] if len(parts) > most else []
-    return "; ".join([*parts[:most], *more])
+def first_few(parts: Sequence[str]) -> str:
+    """Return parts as a list of which only the first five are named: "a; b; c; d; e; and 3 more"."""
+    more = [f"and {len(parts) - 5} more"] if len(parts) > 5 else []
+    return "; ".join([*parts[:5], *more])
 
 
 def merged(notes: Iterable[tuple[str, str, str]], among: Collection[str]) -> Iterator[str]:

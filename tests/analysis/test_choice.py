@@ -156,8 +156,8 @@ def test_edges_of_several_axes_are_each_their_own() -> None:
 
 def test_the_answer_says_that_a_choice_lies_at_an_edge(make_phased: Make) -> None:
     assert answer(Study(make_phased(CHOSEN, LABELS, change=BEST)))[-2] == (
-        "What was chosen for sam lies at the edge of what was tried: tuned further, it may do better, and the "
-        "comparison come out otherwise."
+        "The chosen setting of sam is at the edge of the values that were tried. A value beyond that edge may be "
+        "better and may change the comparison."
     )
 
 

@@ -38,7 +38,7 @@ def of(results: Results, name: str) -> Any:
 
 
 def test_captions_name_all_hardware_and_a_note_says_whose_times_count(mixed: Results) -> None:
-    note = "within one kind of it, that of most runs: those of 9 of 15 finished runs, on Slow CPU (2 threads)."
+    note = "Times are those of the hardware with the most runs: 9 of 15 finished runs on Slow CPU (2 threads)."
     for name in ("results", "cost", "budgets", "target"):
         assert "Hardware: Fast CPU (2 threads, fp32); Slow CPU (2 threads, fp32)." in " ".join(of(mixed, name).caption)
         if name != "results":
@@ -106,5 +106,5 @@ def test_each_condition_has_the_hardware_of_most_of_its_runs(make_results: Make,
 def test_other_commits_are_no_other_hardware(make_results: Make) -> None:
     results = make_results(LABELS, change=lambda frame: frame.assign(commit=frame["seed"].astype(str)))
     notes = of(results, "cost").footnotes
-    assert any(note.startswith("The runs mix versions, commits or precisions") for note in notes)
-    assert not any("mix hardware" in note for note in notes)
+    assert any(note.startswith("The runs have different versions, commits or precisions") for note in notes)
+    assert not any("different hardware" in note for note in notes)

@@ -151,10 +151,10 @@ def test_two_values_are_both_edges_and_one_is_none(make_results: Make) -> None:
     assert [row.edges for row in Study(make_results(alone)).rows] == [{}, {}]
 
 
-def test_several_swept_keys_have_no_single_point(make_results: Make) -> None:
+def test_of_several_swept_keys_the_edges_are_those_of_each(make_results: Make) -> None:
     results = make_results(TWO, sweeps={"sam": ["lr", "rho"]})
     row = chosen(Study(results).rows, "sam")
-    assert (row.sweep_point, row.edges) == (None, {"rho": "largest"})
+    assert row.edges == {"rho": "largest"}
     assert set(row.swept) == {"lr", "rho"}
 
 

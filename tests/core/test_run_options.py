@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,28 @@ def test_options_come_back_from_json() -> None:
     assert from_json({"jobs": 2, "something": "else"}) == RunOptions(jobs=2)
 
 
-@pytest.mark.parametrize("minutes", [-1.0, math.nan, math.inf])
-def test_a_checkpoint_that_never_comes_is_refused(minutes: float) -> None:
-    with pytest.raises(BadValue, match="finite number >= 0"):
-        RunOptions(checkpoint_minutes=minutes)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("checkpoint_minutes", value) for value in (-1.0, math.nan, math.inf, "5", True)),
+        *((key, value) for key in ("jobs", "jobs_per_gpu") for value in (0, -1, 1.5, True, "2", 10_001)),
+        *(("gpus", value) for value in ((), (0, 0), (-1,), ("0",), (True,))),
+        *((key, value) for key in ("fail_fast", "keep_weights") for value in (1, "yes", None)),
+        *(("data", value) for value in ("", 3)),
+    ],
+)
+def test_an_impossible_value_is_refused_and_its_key_named(key: str, value: Any) -> None:
+    with pytest.raises(BadValue, match=rf"^options of the launch: 1 problem\n  {key}: ") as caught:
+        RunOptions(**{key: value})
+    assert repr(value) in str(caught.value)
+    read = list(value) if isinstance(value, tuple) else value
+    with pytest.raises(BadValue, match=rf"  {key}: "):
+        from_json({key: read})
+
+
+def test_all_impossible_values_are_told_at_once() -> None:
+    with pytest.raises(BadValue, match=r"2 problems\n  jobs: .*\n  gpus: "):
+        from_json({"jobs": 0, "gpus": 1})
 
 
 def test_processes_on_other_nodes_read_the_options_of_their_call(tmp_path: Path) -> None:
@@ -76,6 +95,15 @@ def test_a_given_folder_goes_before_the_environments_and_ends_with_its_context(
         assert dict(os.environ) == before
     assert data_folder.data_folder() == tmp_path / "env"
     assert data_folder.variables() == {}
+
+
+def test_the_variable_is_read_and_set_in_one_module_only() -> None:
+    using = [
+        path.name
+        for path in Path(data_folder.__file__).parents[1].rglob("*.py")
+        if re.search(r"data_folder\.VARIABLE|environ\b[^\n]*BENCH_DATA", path.read_text())
+    ]
+    assert using == []
 
 
 def test_a_folder_that_nobody_named_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

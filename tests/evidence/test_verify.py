@@ -268,8 +268,7 @@ def test_kept_weights_are_those_the_run_ended_with(place: Path, then: Recorded) 
         assert weights_sha256(model) == then.record(run_id)["weights_sha256"]
 
 
-def test_weights_are_kept_where_asked_only(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BENCH_KEEP_WEIGHTS", raising=False)
+def test_weights_are_kept_where_asked_only(place: Path, tmp_path: Path) -> None:
     launched = launch.run(str(place / "tiny.toml"), out=tmp_path, seeds=1, only=["sgd"], jobs=1)
     assert launched.outcome.finished == 1
     assert not list(tmp_path.rglob("*.safetensors"))

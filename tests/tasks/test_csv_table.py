@@ -238,7 +238,7 @@ def test_a_column_that_numbers_or_names_the_rows_is_told(
     make: Make, column: str, value: Callable[[int], object], is_told: bool
 ) -> None:
     rows = [f"{value(n)},{n % 7},{'yes' if n % 2 else 'no'}" for n in range(30)]
-    said = f'Column "{column}" is different in every row'
+    said = f'Column "{column}" has a different value in every row'
     task = make(f"{column},x,y", rows, "y")
     assert (said in task.note) == is_told
     assert make(f"{column},x,y", rows, "y", drop=[column]).note == ""

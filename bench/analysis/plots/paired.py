@@ -133,10 +133,10 @@ def _data(context: FigureContext, pairs: pd.DataFrame) -> pd.DataFrame:
     # Mean and bounds belong to an optimizer, so they are repeated on the line of each of its seeds.
     of_each = pairs.groupby(KEY, sort=False)["difference"]
     intervals = of_each.transform("size").to_frame("n")
-    found = {key: _interval(context, values) for key, values in of_each}
+    interval_of = {key: _interval(context, values) for key, values in of_each}
     keys = list(pairs[KEY].itertuples(index=False, name=None))
     for part in ("mean", "low", "high"):
-        intervals[f"difference_{part}{unit}"] = [getattr(found[key], part) for key in keys]
+        intervals[f"difference_{part}{unit}"] = [getattr(interval_of[key], part) for key in keys]
     names = {"value": f"test_{metric['key']}", "baseline": f"test_{metric['key']}_of_baseline"}
     named = pairs.rename(columns={**{old: new + unit for old, new in names.items()}, "difference": f"difference{unit}"})
     joined = named.join(intervals)

@@ -93,7 +93,9 @@ def _multiples(context: FigureContext, sweeps: list[Row], fields: Sequence[str])
             )
             drawn = [row for row in here if any(row.label == label for label, _ in page)]
             # One scale for all panels of the page, so that optimizers can be compared.
-            limits = _limits(context, [*drawn, *([found] if (found := _baseline(context, condition)) else [])], field)
+            limits = _limits(
+                context, [*drawn, *([reference] if (reference := _baseline(context, condition)) else [])], field
+            )
             for ax, (label, key) in zip(axes, page, strict=True):
                 _draw(ax, context, [row for row in here if row.label == label], (condition, key), field, limits)
                 ax.set_xlabel(key)
@@ -262,22 +264,22 @@ def _drawn(interval: Interval) -> tuple[float, float]:
 def _baseline(context: FigureContext, condition: str) -> Row | None:
     """Return the row of the baseline's chosen configuration, computed, as all rows here, from the runs for choosing."""
     baseline = context.meta["baseline"]
-    found = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
-    return next((row for row in found if row.scored), None)
+    chosen = (row for row in context.tried if row.label == baseline and row.condition == condition and row.chosen)
+    return next((row for row in chosen if row.scored), None)
 
 
 def _line(ax: Axes, context: FigureContext, points: Mapping[float, Row], field: str) -> None:
     """Draw one label: its line over the swept values, validation beside test, a ring around the choice."""
     style = context.styles[next(iter(points.values())).label]
     x = list(points)
-    found = [getattr(row, field).scaled(context.scale) for row in points.values()]
-    ax.plot(x, [interval.mean for interval in found], **style)
-    low, high = zip(*map(_drawn, found), strict=True)
+    intervals = [getattr(row, field).scaled(context.scale) for row in points.values()]
+    ax.plot(x, [interval.mean for interval in intervals], **style)
+    low, high = zip(*map(_drawn, intervals), strict=True)
     ax.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
     if field == "test_metric":
         validation = [row.val_metric.mean * context.scale for row in points.values()]
         ax.plot(x, validation, **{**style, "linewidth": 0.7, **VALIDATION})
-    for (value, row), interval in zip(points.items(), found, strict=True):
+    for (value, row), interval in zip(points.items(), intervals, strict=True):
         if row.chosen:
             ax.plot(value, interval.mean, color=style["color"], marker="o", **CHOSEN)
 

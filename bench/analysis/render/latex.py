@@ -153,13 +153,13 @@ def _blocks(table: Table, columns: int) -> Iterator[tuple[list[str], list[list[s
 def _kind(cells: Sequence[str]) -> str:
     """Return the column type: S, with room for the widest, if all non-empty cells are numbers; else text."""
     numbers = [NUMBER.fullmatch(cell) for cell in cells if cell not in BLANK]
-    found = [number for number in numbers if number]
-    if not found or len(found) < len(numbers):
+    parsed = [number for number in numbers if number]
+    if not parsed or len(parsed) < len(numbers):
         return "r"
-    less, sign = (max((number[part] for number in found), key=len) for part in ("less", "sign"))
-    whole = max(len(number["whole"].replace(",", "")) for number in found)
-    part = max(len(number["part"] or "") for number in found)
-    error = max(len((number["error"] or "").replace(",", "").replace(".", "")) for number in found)
+    less, sign = (max((number[part] for number in parsed), key=len) for part in ("less", "sign"))
+    whole = max(len(number["whole"].replace(",", "")) for number in parsed)
+    part = max(len(number["part"] or "") for number in parsed)
+    error = max(len((number["error"] or "").replace(",", "").replace(".", "")) for number in parsed)
     digits = f"{whole}{f'.{part}' * bool(part)}{f'({error})' * bool(error)}"
     # Room for the most digits on both sides of the point, so that the points of all rows stand below each other.
     return f"S[table-format={less}{sign and '+'}{digits}]"

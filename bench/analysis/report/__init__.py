@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SETUP = ["device", "threads", "precision", "torch", "python", "commit"]
 NAMED = 5  # so many runs of one failure are named
-ENDED = {"diverged": "the loss or the weights were no longer finite", "failed": "no reason was recorded"}
+ENDED = {"diverged": "the training loss was not finite", "failed": "no reason was recorded"}
 STATES = ("done", "diverged", "failed", "running", "partial", "missing")
 
 
@@ -96,8 +96,8 @@ def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered])
 
 def _counts(results: Results) -> dict[str, int]:
     """Return how many planned runs are in each state; states without runs are left out."""
-    found = results.records["status"].value_counts()
-    return {state: int(found[state]) for state in STATES if state in found}
+    counts = results.records["status"].value_counts()
+    return {state: int(counts[state]) for state in STATES if state in counts}
 
 
 def _failures(records: pd.DataFrame) -> Iterator[Failure]:

@@ -18,7 +18,7 @@ from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.study import Study
 from bench.analysis.summary import Row
 from bench.analysis.tables import footnotes
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import KEY, keyed, merged, names, value_text
 
 INTERVAL = "95% interval"
@@ -219,43 +219,43 @@ class ByTask:
 
 def table(study: Study) -> Table:
     """Return the table "tasks" of an experiment that varies the task."""
-    found = ByTask(study)
-    lines = list(found.lines())
-    text = [[*map(value_text, line.block.axes.values()), *cells] for line in lines for cells in _cells(line, found)]
-    caption = [*_caption(found), *study.captions.closing()]
+    content = ByTask(study)
+    lines = list(content.lines())
+    text = [[*map(value_text, line.block.axes.values()), *cells] for line in lines for cells in _cells(line, content)]
+    caption = [*_caption(content), *study.captions.closing()]
     notes = [
         *footnotes.choices(study),
-        *found.notes(),
+        *content.notes(),
         *footnotes.budget(study.chosen, "column"),
         *study.captions.cut(),
     ]
-    columns = [*names(found.axes), "task", *found.labels]
-    title = f"{found.meta['title']}: by task"
-    numbers = _numbers(lines, found)
-    return Table(found.meta["name"], "tasks", title, caption, columns, text, notes, numbers, len(found.axes))
+    columns = [*names(content.axes), "task", *content.labels]
+    title = f"{content.meta['title']}: by task"
+    numbers = _numbers(lines, content)
+    return Table(content.meta["name"], "tasks", title, caption, columns, text, notes, numbers, len(content.axes))
 
 
-def _caption(found: ByTask) -> Iterator[str]:
-    captions = found.captions
+def _caption(content: ByTask) -> Iterator[str]:
+    captions = content.captions
     metric = captions.meta["metric"]
     yield (
         f"Test scores{captions.times} after the last epoch; {captions.better} is better. Mean over seeds ± "
         f"half-width of the 95% Student-t interval. {captions.metric.capitalize()}: {metric['definition']}."
     )
-    if not found.suite:
+    if not content.suite:
         return
     yield (
-        f"{found.average}: for each seed that finished every task the unweighted mean over the tasks of the mean of "
+        f"{content.average}: for each seed that finished every task the unweighted mean over the tasks of the mean of "
         "their scores."
     )
-    if len(found.labels) > 1:
+    if len(content.labels) > 1:
         yield f"Below: its difference to that of {captions.baseline}, paired by seed, with its 95% t interval."
 
 
-def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
+def _cells(line: Line, content: ByTask) -> Iterator[list[str]]:
     """Yield a line as one row of text, or a line of differences as two rows, since one would be too wide for a page."""
-    captions, shown = found.captions, [line.cells.get(label) for label in found.labels]
-    marks = [DAGGER * (label in line.incomplete) for label in found.labels]
+    captions, shown = content.captions, [line.cells.get(label) for label in content.labels]
+    marks = [DAGGER * (label in line.incomplete) for label in content.labels]
     if not line.signed:
         yield [line.shown, *(captions.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
         return
@@ -265,13 +265,13 @@ def _cells(line: Line, found: ByTask) -> Iterator[list[str]]:
     yield [INTERVAL, *(EMPTY if cell is None else captions.signed_bounds(cell) for cell in shown)]
 
 
-def _numbers(lines: Sequence[Line], found: ByTask) -> pd.DataFrame:
-    unit = f" [{found.captions.unit}]" if found.captions.unit else ""
+def _numbers(lines: Sequence[Line], content: ByTask) -> pd.DataFrame:
+    unit = f" [{content.captions.unit}]" if content.captions.unit else ""
     data: list[dict[str, Any]] = []
     for line in lines:
         for label, interval in line.cells.items():
             # An average is of no single task, so there is no row and no configuration.
-            row, shown = line.block.rows.get((line.task, label)), interval.scaled(found.captions.scale)
+            row, shown = line.block.rows.get((line.task, label)), interval.scaled(content.captions.scale)
             data.append(
                 {
                     **line.block.axes,
@@ -297,7 +297,7 @@ def _blocks(best: Sequence[Row], axes: Sequence[str]) -> Iterable[Block]:
 
 
 def _scores(study: Study) -> Scores:
-    records = keyed(choice.reported(study.results.records))
+    records = keyed(selection.reported(study.results.records))
     done = records[records["status"] == "done"]
     groups = {key: runs.set_index("seed") for key, runs in done.groupby(KEY, sort=False)}
     # For a label without a finished run: no lines, but the same columns.

@@ -122,7 +122,7 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
     # Passes are known once a run has finished. Rounded, since means of equal counts may differ in their last bit.
     passes = _by_condition((row, round(row.passes)) for row in rows if row.done)
     # If all labels have one budget under each condition, one sentence says so.
-    if all(len(found) == 1 for kind in (epochs, passes) for found in kind.values()):
+    if all(len(labels_of) == 1 for kind in (epochs, passes) for labels_of in kind.values()):
         shared = {"epochs": set().union(*epochs.values()), "passes": set().union(*passes.values())}
         every = f"Under each condition every {shown}" if max(map(len, shared.values())) > 1 else f"Every {shown}"
         named = [f"{_range(values)} {kind}" for kind, values in shared.items() if values]
@@ -135,11 +135,14 @@ def budget(rows: Sequence[Row], shown: str = "row") -> Iterator[str]:
 def mixed(source: Provenance) -> Iterator[str]:
     """Yield the reason why times must not be compared."""
     if source.mixed:
-        yield "The runs mix versions, commits or precisions (all listed above): times are not comparable."
+        yield (
+            "The runs have different versions, commits or precisions (the caption lists them): times are not "
+            "comparable."
+        )
     if source.clock:
         yield (
-            "The runs mix hardware (all listed above): times are compared within one kind of it, that of most runs: "
-            f"those of {source.timed} finished runs, on {' and '.join(source.clock)}."
+            "The runs are from different hardware (the caption lists it). Times are those of the hardware with the "
+            f"most runs: {source.timed} finished runs on {' and '.join(source.clock)}."
         )
 
 
@@ -169,22 +172,22 @@ def _lost(row: Row) -> str:
 
 def _by_condition(budgets: Iterable[tuple[Row, float]]) -> Budgets:
     """Return the labels that have each budget, condition by condition."""
-    found: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
+    labels: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, value in budgets:
-        found[row.condition][value].append(row.label)
-    return found
+        labels[row.condition][value].append(row.label)
+    return labels
 
 
-def _budgets(found: Budgets, kind: str) -> Iterator[str]:
+def _budgets(budgets: Budgets, kind: str) -> Iterator[str]:
     """Yield every group of labels with equal budgets, e.g. "75 to 3,000 passes: sgd, adamw".
 
     A label without a finished run has no passes; its group is still the one it has under other conditions.
     """
     # 1. Every set of labels that have the same budget under some condition.
-    groups = dict.fromkeys(tuple(labels) for labels_of in found.values() for labels in labels_of.values())
+    groups = dict.fromkeys(tuple(labels) for labels_of in budgets.values() for labels in labels_of.values())
     values: dict[tuple[str, ...], dict[str, float]] = {group: {} for group in groups}
-    known = {condition: {label for labels in found[condition].values() for label in labels} for condition in found}
-    for condition, labels_of in found.items():
+    known = {condition: {label for labels in budgets[condition].values() for label in labels} for condition in budgets}
+    for condition, labels_of in budgets.items():
         for value, labels in labels_of.items():
             # 2. The set of each condition's labels. A label without passes there is not asked for, so several sets
             # may fit: the largest is taken.
@@ -192,7 +195,7 @@ def _budgets(found: Budgets, kind: str) -> Iterator[str]:
             values[max(same, key=len)][condition] = value
     for group, of_group in values.items():
         # 3. Conditions in which no label of the set has a known budget say nothing against "everywhere".
-        among = [condition for condition in found if not known[condition].isdisjoint(group)]
+        among = [condition for condition in budgets if not known[condition].isdisjoint(group)]
         if of_group:
             yield f"{_range(of_group.values())} {kind}{under(of_group, among)}: {', '.join(group)}"
 

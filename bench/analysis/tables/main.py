@@ -47,7 +47,8 @@ def results(study: Study) -> Table:
         Column("p (Holm)", lambda row: p_value(p(row)), lambda row: {"p_holm": p(row)}),
         # Text alone: its numbers are among the hidden columns above.
         Column(f"gap{captions.points}", lambda row: captions.mean(row.gap_metric)),
-        Column("n", counted, lambda row: {"degenerate": row.degenerate}),
+        Column("n", counted),
+        hidden(lambda row: {"degenerate": row.degenerate}),
     ]
     paired = (
         f"Difference: test {captions.metric} minus that of {captions.baseline}{captions.within()}, paired by seed, "
@@ -171,7 +172,8 @@ def sweep(study: Study) -> Table:
             of("val_metric"),
         ),
         *([hidden(of("train_metric"))] if apart else of_test),
-        Column("n", counted, of("val_loss")),
+        hidden(of("val_loss")),
+        Column("n", counted),
         # Where no run has finished, the first configuration is flagged, but nothing has been chosen by a score.
         Column("chosen", lambda row: "chosen" if row.chosen and row.done else "", lambda row: {"chosen": row.chosen}),
         *([] if apart else [hidden(numbers.compared(metric))]),

@@ -59,8 +59,8 @@ class Cell:
 def published() -> pd.DataFrame:
     """Return every published number, with text columns as text."""
     # Empty cells stay "": settings are compared as text, and NaN is not equal to itself.
-    found = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
-    return found.assign(**{name: pd.to_numeric(found[name]) for name in ("epochs", "value", "n")})
+    lines = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    return lines.assign(**{name: pd.to_numeric(lines[name]) for name in ("epochs", "value", "n")})
 
 
 def styles() -> list[str]:
@@ -87,14 +87,14 @@ def cells(study: Study, style: str) -> list[Cell]:
     held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *study.tried] if row.chosen}
     settings = _settings(results)
     lines: list[Any] = published()[published()["style"] == style].to_dict("records")
-    found = []
+    compared = []
     for line in lines:
         candidates = [row for row in best if _same(line, row, settings[row.condition, row.label, row.config])]
         # Several rows may have the setting. Validation decides which is shown, never a number of the test set.
         row = max(candidates, key=lambda one: _rank(results, held_out, one), default=None)
         ours = _measured(results, line, row)
-        found.append(Cell(line, row, ours, _verdict(line, ours)))
-    return found
+        compared.append(Cell(line, row, ours, _verdict(line, ours)))
+    return compared
 
 
 def _settings(results: Results) -> dict[Any, dict[str, Any]]:
@@ -177,11 +177,11 @@ def table(study: Study, style: str) -> Table:
 
     Raises BadValue for an unknown style.
     """
-    found, captions = cells(study, style), study.captions
-    optimizers = list(dict.fromkeys(cell.published["optimizer"] for cell in found))
-    places = [name for name in PLACE[1:] if any(_text(cell.published[name]) for cell in found)]
+    compared, captions = cells(study, style), study.captions
+    optimizers = list(dict.fromkeys(cell.published["optimizer"] for cell in compared))
+    places = [name for name in PLACE[1:] if any(_text(cell.published[name]) for cell in compared)]
     rows: dict[tuple[str, ...], dict[str, Cell]] = {}
-    for cell in found:
+    for cell in compared:
         place = tuple(_text(cell.published[name]) or EMPTY for name in ("dataset", *places))
         rows.setdefault(place, {})[cell.published["optimizer"]] = cell
     # The lines of a data set stand together, in the published order: `sorted` is stable.
@@ -192,11 +192,11 @@ def table(study: Study, style: str) -> Table:
     ]
     columns = ["data", *places]
     columns += [name for optimizer in optimizers for name in (f"{optimizer}, here", "published", "verdict")]
-    first = found[0].published
+    first = compared[0].published
     title = f"{first['source']}, {first['table']}, beside {captions.meta['title']}"
-    caption = [*_caption(found), *captions.closing()]
+    caption = [*_caption(compared), *captions.closing()]
     return Table(
-        captions.meta["name"], style, title, caption, columns, text, list(_notes(found)), _numbers(found), keys=1
+        captions.meta["name"], style, title, caption, columns, text, list(_notes(compared)), _numbers(compared), keys=1
     )
 
 
@@ -217,10 +217,10 @@ def _decimals(line: Mapping[str, Any]) -> int:
     return given + 1
 
 
-def _caption(found: Sequence[Cell]) -> Iterator[str]:
-    metrics = enumerated(list(dict.fromkeys(cell.published["metric"] for cell in found)))
+def _caption(compared: Sequence[Cell]) -> Iterator[str]:
+    metrics = enumerated(list(dict.fromkeys(cell.published["metric"] for cell in compared)))
     reported: dict[str, dict[str, None]] = {}
-    for cell in found:
+    for cell in compared:
         if cell.published["reported"]:
             reported.setdefault(cell.published["reported"], {})[cell.published["optimizer"]] = None
     what = "; ".join(f"{enumerated(list(labels))}: {how}" for how, labels in reported.items())
@@ -234,23 +234,26 @@ def _caption(found: Sequence[Cell]) -> Iterator[str]:
     )
 
 
-def _notes(found: Sequence[Cell]) -> Iterator[str]:
+def _notes(compared: Sequence[Cell]) -> Iterator[str]:
     said = {name: name for name in (REPRODUCED, DIFFERS, NOT_RUN, TOO_FEW, ALIKE, OTHER)} | {DIFFERS: "differ"}
-    tally = {words: sum(cell.verdict == verdict for cell in found) for verdict, words in said.items()}
-    yield f"Of {len(found)} numbers: {', '.join(f'{count} {words}' for words, count in tally.items() if count)}."
-    if any(cell.published["ci95"].startswith("<") for cell in found):
+    tally = {words: sum(cell.verdict == verdict for cell in compared) for verdict, words in said.items()}
+    yield f"Of {len(compared)} numbers: {', '.join(f'{count} {words}' for words, count in tally.items() if count)}."
+    if any(cell.published["ci95"].startswith("<") for cell in compared):
         yield "Of an interval published as below a bound, the bound is taken."
-    if any(cell.verdict == OTHER for cell in found):
-        yield f"Other quantity: they report the {BEST_EPOCH}, which is a choice made on it; ours are of the last epoch."
-    if any(cell.published["verified"] == "secondary note" for cell in found):
+    if any(cell.verdict == OTHER for cell in compared):
+        yield (
+            f"Other quantity: the paper reports the {BEST_EPOCH}, so its epoch was chosen by test data. Our numbers "
+            "are those of the last epoch."
+        )
+    if any(cell.published["verified"] == "secondary note" for cell in compared):
         yield "The published numbers are as others tell them; the paper itself was not seen."
-    short = [cell.row for cell in found if cell.row and not cell.row.complete]
+    short = [cell.row for cell in compared if cell.row and not cell.row.complete]
     if short:
         each = dict.fromkeys(f"{row.name} ({row.done} of {counted(row.planned, 'run')})" for row in short)
         yield f"{DAGGER} not all runs finished: {', '.join(each)}."
 
 
-def _numbers(found: Sequence[Cell]) -> pd.DataFrame:
+def _numbers(compared: Sequence[Cell]) -> pd.DataFrame:
     data = [
         {
             **{name: cell.published[name] for name in ("style", *PLACE, "optimizer", "metric", "value", "ci95")},
@@ -262,6 +265,6 @@ def _numbers(found: Sequence[Cell]) -> pd.DataFrame:
             "verdict": cell.verdict,
             **{name: cell.published[name] for name in ("source", "table", "verified")},
         }
-        for cell in found
+        for cell in compared
     ]
     return pd.DataFrame(data)

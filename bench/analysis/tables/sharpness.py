@@ -93,8 +93,8 @@ def _runs(frame: pd.DataFrame, row: Row) -> pd.DataFrame:
 
 def _interval(name: str, values: pd.Series) -> Interval:
     """Return the interval of the mean; that of the calibration error, a share, is cut at 0 and 1."""
-    found = mean_interval(values)
-    return found.within(0.0, 1.0) if name == "ece" else found
+    interval = mean_interval(values)
+    return interval.within(0.0, 1.0) if name == "ece" else interval
 
 
 def _mean(interval: Interval) -> str:

@@ -18,7 +18,7 @@ from bench.analysis.study import Study
 from bench.analysis.summary import Row
 from bench.analysis.tables import footnotes
 from bench.analysis.tables.column import Column, build
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import conditions, keyed
 
 if TYPE_CHECKING:
@@ -100,15 +100,15 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 def _ended(results: Results) -> dict[tuple[str, str, str], list[str]]:
     """Return the ids of all runs that count, by configuration."""
-    records = keyed(choice.reported(results.records))
+    records = keyed(selection.reported(results.records))
     # A run that has not ended may still reach the target, so it is neither a hit nor a miss.
     ended = records[records["status"].isin(["done", "diverged", "failed"])]
-    found: dict[tuple[str, str, str], list[str]] = {}
+    run_ids: dict[tuple[str, str, str], list[str]] = {}
     for condition, label, config, run_id in ended[["condition", "optimizer", "config", "run_id"]].itertuples(
         index=False
     ):
-        found.setdefault((condition, label, config), []).append(run_id)
-    return found
+        run_ids.setdefault((condition, label, config), []).append(run_id)
+    return run_ids
 
 
 def _curves(results: Results, metric: str) -> pd.DataFrame:

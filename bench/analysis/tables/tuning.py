@@ -14,7 +14,7 @@ from bench.analysis.summary import Row
 from bench.analysis.tables import footnotes
 from bench.analysis.tables.column import Column, build
 from bench.core.meta import Meta
-from bench.store import selection as choice
+from bench.store import selection
 from bench.store.conditions import conditions, keyed, merged
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Tuned:
 
 def table(study: Study) -> Table:
     """Return the table of every optimizer's tuning budget, its choice, and the choice's place in the searched space."""
-    captions, tune = study.captions, choice.phased(study.meta)["tune"]
+    captions, tune = study.captions, selection.phased(study.meta)["tune"]
     chosen = [row for row in study.tried if row.chosen]
     seeds = ", ".join(map(str, tune["seeds"]))
     caption = [
@@ -114,7 +114,7 @@ def table(study: Study) -> Table:
 
 
 def _tuned(study: Study) -> Iterator[Tuned]:
-    tune = choice.phased(study.meta)["tune"]
+    tune = selection.phased(study.meta)["tune"]
     chosen = {(row.condition, row.label): row for row in study.tried if row.chosen}
     passes = _passes(study.results)
     for final in study.chosen:
@@ -133,7 +133,7 @@ def _tuned(study: Study) -> Iterator[Tuned]:
 
 def notes_on(meta: Meta, tried: Sequence[Row]) -> Iterator[str]:
     """Yield the notes under every table: optimizers that were not tuned, unfinished tuning, changed choices."""
-    phases = choice.phased(meta)
+    phases = selection.phased(meta)
     if not phases:
         return
     if phases["untuned"]:
@@ -171,7 +171,7 @@ def _named(earlier: Mapping[str, Any]) -> str:
 
 def _passes(results: Results) -> dict[tuple[str, str], float]:
     """Return the passes of the finished tuning runs, by condition and label."""
-    records = keyed(choice.tuning(results.records))
+    records = keyed(selection.tuning(results.records))
     # Runs without a number of passes, as unfinished ones, add nothing to the sum.
     sums = records.groupby(["condition", "optimizer"], sort=False)["passes"].sum()
     return {key: float(value) for key, value in sums.items()}  # type: ignore[misc]
@@ -180,16 +180,16 @@ def _passes(results: Results) -> dict[tuple[str, str], float]:
 def _where(value: Any, space: Any) -> str:
     if isinstance(space, Mapping):
         # A range is searched on its own scale, so the place is measured on that scale, too.
-        return f"{100 * choice.place(value, space):.0f}%"
+        return f"{100 * selection.place(value, space):.0f}%"
     return f"{space.index(value) + 1} of {len(space)}" if value in space else EMPTY
 
 
 def _searched(spaces: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the searched lists and ranges, each with the labels that searched it."""
-    found: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     for label, space in spaces.items():
         for key, values in space.items():
-            found.setdefault(f"{key} {spelled(values)}", []).append(label)
-    if found:
-        each = (f"{what} ({', '.join(labels)})" for what, labels in found.items())
+            labels_of.setdefault(f"{key} {spelled(values)}", []).append(label)
+    if labels_of:
+        each = (f"{what} ({', '.join(labels)})" for what, labels in labels_of.items())
         yield f"Searched: {'; '.join(each)}."

@@ -228,9 +228,7 @@ class Job:
 
 def _environment(submission: Submission) -> dict[str, str]:
     """Return the launcher's environment variables: the submitter's data folder, and no GPU that was not asked for."""
-    environment = dict(os.environ)
-    if data := submission.settings.options.data:
-        environment[data_folder.VARIABLE] = data
+    environment = os.environ | data_folder.variables(submission.settings.options.data)
     if not submission.settings.gpus and not {"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"} & environment.keys():
         # A site that does not hide its GPUs would show them to a job that has asked for none.
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -59,7 +59,8 @@ class JobStatus:
 
     def words(self) -> str:
         """Return the status of a run of this job that is not finished, in one line."""
-        job = f"job {self.job}{self._owner()}"
+        user = self.submission.user
+        job = f"job {self.job}{f' of {user}' if user not in ('', queue.user()) else ''}"
         # A pending job has ended as often as it was started; any other is in its last start.
         requeued = self.note.starts - (self.state != "PENDING")
         times = f", requeued {counted(requeued, 'time')}" if requeued > 0 else ""
@@ -85,9 +86,6 @@ class JobStatus:
 
     def _ending(self) -> str:
         return self.state.lower().replace("_", " ") or "SLURM does not know it any more"
-
-    def _owner(self) -> str:
-        return f" of {self.submission.user}" if self.submission.user not in ("", queue.user()) else ""
 
 
 def look(store: Store) -> list[JobStatus]:

@@ -17,7 +17,7 @@ import torch
 from bench.core.errors import counted
 from bench.distributed.launcher import Call, start
 from bench.distributed.messages import MessageClient
-from bench.launch.slurm import submission as submissions
+from bench.launch.slurm import submission
 
 LOOK_SECONDS = 0.5
 """Interval between checks for new calls."""
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.5
 
 def main() -> int:
     """Help the first node, as `python -m bench.launch.slurm.node_helper FOLDER TASK`; return 0 when that is over."""
-    calls, node = submissions.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
+    calls, node = submission.calls(Path(sys.argv[1]), int(sys.argv[2])), int(os.environ["SLURM_PROCID"])
     threading.Thread(target=_die_with_the_job, daemon=True).start()
     answered = ""
     while not (call := Call.read(calls)).over:

@@ -260,7 +260,7 @@ def test_failures_are_told_with_their_reasons(make_results: Make) -> None:
     assert "failed 6 runs: RuntimeError: out of memory" in text
     assert "sam, rho=0.1, seed 0; " in text
     assert "; and others" in text
-    assert "diverged 1 run: the loss or the weights were no longer finite" in text
+    assert "diverged 1 run: the training loss was not finite" in text
     assert "Failures" not in page(make_results(FEW))
 
 
