@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.seeding import continued, derive, numpy_stream, state_of
 from bench.core.spec import PROTOCOL, RunSpec
-from bench.optim.base.schedule import scheduler
+from bench.optim.base.schedule import Scheduler
 from bench.store.columns import PROGRESS
 from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
@@ -264,10 +263,10 @@ def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: tor
     folder.write_start(spec.model_dump_json(indent=1) + "\n", environment)
 
 
-def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
+def _schedule(spec: RunSpec, run: TrainingRun) -> Scheduler:
     total = spec.train.epochs * run.steps
     warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)
-    return scheduler(run.optimizer, total, warmup, spec.train.schedule)
+    return Scheduler(run.optimizer, total, warmup, spec.train.schedule)
 
 
 def _point(state: TrainingState) -> dict[str, float]:
