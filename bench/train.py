@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.seeding import continued, derive, numpy_stream, state_of
+from bench.core.seeding import continued, derive, numpy_stream
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.optim.base.schedule import Scheduler
 from bench.store.columns import PROGRESS
 from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
 from bench.training import checkpoint
+from bench.training.draws import Draws
 from bench.training.environment import PeakMemory, describe
 from bench.training.evaluate import evaluate
 from bench.training.state import Clocks, Progress, TrainingState
@@ -166,25 +167,27 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     to the bit, so that a run which goes on after a checkpoint and one that is resumed from it do the very same.
     """
     run, clocks, progress = state.run, state.clocks, state.progress
-    batches = run.batches(progress.epoch)
+    batches = run.batches(progress.epoch)[progress.step :]
     augment = continued(numpy_stream(run.seed, "augment", progress.epoch), progress.augment)
+    draws = Draws(run.task, batches, augment, state.device)
     loss_sum = torch.tensor(progress.loss_sum, device=state.device)  # to add floats would wait for every step
-    step = progress.step
+    done = 0
     run.model.train()
     with timed(clocks, "train_seconds", state.device):
-        for batch in batches[progress.step :]:
-            loss_sum += run.step(batch, augment)
+        for batch, drawn in zip(batches, draws, strict=True):
+            loss_sum += run.step(batch, drawn)
             state.schedule.step()
-            step += 1
+            done += 1
             if timer.is_due():
                 break
-    clocks.examples += (step - progress.step) * run.batch_size
-    clocks.tokens += sum(batch.tokens for batch in batches[progress.step : step])
+    clocks.examples += done * run.batch_size
+    clocks.tokens += sum(batch.tokens for batch in batches[:done])
     clocks.passes = run.passes
     # The optimizer's own counter is not in a checkpoint: it starts from 0 after a resume.
     clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)
     clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
-    state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), state_of(augment))
+    step = progress.step + done
+    state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), draws.state_after(done))
 
 
 class CheckpointTimer:

@@ -33,6 +33,7 @@ from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Encode, Task, prepare_data
+from bench.training.draws import Drawn
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
@@ -77,13 +78,16 @@ class TrainingRun:
         """Return the batches of an epoch: the same for every optimizer with this seed."""
         return batching.epoch(self.data.train, numpy_stream(self.seed, "order", epoch), self.batch_size)
 
-    def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
+    def step(self, batch: Batch, drawn: Drawn) -> Tensor:
         """Make one update on a batch; return the loss before it, still on its way from the device.
+
+        Args:
+            drawn: the numbers of its augmentation, or the stream to draw them from.
 
         Raises:
             BenchError: the optimizer returns no loss, so that it may not have evaluated the closure.
         """
-        loss: Any = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type]
+        loss: Any = self.optimizer.step(self._closures(batch, drawn))  # type: ignore[arg-type]
         if not isinstance(loss, Tensor):
             raise BenchError(
                 f"{type(self.optimizer).__name__}.step(closure) returned {_a(loss)}: it has to evaluate the closure, "
@@ -95,10 +99,12 @@ class TrainingRun:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _closures(self, batch: Batch, augment: np.random.RandomState) -> Closure | list[Closure]:
+    def _closures(self, batch: Batch, drawn: Drawn) -> Closure | list[Closure]:
         share = self.batch_size // self.group.size
         ours = slice(self.group.rank * share, (self.group.rank + 1) * share)
-        inputs, targets = (part[ours] for part in self.task.training_batch(*batch.of(self.data.train), augment))
+        draws_itself = isinstance(drawn, np.random.RandomState)
+        augment: Any = self.task.training_batch if draws_itself else self.task.augmented
+        inputs, targets = (part[ours] for part in augment(*batch.of(self.data.train), drawn))
         make = self._losses if getattr(self.optimizer, "takes_losses", False) else self._closure
         if self.part_size == share:
             return make(inputs, targets)
