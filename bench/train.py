@@ -137,7 +137,9 @@ def train(
         if last or (epoch + 1) % spec.train.eval_every == 0:
             with timed(state.clocks, "eval_seconds", device), run.measured_weights():
                 seen = run.data.train if last else some
-                own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
+                own = (
+                    evaluate(run.model, run.task, run.data, run.autocast, seen, run.compiled) if group.is_first else {}
+                )
                 measured = group.from_first(own)
                 if last:  # the weights that were measured are the ones that the run ends with
                     final_sha256 = _end(run.model, folder, spec.run_id, keep=options.keep_weights and group.is_first)

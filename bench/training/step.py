@@ -34,6 +34,7 @@ from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Encode, Task, prepare_data
 from bench.training.draws import Drawn
+from bench.training.evaluate import compilable, outputs
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
@@ -50,6 +51,7 @@ class TrainingRun:
             if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
         keeps_code: whether what is compiled for it stays for the next run of its kind in this process.
+        cuda_graphs: whether passes are replayed on a GPU, each overwriting the outputs and gradients of the one before.
         work: passes over a batch that this process has done its share of; a forward pass alone counts as a third.
     """
 
@@ -67,7 +69,13 @@ class TrainingRun:
     group: ProcessGroup = ALONE
     together: bool = True
     keeps_code: bool = False
+    cuda_graphs: bool = False
     work: float = 0.0
+
+    @property
+    def compiled(self) -> nn.Module | None:
+        """Return the model's compiled twin; None if there is none."""
+        return None if self.network is self.model else self.network
 
     @property
     def passes(self) -> int:
@@ -129,10 +137,14 @@ class TrainingRun:
 
         def losses(examples: Tensor | None = None) -> Tensor:
             x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+            if self.cuda_graphs:
+                # What earlier passes have left may be overwritten.
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with self.autocast:
                 outputs = self.network(x)
             self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
-            return self.task.losses(outputs.float(), y)
+            # A copy where a replay overwrites outputs: losses may be views of them, and ESAM keeps these for a pass.
+            return self.task.losses(outputs.to(torch.float32, copy=self.cuda_graphs), y)
 
         return losses
 
@@ -158,8 +170,15 @@ class TrainingRun:
         rewind, work = rewinder([self.data.train.targets]), self.work
         inputs, targets = self.task.training_batch(*self.batches(0)[0].of(self.data.train), np.random.RandomState(0))
         closure = self._closure(inputs[: self.part_size], targets[: self.part_size])
-        self.network.train()
+        one = self.data.train[torch.arange(1, device=self.data.train.targets.device)]
+        # Only the first process evaluates.
+        splits = self.data.splits().values() if self.compiled is not None and self.group.is_first else ()
+        evaluations = self.warm_up_passes if any(compilable(self.task, split) for split in splits) else 0
         with kept_buffers(self.model), compilation_errors_told():
+            self.network.eval()
+            for _ in range(evaluations):
+                outputs(self.network, self.task, one, self.autocast, fixed=True)
+            self.network.train()
             for _ in range(self.warm_up_passes):
                 closure()
         self.optimizer.zero_grad()
@@ -222,6 +241,7 @@ def set_up(
         group=group,
         together=together,
         keeps_code=spec.train.compile and code is not None,
+        cuda_graphs=spec.train.cuda_graphs,
     )
 
 
