@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.seeding import continued, derive, numpy_stream, state_of
+from bench.core.seeding import continued, derive, numpy_stream
 from bench.core.spec import PROTOCOL, RunSpec
-from bench.optim.base.schedule import scheduler
+from bench.optim.base.schedule import Scheduler
 from bench.store.columns import PROGRESS
 from bench.store.run_folder import RunFolder
 from bench.tasks.base import Data, Task, sampled
 from bench.training import checkpoint
+from bench.training.draws import Draws
 from bench.training.environment import PeakMemory, describe
 from bench.training.evaluate import evaluate
 from bench.training.state import Clocks, Progress, TrainingState
@@ -139,7 +139,9 @@ def train(
         if last or (epoch + 1) % spec.train.eval_every == 0:
             with timed(state.clocks, "eval_seconds", device), run.measured_weights():
                 seen = run.data.train if last else some
-                own = evaluate(run.model, run.task, run.data, run.autocast, seen) if group.is_first else {}
+                own = (
+                    evaluate(run.model, run.task, run.data, run.autocast, seen, run.compiled) if group.is_first else {}
+                )
                 measured = group.from_first(own)
                 # The weights that were measured are the ones that the run ends with; a diverged run keeps none.
                 if last and math.isfinite(measured["train_loss"]):
@@ -173,25 +175,27 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
     run that goes on after writing a checkpoint and a run that is resumed from it end with the same bits.
     """
     run, clocks, progress = state.run, state.clocks, state.progress
-    batches = run.batches(progress.epoch)
+    batches = run.batches(progress.epoch)[progress.step :]
     augment = continued(numpy_stream(run.seed_for("augment"), "augment", progress.epoch), progress.augment)
+    draws = Draws(run.task, batches, augment, state.device)
     loss_sum = torch.tensor(progress.loss_sum, device=state.device)  # to add floats would wait for every step
-    step = progress.step
+    done = 0
     run.model.train()
     with timed(clocks, "train_seconds", state.device):
-        for batch in batches[progress.step :]:
-            loss_sum += run.step(batch, augment)
+        for batch, drawn in zip(batches, draws, strict=True):
+            loss_sum += run.step(batch, drawn)
             state.schedule.step()
-            step += 1
+            done += 1
             if timer.is_due():
                 break
-    clocks.examples += (step - progress.step) * run.batch_size
-    clocks.tokens += sum(batch.tokens for batch in batches[progress.step : step])
+    clocks.examples += done * run.batch_size
+    clocks.tokens += sum(batch.tokens for batch in batches[:done])
     clocks.passes = run.passes
     # The optimizer's own counter is not in a checkpoint: it starts from 0 after a resume.
     clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)
     clocks.peak_memory_mb = max(clocks.peak_memory_mb, memory.megabytes())
-    state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), state_of(augment))
+    step = progress.step + done
+    state.progress = Progress(progress.epoch, step, progress.lr, loss_sum.item(), draws.state_after(done))
 
 
 class CheckpointTimer:
@@ -270,11 +274,11 @@ def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: tor
     folder.write_start(spec.model_dump_json(indent=1) + "\n", environment)
 
 
-def _schedule(spec: RunSpec, run: TrainingRun) -> LambdaLR:
+def _schedule(spec: RunSpec, run: TrainingRun) -> Scheduler:
     total = spec.train.epochs * run.steps
     # In steps. A spec sets at most one of the two (`TrainSettings._one_warmup`).
     warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)
-    return scheduler(run.optimizer, total, warmup, spec.train.schedule)
+    return Scheduler(run.optimizer, total, warmup, spec.train.schedule)
 
 
 def _point(state: TrainingState) -> dict[str, float]:

@@ -22,7 +22,7 @@ from bench.core.run_options import RunOptions
 from bench.core.seeding import derive, numpy_stream
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, RunSpec, TrainSettings
 from bench.data.splits import Split
-from bench.optim.base.schedule import scheduler
+from bench.optim.base.schedule import Scheduler
 from bench.optim.sam import SAM
 from bench.store.run_folder import RunFolder, Store
 from bench.tasks.base import ACCURACY, Data, Task, prepare_data
@@ -420,11 +420,11 @@ def test_the_schedule_is_that_of_the_spec(tmp_path: Path) -> None:
     do(spec, tmp_path)
     lrs = [point["lr"] for point in Store(tmp_path).run(spec.run_id).curve()]
     model = nn.Linear(1, 1)
-    reference = scheduler(torch.optim.SGD(model.parameters(), lr=0.05), 36, 18, "cosine")
+    reference = Scheduler(torch.optim.SGD(model.parameters(), lr=0.05), 36, 18, "cosine")
     expected = []
     for step in range(36):
         if step % 9 == 0:
-            expected.append(reference.get_last_lr()[0])
+            expected.append(reference.optimizer.param_groups[0]["lr"])
         reference.optimizer.step()
         reference.step()
     assert lrs == expected

@@ -84,7 +84,7 @@ class TrainSettings(_Frozen):
     """fp32 is full single precision everywhere; tf32 lets a GPU round the factors of matrix products and convolutions
     to 10 bits; bf16 runs forward passes under autocast. Weights are fp32 in all of them."""
     compile: Annotated[bool | Literal["auto"], BeforeValidator(_flag_or_auto)] = False
-    """Compile the model with torch.compile for training; evaluation runs it as written. "auto": all runs are compiled
+    """Compile the model with torch.compile; large splits are evaluated so, too. "auto": all runs are compiled
     if that is faster on the machine of the first launch, which measures it (`bench.launch.compiling`)."""
     cuda_graphs: bool = False
     """Replay compiled passes as CUDA graphs: for small models, whose kernels are shorter than their launches."""

@@ -10,16 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.data.augment import to_device
+from bench.data.augment import Array, to_device
 
-Array = np.ndarray[Any, Any]
 Operation = tuple[str, float, int | None]
 """Name, probability, and level of magnitude from 0 to 9; None for an operation without magnitude."""
 
@@ -58,51 +56,58 @@ SIGNED = {"Rotate", "ShearY", "TranslateX", "TranslateY", "Brightness", "Color",
 """Operations whose magnitude is made negative half of the time."""
 
 
-def autoaugment(images: Tensor, random: np.random.RandomState) -> Tensor:
-    """Give each image a random sub-policy, whose two operations happen each with its probability, one after the other.
-
-    Args:
-        images: (N, H, W, 3) uint8; left as they are.
+def draw_policies(random: np.random.RandomState, count: int) -> tuple[Array, Array, tuple[int, ...]]:
+    """Draw for `autoaugment` a sub-policy for each of `count` images, and whether its two operations happen.
 
     Returns:
-        (N, H, W, 3) uint8; what comes in from outside an image is black.
+        what `as_work` makes of that.
     """
     # The order of these draws is a part of every result with AutoAugment: a change would change the runs.
-    chosen = random.randint(len(POLICY), size=len(images))
-    happens = random.random_sample((len(images), 2)) < PROBABILITIES[chosen]
-    positive = random.randint(2, size=(len(images), 2))
-    return apply_policy(images, chosen, happens, positive)
+    chosen = random.randint(len(POLICY), size=count)
+    happens = random.random_sample((count, 2)) < PROBABILITIES[chosen]
+    positive = random.randint(2, size=(count, 2))
+    return as_work(chosen, happens, positive)
 
 
-def apply_policy(images: Tensor, chosen: Array, happens: Array, positive: Array) -> Tensor:
-    """Apply the policies that were drawn.
+def as_work(chosen: Array, happens: Array, positive: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Return which images go together through which kind of operation: that is decided on the host.
 
     Args:
-        images: (N, H, W, 3) uint8; left as they are.
         chosen: (N,) number of each image's sub-policy.
         happens: (N, 2) bool, whether its first and its second operation happens.
         positive: (N, 2), 1 where the magnitude is positive, 0 where negative, in operations that have a sign.
 
     Returns:
-        (N, H, W, 3) uint8.
+        (K,) int64 images, the first operations' before the second ones', by kind; (K,) int64 rows of the operations'
+        parameters; and how many images each kind has, first and second operations apart.
+    """
+    places, drawn = _places(), (chosen[:, None], np.arange(2), positive)
+    kinds, rows = np.where(happens, places.kinds[drawn], -1), places.rows[drawn]
+    work = [(slot, np.flatnonzero(kinds[:, slot] == kind)) for slot in range(2) for kind in range(len(KINDS))]
+    members = np.concatenate([here for _, here in work])
+    return members, np.concatenate([rows[here, slot] for slot, here in work]), tuple(len(here) for _, here in work)
+
+
+def autoaugment(images: Tensor, members: Tensor, rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Give each image the sub-policy that was drawn, its operations one after the other.
+
+    Args:
+        images: (N, H, W, 3) uint8; left as they are.
+        members, rows, sizes: what `draw_policies` has drawn for as many images.
+
+    Returns:
+        (N, H, W, 3) uint8; what comes in from outside an image is black.
     """
     _, height, width, _ = images.shape
-    tables = _tables(height, width, images.device)
-    drawn = (chosen[:, None], np.arange(2), positive)
-    kinds, rows = np.where(happens, tables.kinds[drawn], -1), tables.rows[drawn]
-
-    # Images of one kind are found on the host, and all their numbers go to the device at once.
-    work = [(kind, slot, np.flatnonzero(kinds[:, slot] == kind)) for slot in range(2) for kind in range(len(KINDS))]
-    numbers = np.concatenate([np.stack((members, rows[members, slot])) for _, slot, members in work], axis=1)
-    parts = torch.split(to_device(numbers, images.device), [len(members) for _, _, members in work], dim=1)
-
+    parameters = _parameters(height, width, images.device)
     # `work` has all first operations before the second ones, so that a second one gets the result of a first.
     images = images.clone()
-    for (kind, _, _), (members, rows_of_members) in zip(work, parts, strict=True):
-        if len(members):
-            parameters = tables.parameters[kind].index_select(0, rows_of_members)
-            changed = KINDS[kind].apply(images.index_select(0, members), parameters)
-            images.index_copy_(0, members, changed)
+    parts = zip(torch.split(members, list(sizes)), torch.split(rows, list(sizes)), strict=True)
+    for number, (some, their_rows) in enumerate(parts):
+        if sizes[number]:
+            kind = number % len(KINDS)
+            changed = KINDS[kind].apply(images.index_select(0, some), parameters[kind].index_select(0, their_rows))
+            images.index_copy_(0, some, changed)
     return images
 
 
@@ -125,34 +130,41 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class _Tables:
-    """The place of an operation's parameter.
+class _Places:
+    """The place of each operation's parameter, whatever the size of images.
 
     Attributes:
         kinds: [sub-policy, first or second, positive] -> index into KINDS.
         rows: the same -> row of that kind's parameters.
-        parameters: one tensor for each kind, on the device.
+        operations: of each kind, its operations by row: name, level and sign.
     """
 
     kinds: Array
     rows: Array
-    parameters: tuple[Tensor, ...]
+    operations: tuple[list[tuple[str, int | None, int]], ...]
 
 
 @functools.cache
-def _tables(height: int, width: int, device: torch.device) -> _Tables:
+def _places() -> _Places:
     kinds, rows = np.empty((2, len(POLICY), 2, 2), dtype=np.int64)
-    parameters: list[list[Tensor]] = [[] for _ in KINDS]
+    operations: tuple[list[tuple[str, int | None, int]], ...] = tuple([] for _ in KINDS)
     for place in np.ndindex(kinds.shape):
         number, slot, positive = place
         name, _, level = POLICY[number][slot]
-        size = magnitude_of(name, level, height, width)
-        signed = -size if name in SIGNED and not positive else size
         kinds[place] = kind = next(k for k, candidate in enumerate(KINDS) if name in candidate.names)
-        rows[place] = len(parameters[kind])
-        parameters[kind].append(KINDS[kind].parameter(name, signed, height, width))
-    stacked = (torch.stack(of_kind).numpy() for of_kind in parameters)
-    return _Tables(kinds, rows, tuple(to_device(table, device) for table in stacked))
+        rows[place] = len(operations[kind])
+        operations[kind].append((name, level, -1 if name in SIGNED and not positive else 1))
+    return _Places(kinds, rows, operations)
+
+
+@functools.cache
+def _parameters(height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return a tensor of parameters for each kind, on the device."""
+    stacked = []
+    for kind, operations in zip(KINDS, _places().operations, strict=True):
+        sized = [(name, sign * magnitude_of(name, level, height, width)) for name, level, sign in operations]
+        stacked.append(torch.stack([kind.parameter(name, size, height, width) for name, size in sized]).numpy())
+    return tuple(to_device(table, device) for table in stacked)
 
 
 def magnitude_of(name: str, level: int | None, height: int, width: int) -> float:

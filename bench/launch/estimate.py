@@ -18,8 +18,7 @@ from bench.data.batching import Batch
 from bench.data.splits import Split
 from bench.tasks.base import Data, Task, sampled
 from bench.train import synchronize
-from bench.training.evaluate import batch_size, evaluate, foldable, outputs
-from bench.training.folding import folded
+from bench.training.evaluate import batch_size, evaluate, outputs, twin_of
 from bench.training.passes import passes_per_step
 from bench.training.step import TrainingRun, load, set_up
 
@@ -102,13 +101,16 @@ def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> 
     evaluate_some(run)
     run.model.eval()
     # Where the run will evaluate a model with folded batch norm (`training/folding.py`), time that one.
-    quick = any(foldable(run.task, split, run.autocast) for split in run.data.splits().values())
-    network = (folded(run.model) if quick else None) or run.model
-    a_unit = _seconds_a_unit(run, network, batch.examples)
+    twin, quick = twin_of(run.model, run.task, run.data.splits(), run.autocast, run.compiled)
+    network = twin if twin is not None and quick else run.model
+    fixed = network is run.compiled
     usual = min(batch_size(run.data.train), len(run.data.train))
+    few = torch.arange(usual, device=device) if fixed else batch.examples
+    a_unit = _seconds_a_unit(run, network, few, fixed)
     if a_unit * _units(run.data.train) * usual / len(run.data.train) < seconds:
         # There is time for a batch as large as those of evaluation, which may cost less per unit.
-        a_unit = _seconds_a_unit(run, network, torch.arange(usual, device=device))
+        # a batch as large as evaluation takes them
+        a_unit = _seconds_a_unit(run, network, torch.arange(usual, device=device), fixed)
     # 4. Evaluations see `eval_train` training examples each, the last one all of them.
     some, whole = _units(sampled(run.data.train, spec.train.eval_train)), _units(run.data.train)
     others = sum(map(_units, run.data.splits().values())) - whole
@@ -195,10 +197,10 @@ def _usual(batches: Sequence[Batch]) -> Batch:
     return min(batches, key=lambda batch: abs(batch.tokens - mean))
 
 
-def _seconds_a_unit(run: TrainingRun, network: nn.Module, which: Tensor) -> float:
+def _seconds_a_unit(run: TrainingRun, network: nn.Module, which: Tensor, fixed: bool) -> float:
     some = run.data.train[which]
     started = time.perf_counter()
-    outputs(network, run.task, some, run.autocast)
+    outputs(network, run.task, some, run.autocast, fixed=fixed)
     synchronize(which.device)
     return (time.perf_counter() - started) / _units(some)
 

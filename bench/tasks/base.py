@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bench.core.errors import BenchError
 from bench.core.seeding import numpy_stream
 from bench.core.spec import DataSettings
+from bench.data.augment import on_device
 from bench.data.splits import Phase, Split, held_out, sample, strata, stratified_order
 from bench.data.tokens import Texts, Tokens
 from bench.data.tokens import fingerprint as fingerprint_of_texts
@@ -122,13 +123,35 @@ class Task(ABC):
         """Return the model's inputs for a batch of raw inputs."""
         return inputs
 
-    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        """Return the model's inputs and targets for a raw batch in training, augmented if the task augments.
+    def draw(self, count: int, random: np.random.RandomState) -> tuple[Any, ...]:
+        """Return the random numbers that `augmented` takes for a batch of `count` examples. Default: none.
+
+        Arrays become tensors on the device, those of many batches in one transfer; anything else is handed on as it is.
 
         Args:
             random: the epoch's random stream of augmentation, on the host, so that every device gets the same draws.
         """
+        return ()
+
+    def augmented(self, inputs: Tensor, targets: Tensor, drawn: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Return the model's inputs and targets for a raw batch in training, augmented by what `draw` has drawn for it.
+
+        Args:
+            drawn: what `draw` returned, its arrays as tensors on the device of `inputs`.
+        """
         return self.model_inputs(inputs), targets
+
+    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """Return the model's inputs and targets for a raw batch in training, augmented if the task augments.
+
+        A subclass may override this method alone, and draw where it augments: its numbers are then drawn, and moved to
+        the device, in every step. Those of `draw` are drawn for many steps ahead.
+
+        Args:
+            random: the epoch's random stream of augmentation, on the host, so that every device gets the same draws.
+        """
+        (drawn,) = on_device([self.draw(len(inputs), random)], inputs.device)
+        return self.augmented(inputs, targets, drawn)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each example, shape (N,), from outputs (N, num_outputs). Default: cross-entropy in nats.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.core.registry import register_task
-from bench.data.augment import crop
+from bench.data.augment import crop, draw_crop
 from bench.data.datasets import remembered
 from bench.data.splits import Split
 from bench.tasks.base import Task
@@ -55,10 +55,14 @@ class Digits(Task):
     def train_examples(self) -> int:
         return TRAIN_EXAMPLES
 
-    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, random: np.random.RandomState) -> tuple[Any, ...]:
+        return (draw_crop(random, count, 8, 8, padding=1),) if self.augment == "shift" else ()
+
+    def augmented(self, inputs: Tensor, targets: Tensor, drawn: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         if self.augment == "shift":
             # `crop` takes the channels last.
-            inputs = crop(inputs.permute(0, 2, 3, 1), random, padding=1, fill=self._blank).permute(0, 3, 1, 2)
+            (sources,) = drawn
+            inputs = crop(inputs.permute(0, 2, 3, 1), sources, padding=1, fill=self._blank).permute(0, 3, 1, 2)
         return inputs, targets
 
 

@@ -6,7 +6,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.core.errors import BenchError
-from bench.data.augment import crop, cutout, mixup, to_device
-from bench.data.autoaugment import autoaugment
+from bench.data.augment import crop, cutout, draw_crop, draw_cutout, draw_mixup, mixup, to_device
+from bench.data.autoaugment import autoaugment, draw_policies
 from bench.data.datasets import Dataset
 from bench.data.splits import Split
 from bench.tasks.base import Task
@@ -64,18 +64,30 @@ class ImageTask(Task):
         # The pixels lie in memory as channels_last wants them: `permute` moves nothing.
         return self._normalise(inputs).permute(0, 3, 1, 2)
 
-    def training_batch(self, inputs: Tensor, targets: Tensor, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, random: np.random.RandomState) -> tuple[Any, ...]:
+        channels, height, width = self.input_shape
+        drawn: tuple[Any, ...] = ()
         # Crop and policy work on bytes; cutout comes after, because its 0 is the mean of normalised pixels.
         if self.augment != "none":
-            inputs = crop(inputs, random, PADDING, flip=True)
+            drawn += (draw_crop(random, count, height, width, PADDING, flip=True),)
         if self.augment == "autoaugment":
-            inputs = autoaugment(inputs, random)
+            drawn += draw_policies(random, count)
+        if self.augment in ("cutout", "autoaugment"):
+            drawn += (draw_cutout(random, count, height, width, channels),)
+        return drawn + draw_mixup(random, count, self.mixup) if self.mixup else drawn
+
+    def augmented(self, inputs: Tensor, targets: Tensor, drawn: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        waiting = iter(drawn)  # in the order of `draw`
+        if self.augment != "none":
+            inputs = crop(inputs, next(waiting), PADDING)
+        if self.augment == "autoaugment":
+            inputs = autoaugment(inputs, next(waiting), next(waiting), next(waiting))
         images = self._normalise(inputs)
         if self.augment in ("cutout", "autoaugment"):
-            images = cutout(images, random)
+            images = cutout(images, next(waiting))
         # The last step, because it makes probabilities of the class numbers.
         if self.mixup:
-            images, targets = mixup(images, targets, self.num_outputs, self.mixup, random)
+            images, targets = mixup(images, targets, self.num_outputs, next(waiting), next(waiting))
         return images.permute(0, 3, 1, 2), targets
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,11 @@ FEWEST = 2000
 ROUNDING = 1e-3
 """Largest difference, as a share of the largest output, that is taken for rounding."""
 
+HALF_ROUNDING = 5e-2
+"""The same in bf16, whose numbers have 8 bits: what is fused rounds less often, and elsewhere."""
+
 CHECKED = 32
-"""Examples on which the effect of folding on outputs is measured."""
+"""Examples on which the effect of folding, or of compiling, on outputs is measured."""
 
 SAFETY = 16
 """Factor on that measured effect, as a bound for all examples of the split."""
@@ -34,30 +38,35 @@ SAFETY = 16
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, data: Data, autocast: torch.autocast, train: Split | None = None
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    autocast: torch.autocast,
+    train: Split | None = None,
+    compiled: nn.Module | None = None,
 ) -> dict[str, float]:
     """Return loss (mean over examples, nats) and score on all splits, and the gaps between training and test.
 
     Training examples with true and with replaced labels are also measured apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
     lower score is better, test - train: a positive gap is always one that is worse on the test set. The task's
-    further scores are those of validation and of the test sets. Splits that the run does not have are left out.
-    The signs of a model that has learned nothing are measured on validation and test: see `degeneracy`. Batch norm is
-    folded where that changes no prediction: see `foldable` and `outputs_with`.
+    further scores are those of validation and of the test sets. Of a split that the run does not have nothing is said.
+    What shows that a model has learned nothing is measured on validation and test: see `degeneracy`. Large splits go
+    through a faster twin of the model where that changes no prediction: see `twin_of` and `outputs_with`.
 
     Args:
         train: the training examples that are measured; default all.
+        compiled: the model's compiled twin, where it is trained through one.
     """
     was_training = model.training
     model.eval()
     splits = data.splits() | ({} if train is None else {"train": train})
     # Decided per split: the folded twin pays for large splits only, and is made once if any split uses it.
-    twins = {name: foldable(task, split, autocast) for name, split in splits.items()}
-    twin = folded(model) if any(twins.values()) else None
+    twin, quick = twin_of(model, task, splits, autocast, compiled)
     key = task.metric.key
     measured: dict[str, float] = {}
     for name, split in splits.items():
-        logits = outputs_with(twin if twins[name] else None, model, task, split, autocast)
+        logits = outputs_with(twin if name in quick else None, model, task, split, autocast, fixed=compiled is not None)
         losses = task.losses(logits, split.targets)
         parts: dict[str, Tensor | slice] = {name: slice(None)}
         if name == "train":
@@ -119,39 +128,89 @@ def _all_alike(values: Tensor) -> bool:
     return bool((spread <= 1e-6 * numbers.abs().amax(dim=0)).all())
 
 
+def twin_of(
+    model: nn.Module,
+    task: Task,
+    splits: Mapping[str, Split],
+    autocast: torch.autocast,
+    compiled: nn.Module | None,
+) -> tuple[nn.Module | None, set[str]]:
+    """Return what evaluates some splits faster than a model in eval mode, if anything does, and their names.
+
+    Args:
+        compiled: the model's compiled twin, where it is trained through one.
+    """
+    if compiled is not None:  # which fuses batch norm by itself
+        return compiled, {name for name, split in splits.items() if compilable(task, split)}
+    names = {name for name, split in splits.items() if foldable(task, split, autocast)}
+    return folded(model) if names else None, names
+
+
 def foldable(task: Task, split: Split, autocast: torch.autocast) -> bool:
     """Return whether a split is evaluated with batch norm folded, where the model allows it.
 
     That is on a CPU, in full precision, for a score that is the share of right classes, from `FEWEST` examples on.
     """
-    with autocast:
-        exact = split.targets.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    device = split.targets.device.type
+    return device == "cpu" and not _is_half(autocast, device) and _is_large_and_of_classes(task, split)
+
+
+def compilable(task: Task, split: Split) -> bool:
+    """Return whether a split is evaluated by compiled code, where the model is compiled.
+
+    That is for a score that is the share of right classes, from `FEWEST` examples on, of inputs of one shape.
+    """
+    return split.lengths is None and _is_large_and_of_classes(task, split)
+
+
+def _is_large_and_of_classes(task: Task, split: Split) -> bool:
     classes = split.targets.ndim == 1 and not split.targets.is_floating_point() and task.num_outputs > 1
-    return exact and classes and type(task).score is Task.score and len(split) >= FEWEST
+    return classes and type(task).score is Task.score and len(split) >= FEWEST
+
+
+def _is_half(autocast: torch.autocast, device: str) -> bool:
+    with autocast:
+        return torch.is_autocast_enabled(device)
 
 
 @torch.no_grad()
 def outputs_with(
-    twin: nn.Module | None, model: nn.Module, task: Task, split: Split, autocast: torch.autocast
+    twin: nn.Module | None,
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    autocast: torch.autocast,
+    *,
+    fixed: bool = False,
 ) -> Tensor:
-    """Return the outputs of a model's folded twin on all examples of a split, with the predictions of the model itself.
+    """Return the outputs of a model's faster twin on all examples of a split, with the predictions of the model itself.
 
     `CHECKED` examples from all over the split are given to both. If they differ there by more than rounding, all
     outputs are the model's. Else they are the twin's, but for examples whose two highest classes lie so close that
     `SAFETY` times that difference, in either of them, could change their order: those are given to the model too, and
     its outputs count.
 
+    In bf16 the difference is that of bf16 (`HALF_ROUNDING`), so that most examples would be close: there the twin's
+    outputs count for all of them. The model has been trained through the same code.
+
     Args:
-        twin: from `folded`; None leaves all to the model.
+        twin: a folded or compiled model; None leaves all to the model.
+        fixed: whether the twin takes batches of one size, as compiled code does.
     """
     if twin is None:
         return outputs(model, task, split, autocast)
-    some = split[torch.arange(0, len(split), -(-len(split) // CHECKED))]  # files may be in the order of classes
+    every = -(-len(split) // CHECKED)
+    some = split[
+        torch.arange(0, len(split), every, device=split.targets.device)
+    ]  # files may be in the order of classes
     exact = outputs(model, task, some, autocast)
-    apart = (outputs(twin, task, some, autocast) - exact).abs().max().item()
-    if not apart <= ROUNDING * exact.abs().max().item():  # nor where it is no number
+    apart = (outputs(twin, task, some, autocast, fixed=fixed) - exact).abs().max().item()
+    half = _is_half(autocast, split.targets.device.type)
+    if not apart <= (HALF_ROUNDING if half else ROUNDING) * exact.abs().max().item():  # nor where it is no number
         return outputs(model, task, split, autocast)
-    logits = outputs(twin, task, split, autocast)
+    logits = outputs(twin, task, split, autocast, fixed=fixed)
+    if half:
+        return logits
     highest = logits.topk(2, dim=1).values
     # 2 *: both classes may be off by SAFETY * apart. ~(a > b) and not a <= b: NaN has to count as close.
     close = (~(highest[:, 0] - highest[:, 1] > 2 * SAFETY * apart)).nonzero()[:, 0]
@@ -167,10 +226,17 @@ def batch_size(split: Split) -> int:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast) -> Tensor:
-    """Return the model's outputs (N, num_outputs), fp32, on all examples of a split; the caller sets eval mode."""
+def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast, *, fixed: bool = False) -> Tensor:
+    """Return the model's outputs (N, num_outputs), fp32, on all examples of a split; the caller sets eval mode.
+
+    Args:
+        fixed: whether the model gets batches of one size only, a smaller one filled up with its last example, and
+            outputs are copied, since a CUDA graph would overwrite them; not for texts.
+    """
     size = batch_size(split)
     with autocast:
+        if fixed:
+            return torch.cat([_fixed(model, task, inputs, size) for inputs in split.inputs.split(size)])
         if split.lengths is None:  # slices, where batches would copy
             return torch.cat([model(task.model_inputs(inputs)).float() for inputs in split.inputs.split(size)])
         batches = batching.by_length(split, size)
@@ -179,3 +245,11 @@ def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast
     ordered = torch.empty_like(computed)
     ordered[torch.cat([batch.examples for batch in batches])] = computed
     return ordered
+
+
+def _fixed(model: nn.Module, task: Task, inputs: Tensor, size: int) -> Tensor:
+    """Return a copy of the model's outputs, fp32, on at most `size` inputs, given to it as `size` of them."""
+    count = len(inputs)
+    if count < size:
+        inputs = inputs[torch.arange(size, device=inputs.device).clamp_(max=count - 1)]
+    return model(task.model_inputs(inputs))[:count].to(torch.float32, copy=True)  # type: ignore[no-any-return]

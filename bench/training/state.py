@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bench.core.seeding import StreamState
+from bench.optim.base.schedule import Scheduler
 from bench.training.checkpoint import StateDict
 from bench.training.step import TrainingRun
 
@@ -65,7 +65,7 @@ class TrainingState:
 
     run_id: str
     run: TrainingRun
-    schedule: LambdaLR
+    schedule: Scheduler
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     clocks: Clocks = field(default_factory=Clocks)

@@ -33,6 +33,8 @@ from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Encode, Task, prepare_data
+from bench.training.draws import Drawn
+from bench.training.evaluate import compilable, outputs
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
 
@@ -50,6 +52,7 @@ class TrainingRun:
             if not, the method perturbs in each by itself, and only its final gradients are averaged.
         warm_up_passes: passes until nothing is compiled or chosen any more.
         keeps_code: whether what is compiled for it stays for the next run of its kind in this process.
+        cuda_graphs: whether passes are replayed on a GPU, each overwriting the outputs and gradients of the one before.
         work: passes over a batch that this process has done its share of; a forward pass alone counts as a third.
     """
 
@@ -67,7 +70,13 @@ class TrainingRun:
     group: ProcessGroup = ALONE
     together: bool = True
     keeps_code: bool = False
+    cuda_graphs: bool = False
     work: float = 0.0
+
+    @property
+    def compiled(self) -> nn.Module | None:
+        """Return the model's compiled twin; None if there is none."""
+        return None if self.network is self.model else self.network
 
     @property
     def passes(self) -> int:
@@ -78,13 +87,16 @@ class TrainingRun:
         """Return the batches of an epoch: the same for every optimizer with this seed."""
         return batching.epoch(self.data.train, numpy_stream(self.seed_for("order"), "order", epoch), self.batch_size)
 
-    def step(self, batch: Batch, augment: np.random.RandomState) -> Tensor:
+    def step(self, batch: Batch, drawn: Drawn) -> Tensor:
         """Make one update on a batch; return the loss before it, still on its way from the device.
+
+        Args:
+            drawn: the numbers of its augmentation, or the stream to draw them from.
 
         Raises:
             BenchError: the optimizer returns no loss, so that it may not have evaluated the closure.
         """
-        loss: Any = self.optimizer.step(self._closures(batch, augment))  # type: ignore[arg-type]
+        loss: Any = self.optimizer.step(self._closures(batch, drawn))  # type: ignore[arg-type]
         if not isinstance(loss, Tensor):
             raise BenchError(
                 f"{type(self.optimizer).__name__}.step(closure) returned {_a(loss)}: it has to evaluate the closure, "
@@ -96,11 +108,13 @@ class TrainingRun:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _closures(self, batch: Batch, augment: np.random.RandomState) -> Closure | list[Closure]:
+    def _closures(self, batch: Batch, drawn: Drawn) -> Closure | list[Closure]:
         # Every process augments the whole batch, then takes its share: their number does not change the examples.
         share = self.batch_size // self.group.size
         ours = slice(self.group.rank * share, (self.group.rank + 1) * share)
-        inputs, targets = (part[ours] for part in self.task.training_batch(*batch.of(self.data.train), augment))
+        draws_itself = isinstance(drawn, np.random.RandomState)
+        augment: Any = self.task.training_batch if draws_itself else self.task.augmented
+        inputs, targets = (part[ours] for part in augment(*batch.of(self.data.train), drawn))
         make = self._losses if getattr(self.optimizer, "takes_losses", False) else self._closure
         if self.part_size == share:
             return make(inputs, targets)
@@ -127,12 +141,16 @@ class TrainingRun:
 
         def losses(examples: Tensor | None = None) -> Tensor:
             x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
+            if self.cuda_graphs:
+                # What earlier passes have left may be overwritten.
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with self.autocast:
                 outputs = self.network(x)
             # A part of the batch counts as that part; a forward pass alone as a third of one with its backward pass.
             self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
             # Losses are computed in fp32 and outside of autocast, whatever the precision of the model.
-            return self.task.losses(outputs.float(), y)
+            # A copy where a replay overwrites outputs: losses may be views of them, and ESAM keeps these for a pass.
+            return self.task.losses(outputs.to(torch.float32, copy=self.cuda_graphs), y)
 
         return losses
 
@@ -160,8 +178,15 @@ class TrainingRun:
         inputs, targets = self.task.training_batch(*self.batches(0)[0].of(self.data.train), np.random.RandomState(0))
         # Passes without a step: neither the weights nor the optimizer's state change.
         closure = self._closure(inputs[: self.part_size], targets[: self.part_size])
-        self.network.train()
+        one = self.data.train[torch.arange(1, device=self.data.train.targets.device)]
+        # Only the first process evaluates.
+        splits = self.data.splits().values() if self.compiled is not None and self.group.is_first else ()
+        evaluations = self.warm_up_passes if any(compilable(self.task, split) for split in splits) else 0
         with kept_buffers(self.model), compilation_errors_told():
+            self.network.eval()
+            for _ in range(evaluations):
+                outputs(self.network, self.task, one, self.autocast, fixed=True)
+            self.network.train()
             for _ in range(self.warm_up_passes):
                 closure()
         self.optimizer.zero_grad()
@@ -231,6 +256,7 @@ def set_up(
         group=group,
         together=together,
         keeps_code=spec.train.compile and code is not None,
+        cuda_graphs=spec.train.cuda_graphs,
     )
 
 

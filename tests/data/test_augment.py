@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as reference
 
-from bench.data.augment import crop, cutout, mixup
+from tests.data.augmentations import crop, cutout, mixup
 
 LEAST_P = 1e-3
 """Seeds are fixed, so that a test of a distribution passes always or never."""

@@ -18,7 +18,9 @@ from torchvision.transforms import (
 from torchvision.transforms import autoaugment as reference
 
 from bench.data import autoaugment as module
-from bench.data.autoaugment import POLICY, SIGNED, apply_policy, autoaugment, magnitude_of
+from bench.data.autoaugment import POLICY, SIGNED, as_work, magnitude_of
+from tests.data.augmentations import apply_policy
+from tests.data.augmentations import autoaugmented as autoaugment
 
 LEAST_P = 1e-3
 """Seeds are fixed, so that a test of a distribution passes always or never."""
@@ -108,14 +110,14 @@ def test_the_pictures_put_each_operation_to_use() -> None:
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Any]]:
-    """What `autoaugment` draws, call by call: sub-policies, which operations happen, signs."""
+    """What is drawn, call by call: sub-policies, which operations happen, signs."""
     seen = []
 
-    def spy(images: Tensor, *drawn: Any) -> Tensor:
+    def spy(*drawn: Any) -> Any:
         seen.append(drawn)
-        return apply_policy(images, *drawn)
+        return as_work(*drawn)
 
-    monkeypatch.setattr(module, "apply_policy", spy)
+    monkeypatch.setattr(module, "as_work", spy)
     return seen
 
 

@@ -18,7 +18,7 @@ from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import ComponentSpec
 from bench.optim.base.averaging import Averaging, to_training
 from bench.optim.base.perturbation import PerturbedOptimizer
-from bench.optim.base.schedule import scheduler
+from bench.optim.base.schedule import Scheduler
 from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.training.step import build_optimizer
@@ -285,10 +285,10 @@ def test_a_run_resumed_from_a_file_ends_with_the_same_bits(recipe: Recipe, tmp_p
     """5 steps == 3 + save + load into new objects + 2, with a schedule that has not come to its end."""
     data = batches(5)
 
-    def objects(seed: int) -> tuple[nn.Module, Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    def objects(seed: int) -> tuple[nn.Module, Optimizer, Scheduler]:
         model = net(seed)
         optimizer = recipe.build(model)
-        return model, optimizer, scheduler(optimizer, total=8, warmup=2, shape="cosine")
+        return model, optimizer, Scheduler(optimizer, total=8, warmup=2, shape="cosine")
 
     def run(parts: Any, some: list[tuple[Tensor, Tensor]]) -> None:
         model, optimizer, schedule = parts

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from bench.optim.base.schedule import scheduler
+from bench.optim.base.schedule import Scheduler
 from bench.optim.sam import SAM
 
 from .helpers import Watch, flat, over_all_bases, over_both, problem, same_bits, snapshot, state_of
@@ -139,7 +139,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(setting: Setting) -> None:
     def objects(seed: int) -> tuple[Any, ...]:
         model, loss = setting.build(seed=seed)
         optimizer = SAM(AdamW(model.parameters(), lr=0.01, fused=True), rho=0.1, model=model)
-        return model, optimizer, scheduler(optimizer, total=5, warmup=1, shape="cosine"), loss
+        return model, optimizer, Scheduler(optimizer, total=5, warmup=1, shape="cosine"), loss
 
     def run(parts: tuple[Any, ...], steps: int) -> None:
         for _ in range(steps):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
-from bench.optim.base.schedule import lr_factor, scheduler
+from bench.core.spec import Schedule
+from bench.optim.base.schedule import Scheduler, lr_factor
 
 
 def test_warm_up_is_linear_and_its_first_step_is_not_0() -> None:
@@ -51,13 +53,53 @@ def test_training_that_is_all_warm_up_is_finite(warmup: int) -> None:
     assert all(math.isfinite(lr_factor(step, 10, warmup, "cosine")) for step in range(21))
 
 
-def test_the_scheduler_gives_step_t_the_factor_of_t_times_each_groups_own_lr() -> None:
+def groups(lr: Any = 0.1) -> SGD:
     first, second = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-    groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 3.0}]
-    optimizer = SGD(groups, lr=0.1)
-    schedule = scheduler(optimizer, total=6, warmup=2, shape="cosine")
-    for step in range(6):
-        factor = lr_factor(step, 6, 2, "cosine")
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * factor, 3.0 * factor])
+    both: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 3.0}]
+    return SGD(both, lr=lr)
+
+
+def lambda_lr(optimizer: SGD, total: int, warmup: int, shape: Schedule) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: lr_factor(step, total, warmup, shape))
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_the_scheduler_gives_the_bits_of_lambda_lr_for_each_group(shape: Schedule) -> None:
+    optimizer, theirs = groups(), groups()
+    schedule, reference = Scheduler(optimizer, 23, 5, shape), lambda_lr(theirs, 23, 5, shape)
+    for step in range(25):
+        assert optimizer.param_groups[1]["lr"] == 3.0 * lr_factor(step, 23, 5, shape)
+        assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in theirs.param_groups]
         optimizer.step()
+        theirs.step()
         schedule.step()
+        reference.step()
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.1, 3.0], "rho_schedule = lr reads that"
+
+
+def test_a_checkpoint_of_lambda_lr_is_gone_on_from() -> None:
+    old = groups()
+    reference = lambda_lr(old, 20, 4, "cosine")
+    for _ in range(7):
+        old.step()
+        reference.step()
+    new = groups(lr=7.0)
+    schedule = Scheduler(new, 20, 4, "cosine")
+    new.load_state_dict(old.state_dict())
+    schedule.load_state_dict(reference.state_dict())
+    assert set(schedule.state_dict()) < set(reference.state_dict()), "no key that an old checkpoint lacks"
+    for _ in range(8):
+        assert [group["lr"] for group in new.param_groups] == [group["lr"] for group in old.param_groups]
+        old.step()
+        for one in (reference, schedule):
+            one.step()
+
+
+def test_an_lr_that_is_a_tensor_stays_that_tensor() -> None:
+    optimizer = groups(lr=torch.tensor(0.1))
+    held = optimizer.param_groups[0]["lr"]
+    schedule = Scheduler(optimizer, 10, 5, "constant")
+    assert optimizer.param_groups[0]["lr"] is held
+    assert held.item() == pytest.approx(0.02)
+    schedule.step()
+    assert held.item() == pytest.approx(0.04)

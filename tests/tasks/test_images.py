@@ -15,10 +15,9 @@ from torchvision import transforms
 
 from bench.core.errors import BenchError
 from bench.core.registry import Entry
-from bench.data.augment import crop, cutout, mixup
-from bench.data.autoaugment import autoaugment
 from bench.data.splits import Split
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
+from tests.data.augmentations import autoaugmented, crop, cutout, mixup
 
 LEVELS: list[Augment] = list(get_args(Augment))
 
@@ -100,7 +99,7 @@ def test_a_level_is_these_steps_in_this_order(level: Augment, alpha: float) -> N
     if level != "none":
         steps = crop(steps, random, 4, flip=True)
     if level == "autoaugment":
-        steps = autoaugment(steps, random)
+        steps = autoaugmented(steps, random)
     steps = task.model_inputs(steps).permute(0, 2, 3, 1)
     if level in ("cutout", "autoaugment"):
         steps = cutout(steps, random, 16)

@@ -12,7 +12,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from bench.models.encoders import Encoder
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.tasks.base import Data, Task
 from bench.tasks.images import ImageTask
+from bench.training.draws import Drawn, Draws
 from bench.training.evaluate import outputs
 from bench.training.precision import set_precision
 from bench.training.step import TrainingRun, build_optimizer, share_out
@@ -67,10 +68,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A fake CUDA device, and stubs for what only a real one can do."""
     for name in MODELS:
         real_model(name)
-    tables, host_generator = autoaugment._tables(32, 32, torch.device("cpu")), torch.Generator
+    tables, host_generator = autoaugment._parameters(32, 32, torch.device("cpu")), torch.Generator
     with MODE:
-        on_device = replace(tables, parameters=tuple(map(_fake, tables.parameters)))
-        monkeypatch.setattr(autoaugment, "_tables", lambda *_: on_device)  # values, made once for a size of images
+        on_device = tuple(map(_fake, tables))
+        monkeypatch.setattr(autoaugment, "_parameters", lambda *_: on_device)  # values, made once for a size of images
         state = torch.empty(16, dtype=torch.uint8)
         monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device=None: state)
         monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
@@ -84,11 +85,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations by name, and refuses copies from the device to the host, which fake tensors allow."""
+    """Counts operations by name, and refuses copies from the device to the host, which fake tensors allow.
+
+    Attributes:
+        copies: operations that copy from the host to the device.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: Counter[str] = Counter()
+        self.copies: list[str] = []
         self.counting = True
 
     def __torch_dispatch__(
@@ -97,7 +103,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations[str(func)] += self.counting
         returned = func(*args, **(kwargs or {}))
         source = args[1] if func is torch.ops.aten.copy_.default else args[0] if args else None
-        if isinstance(source, Tensor) and isinstance(returned, Tensor) and source.device.type == "cuda":
+        if isinstance(source, Tensor) and isinstance(returned, Tensor) and source.device.type == "cpu":
+            if returned.device.type == "cuda":
+                self.copies.append(str(func))
+        elif isinstance(source, Tensor) and isinstance(returned, Tensor) and source.device.type == "cuda":
             assert returned.device.type == "cuda", f"{func} waits for the device: it copies to the host"
         return returned
 
@@ -296,6 +305,31 @@ def test_a_step_dispatches_few_operations_beside_those_of_the_network(method: st
     watch.operations["aten.empty_like.default"] -= len(parameters) * (2 if method == "sam" else 1)  # of the stub
     ours = {name: count for name, count in watch.operations.items() if name.startswith("aten.")}
     assert 0 < sum(ours.values()) <= at_most, sorted(ours.items(), key=lambda pair: -pair[1])[:10]
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("method", ["sgd", "sam"])
+def test_the_steps_of_an_epoch_copy_nothing_to_the_device(method: str) -> None:
+    run = make_run(Recipe(optimizers[method], "resnet18", augment="autoaugment"))
+    do_steps(run)
+    batches = [Batch(torch.arange(BATCH, device=GPU))] * 2
+
+    def copies(each: Sequence[Drawn], planted: Callable[[], object] = lambda: None) -> list[str]:
+        watch = Watch()
+        with backward_into(list(run.model.parameters())), watch:
+            for batch, drawn in zip(batches, each, strict=True):
+                run.step(batch, drawn)
+                planted()
+        return watch.copies
+
+    ahead = Watch()
+    with ahead:
+        drawn = list(Draws(run.task, batches, np.random.RandomState(0), GPU))
+    assert len(ahead.copies) == len([part for part in drawn[0] if isinstance(part, Tensor)])  # type: ignore[union-attr]
+    assert copies(drawn) == []
+    assert len(copies([np.random.RandomState(0)] * 2)) >= 2, "a step that draws by itself is seen"
+    assert len(copies(drawn, lambda: torch.ones(3, device="cpu").to(GPU))) == 2
+    assert len(copies(drawn, lambda: torch.empty(3, device=GPU).copy_(torch.ones(3, device="cpu")))) == 2
 
 
 def item(parameters: list[nn.Parameter]) -> None:

@@ -26,11 +26,11 @@ pytestmark = [
 ]
 
 
-def make_spec(method: str = "sam", **train: Any) -> RunSpec:
+def make_spec(method: str = "sam", m: int | None = None, **train: Any) -> RunSpec:
     base = ComponentSpec(name="sgd", params=optimizers["sgd"].schema.model_validate({"lr": 0.05}).model_dump())
     optimizer = OptimizerSpec(name="sgd", params=base.params)
     if method == "sam":
-        optimizer = OptimizerSpec(name="sam", params={"rho": 0.05, "m": None}, base=base)
+        optimizer = OptimizerSpec(name="sam", params={"rho": 0.05, "m": m}, base=base)
     task = {"augment": "autoaugment", "mixup": 0.4, "allow_unverified_data": True}
     return RunSpec(
         task=ComponentSpec(name="cifar10", params=task),
@@ -87,9 +87,10 @@ def test_a_step_never_waits_for_the_device(method: str) -> None:
         run.step(batch, augment)
 
 
+@pytest.mark.parametrize("m", [None, 8])
 @pytest.mark.parametrize("train", [{"compile": True}, {"compile": True, "cuda_graphs": True}])
-def test_compiled_and_replayed_losses_are_those_of_the_model_as_written(train: dict[str, Any]) -> None:
-    plain, other = set_up(make_spec(), GPU), set_up(make_spec(**train), GPU)
+def test_compiled_and_replayed_losses_are_those_of_the_model_as_written(train: dict[str, Any], m: int | None) -> None:
+    plain, other = set_up(make_spec(m=m), GPU), set_up(make_spec(m=m, **train), GPU)
     other.warm_up()
     assert losses(other) == pytest.approx(losses(plain), rel=1e-2)
 

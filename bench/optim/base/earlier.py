@@ -54,6 +54,8 @@ class Earlier:
 
 
 def _kept(gradient: Tensor) -> Tensor:
-    # The next backward pass would overwrite one that is a view of DistributedDataParallel's buckets.
+    # The next backward pass would overwrite one that is a view of DistributedDataParallel's buckets or, on a GPU, an
+    # output of a CUDA graph, which nothing tells. Each is freed before the next one is copied.
     is_plain = type(gradient) is Tensor and gradient.layout == torch.strided
-    return gradient.clone() if is_plain and not holds_its_memory_alone(gradient) else gradient
+    may_be_shared = is_plain and (gradient.is_cuda or not holds_its_memory_alone(gradient))
+    return gradient.clone() if may_be_shared else gradient
