@@ -65,7 +65,7 @@ class Ran:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", type=Path, required=True, metavar="PATH", help="the other checkout")
-    parser.add_argument("--parts", type=int, default=4, help="parts to deal the functions into (default: 4)")
+    parser.add_argument("--parts", type=int, default=4, help="parts, each of which starts pytest anew (default: 4)")
     parser.add_argument("--run", type=int, metavar="N", help="run the first N parts alone (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed that deals them (default: 0)")
     parser.add_argument("-m", dest="marks", default="not slurm", help='pytest\'s -m (default: "not slurm")')
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     matched = match(collect(ROOT, options.marks), collect(beside, options.marks))
     print(f"{len(matched.there)} tests are in both checkouts, {len(matched.unmatched)} only in {beside}")
     for name, count in Counter(map(function_of, matched.unmatched)).most_common():
-        print(f"  only there: {name} ({count})")
+        print(f"  only there: {name} ({count})", flush=True)
     ran: dict[str, list[Ran]] = {"here": [], "there": []}
     for number, part in enumerate(deal(matched, options.parts, options.seed)[: options.run], 1):
         print(f"part {number} of {options.parts}: {len(part.there)} tests", flush=True)
