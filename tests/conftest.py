@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,15 @@ TINY: dict[str, Any] = {
 
 LONGEST = ("tests/launch/slurm/", "tests/launch/", "tests/distributed/", "tests/analysis/")
 """What takes longest or waits most, in this order first: at the end short tests are left, which share out well."""
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, also where a script has started these tests in its background, which makes them deaf to it.
+
+    What tests start inherits the deafness, and tests send Ctrl-C to it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

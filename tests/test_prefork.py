@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import prefork
+from tests import conftest, prefork
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
@@ -55,6 +55,19 @@ def test_a_fork_is_a_child_of_the_test_and_dies_by_a_signal() -> None:
         assert int(stat[1]) == os.getpid()
         process.kill()
         assert process.wait(timeout=prefork.HANGS) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", [subprocess.Popen, prefork.Popen])
+def test_tests_that_are_started_deaf_to_ctrl_c_start_commands_that_hear_it(
+    kind: type[subprocess.Popen[Any]], tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        conftest.pytest_configure()
+        handlers = started(kind, tmp_path)[0]["handlers"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "default_int_handler" in handlers["SIGINT"]
 
 
 @pytest.mark.parametrize(

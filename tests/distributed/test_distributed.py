@@ -32,6 +32,7 @@ from bench.core.spec import ComponentSpec, OptimizerSpec, PluginFile, RunSpec, T
 from bench.data.splits import Split
 from bench.distributed import launcher as distributed
 from bench.distributed.launcher import ProcessFailed, _cause, run_distributed
+from bench.distributed.messages import MessageServer
 from bench.distributed.process import place_of
 from bench.launch.local.slots import Slot, slots
 from bench.optim.sam import SAM
@@ -624,13 +625,21 @@ def test_one_that_is_frozen_is_noticed_and_everybody_s_place_is_told(
     site = Site(tmp_path)
     site.order(1, 7, "SIGSTOP")
 
-    def stop() -> bool:
-        if not (tmp_path / "order").exists():  # until then, a busy machine may take its time
-            monkeypatch.setattr(distributed, "STUCK_MINUTES", 0.1)
+    last: dict[int, str] = {}
+    places = MessageServer.places
+
+    def note(news: MessageServer) -> dict[int, str]:
+        last.update(now := places(news))
+        return now
+
+    def stop() -> bool:  # a busy machine may take its time until one is frozen and the other one waits for it
+        waits = not (tmp_path / "order").exists() and len(last) == 2 and "process_group.py" in last[0]
+        monkeypatch.setattr(distributed, "STUCK_MINUTES", 0.02 if waits else 30.0)
         return False
 
-    places = r"process 0 is at process_group\.py:\d+ in .*process 1 is at"
-    with pytest.raises(BenchError, match=rf"moved for 0\.1 minutes; {places}"):
+    monkeypatch.setattr(MessageServer, "places", note)
+    told = r"process 0 is at process_group\.py:\d+ in .*process 1 is at"
+    with pytest.raises(BenchError, match=rf"moved for 0\.02 minutes; {told}"):
         site.do(stop=stop)
     assert processes_of(site.folder.path) == []
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from bench.optim.sam import SAM
+from tests.prefork import HANGS
 
 from .helpers import Watch, flat, same_bits, snapshot
 
@@ -154,7 +155,7 @@ def optax(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray[Any,
     script = Path(__file__).with_name("optax_runs.py")
     command = [sys.executable, str(script), str(folder / "in.npz"), str(folder / "out.npz")]
     done = subprocess.run(
-        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300, check=False
+        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     return dict(np.load(folder / "out.npz"))

@@ -108,7 +108,7 @@ def compare_steps(title: str, measured: Callable[[Path], dict[str, float]], besi
 
 def step_of(root: Path, case: str) -> dict[str, float]:
     """Measure SAM's step of a checkout by this one's clockwork: per cent of two passes, copies of the parameters."""
-    command = [str(_python(root)), str(Path(__file__).with_name("one_step.py")), case]
+    command = [str(python_of(root)), str(Path(__file__).with_name("one_step.py")), case]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
     )
@@ -118,7 +118,8 @@ def step_of(root: Path, case: str) -> dict[str, float]:
     return found
 
 
-def _python(root: Path) -> Path:
+def python_of(root: Path) -> Path:
+    """Return the Python of a checkout: that of its .venv, or else this one."""
     python = root / ".venv" / "bin" / "python"
     return python if python.exists() else Path(sys.executable)
 
@@ -129,7 +130,7 @@ def cost_of(root: Path, name: str, further: Sequence[str]) -> Cost:
         tiny = Path(place) / "tiny.toml"
         tiny.write_text(TINY)
         experiment = {"tiny": str(tiny), "quickstart": "digits_noise"}.get(name, name)
-        command = [str(_python(root)), "-m", "bench", "run", experiment]
+        command = [str(python_of(root)), "-m", "bench", "run", experiment]
         before, started = processor_seconds(), time.perf_counter()
         done = subprocess.run([*command, "--out", place, *further], cwd=root, capture_output=True, text=True)
         wall = time.perf_counter() - started

@@ -11,6 +11,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -382,8 +383,9 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
         def send(self, event: Event) -> None:
             self.told.append(event)
             if event.epochs_done == 3:
+                (beat,) = (thread for thread in threading.enumerate() if thread.name == "claim")
                 (folder.path / "lock").write_text('{"host": "node7", "boot": "another"}')
-                time.sleep(0.5)
+                beat.join(HANGS)  # it ends once it has seen the other host's name
 
     job = RunJob(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
     event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
