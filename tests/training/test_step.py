@@ -170,6 +170,7 @@ def test_a_model_that_cannot_be_compiled_is_told_in_one_line(monkeypatch: pytest
 
     monkeypatch.setattr(run, "network", fails)
     monkeypatch.setattr(fails, "train", lambda: None, raising=False)
+    monkeypatch.setattr(fails, "eval", lambda: None, raising=False)
     with pytest.raises(
         BenchError, match=r"torch\.compile fails .*: no compiler\); .* train\.compile = false"
     ) as caught:
