@@ -46,7 +46,7 @@ GPU = torch.device("cuda")
 BATCH = 8
 MODELS = ("resnet18", "vit_tiny", "bert")
 OTHERS = ("lion", "muon", "nadamw", "schedule-free-adamw", "schedule-free-sgd", "soap")
-"""Optimizers of other packages: what they do on the host is theirs. Some read numbers there that a fake device lacks."""
+"""Optimizers of other packages: what they do on the host is theirs. Some read numbers that a fake device lacks."""
 ENTRIES = [entry for entry in optimizers if entry.plugin is None and entry.name not in OTHERS]
 MODE = FakeTensorMode()
 """One for all tests: a constant that the product keeps on the device is of the mode that it was made in."""

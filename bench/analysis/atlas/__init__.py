@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.analysis.atlas.points import Point, checked, points, side, wrapping
+from bench.analysis.atlas.points import Point, checked, points, wrapping
 from bench.analysis.atlas.pooling import Pooled, pooled
 from bench.analysis.atlas.published import Pair, pairs
 from bench.analysis.stats import Interval
@@ -56,21 +56,14 @@ class Atlas:
         return {key: one for key, one in means.items() if one.k}
 
     def sides(self, budget: str) -> dict[str, int]:
-        """Return how many rows are better, worse, open, and of too few pairs, at a budget."""
-        told = [side(difference(point, budget)) for point in self.points if difference(point, budget).n]
-        return {name: told.count(name) for name in ("better", "worse", "open", "few")}
-
-
-def difference(point: Point, budget: str) -> Interval:
-    """Return the difference of a row at equal "epochs" or at equal "passes"."""
-    return point.at_epochs if budget == "epochs" else point.at_passes
+        """Return how many rows are better, worse, open, and not judged, at a budget."""
+        told = [point.side(budget) for point in self.points if point.difference(budget).n]
+        return {name: told.count(name) for name in ("better", "worse", "open", "unjudged")}
 
 
 def judged(found: Sequence[Point], budget: str) -> list[Interval]:
-    """Return the differences that can be pooled: in points, of enough pairs."""
-    return [
-        difference(point, budget) for point in found if point.in_points and side(difference(point, budget)) != "few"
-    ]
+    """Return the differences that can be pooled: in points, and judged."""
+    return [point.difference(budget) for point in found if point.in_points and point.counts(budget)]
 
 
 def atlas(studies: Sequence[Study], method: str = "sam", *, published: bool = True) -> Atlas:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bench.analysis.atlas import BUDGETS, Atlas
-from bench.analysis.atlas.points import Point, counts
+from bench.analysis.atlas.points import Point
 from bench.analysis.atlas.pooling import rank_correlation
 from bench.analysis.captions import enumerated
 from bench.analysis.stats import FEWEST, Interval
@@ -34,18 +34,18 @@ def _how_often(atlas: Atlas) -> str:
     judged = told["better"] + told["worse"] + told["open"]
     if not judged:
         return f"No comparison has {FEWEST} pairs of seeds yet, so nothing is said of {atlas.name}."
-    rows = [point for point in atlas.points if counts(point.at_epochs)]
+    rows = [point for point in atlas.points if point.counts("epochs")]
     settings = len({(point.task, point.model, point.label_noise, point.condition, point.base) for point in rows})
     among = f"{judged} comparisons ({counted(settings, 'setting')})" if settings < judged else f"{judged} comparisons"
-    few = f" ({told['few']} more have fewer than {FEWEST} pairs of seeds)" * bool(told["few"])
+    more = f" ({told['unjudged']} more have fewer than {FEWEST} pairs of seeds or an untuned {atlas.name})"
     return (
         f"{atlas.name} helped in {told['better']} of {among} at equal epochs, hurt in {told['worse']} and "
-        f"made no clear difference in {told['open']}{few}."
+        f"made no clear difference in {told['open']}{more * bool(told['unjudged'])}."
     )
 
 
 def _where(atlas: Atlas) -> str:
-    rows = [point for point in atlas.points if point.in_points and counts(point.at_epochs)]
+    rows = [point for point in atlas.points if point.in_points and point.counts("epochs")]
     if not rows:
         return ""
     best, worst = (pick(rows, key=lambda point: point.at_epochs.mean) for pick in (max, min))
@@ -74,7 +74,7 @@ def _equal_compute(atlas: Atlas) -> str:
     judged = told["better"] + told["worse"] + told["open"]
     if not judged:
         return f"No comparison has {FEWEST} pairs of seeds {BUDGETS['passes']}."
-    ratios = [point.passes_ratio for point in atlas.points if counts(point.at_passes)]
+    ratios = [point.passes_ratio for point in atlas.points if point.counts("passes")]
     price = f"{np.median(ratios):.1f} times its base's passes" if ratios else ""
     return (
         f"At equal compute (the base trained for as many passes, since a step of {atlas.name} costs {price}) it helped "

@@ -18,7 +18,7 @@ function apply() {
   const left = rows.filter((row) => !row.hidden);
   const count = (side) => left.filter((row) => row.dataset.side === side).length;
   found.textContent = `${left.length} of ${rows.length} comparisons: helped in ${count("better")}, hurt in ${count("worse")}, `
-    + `no clear difference or too few pairs in ${count("unclear")}`;
+    + `no clear difference or not judged in ${count("unclear")}`;
 }
 
 form.hidden = false;

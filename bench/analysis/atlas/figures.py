@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.analysis.atlas import Atlas, difference
+from bench.analysis.atlas import Atlas
 from bench.analysis.atlas.answer import SIZES
-from bench.analysis.atlas.points import Point, counts, family
+from bench.analysis.atlas.points import Point, family
 from bench.analysis.atlas.pooling import rank_correlation
 from bench.analysis.atlas.published import Pair
 from bench.analysis.captions import enumerated
@@ -61,7 +61,7 @@ def figures(atlas: Atlas) -> dict[str, Drawing]:
     """Return the figures "forest" and, if there is anything to see, "where"."""
     with looks():
         drawn = {"forest": _forest(atlas)}
-        rows = [point for point in atlas.points if point.in_points and counts(point.at_epochs)]
+        rows = [point for point in atlas.points if point.in_points and point.counts("epochs")]
         varying = [
             name
             for name, size in SIZES.items()
@@ -96,8 +96,8 @@ def _forest(atlas: Atlas) -> Drawing:
     finish(figure, list(_handles(atlas, lines)), ROW * len(lines))
     caption = (
         f"{atlas.name} minus the optimizer that it wraps, paired by seed, with 95% intervals: at equal epochs and at "
-        f"equal passes (the base trained for as many). Pale: fewer than {FEWEST} pairs, not judged. Diamonds: "
-        "random-effects mean of a family with its interval, and the prediction interval as a thin line."
+        f"equal passes (the base trained for as many). Pale: fewer than {FEWEST} pairs or nothing tuned, not judged. "
+        "Diamonds: random-effects mean of a family with its interval, and the prediction interval as a thin line."
     )
     if atlas.published:
         caption += " Published differences of SAM, one tick per pair, stand beside ours; arrows: beyond the axis."
@@ -152,8 +152,9 @@ def _limits(atlas: Atlas) -> tuple[float, float]:
     """Return the ends of the axis: all of ours is inside, save the intervals of rows that are not judged."""
     shown = [0.0]
     for point in atlas.points:
-        for one in (difference(point, budget) for budget in LOOKS if point.in_points):
-            shown += [one.mean, *(_ends(one) if counts(one) else ())] if one.n else []
+        for budget in LOOKS if point.in_points else ():
+            one = point.difference(budget)
+            shown += [one.mean, *(_ends(one) if point.counts(budget) else ())] if one.n else []
     low, high = with_margin(shown, share=0.04)
     return min(low, -LEAST), max(high, LEAST)
 
@@ -161,9 +162,9 @@ def _limits(atlas: Atlas) -> tuple[float, float]:
 def _draw(ax: Axes, atlas: Atlas, line: Line, place: int) -> None:
     for budget, (colour, marker) in LOOKS.items():
         at = place + (-BESIDE if budget == "epochs" else BESIDE)
-        if line.point is not None and line.point.in_points and difference(line.point, budget).n:
-            one = difference(line.point, budget)
-            strength = 1.0 if counts(one) else 0.35
+        if line.point is not None and line.point.in_points and line.point.difference(budget).n:
+            one = line.point.difference(budget)
+            strength = 1.0 if line.point.counts(budget) else 0.35
             ax.plot(_ends(one), [at, at], color=colour, linewidth=1.3, alpha=strength)
             ax.plot(one.mean, at, color=colour, marker=marker, markersize=4.0, alpha=strength)
         if line.family and (line.family, budget) in atlas.pooled:
@@ -212,8 +213,8 @@ def _handles(atlas: Atlas, lines: Sequence[Line]) -> Iterator[Artist]:
         yield Line2D([], [], color=NEUTRAL, marker="D", markersize=5.0, linewidth=2.2, label="mean of a family")
     if any(line.kind == "published" for line in lines):
         yield Line2D([], [], marker="|", label="published", **PUBLISHED)
-    if any(not counts(point.at_epochs) for point in atlas.points):
-        yield Patch(facecolor="#CFCFCF", label=f"pale: fewer than {FEWEST} pairs")
+    if any(not point.counts("epochs") for point in atlas.points):
+        yield Patch(facecolor="#CFCFCF", label="pale: not judged")
 
 
 def _forest_numbers(atlas: Atlas) -> pd.DataFrame:
@@ -223,11 +224,11 @@ def _forest_numbers(atlas: Atlas) -> pd.DataFrame:
             "name": _named(point),
             "family": point.family,
             "budget": budget,
-            **_numbers(difference(point, budget)),
+            **_numbers(point.difference(budget)),
         }
         for point in atlas.points
         for budget in LOOKS
-        if difference(point, budget).n
+        if point.difference(budget).n
     ]
     means = [
         {
@@ -284,8 +285,8 @@ def _where(atlas: Atlas, rows: Sequence[Point], names: Sequence[str]) -> Drawing
     ]
     finish(figure, handles, 1.9)
     caption = (
-        f"{atlas.name} minus its base at equal epochs, with its 95% interval, for every comparison with at least "
-        f"{FEWEST} pairs, against what differs between them; above each panel Spearman's rank correlation with its 95% "
+        f"{atlas.name} minus its base at equal epochs, with its 95% interval, for every comparison that is "
+        "judged, against what differs between them; above each panel Spearman's rank correlation with its 95% "
         "interval. Several of these sizes change together from task to task: a correlation is no cause."
     )
     return Drawing(figure, caption, _where_numbers(rows))

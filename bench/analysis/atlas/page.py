@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.analysis import render
-from bench.analysis.atlas import BUDGETS, Atlas, difference
+from bench.analysis.atlas import BUDGETS, Atlas
 from bench.analysis.atlas.answer import answer
-from bench.analysis.atlas.points import Point, counts, side
+from bench.analysis.atlas.points import Point
 from bench.analysis.format import number, signed_bounds
 from bench.analysis.plots.rendering import Rendered
 from bench.analysis.render.table import Table
@@ -19,7 +19,7 @@ from bench.analysis.report.embedding import embedded, figure_on_page, policy, te
 HERE = Path(__file__).parent
 STYLE = HERE.parent / "report" / "page.css"
 MARGIN = 0.04  # of the width of the forest, on either side
-SAID = {"better": "helped", "worse": "hurt", "open": "not shown", "few": "too few pairs"}
+SAID = {"better": "helped", "worse": "hurt", "open": "not shown", "unjudged": "not judged"}
 FILTERS = {
     "family": "Family",
     "base": "Base",
@@ -95,7 +95,7 @@ def _keys(point: Point) -> dict[str, str]:
         "base": point.base,
         "noise": f"{100 * point.label_noise:g} %",
         "tuned": "no" if point.tuned == "nothing" else "yes",
-        "judged": "yes" if counts(point.at_epochs) else "no",
+        "judged": "yes" if point.counts("epochs") else "no",
     }
 
 
@@ -105,7 +105,7 @@ def _forest(atlas: Atlas) -> Forest:
         for point in atlas.points
         if point.in_points
         for budget in BUDGETS
-        if difference(point, budget).n
+        if point.difference(budget).n
         for value in _ends(point, budget)
     ]
     low, high = min([0.0, *edges]), max([0.0, *edges])
@@ -118,11 +118,11 @@ def _forest(atlas: Atlas) -> Forest:
     blocks: dict[str, list[Branch]] = {}
     for point in atlas.points:
         for budget in BUDGETS:
-            one = difference(point, budget)
+            one = point.difference(budget)
             if not one.n:
                 continue
             left, right = _ends(point, budget)
-            told = side(one)
+            told = point.side(budget)
             blocks.setdefault(point.family, []).append(
                 Branch(
                     name=point.name,
@@ -148,7 +148,7 @@ def place_of_zero(low: float, high: float) -> float:
 
 
 def _ends(point: Point, budget: str) -> tuple[float, float]:
-    one = difference(point, budget)
+    one = point.difference(budget)
     return (one.low, one.high) if one.known else (one.mean, one.mean)
 
 

@@ -30,6 +30,9 @@ FAMILIES = {
 }
 """Families of tasks, by how the name of a built-in task begins; any other task is a family of its own."""
 
+NOTHING = "nothing"
+"""What a method without a search was tuned by: such rows are shown, but say nothing of what it can do."""
+
 NOT_COMPARED = Interval(0, np.nan, np.nan, np.nan)
 TOLD = ("task", "model", "label_noise")  # varied settings that have a column of their own
 
@@ -76,6 +79,22 @@ class Point:
     examples: float
     marks: str
 
+    def difference(self, budget: str) -> Interval:
+        """Return the difference at equal "epochs" or at equal "passes"."""
+        return self.at_epochs if budget == "epochs" else self.at_passes
+
+    def counts(self, budget: str) -> bool:
+        """Return whether a difference can be judged and pooled: the method tuned, enough pairs, and with a spread."""
+        one = self.difference(budget)
+        return self.tuned != NOTHING and one.n >= FEWEST and one.known
+
+    def side(self, budget: str) -> str:
+        """Return "better" or "worse" if the interval is on one side of zero, "open" if not, "unjudged" if it is not."""
+        one = self.difference(budget)
+        if not self.counts(budget):
+            return "unjudged"
+        return "better" if one.low > 0 else "worse" if one.high < 0 else "open"
+
     @property
     def n(self) -> int:
         """Return the number of pairs of seeds at equal epochs."""
@@ -86,18 +105,6 @@ class Point:
         """Return task, model and condition in one line, e.g. "digits, resnet8, 20% label noise"."""
         noise = f"{100 * self.label_noise:g}% label noise" if self.label_noise else ""
         return ", ".join(filter(None, (self.task, self.model, noise, self.condition)))
-
-
-def counts(difference: Interval) -> bool:
-    """Return whether a difference has enough pairs, and enough spread, to be judged and pooled."""
-    return difference.n >= FEWEST and difference.known
-
-
-def side(difference: Interval) -> str:
-    """Return "better" or "worse" if the interval is on one side of zero, "open" if not, "few" if it is not judged."""
-    if not counts(difference):
-        return "few"
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "open"
 
 
 def points(study: Study, method: str = "sam") -> list[Point]:
@@ -211,7 +218,7 @@ def _towards_better(one: Contrast, scale: float) -> Interval:
 def _tuned(ours: Search, theirs: Search) -> str:
     keys = [key for key, _ in ours.space]
     if ours.trials <= 1:
-        return "nothing"
+        return NOTHING
     told = f"{', '.join(keys)} ({ours.trials} trials)"
     return told if theirs.trials > 1 else f"{told}; the base was not tuned"
 

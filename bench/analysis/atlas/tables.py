@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bench.analysis import numbers
-from bench.analysis.atlas import BUDGETS, Atlas, difference
+from bench.analysis.atlas import BUDGETS, Atlas
 from bench.analysis.atlas.answer import answer
-from bench.analysis.atlas.points import Point, counts
+from bench.analysis.atlas.points import Point
 from bench.analysis.atlas.pooling import Pooled
 from bench.analysis.atlas.published import Pair
 from bench.analysis.format import number, signed_bounds
@@ -55,8 +55,8 @@ def _rows(atlas: Atlas) -> Table:
         f"{atlas.name} minus the optimizer that it wraps, on the test set, paired by seed: mean difference with its "
         "95% t interval, in points of a score in percent; above zero the method is better. The base has equal epochs "
         "or equal passes.",
-        f"Passes and seconds: ratio to the base with equal epochs. With fewer than {FEWEST} pairs a row is shown but "
-        "not judged.",
+        f"Passes and seconds: ratio to the base with equal epochs. With fewer than {FEWEST} pairs, or where "
+        f"{atlas.name} was not tuned, a row is shown but not judged.",
         CHOSEN,
     ]
     return Table(
@@ -97,8 +97,8 @@ def _families(atlas: Atlas) -> Table:
     ]
     heads, cells, frame = lines(columns, list(atlas.families))
     caption = [
-        f"Random-effects mean of the differences of {atlas.name} to its base over the rows of a family with at least "
-        f"{FEWEST} pairs, in points, with its 95% interval (Hartung and Knapp); prediction: interval in which one more "
+        f"Random-effects mean of the differences of {atlas.name} to its base over the judged rows of a "
+        "family, in points, with its 95% interval (Hartung and Knapp); prediction: interval in which one more "
         "setting of this family would lie with 95%; I²: share of the variation that is more than chance.",
         CHOSEN,
     ]
@@ -139,10 +139,9 @@ def _difference(head: str, budget: str) -> Column[Point]:
     return Column(
         head,
         lambda one: (
-            _text(difference(one, budget))
-            + SECTION * (bool(difference(one, budget).n) and not counts(difference(one, budget)))
+            _text(one.difference(budget)) + SECTION * (bool(one.difference(budget).n) and not one.counts(budget))
         ),
-        lambda one: numbers.bounds(f"at_equal_{budget}", difference(one, budget)),
+        lambda one: numbers.bounds(f"at_equal_{budget}", one.difference(budget)),
     )
 
 
@@ -186,10 +185,10 @@ def _numbers(budget: str, found: Pooled | None) -> numbers.Numbers:
 
 def _notes(atlas: Atlas) -> Iterator[str]:
     asked: Callable[[Point], bool] = lambda point: any(  # noqa: E731
-        difference(point, budget).n and not counts(difference(point, budget)) for budget in BUDGETS
+        point.difference(budget).n and not point.counts(budget) for budget in BUDGETS
     )
     if any(map(asked, atlas.points)):
-        yield f"{SECTION} fewer than {FEWEST} pairs, or all pairs equal: not judged, and in no mean."
+        yield f"{SECTION} fewer than {FEWEST} pairs, all pairs equal, or {atlas.name} not tuned: not judged, in no mean."
     for point in atlas.points:
         if point.marks:
             yield f"{DAGGER} {point.results}, {point.name}: {point.marks}."

@@ -17,7 +17,7 @@ from bench.analysis import render
 from bench.analysis.atlas import atlas
 from bench.analysis.atlas.answer import answer
 from bench.analysis.atlas.figures import figures
-from bench.analysis.atlas.points import Point, points, side
+from bench.analysis.atlas.points import Point, points
 from bench.analysis.atlas.published import pairs
 from bench.analysis.atlas.tables import tables
 from bench.analysis.study import Study
@@ -28,7 +28,13 @@ from bench.store.records import Results
 
 Make = Callable[..., Results]
 ROOT = Path(__file__).parents[3]
-FEW = {"sgd": {"test": 0.92}, "sgd-2x": {"test": 0.925, "epochs": 12}, "sam": {"test": 0.94}}
+RHO = ("rho", (0.05, 0.1, 0.2))
+FEW = {
+    "sgd": {"test": 0.92},
+    "sgd-2x": {"test": 0.925, "epochs": 12},
+    "sam": {"test": 0.94, "sweep": RHO},
+}
+PLAIN = {**FEW, "sam": {"test": 0.94}}
 METHODS = {
     "sgd": ("sgd", np.nan),
     "sgd-2x": ("sgd", np.nan),
@@ -63,7 +69,7 @@ def one(make: Make, labels: Any = FEW, **settings: Any) -> Point:
 
 def test_a_row_is_sam_minus_its_base_at_equal_epochs_and_at_equal_passes(make_results: Make) -> None:
     values = scores(sgd=[0.90, 0.91, 0.92, 0.93, 0.94], sgd_2x=[0.95] * 5, sam=[0.92, 0.93, 0.94, 0.95, 0.97])
-    found = one(make_results, change=values)
+    found = one(make_results, PLAIN, change=values)
     assert found.at_epochs.mean == pytest.approx(2.2)  # points
     assert found.at_passes.mean == pytest.approx(100 * (0.942 - 0.95))
     assert (found.base, found.twice, found.n) == ("sgd", "sgd-2x", 5)
@@ -74,7 +80,7 @@ def test_a_row_is_sam_minus_its_base_at_equal_epochs_and_at_equal_passes(make_re
 
 def test_a_metric_of_which_less_is_better_counts_the_other_way(make_results: Make) -> None:
     metric = {**Study(make_results()).meta["metric"], "higher_is_better": False, "unit": "", "scale": 1.0}
-    up, down = one(make_results), one(make_results, metric=metric)
+    up, down = one(make_results, PLAIN), one(make_results, PLAIN, metric=metric)
     assert down.at_epochs.mean == pytest.approx(-up.at_epochs.mean / 100)
     assert down.at_epochs.low == pytest.approx(-up.at_epochs.high / 100)
     assert not down.in_points
@@ -88,7 +94,7 @@ def test_conditions_have_a_row_each_with_their_own_noise(make_results: Make) -> 
 
 
 def test_variants_of_sam_are_not_sam(make_results: Make) -> None:
-    labels = {**FEW, "sam-norm-only": {"test": 0.5}, "asam": {"test": 0.5}}
+    labels = {**PLAIN, "sam-norm-only": {"test": 0.5}, "asam": {"test": 0.5}}
     METHODS["sam-norm-only"] = ("sam", "sgd")
     study = Study(make_results(labels, change=named))
     assert [row.ours for row in points(study)] == ["sam"]
@@ -101,9 +107,14 @@ def test_the_base_is_what_sam_wraps_and_not_another_optimizer(make_results: Make
 
 
 def test_few_pairs_and_equal_pairs_are_shown_but_not_judged(make_results: Make) -> None:
-    assert side(one(make_results, seeds=(0, 1, 2)).at_epochs) == "few"
-    assert side(one(make_results, change=scores(sgd=0.9, sam=0.92, sgd_2x=0.91)).at_epochs) == "few"
-    assert side(one(make_results).at_epochs) == "better"
+    assert one(make_results, seeds=(0, 1, 2)).side("epochs") == "unjudged"
+    assert one(make_results, change=scores(sgd=0.9, sam=0.92, sgd_2x=0.91)).side("epochs") == "unjudged"
+    assert one(make_results).side("epochs") == "better"
+
+
+def test_a_method_without_a_search_is_shown_but_not_judged(make_results: Make) -> None:
+    untuned = one(make_results, {**FEW, "sam": {"test": 0.99}})
+    assert (untuned.tuned, untuned.n, untuned.side("epochs")) == ("nothing", 5, "unjudged")
 
 
 def test_what_speaks_against_a_row_is_said(make_results: Make) -> None:
@@ -129,7 +140,7 @@ def test_seconds_that_contradict_the_passes_are_left_out(make_results: Make) -> 
 
 
 def family_of(make: Make, name: str, better: float, **settings: Any) -> Study:
-    labels = {**FEW, "sam": {"test": 0.92 + better}}
+    labels = {**FEW, "sam": {"test": 0.92 + better, "sweep": RHO}}
     return Study(make(labels, change=named, name=name, **settings))
 
 
@@ -138,7 +149,7 @@ def test_the_answer_counts_what_helped_and_what_hurt(make_results: Make) -> None
     (said,) = answer(atlas([*studies, family_of(make_results, "small", 0.03, seeds=(0, 1))]))
     assert said.startswith(
         "SAM helped in 2 of 3 comparisons (1 setting) at equal epochs, hurt in 1 and made no clear difference in 0 "
-        "(1 more have fewer than 4 pairs of seeds)."
+        "(1 more have fewer than 4 pairs of seeds or an untuned SAM)."
     )
     assert "costs 2.0 times its base's passes" in said
     assert "set0" in said.partition("the least")[0]
