@@ -188,7 +188,8 @@ def _notes(atlas: Atlas) -> Iterator[str]:
         point.difference(budget).n and not point.counts(budget) for budget in BUDGETS
     )
     if any(map(asked, atlas.points)):
-        yield f"{SECTION} fewer than {FEWEST} pairs, all pairs equal, or {atlas.name} not tuned: not judged, in no mean."
+        few = f"fewer than {FEWEST} pairs, all pairs equal, or {atlas.name} not tuned"
+        yield f"{SECTION} {few}: not judged, and in no mean."
     for point in atlas.points:
         if point.marks:
             yield f"{DAGGER} {point.results}, {point.name}: {point.marks}."
