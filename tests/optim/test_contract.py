@@ -271,11 +271,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Recip
 @every_recipe
 def test_the_loss_of_a_convex_problem_falls(recipe: Recipe) -> None:
     torch.manual_seed(0)
-    model, x = nn.Linear(5, 1), torch.randn(40, 5)
-    y = x @ torch.tensor([[0.5], [-0.5], [0.3], [0.1], [-0.2]]) + 0.2
+    model, x = nn.Linear(5, 4), torch.randn(40, 5)  # a matrix of 4 rows: the smallest that Muon takes
+    y = x @ (0.4 * torch.randn(5, 4)) + 0.2
     optimizer = recipe.build(model)
     before = loss_of(model, x, y)
-    for _ in range(80):
+    for _ in range(160):
         step(optimizer, model, x, y)
     assert loss_of(model, x, y) < 0.05 * before
 

@@ -143,9 +143,8 @@ def _short(source: str) -> str:
 
 
 def _named(point: Point) -> str:
-    task = point.task.rpartition("/")[2]
-    noise = f"{100 * point.label_noise:g}% noise" if point.label_noise else ""
-    return f"{', '.join(filter(None, (task, point.model, noise, point.condition)))} ({point.results}, n={point.n})"
+    name = point.name.replace("label noise", "noise").removeprefix("glue/")
+    return f"{name} ({point.results}, n={point.n})"
 
 
 def _limits(atlas: Atlas) -> tuple[float, float]:

@@ -102,9 +102,10 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Return task, model and condition in one line, e.g. "digits, resnet8, 20% label noise"."""
+        """Return task, model, condition and base (if not sgd) in one line, e.g. "digits, resnet8, 20% label noise"."""
         noise = f"{100 * self.label_noise:g}% label noise" if self.label_noise else ""
-        return ", ".join(filter(None, (self.task, self.model, noise, self.condition)))
+        over = "" if self.base == "sgd" else f"over {self.base}"
+        return ", ".join(filter(None, (self.task, self.model, noise, self.condition, over)))
 
 
 def points(study: Study, method: str = "sam") -> list[Point]:
