@@ -66,10 +66,13 @@ def fitting(entry: Entry) -> list[Entry]:
 
 RECIPES = [Recipe(entry, base) for entry in ENTRIES for base in (fitting(entry) if entry.wraps_base else [None])]
 METHODS = [recipe for recipe in RECIPES if recipe.base]
+CORE_METHODS = [recipe for recipe in METHODS if recipe.base and recipe.base.name in ("sgd", "adamw")]
+"""Each method around torch's own: for tests of what a method does by itself, whatever its base."""
 SPOILED = [(r, call) for r in METHODS for call in (1, 2) if call == 1 or r.entry.passes(settings(r.entry)) > 1]
 """Each method, and each pass of it of which the gradient can be spoiled."""
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 every_method = pytest.mark.parametrize("recipe", METHODS, ids=str)
+every_core_method = pytest.mark.parametrize("recipe", CORE_METHODS, ids=str)
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
 
 

@@ -14,7 +14,7 @@ from bench.optim.esam import ESAM
 from bench.optim.sam import SAM
 
 from .helpers import problem, same_bits, state_of
-from .test_contract import Recipe, batches, every_method, net, step
+from .test_contract import Recipe, batches, every_core_method, net, step
 
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -38,13 +38,13 @@ def three_steps(recipe: Recipe, dtype: torch.dtype) -> list[Tensor]:
 
 
 @every_dtype
-@every_method
+@every_core_method
 def test_a_default_dtype_changes_no_bit(recipe: Recipe, dtype: torch.dtype) -> None:
     assert same_bits(three_steps(recipe, dtype), three_steps(recipe, torch.float32))
 
 
 @every_dtype
-@every_method
+@every_core_method
 def test_a_model_of_the_default_dtype_is_trained(recipe: Recipe, dtype: torch.dtype) -> None:
     torch.set_default_dtype(dtype)
     model = net()

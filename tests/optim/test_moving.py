@@ -17,7 +17,7 @@ from bench.optim.sam import SAM
 
 from .helpers import Watch, same_bits, snapshot
 from .nets import NETS, PRECISIONS, Setting
-from .test_contract import METHODS, Recipe, batches, net, step
+from .test_contract import CORE_METHODS, Recipe, batches, net, step
 
 ALWAYS, NEVER = 0, 1 << 40
 FACTOR = torch.tensor(0.3)
@@ -36,7 +36,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return given
 
 
-@pytest.mark.parametrize("recipe", [r for r in METHODS if "rho" in r.entry.schema.model_fields], ids=str)
+@pytest.mark.parametrize("recipe", [r for r in CORE_METHODS if "rho" in r.entry.schema.model_fields], ids=str)
 def test_every_method_finds_the_same_bits(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, answers: list[bool]) -> None:
     ends = []
     for large in (NEVER, ALWAYS):

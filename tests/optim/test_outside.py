@@ -16,10 +16,12 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.sam import SAM
 
 from .helpers import same_bits, snapshot
-from .test_contract import METHODS, Recipe
+from .test_contract import CORE_METHODS, Recipe
 
 AT_W = [
-    r for r in METHODS if r.base and r.base.name == "sgd" and r.entry.name not in ("momentum-sam", "random-direction")
+    r
+    for r in CORE_METHODS
+    if r.base and r.base.name == "sgd" and r.entry.name not in ("momentum-sam", "random-direction")
 ]
 X = torch.arange(24.0).reshape(8, 3) / 12
 
