@@ -9,10 +9,10 @@ from functools import cached_property
 from bench.analysis.atlas.points import Point, checked, points, wrapping
 from bench.analysis.atlas.pooling import Pooled, pooled
 from bench.analysis.atlas.published import Pair, pairs
-from bench.analysis.stats import Interval
 from bench.analysis.study import Study
 from bench.core.errors import BenchError, nearest
 
+SIDES = ("better", "worse", "open", "unjudged")
 BUDGETS = {"epochs": "at equal epochs", "passes": "at equal passes"}
 
 
@@ -47,23 +47,33 @@ class Atlas:
 
     @cached_property
     def pooled(self) -> dict[tuple[str, str], Pooled]:
-        """Return the random-effects mean of each family with a judged row, by family and budget."""
+        """Return the random-effects mean of each family with judged rows of several settings, by family and budget."""
         means = {
-            (family, budget): pooled(judged(found, budget))
+            (family, budget): pooled([point.difference(budget) for point in judged(found, budget)])
             for family, found in self.families.items()
             for budget in BUDGETS
+            if len({point.setting for point in judged(found, budget)}) > 1
         }
         return {key: one for key, one in means.items() if one.k}
 
     def sides(self, budget: str) -> dict[str, int]:
         """Return how many rows are better, worse, open, and not judged, at a budget."""
         told = [point.side(budget) for point in self.points if point.difference(budget).n]
-        return {name: told.count(name) for name in ("better", "worse", "open", "unjudged")}
+        return {name: told.count(name) for name in SIDES}
+
+    def settings(self, budget: str) -> dict[str, int]:
+        """Return the same for settings; one whose judged rows disagree is "mixed"."""
+        found: dict[tuple[str, ...], set[str]] = {}
+        for point in self.points:
+            if point.counts(budget):
+                found.setdefault(point.setting, set()).add(point.side(budget))
+        told = [next(iter(sides)) if len(sides) == 1 else "mixed" for sides in found.values()]
+        return {name: told.count(name) for name in (*SIDES[:3], "mixed")}
 
 
-def judged(found: Sequence[Point], budget: str) -> list[Interval]:
-    """Return the differences that can be pooled: in points, and judged."""
-    return [point.difference(budget) for point in found if point.in_points and point.counts(budget)]
+def judged(found: Sequence[Point], budget: str) -> list[Point]:
+    """Return the rows whose differences can be pooled: in points, and judged."""
+    return [point for point in found if point.in_points and point.counts(budget)]
 
 
 def atlas(studies: Sequence[Study], method: str = "sam", *, published: bool = True) -> Atlas:

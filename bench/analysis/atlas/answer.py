@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ SIZES: dict[str, Callable[[Point], float]] = {
 """What a difference may depend on, by its name in sentences."""
 
 FEWEST_TO_FOLLOW, FEWEST_FAMILIES = 10, 3
-"""Rows and families that words about a correlation need: between two tasks, everything else differs as well."""
+"""Rows and families that a correlation needs."""
 
 
 def answer(atlas: Atlas) -> list[str]:
@@ -31,16 +31,21 @@ def answer(atlas: Atlas) -> list[str]:
 
 def _how_often(atlas: Atlas) -> str:
     told = atlas.sides("epochs")
-    judged = told["better"] + told["worse"] + told["open"]
-    if not judged:
-        return f"No comparison has {FEWEST} pairs of seeds yet, so nothing is said of {atlas.name}."
-    rows = [point for point in atlas.points if point.counts("epochs")]
-    settings = len({(point.task, point.model, point.label_noise, point.condition, point.base) for point in rows})
-    among = f"{judged} comparisons ({counted(settings, 'setting')})" if settings < judged else f"{judged} comparisons"
-    more = f" ({told['unjudged']} more have fewer than {FEWEST} pairs of seeds or an untuned {atlas.name})"
+    if not told["better"] + told["worse"] + told["open"]:
+        return f"No comparison has {FEWEST} pairs of seeds and both sides tuned: nothing is said of {atlas.name}."
+    more = f" ({told['unjudged']} more comparisons have fewer than {FEWEST} pairs of seeds, or a side was not tuned)"
+    return f"{atlas.name} {_tally(atlas, 'epochs')} at equal epochs{more * bool(told['unjudged'])}."
+
+
+def _tally(atlas: Atlas, budget: str) -> str:
+    """Return "helped in 1 of 4 settings (3 of 6 comparisons), hurt in 2 (2) and ..."; a setting counts once."""
+    rows, settings = atlas.sides(budget), atlas.settings(budget)
+    judged = rows["better"] + rows["worse"] + rows["open"]
+    mixed = f"; in {settings['mixed']} the comparisons disagree" * bool(settings["mixed"])
     return (
-        f"{atlas.name} helped in {told['better']} of {among} at equal epochs, hurt in {told['worse']} and "
-        f"made no clear difference in {told['open']}{more * bool(told['unjudged'])}."
+        f"helped in {settings['better']} of {counted(sum(settings.values()), 'setting')} ({rows['better']} of "
+        f"{counted(judged, 'comparison')}), hurt in {settings['worse']} ({rows['worse']}) and made no clear "
+        f"difference in {settings['open']} ({rows['open']}){mixed}"
     )
 
 
@@ -59,9 +64,14 @@ def _where(atlas: Atlas) -> str:
     return f"{said}; the difference follows {enumerated(follows)}." if follows else f"{said}."
 
 
+def enough_to_follow(rows: Sequence[Point]) -> bool:
+    """Return whether rows are many and different enough for a correlation: between two tasks all else differs, too."""
+    return len(rows) >= FEWEST_TO_FOLLOW and len({row.family for row in rows}) >= FEWEST_FAMILIES
+
+
 def _follows(rows: list[Point]) -> Iterator[str]:
     """Yield each size with which the differences rise or fall: its rank correlation's interval leaves out zero."""
-    if len(rows) < FEWEST_TO_FOLLOW or len({row.family for row in rows}) < FEWEST_FAMILIES:
+    if not enough_to_follow(rows):
         return
     for name, size in SIZES.items():
         found = rank_correlation([size(point) for point in rows], [point.at_epochs.mean for point in rows])
@@ -70,15 +80,16 @@ def _follows(rows: list[Point]) -> Iterator[str]:
 
 
 def _equal_compute(atlas: Atlas) -> str:
-    told = atlas.sides("passes")
-    judged = told["better"] + told["worse"] + told["open"]
-    if not judged:
+    rows = [point for point in atlas.points if point.counts("passes")]
+    if not rows:
         return f"No comparison has {FEWEST} pairs of seeds {BUDGETS['passes']}."
-    ratios = [point.passes_ratio for point in atlas.points if point.counts("passes")]
-    price = f"{np.median(ratios):.1f} times its base's passes" if ratios else ""
+    price = f"{np.median([point.passes_ratio for point in rows]):.1f} times its base's passes"
+    # The method is the same in both differences: the base is better with fewer passes where it trails by less then.
+    shorter = sum(point.at_passes.mean > point.at_epochs.mean for point in rows)
+    better = f"; in {shorter} of these {len(rows)} the base does better with fewer passes" * bool(shorter)
     return (
-        f"At equal compute (the base trained for as many passes, since a step of {atlas.name} costs {price}) it helped "
-        f"in {told['better']} of {judged}, hurt in {told['worse']} and made no clear difference in {told['open']}."
+        f"At equal compute (the base trained for as many passes, since a step of {atlas.name} costs {price}) it "
+        f"{_tally(atlas, 'passes')}{better}."
     )
 
 

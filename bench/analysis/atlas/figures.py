@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bench.analysis.atlas import Atlas
-from bench.analysis.atlas.answer import SIZES
+from bench.analysis.atlas.answer import SIZES, enough_to_follow
 from bench.analysis.atlas.points import Point, family
 from bench.analysis.atlas.pooling import rank_correlation
 from bench.analysis.atlas.published import Pair
@@ -42,6 +42,7 @@ PUBLISHED: Style = {"color": PINK, "markersize": 7.0, "markeredgewidth": 1.1, "l
 BESIDE = 0.17  # of a row: equal epochs are drawn this much above its middle, equal passes below
 LOOKS = {"epochs": (BLUE, "o"), "passes": (ORANGE, "s")}
 DATASETS = {"CIFAR-10": "CIFAR", "CIFAR-100": "CIFAR", "Fashion-MNIST": "Fashion-MNIST"}
+TOO_FEW = "too few rows or tasks for a correlation"
 GLUE = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE")
 ELSEWHERE = "other tasks, as published"
 
@@ -112,8 +113,9 @@ def _lines(atlas: Atlas) -> Iterator[Line]:
         yield Line(name, "head")
         for point in found:
             yield Line(_named(point), "row", point=point)
-        if any((name, budget) in atlas.pooled and atlas.pooled[name, budget].k > 1 for budget in LOOKS):
-            yield Line("mean", "mean", family=name)
+        judged = max((atlas.pooled[name, budget].k for budget in LOOKS if (name, budget) in atlas.pooled), default=0)
+        if judged:
+            yield Line(f"mean of {judged} judged rows", "mean", family=name)
         yield from _published(beside.pop(name, {}))
     for name in [one for one in beside if one != ELSEWHERE] + [ELSEWHERE] * (ELSEWHERE in beside):
         yield Line(name if name == ELSEWHERE else f"{name}, as published", "head")
@@ -276,7 +278,8 @@ def _where(atlas: Atlas, rows: Sequence[Point], names: Sequence[str]) -> Drawing
             values = sorted({*sizes})
             value_axis(ax, values, panel_width(len(names)), log=wide(values))
         ax.set_xlabel(name.removeprefix("the ") + (" (points)" if "gap" in name else ""))
-        ax.set_title(_told(rank_correlation(sizes, [point.at_epochs.mean for point in rows])), fontsize=TICK_SIZE)
+        found = rank_correlation(sizes, [point.at_epochs.mean for point in rows])
+        ax.set_title(_told(found) if enough_to_follow(rows) else TOO_FEW, fontsize=TICK_SIZE)
     axes[0].set_ylabel(f"{atlas.name} minus its base\nat equal epochs (points)")
     handles = [
         Line2D([], [], color=_look(families, name)[0], marker=_look(families, name)[1], linestyle="none", label=name)
@@ -298,7 +301,7 @@ def _look(families: Sequence[str], name: str) -> tuple[str, str]:
 
 def _told(found: Interval) -> str:
     if np.isnan(found.mean):
-        return "too few comparisons for a correlation"
+        return TOO_FEW
     bounds = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.known else ""
     return f"rank correlation {found.mean:+.2f}{bounds}, n={found.n}"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from bench.analysis.contrasts import Contrast
 from bench.analysis.load import contradict
@@ -30,9 +31,6 @@ FAMILIES = {
 }
 """Families of tasks, by how the name of a built-in task begins; any other task is a family of its own."""
 
-NOTHING = "nothing"
-"""What a method without a search was tuned by: such rows are shown, but say nothing of what it can do."""
-
 NOT_COMPARED = Interval(0, np.nan, np.nan, np.nan)
 TOLD = ("task", "model", "label_noise")  # varied settings that have a column of their own
 
@@ -54,7 +52,10 @@ class Point:
         in_points: whether differences are in points of a score that ends at 100, which can be pooled.
         passes_ratio, seconds_ratio: to the base with equal epochs; the latter is NaN where
             hardware is mixed, or where it differs by more than a third from the former: the machine was busy.
+        setting: what two comparisons have in common that differ in their searches alone: task, model with its settings,
+            condition and base.
         tuned: the search of the method in words, and the base's if that is another one.
+        fair: whether both sides were tuned.
         gap: train minus test score of the base, in the unit shown: how much it overfits.
         examples: training examples per epoch; NaN if not recorded.
         marks: why the row is to be read with care; "" if nothing is known against it.
@@ -71,10 +72,12 @@ class Point:
     at_epochs: Interval
     at_passes: Interval
     twice: str
+    setting: tuple[str, ...]
     in_points: bool
     passes_ratio: float
     seconds_ratio: float
     tuned: str
+    fair: bool
     gap: float
     examples: float
     marks: str
@@ -84,9 +87,9 @@ class Point:
         return self.at_epochs if budget == "epochs" else self.at_passes
 
     def counts(self, budget: str) -> bool:
-        """Return whether a difference can be judged and pooled: the method tuned, enough pairs, and with a spread."""
+        """Return whether a difference can be judged and pooled: both sides tuned, enough pairs, and with a spread."""
         one = self.difference(budget)
-        return self.tuned != NOTHING and one.n >= FEWEST and one.known
+        return self.fair and one.n >= FEWEST and one.known
 
     def side(self, budget: str) -> str:
         """Return "better" or "worse" if the interval is on one side of zero, "open" if not, "unjudged" if it is not."""
@@ -111,13 +114,15 @@ class Point:
 def points(study: Study, method: str = "sam") -> list[Point]:
     """Return one row per condition and base of an experiment; none if it has no finished run of the method.
 
-    A label is the method's if its name or, for lack of such a label, its records say so: an experiment that has `sam`
-    and variants of it with other arguments is in the atlas by `sam`.
+    Of several labels of the method around one base, which differ in its arguments, the one that is named after the
+    method is taken or, for lack of such a label, the first.
     """
     settings = _settings(study.results)
-    mine = [label for label, (name, base) in settings.items() if name == method and base]
-    mine = [label for label in mine if label == method] or mine
-    return [point for label in mine for point in _points_of(study, label, settings)]
+    mine: dict[str, str] = {}
+    for label, (name, base) in settings.items():
+        if name == method and base and (base not in mine or label == method):
+            mine[base] = label
+    return [point for label in mine.values() for point in _points_of(study, label, settings)]
 
 
 def wrapping(study: Study) -> set[str]:
@@ -200,13 +205,15 @@ def _point(study: Study, row: Row, epochs: Contrast, passes: Contrast | None, fo
         at_epochs=_towards_better(epochs, scale),
         at_passes=_towards_better(passes, scale) if passes else NOT_COMPARED,
         twice=passes.theirs.label if passes else "",
+        setting=_setting(study.results, theirs, task, noise, others),
         in_points=scale == 100,
         passes_ratio=passes_ratio,
         seconds_ratio=float(seconds),
         tuned=_tuned(found[row.label], found[theirs.label]),
+        fair=found[row.label].trials > 1 and found[theirs.label].trials > 1,
         gap=theirs.gap_metric.mean * scale,
         examples=_examples(study.results, theirs),
-        marks=_marks(row, theirs),
+        marks=_marks(row, theirs, *([passes.theirs] if passes else [])),
     )
 
 
@@ -219,19 +226,30 @@ def _towards_better(one: Contrast, scale: float) -> Interval:
 def _tuned(ours: Search, theirs: Search) -> str:
     keys = [key for key, _ in ours.space]
     if ours.trials <= 1:
-        return NOTHING
+        return "nothing"
     told = f"{', '.join(keys)} ({ours.trials} trials)"
     return told if theirs.trials > 1 else f"{told}; the base was not tuned"
 
 
-def _examples(results: Results, row: Row) -> float:
-    """Return the examples per epoch of a row's finished runs: those of the training set that fill whole batches."""
+def _setting(results: Results, base: Row, task: str, noise: float, others: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what makes a setting: a network of another width is another one, a search over other values is not."""
+    first = _runs(results, base).iloc[0]
+    model = [f"{name}={first[name]}" for name in first.index if name == "model" or name.startswith("model.")]
+    kept = [f"{name}={value_text(value)}" for name, value in others.items()]
+    return task, *model, f"label_noise={noise:g}", *kept, str(first["method"])
+
+
+def _runs(results: Results, row: Row) -> pd.DataFrame:
+    """Return the records of a row's finished runs."""
     records = keyed(results.records)
     here = (records["condition"] == row.condition) & (records["optimizer"] == row.label)
     here &= (records["config"] == row.config) & (records["status"] == "done")
-    if row.phase:
-        here &= records["phase"] == row.phase
-    mine = records[here]
+    return records[here & (records["phase"] == row.phase)] if row.phase else records[here]
+
+
+def _examples(results: Results, row: Row) -> float:
+    """Return the examples per epoch of a row's finished runs: those of the training set that fill whole batches."""
+    mine = _runs(results, row)
     return float((mine["examples"] / mine["epochs"]).mean()) if "examples" in mine and len(mine) else math.nan
 
 

@@ -56,7 +56,7 @@ def _rows(atlas: Atlas) -> Table:
         "95% t interval, in points of a score in percent; above zero the method is better. The base has equal epochs "
         "or equal passes.",
         f"Passes and seconds: ratio to the base with equal epochs. With fewer than {FEWEST} pairs, or where "
-        f"{atlas.name} was not tuned, a row is shown but not judged.",
+        "a side was not tuned, a row is shown but not judged.",
         CHOSEN,
     ]
     return Table(
@@ -188,7 +188,7 @@ def _notes(atlas: Atlas) -> Iterator[str]:
         point.difference(budget).n and not point.counts(budget) for budget in BUDGETS
     )
     if any(map(asked, atlas.points)):
-        few = f"fewer than {FEWEST} pairs, all pairs equal, or {atlas.name} not tuned"
+        few = f"fewer than {FEWEST} pairs, all pairs equal, or a side that was not tuned"
         yield f"{SECTION} {few}: not judged, and in no mean."
     for point in atlas.points:
         if point.marks:

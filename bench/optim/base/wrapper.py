@@ -74,7 +74,7 @@ class OptimizerWrapper(Delegating):
             `model` with the same inputs (see `bench.optim.base.inputs`) and wait for the device to do so. 0: no check;
             it becomes 0 if the first call has compiled something.
 
-    Nothing else in a step waits for the device when the base is a fused torch optimizer (as all of this package are);
+    Nothing else in a step waits for the device when the base is a fused torch optimizer (sgd, adam, adamw here);
     with another base, one value per step is fetched to see whether the gradient is finite.
     """
 
