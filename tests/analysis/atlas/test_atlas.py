@@ -167,8 +167,8 @@ def test_the_answer_counts_what_helped_and_what_hurt(make_results: Make) -> None
     (said,) = answer(atlas([*studies, family_of(make_results, "small", 0.03, seeds=(0, 1))]))
     assert said.startswith(
         "SAM helped in 0 of 1 setting (2 of 3 comparisons), hurt in 0 (1) and made no clear difference in 0 (0); "
-        "in 1 the comparisons disagree at equal epochs (1 more comparisons have fewer than 4 pairs of seeds, or a side was not "
-        "tuned)."
+        "in 1 the comparisons disagree at equal epochs (1 more comparisons have fewer than 4 pairs of seeds, or a side "
+        "was not tuned)."
     )
     assert "costs 2.0 times its base's passes" in said
     assert "set0" in said.partition("the least")[0]
