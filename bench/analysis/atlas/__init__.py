@@ -22,7 +22,7 @@ class Atlas:
 
     Attributes:
         method: the method asked about, e.g. "sam".
-        points: in the order of families.
+        points: family by family, judged ones first.
         published: pairs of SAM and its base from papers; none for another method.
         sets: the names of the result sets, also of those without a row.
     """
@@ -95,7 +95,9 @@ def atlas(studies: Sequence[Study], method: str = "sam", *, published: bool = Tr
             f"no finished run of {method} beside the optimizer that it wraps in {names}"
             + f"; {nearest(method, known)}" * bool(known and method not in known)
         )
-    families = list(dict.fromkeys(point.family for point in found))
-    ordered = sorted(found, key=lambda point: families.index(point.family))  # stable: sets stay in their order
+    # Judged rows first, and the families that have some; what is equal in that stays in the order of the sets.
+    judged_first = sorted(found, key=lambda point: not point.counts("epochs"))
+    families = list(dict.fromkeys(point.family for point in judged_first))
+    ordered = sorted(judged_first, key=lambda point: families.index(point.family))
     beside = pairs() if published and method == "sam" else []
     return Atlas(method, ordered, beside, [study.meta["name"] for study in studies])

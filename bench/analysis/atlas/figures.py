@@ -189,7 +189,8 @@ def _draw_published(ax: Axes, pairs: Sequence[Pair], place: int) -> None:
     ):
         if beyond:
             ax.plot(end, place, color=PINK, marker=marker, markersize=5.0, clip_on=False)
-            told = ", ".join(f"{mean:+.1f}" for mean in sorted(beyond))
+            # The ends alone: a list of all would cross the zero line and read as data.
+            told = " … ".join(f"{mean:+.1f}" for mean in sorted({min(beyond), max(beyond)}))
             side = {">": ("right", -5), "<": ("left", 5)}[marker]
             ax.annotate(
                 told,
