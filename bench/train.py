@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.run_options import DEFAULTS, RunOptions
-from bench.core.seeding import continued, derive, numpy_stream
+from bench.core.seeding import continued, derive, numpy_stream, seed_global
 from bench.core.spec import PROTOCOL, RunSpec
 from bench.optim.base.schedule import Scheduler
 from bench.store.columns import PROGRESS
@@ -106,7 +106,7 @@ def train(
     _write_start(spec, run, folder, device)
     state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
     # By rank: with one stream for all, the parts of a batch would have the same dropout masks.
-    torch.manual_seed(derive(spec.seed_for("dropout"), "dropout", group.rank))
+    seed_global(derive(spec.seed_for("dropout"), "dropout", group.rank))
 
     # ---- resume ----------------------------------------------------------------------------------------------
     if checkpoint.resume(folder, device, group, state.load_state_dict, say):

@@ -14,6 +14,7 @@ augmentation and label noise, and their differences are paired.
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,15 @@ def numpy_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.RandomS
     number = derive(seed, stream, epoch)
     # As two words: a seed of RandomState is made of numbers of 32 bits.
     return np.random.RandomState([number & 0xFFFFFFFF, number >> 32])
+
+
+def seed_global(number: int) -> None:
+    """Seed the global generators of torch, numpy and Python, from which models draw weights and what they drop."""
+    import torch
+
+    torch.manual_seed(number)
+    np.random.seed([number & 0xFFFFFFFF, number >> 32])
+    random.seed(number)
 
 
 def state_of(stream: np.random.RandomState) -> StreamState:

@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,11 @@ class StateDict(TypedDict):
     # A `Progress`. Under another key the checkpoints of format 3 could not be resumed.
     place: dict[str, Any]
     model: dict[str, Tensor]
+    # Those that the model leaves out of its state_dict; absent in checkpoints of older versions.
+    buffers: NotRequired[dict[str, Tensor]]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
-    random: dict[str, Tensor]
+    random: dict[str, Any]
     others: list[dict[str, Any]]
     clocks: dict[str, Any]
     work: float
@@ -84,7 +86,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; {_DELETE}")
     if state.get("format") != FORMAT:
         raise BenchError(f"{path} was written by an older version of this package; {_DELETE}")
-    if missing := set(StateDict.__annotations__) - state.keys():
+    if missing := set(StateDict.__annotations__) - {"buffers"} - state.keys():
         raise BenchError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}); {_DELETE}")
     return cast(StateDict, state)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.core.seeding import StreamState
+from bench.core.seeding import StreamState, continued, state_of
 from bench.optim.base.schedule import Scheduler
 from bench.training.checkpoint import StateDict
 from bench.training.step import TrainingRun
+
+NUMPY: Any = np.random
+"""The global generator of numpy: the module has the methods of one."""
 
 
 @dataclass
@@ -80,6 +85,7 @@ class TrainingState:
             "run_id": self.run_id,
             "place": asdict(self.progress),
             "model": self.run.model.state_dict(),
+            "buffers": _others_than(self.run.model),
             "optimizer": self.run.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": _random_state(self.device),
@@ -105,6 +111,8 @@ class TrainingState:
         }
         _check_keys(state, like)  # before anything is loaded: an older checkpoint may be tried after this one
         self.run.model.load_state_dict(state["model"])
+        # Checkpoints of older versions have neither these nor the states of Python's and numpy's generators.
+        _set_buffers(state.get("buffers", {}), self.run.model)
         self.run.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         _set_random_state(state["random"], self.device)
@@ -140,21 +148,36 @@ def _own(model: nn.Module, device: torch.device) -> dict[str, Any]:
     return {"random": _random_state(device), "buffers": buffers}
 
 
-@torch.no_grad()
+def _others_than(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a model leaves out of its state_dict (persistent=False)."""
+    kept = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+
+
 def _set_own(state: dict[str, Any], model: nn.Module, device: torch.device) -> None:
     _set_random_state(state["random"], device)
+    _set_buffers(state["buffers"], model)
+
+
+@torch.no_grad()
+def _set_buffers(kept: dict[str, Tensor], model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
-        buffer.copy_(state["buffers"][name])
+        if name in kept:
+            buffer.copy_(kept[name])
 
 
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"host": torch.get_rng_state()}
+def _random_state(device: torch.device) -> dict[str, Any]:
+    # Some models drop layers by Python's or numpy's numbers (transformers' encoders), a user's own may as well.
+    state = {"host": torch.get_rng_state(), "python": random.getstate(), "numpy": state_of(NUMPY)}
     if device.type == "cuda":
         state["device"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    if "numpy" in state:
+        random.setstate(state["python"])
+        continued(NUMPY, state["numpy"])
     # .cpu(): loading puts every tensor on the run's device, but generators take their state from the host.
     torch.set_rng_state(state["host"].cpu())
     if device.type == "cuda" and "device" in state:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.core.errors import BenchError
 from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
-from bench.core.seeding import Stream, derive, numpy_stream
+from bench.core.seeding import Stream, derive, numpy_stream, seed_global
 from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data import batching, tokens
 from bench.data.batching import Batch
@@ -221,7 +221,7 @@ def set_up(
     task, data = loaded or load(spec, device)
     autocast = set_precision(spec.train, device)
     # Right before the model: whatever draws in between changes its weights.
-    torch.manual_seed(derive(spec.seed_for("init"), "init"))
+    seed_global(derive(spec.seed_for("init"), "init"))
     model: nn.Module = models[spec.model.name].build(task, **spec.model.params)
     if not isinstance(model, nn.Module):
         raise BenchError(f"{spec.model.name} cannot be built: its factory returns {_a(model)}, not a torch.nn.Module")
