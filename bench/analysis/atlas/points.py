@@ -32,6 +32,7 @@ FAMILIES = {
 """Families of tasks, by how the name of a built-in task begins; any other task is a family of its own."""
 
 NOT_COMPARED = Interval(0, np.nan, np.nan, np.nan)
+OF_SETTING = ("model", "train_size", "train_share")
 TOLD = ("task", "model", "label_noise")  # varied settings that have a column of their own
 
 
@@ -232,11 +233,12 @@ def _tuned(ours: Search, theirs: Search) -> str:
 
 
 def _setting(results: Results, base: Row, task: str, noise: float, others: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what makes a setting: a network of another width is another one, a search over other values is not."""
-    first = _runs(results, base).iloc[0]
-    model = [f"{name}={first[name]}" for name in first.index if name == "model" or name.startswith("model.")]
+    """Return what makes a setting: other data or a wider network are another one, a search over other values is not."""
+    # A column that is empty for this run is another model's or another task's.
+    first = _runs(results, base).iloc[0].dropna()
+    own = [name for name in first.index if name in OF_SETTING or name.startswith(("task.", "model."))]
     kept = [f"{name}={value_text(value)}" for name, value in others.items()]
-    return task, *model, f"label_noise={noise:g}", *kept, str(first["method"])
+    return task, *(f"{name}={first[name]}" for name in own), f"label_noise={noise:g}", *kept, str(first["method"])
 
 
 def _runs(results: Results, row: Row) -> pd.DataFrame:

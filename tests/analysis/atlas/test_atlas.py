@@ -115,6 +115,10 @@ def test_a_network_of_another_width_is_another_setting(make_results: Make) -> No
 
     assert one(make_results, change=wide(12)).setting != one(make_results, change=wide(16)).setting
     assert one(make_results, change=wide(12)).setting == one(make_results, seeds=(0, 1), change=wide(12)).setting
+    few = one(make_results, change=lambda frame: named(frame.assign(train_size=500)))
+    assert few.setting != one(make_results).setting
+    other = one(make_results, change=lambda frame: named(frame.assign(**{"model.heads": np.nan})))
+    assert other.setting == one(make_results).setting, "a column of another model"
 
 
 def test_the_base_is_what_sam_wraps_and_not_another_optimizer(make_results: Make) -> None:
