@@ -265,6 +265,7 @@ def test_a_long_tmpdir_leaves_room_for_the_path_of_a_socket(tmp_path: Path, monk
 # ---- the terminal --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_report")
 def test_brackets_and_colons_in_names_are_printed_as_they_are(
     bench: Bench, write_experiment: Write, tiny: Tiny
 ) -> None:

@@ -289,6 +289,7 @@ def test_damaged_weights_are_named(then: Recorded, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_report")
 def test_final_runs_of_what_was_chosen_come_out_again_from_a_clone_without_runs(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:

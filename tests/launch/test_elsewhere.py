@@ -359,6 +359,7 @@ def test_final_runs_of_another_machine_stay_while_tuning_goes_on(
 # ---- commands ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_report")
 def test_status_and_run_say_what_only_the_records_hold(
     bench: Bench, experiment: Experiment, store: Store, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def test_stopped_before_any_run_has_ended_it_says_so_and_no_more(bench: Bench, t
     assert said.err.splitlines()[1:] == ["Stopped. Run the same command again to continue."]
 
 
-@pytest.mark.usefixtures("stopped")
+@pytest.mark.usefixtures("stopped", "without_report")
 def test_stopped_after_a_run_has_ended_it_shows_the_tables(bench: Bench, tmp_path: Path) -> None:
     planned = launch.plan("digits_noise", out=tmp_path)
     folder = planned.store.run(planned.ids[0])

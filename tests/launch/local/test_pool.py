@@ -35,7 +35,7 @@ from bench.store import locks, records
 from bench.store.run_folder import Store
 from bench.train import StopSign
 from tests.launch.local.site import RUNS, Site, alive, workers_of
-from tests.prefork import HANGS, Popen
+from tests.prefork import HANGS, WITHOUT_REPORT, Popen
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_the_planned_passes_are_those_that_are_counted(short: Site) -> None:
 def test_a_terminal_shows_what_is_running(site: Site) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "bench", "run", "touchy.toml", "--seeds", "1", "--jobs", "2"]
-    environment = site.environment | {"TERM": "xterm-256color"}
+    environment = site.environment | {"TERM": "xterm-256color", WITHOUT_REPORT: "yes"}
     process = Popen(command, cwd=site.path, env=environment, stdout=theirs, stderr=theirs)
     os.close(theirs)
     screen = b""
