@@ -112,7 +112,8 @@ def test_every_module_of_models_has_a_family() -> None:
     images = [entry for entry in registry.models if entry.plugin is None and entry.tokenizer is None]
     modules = {entry.factory.__module__ for entry in images}
     covered = {registry.models[name].factory.__module__ for name in FAMILIES}
-    assert modules <= covered
+    # EfficientNet-Lite0 has the layers of timm/test_efficientnet, and weights from a package.
+    assert modules <= {*covered, "bench.models.efficientnet"}
 
 
 @pytest.mark.parametrize("name", LAYERS)
