@@ -70,7 +70,7 @@ def signature(*, lr: float = 0.1):
     \"\"\"Takes no parameters.\"\"\"
     return None
 
-@register_optimizer("muon")
+@register_optimizer("flat-muon")
 def muon(params, *, lr: float = 0.02):
     \"\"\"For matrices only, and given biases.\"\"\"
     return torch.optim.Muon(params, lr=lr)
@@ -144,7 +144,7 @@ def test_equal_passes_are_shared_out_by_what_is_counted(load: Callable[..., Expe
         ({"use": "nothing"}, BenchError, r"nothing cannot be built: its factory in .*mine\.py returns None"),
         ({"use": "text"}, BenchError, r"text cannot be built: its factory returns an object of type str, not a torch"),
         ({"use": "signature"}, BenchError, r"signature cannot be built: too many positional .* 1 positional argument,"),
-        ({"use": "muon"}, ValueError, "Muon only supports 2D"),
+        ({"use": "flat-muon"}, ValueError, "Muon only supports 2D"),
     ],
 )
 def test_an_optimizer_that_would_fail_the_run_fails_its_rehearsal(
@@ -209,7 +209,7 @@ def test_a_dry_run_tells_every_configuration_that_would_fail_and_starts_none(
     bench: Callable[..., Any], tiny: Any, write_experiment: Any, write_plugin: Any, registries: Any
 ) -> None:
     write_plugin(PLUGIN)
-    entries = {"sgd": {"lr": 0.1}, "other": {"use": "sgd", "lr": 0.2}, "muon": {}, "nothing": {}}
+    entries = {"sgd": {"lr": 0.1}, "other": {"use": "sgd", "lr": 0.2}, "flat-muon": {}, "nothing": {}}
     path = write_experiment(tiny({"plugins": ["mine.py"], "optimizers": entries}))
     said = bench("run", path, "--dry-run", "--jobs", 1)
     assert said.status == 1
