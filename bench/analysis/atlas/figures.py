@@ -25,6 +25,7 @@ from bench.analysis.plots.style import (
     NEUTRAL,
     TICK_SIZE,
     WIDTH,
+    bounds,
     finish,
     looks,
     panel_width,
@@ -155,7 +156,7 @@ def _limits(atlas: Atlas) -> tuple[float, float]:
     for point in atlas.points:
         for budget in LOOKS if point.in_points else ():
             one = point.difference(budget)
-            shown += [one.mean, *(_ends(one) if point.counts(budget) else ())] if one.n else []
+            shown += [one.mean, *(bounds(one) if point.counts(budget) else ())] if one.n else []
     low, high = with_margin(shown, share=0.04)
     return min(low, -LEAST), max(high, LEAST)
 
@@ -166,13 +167,13 @@ def _draw(ax: Axes, atlas: Atlas, line: Line, place: int) -> None:
         if line.point is not None and line.point.in_points and line.point.difference(budget).n:
             one = line.point.difference(budget)
             strength = 1.0 if line.point.counts(budget) else 0.35
-            ax.plot(_ends(one), [at, at], color=colour, linewidth=1.3, alpha=strength)
+            ax.plot(bounds(one), [at, at], color=colour, linewidth=1.3, alpha=strength)
             ax.plot(one.mean, at, color=colour, marker=marker, markersize=4.0, alpha=strength)
         if line.family and (line.family, budget) in atlas.pooled:
             found = atlas.pooled[line.family, budget]
             if not np.isnan(found.predicted[0]):
                 ax.plot(found.predicted, [at, at], color=colour, linewidth=0.6)
-            ax.plot(_ends(found.mean), [at, at], color=colour, linewidth=2.2)
+            ax.plot(bounds(found.mean), [at, at], color=colour, linewidth=2.2)
             ax.plot(found.mean.mean, at, color=colour, marker="D", markersize=5.0)
     _draw_published(ax, line.pairs, place)
 
@@ -202,10 +203,6 @@ def _draw_published(ax: Axes, pairs: Sequence[Pair], place: int) -> None:
                 color=PINK,
                 fontsize=TICK_SIZE,
             )
-
-
-def _ends(one: Interval) -> tuple[float, float]:
-    return (one.low, one.high) if one.known else (one.mean, one.mean)
 
 
 def _handles(atlas: Atlas, lines: Sequence[Line]) -> Iterator[Artist]:
@@ -273,7 +270,7 @@ def _where(atlas: Atlas, rows: Sequence[Point], names: Sequence[str]) -> Drawing
         sizes = [SIZES[name](point) for point in rows]
         for point, size in zip(rows, sizes, strict=True):
             colour, marker = _look(families, point.family)
-            ax.plot([size, size], _ends(point.at_epochs), color=colour, linewidth=0.9, alpha=0.7)
+            ax.plot([size, size], bounds(point.at_epochs), color=colour, linewidth=0.9, alpha=0.7)
             ax.plot(size, point.at_epochs.mean, color=colour, marker=marker, markersize=4.5, linestyle="none")
         if "examples" in name:
             values = sorted({*sizes})

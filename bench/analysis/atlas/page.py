@@ -11,8 +11,10 @@ from bench.analysis import render
 from bench.analysis.atlas import BUDGETS, Atlas
 from bench.analysis.atlas.answer import answer
 from bench.analysis.atlas.points import Point
-from bench.analysis.format import number, signed_bounds
+from bench.analysis.atlas.tables import difference_text
+from bench.analysis.format import number
 from bench.analysis.plots.rendering import Rendered
+from bench.analysis.plots.style import bounds
 from bench.analysis.render.table import Table
 from bench.analysis.report.embedding import embedded, figure_on_page, policy, templates
 
@@ -106,7 +108,7 @@ def _forest(atlas: Atlas) -> Forest:
         if point.in_points
         for budget in BUDGETS
         if point.difference(budget).n
-        for value in _ends(point, budget)
+        for value in bounds(point.difference(budget))
     ]
     low, high = min([0.0, *edges]), max([0.0, *edges])
     room = MARGIN * ((high - low) or 1.0)
@@ -121,7 +123,7 @@ def _forest(atlas: Atlas) -> Forest:
             one = point.difference(budget)
             if not one.n:
                 continue
-            left, right = _ends(point, budget)
+            left, right = bounds(point.difference(budget))
             told = point.side(budget)
             blocks.setdefault(point.family, []).append(
                 Branch(
@@ -131,7 +133,7 @@ def _forest(atlas: Atlas) -> Forest:
                     budget=budget,
                     side={"better": "better", "worse": "worse"}.get(told, "unclear"),
                     said=SAID[told],
-                    text=f"{one.mean:+z.2f} {signed_bounds(one, '.2f')}" if one.known else f"{one.mean:+z.2f}",
+                    text=difference_text(one),
                     n=one.n,
                     passes=number(point.passes_ratio, ".1f", "×") if budget == "epochs" else "1.0×",
                     mean=place(one.mean, point),
@@ -139,17 +141,7 @@ def _forest(atlas: Atlas) -> Forest:
                     high=place(right, point),
                 )
             )
-    return Forest(blocks, place_of_zero(low, high), (f"{low:+.3g}", f"{high:+.3g}"))
-
-
-def place_of_zero(low: float, high: float) -> float:
-    """Return where zero is between two ends, in percent."""
-    return round(100 * -low / (high - low), 2)
-
-
-def _ends(point: Point, budget: str) -> tuple[float, float]:
-    one = point.difference(budget)
-    return (one.low, one.high) if one.known else (one.mean, one.mean)
+    return Forest(blocks, round(100 * -low / (high - low), 2), (f"{low:+.3g}", f"{high:+.3g}"))
 
 
 def write(atlas: Atlas, tables: Sequence[Table], figures: Mapping[str, Rendered], folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def _published(atlas: Atlas) -> Table:
         Column("base", lambda one: one.base, lambda one: {"base": one.base}),
         Column(
             "difference",
-            lambda one: _text(one.difference),
+            lambda one: difference_text(one.difference),
             lambda one: numbers.bounds("difference", one.difference, "points"),
         ),
         Column("checked in", lambda one: one.verified, lambda one: {"verified": one.verified, "n": one.difference.n}),
@@ -139,13 +139,15 @@ def _difference(head: str, budget: str) -> Column[Point]:
     return Column(
         head,
         lambda one: (
-            _text(one.difference(budget)) + SECTION * (bool(one.difference(budget).n) and not one.counts(budget))
+            difference_text(one.difference(budget))
+            + SECTION * (bool(one.difference(budget).n) and not one.counts(budget))
         ),
         lambda one: numbers.bounds(f"at_equal_{budget}", one.difference(budget)),
     )
 
 
-def _text(one: Interval) -> str:
+def difference_text(one: Interval) -> str:
+    """Return a difference with its interval, e.g. "+0.82 [+0.31, +1.33]"; a dash where there is none."""
     if not one.n:
         return EMPTY
     return f"{one.mean:+z.2f} {signed_bounds(one, '.2f')}" if one.known else f"{one.mean:+z.2f}"
@@ -156,7 +158,7 @@ def _mark(one: Point) -> str:
 
 
 def _signed(found: Pooled | None) -> str:
-    return EMPTY if found is None else f"{_text(found.mean)}"
+    return EMPTY if found is None else f"{difference_text(found.mean)}"
 
 
 def _predicted(found: Pooled | None) -> str:
@@ -184,10 +186,8 @@ def _numbers(budget: str, found: Pooled | None) -> numbers.Numbers:
 
 
 def _notes(atlas: Atlas) -> Iterator[str]:
-    asked: Callable[[Point], bool] = lambda point: any(  # noqa: E731
-        point.difference(budget).n and not point.counts(budget) for budget in BUDGETS
-    )
-    if any(map(asked, atlas.points)):
+    told = [(point, budget) for point in atlas.points for budget in BUDGETS if point.difference(budget).n]
+    if not all(point.counts(budget) for point, budget in told):
         few = f"fewer than {FEWEST} pairs, all pairs equal, or a side that was not tuned"
         yield f"{SECTION} {few}: not judged, and in no mean."
     for point in atlas.points:
