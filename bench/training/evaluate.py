@@ -50,8 +50,8 @@ def evaluate(
     Training examples with true and with replaced labels are also measured apart, and the gap is taken from those with
     true labels: gap_loss = test_loss - train_clean_loss, gap_<score> = train_clean_<score> - test_<score> or, where a
     lower score is better, test - train: a positive gap is always one that is worse on the test set. The task's
-    further scores are those of validation and of the test sets. Of a split that the run does not have nothing is said.
-    What shows that a model has learned nothing is measured on validation and test: see `degeneracy`. Large splits go
+    further scores are those of validation and of the test sets. Splits that the run does not have are left out.
+    The signs of a model that has learned nothing are measured on validation and test: see `degeneracy`. Large splits go
     through a faster twin of the model where that changes no prediction: see `twin_of` and `outputs_with`.
 
     Args:
