@@ -208,27 +208,40 @@ class _Answer:
     # ---- many optimizers: competitor by competitor -----------------------------------------------------------------
 
     def _together(self, asked: Sequence[str], condition: str) -> Iterator[str]:
-        """Yield a sentence on who is better, who is worse, and who is neither, each with its difference and passes."""
+        """Yield a sentence per competitor, and one on the bases that are the competitor of one optimizer alone."""
         here = [contrast for contrast in self.contrasts if contrast.condition == condition]
+        alone: list[Contrast] = []  # the only comparison of their competitor: a sentence for all of them
         # `groupby` joins neighbours only: the contrasts of a condition come competitor by competitor.
         for competitor, group in groupby(here, lambda contrast: contrast.theirs.name):
             compared = [one for one in group if one.ours.label in asked and one.test.difference.n]
-            clauses = []
-            for verdict, words in TALLY.items():
-                each = [
-                    f"{one.ours.label} ({self._difference(one)}, {one.ours.passes / one.theirs.passes:.2f}×"
-                    f"{_degenerate(one.ours, '; ')})"
-                    for one in compared
-                    if one.verdict == verdict
-                ]
-                clauses += [f"{words}: {enumerated(each)}"] if each else []
-            if clauses:
+            if len(compared) == 1 and compared[0].theirs.label != self.captions.baseline:
+                alone += compared
+            elif compared:
                 corrected = f"p corrected by Holm's method for {compared[0].among} comparisons; "
                 passes = f"×: passes, {compared[0].theirs.label}'s are 1"
                 flagged = _degenerate(compared[0].theirs, "; ")
                 about = f"{corrected if compared[0].among else ''}{passes}{flagged}"
-                where = f"{condition}: against" if condition else "Against"
-                yield f"{where} {competitor} ({about}): {'; '.join(clauses)}."
+                yield self._tallied(condition, f"against {competitor} ({about})", compared)
+        if alone:
+            yield self._tallied(condition, "one against one (×: passes, the latter's are 1)", alone, True)
+
+    def _tallied(self, condition: str, about: str, compared: Sequence[Contrast], one_by_one: bool = False) -> str:
+        """Return who is better, who is worse, and who is neither, each with its difference and passes.
+
+        With `one_by_one` each has a competitor of its own, which is named beside it.
+        """
+        clauses = []
+        for verdict, words in TALLY.items():
+            each = [
+                f"{one.ours.label}{f' against {one.theirs.label}' * one_by_one} ({self._difference(one)}, "
+                f"{one.ours.passes / one.theirs.passes:.2f}×{_degenerate(one.ours, '; ')}"
+                f"{_degenerate(one.theirs, f'; {one.theirs.label} is ') * one_by_one})"
+                for one in compared
+                if one.verdict == verdict
+            ]
+            clauses += [f"{words}: {enumerated(each)}"] if each else []
+        start = f"{condition}: {about}" if condition else about[0].upper() + about[1:]
+        return f"{start}: {'; '.join(clauses)}."
 
     # ---- many conditions: counts -----------------------------------------------------------------------------
 

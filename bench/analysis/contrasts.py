@@ -87,18 +87,14 @@ def contrasts(results: Results, chosen: Sequence[Row]) -> list[Contrast]:
     """Return every comparison of the results table, the table `statistics` and the answer, competitor by competitor.
 
     The competitors are the baseline, with which all other labels are compared, and the optimizers that wrap none, with
-    which SAM and its relatives are. Those of one competitor are in the order of the experiment, by condition.
+    which SAM and its relatives are: an optimizer that some of them wrap meets only those. Those of one competitor are
+    in the order of the experiment, by condition.
     """
     values = _test_metric(results)
-    wrapping = wrappers(results)
     compared: list[Contrast] = []
     for competitor in competitors(results):
-        # The baseline meets every label; any other competitor meets only those that wrap an optimizer.
-        ours = [
-            row
-            for row in chosen
-            if row.label != competitor and (competitor == results.meta["baseline"] or row.label in wrapping)
-        ]
+        met = _met(results, competitor)
+        ours = [row for row in chosen if row.label in met]
         # Holm's correction counts one competitor's comparisons under all conditions: each competitor is a new question.
         compared += _corrected([_contrast(results, values, row, _partner(chosen, competitor, row)) for row in ours])
     return compared
@@ -107,6 +103,13 @@ def contrasts(results: Results, chosen: Sequence[Row]) -> list[Contrast]:
 def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
     """Return the labels that are compared, each pair once."""
     return dict.fromkeys((one.ours.label, one.theirs.label) for one in compared)
+
+
+def composition(results: Results) -> dict[str, tuple[str, str]]:
+    """Return the name of each label's method or optimizer, and of what it wraps: ("sam", "sgd") or ("sgd", "")."""
+    records = results.records
+    first = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).fillna("")
+    return {label: tuple(map(str, first.loc[label])) for label in results.meta["labels"] if label in first.index}
 
 
 def wrappers(results: Results) -> list[str]:
@@ -123,6 +126,16 @@ def competitors(results: Results) -> list[str]:
     others = [label for label in results.meta["labels"] if label not in {baseline, *wrapping}]
     # The baseline comes first: `answer` takes the first contrast of a label for the one against the baseline.
     return [baseline, *(others if wrapping else [])]
+
+
+def _met(results: Results, competitor: str) -> list[str]:
+    """Return the labels that are compared with a competitor."""
+    if competitor == results.meta["baseline"]:
+        return [label for label in results.meta["labels"] if label != competitor]
+    made, wrapping = composition(results), wrappers(results)
+    own = [label for label in wrapping if made[label][1] == made[competitor][0]]
+    # Nobody asks if SAM over Lion beats Muon where SAM over Muon is there, too. An optimizer that none wraps meets all.
+    return own or wrapping
 
 
 def finished(results: Results) -> pd.DataFrame:

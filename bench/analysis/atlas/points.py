@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis.contrasts import Contrast
+from bench.analysis.contrasts import Contrast, composition
 from bench.analysis.load import contradict
+from bench.analysis.pairings import Pairing, pairings
 from bench.analysis.searches import Search, searches
 from bench.analysis.stats import FEWEST, Interval
 from bench.analysis.study import Study
@@ -118,17 +119,19 @@ def points(study: Study, method: str = "sam") -> list[Point]:
     Of several labels of the method around one base, which differ in its arguments, the one that is named after the
     method is taken or, for lack of such a label, the first.
     """
-    settings = _settings(study.results)
+    settings = composition(study.results)
     mine: dict[str, str] = {}
     for label, (name, base) in settings.items():
         if name == method and base and (base not in mine or label == method):
             mine[base] = label
-    return [point for label in mine.values() for point in _points_of(study, label, settings)]
+    found = searches(study.results)
+    ours = [one for one in pairings(study) if one.ours.label in mine.values()]
+    return [_point(study, one, found) for one in ours]
 
 
 def wrapping(study: Study) -> set[str]:
     """Return the methods of an experiment that wrap an optimizer."""
-    return {name for name, base in _settings(study.results).values() if base}
+    return {name for name, base in composition(study.results).values() if base}
 
 
 def family(task: str) -> str:
@@ -158,33 +161,9 @@ def checked(studies: Sequence[Study]) -> Sequence[Study]:
 # ---- the parts -----------------------------------------------------------------------------------------------
 
 
-def _settings(results: Results) -> dict[str, tuple[str, str]]:
-    """Return the name of each label's method or optimizer, and of what it wraps: ("sam", "sgd") or ("sgd", "")."""
-    kept = keyed(results.records).groupby("optimizer", sort=False)[["method", "base"]].first()
-    return {
-        label: (str(kept.at[label, "method"]), _text(kept.at[label, "base"]))
-        for label in results.meta["labels"]
-        if label in kept.index
-    }
-
-
-def _points_of(study: Study, label: str, settings: Mapping[str, tuple[str, str]]) -> Iterator[Point]:
-    base = settings[label][1]
-    bases = [name for name, (of, wraps) in settings.items() if of == base and not wraps]
-    found = searches(study.results)
-    for row in study.chosen:
-        if row.label != label:
-            continue
-        against = [one for one in study.contrasts if one.ours is row and one.theirs.label in bases]
-        same_epochs = next((one for one in against if "epochs" in one.equal), None)
-        same_passes = next((one for one in against if "passes" in one.equal), None)
-        if same_epochs is None or not same_epochs.test.difference.n:
-            continue
-        yield _point(study, row, same_epochs, same_passes, found)
-
-
-def _point(study: Study, row: Row, epochs: Contrast, passes: Contrast | None, found: Mapping[str, Search]) -> Point:
-    metric, varied, theirs = study.meta["metric"], row.varied, epochs.theirs
+def _point(study: Study, one: Pairing, found: Mapping[str, Search]) -> Point:
+    row, theirs, passes = one.ours, one.base, one.passes
+    metric, varied = study.meta["metric"], row.varied
     noise = varied.get("label_noise", study.meta["data"].get("label_noise", 0.0))
     others = {name: value for name, value in varied.items() if name not in TOLD}
     task = str(varied.get("task", study.meta["task"]))
@@ -203,7 +182,7 @@ def _point(study: Study, row: Row, epochs: Contrast, passes: Contrast | None, fo
         label_noise=float(noise),
         base=theirs.label,
         ours=row.title,
-        at_epochs=_towards_better(epochs, scale),
+        at_epochs=_towards_better(one.epochs, scale),
         at_passes=_towards_better(passes, scale) if passes else NOT_COMPARED,
         twice=passes.theirs.label if passes else "",
         setting=_setting(study.results, theirs, task, noise, others),
@@ -265,7 +244,3 @@ def _marks(*rows: Row) -> str:
         for key, end in row.edges.items():
             said[f"{row.label}: the {end} {key} tried was chosen"] = None
     return "; ".join(said)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value)

@@ -55,16 +55,20 @@ def pooled(differences: Sequence[Interval]) -> Pooled:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single samples' intervals, which we have already
         found = combine_effects(effects, errors**2, method_re="iterated", use_t=True)
-    k, mean = len(known), float(found.mean_effect_re)
+    k, mean = len(known), _told(found.mean_effect_re)
     error = max(float(found.sd_eff_w_re_hksj), float(found.sd_eff_w_re))
-    half = float(special.stdtrit(k - 1, 0.5 + LEVEL / 2)) * error
+    half = _told(special.stdtrit(k - 1, 0.5 + LEVEL / 2) * error)
     tau2 = max(0.0, float(found.tau2))
     reach = math.nan
     if k >= FEWEST_PREDICTED:
-        reach = float(special.stdtrit(k - 2, 0.5 + LEVEL / 2)) * math.sqrt(tau2 + error**2)
-    return Pooled(
-        k, Interval(k, mean, mean - half, mean + half), (mean - reach, mean + reach), max(0.0, float(found.i2))
-    )
+        reach = _told(special.stdtrit(k - 2, 0.5 + LEVEL / 2) * math.sqrt(tau2 + error**2))
+    i2 = max(0.0, _told(found.i2))
+    return Pooled(k, Interval(k, mean, mean - half, mean + half), (mean - reach, mean + reach), i2)
+
+
+def _told(value: float) -> float:
+    """Return a number to ten significant digits: beyond those it depends on the processor's vector instructions."""
+    return float(f"{value:.10g}")
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
@@ -79,7 +83,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
     n = len(a)
     if n < FEWEST_RANKED or len({*a}) < 2 or len({*b}) < 2:
         return Interval(n, math.nan, math.nan, math.nan)
-    r = float(stats.spearmanr(a, b).statistic)
+    r = _told(stats.spearmanr(a, b).statistic)
     if abs(r) > 1 - 1e-12:
         return Interval(n, r, math.nan, math.nan)  # of a perfect order no spread follows
     half = special.ndtri(0.5 + LEVEL / 2) * math.sqrt((1 + r**2 / 2) / (n - 3))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.plots import conditions, cost, paired, sharpness, sweep, training
+from bench.analysis.plots import bases, conditions, cost, paired, sharpness, sweep, training
 from bench.analysis.plots.context import Drawing, FigureContext, context_of
 from bench.analysis.plots.rendering import Rendered, render_all
 from bench.analysis.plots.style import looks, settle
@@ -19,7 +19,7 @@ from bench.store.conditions import first_few
 from bench.store.records import Results
 from bench.store.run_folder import write_atomic
 
-FAMILIES = ("curves", "gap", "paired", "sweep", "cost", "conditions", "sharpness", "planes")
+FAMILIES = ("curves", "gap", "paired", "bases", "sweep", "cost", "conditions", "sharpness", "planes")
 """The figures by their names, in the order of the page."""
 
 
@@ -30,10 +30,10 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
 
     Figures: "curves" and "gap" over training, of runs evaluated more than once (mean and 95% t band over the finished
     seeds of the configuration chosen on validation data), "sweep" where a label sweeps one number, "cost" (test metric
-    against seconds and passes, with the Pareto front), "paired" (seed by seed against the baseline), and "conditions"
-    (test metric against what is varied) where there are several, "sharpness" and "planes" (loss along one direction
-    and two) where `bench measure` was called. A figure that does not fit on a page goes on in
-    "curves-2" and so on. One seed draws without bands.
+    against seconds and passes, with the Pareto front), "paired" (seed by seed against the baseline), "bases" (each
+    method minus what it wraps) where several optimizers are wrapped, "conditions" (test metric against what is varied)
+    where there are several, "sharpness" and "planes" (loss along one direction and two) where `bench measure` was
+    called. A figure that does not fit on a page goes on in "curves-2" and so on. One seed draws without bands.
 
     Raises:
         BenchError: the experiment has no finished run with a score.
@@ -122,6 +122,7 @@ def _figures(context: FigureContext, only: Collection[str] | None) -> dict[str, 
     families: dict[str, Iterator[Drawing]] = {
         **(over_time if training.evaluated_often(runs) else {}),
         "paired": paired.figures(context),
+        "bases": bases.figures(context),
         "sweep": sweep.figures(context),
         "cost": cost.figures(context),
         "conditions": conditions.figures(context),

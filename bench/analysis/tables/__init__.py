@@ -7,7 +7,7 @@ from dataclasses import replace
 from bench.analysis.answer import answer
 from bench.analysis.render.table import Table
 from bench.analysis.study import Study
-from bench.analysis.tables import budgets, by_task, main, sharpness, statistics, time_to_target, tuning
+from bench.analysis.tables import bases, budgets, by_task, main, sharpness, statistics, time_to_target, tuning
 from bench.store.selection import phased
 
 
@@ -15,7 +15,7 @@ def build(study: Study) -> list[Table]:
     """Return the tables of an experiment, in this order.
 
     "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
-    "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep" (if anything is swept) and
+    "bases" (if methods wrap more than one optimizer), "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep" (if anything is swept) and
     "sharpness" (if it was measured).
 
     Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
@@ -26,6 +26,7 @@ def build(study: Study) -> list[Table]:
     # Both tables compare finished runs of several optimizers.
     if study.contrasts and any(row.done for row in study.chosen):
         tables += [budgets.table(study), statistics.table(study)]
+        tables += [bases.table(study)] if bases.several(study) else []
         # Without a validation score of the baseline there is no target, and the table has no rows.
         tables += [one for one in [time_to_target.table(study)] if one.rows]
     if phased(study.meta):
