@@ -109,7 +109,11 @@ def composition(results: Results) -> dict[str, tuple[str, str]]:
     """Return the name of each label's method or optimizer, and of what it wraps: ("sam", "sgd") or ("sgd", "")."""
     records = results.records
     first = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).fillna("")
-    return {label: tuple(map(str, first.loc[label])) for label in results.meta["labels"] if label in first.index}
+    return {
+        label: (str(first.at[label, "method"]), str(first.at[label, "base"]))
+        for label in results.meta["labels"]
+        if label in first.index
+    }
 
 
 def wrappers(results: Results) -> list[str]:

@@ -55,13 +55,13 @@ def pooled(differences: Sequence[Interval]) -> Pooled:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single samples' intervals, which we have already
         found = combine_effects(effects, errors**2, method_re="iterated", use_t=True)
-    k, mean = len(known), _told(found.mean_effect_re)
+    k, mean = len(known), _told(float(found.mean_effect_re))
     error = max(float(found.sd_eff_w_re_hksj), float(found.sd_eff_w_re))
-    half = _told(special.stdtrit(k - 1, 0.5 + LEVEL / 2) * error)
+    half = _told(float(special.stdtrit(k - 1, 0.5 + LEVEL / 2)) * error)
     tau2 = max(0.0, float(found.tau2))
     reach = math.nan
     if k >= FEWEST_PREDICTED:
-        reach = _told(special.stdtrit(k - 2, 0.5 + LEVEL / 2) * math.sqrt(tau2 + error**2))
+        reach = _told(float(special.stdtrit(k - 2, 0.5 + LEVEL / 2)) * math.sqrt(tau2 + error**2))
     i2 = max(0.0, _told(found.i2))
     return Pooled(k, Interval(k, mean, mean - half, mean + half), (mean - reach, mean + reach), i2)
 

@@ -14,9 +14,9 @@ from bench.store.selection import phased
 def build(study: Study) -> list[Table]:
     """Return the tables of an experiment, in this order.
 
-    "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers),
-    "bases" (if methods wrap more than one optimizer), "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep" (if anything is swept) and
-    "sharpness" (if it was measured).
+    "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers), "bases"
+    (if methods wrap more than one), "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep"
+    (if anything is swept) and "sharpness" (if it was measured).
 
     Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
     """

@@ -118,7 +118,9 @@ def test_with_conditions_each_has_its_block_and_its_panel(make_results: Make) ->
 def test_the_figure_shows_the_numbers_of_the_table(study: Study) -> None:
     drawing = plots.draw(study, only=["bases"])["bases"]
     (axes,) = drawing.figure.axes
-    drawn = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in "os" and len(line.get_xdata()) == 1]
+    drawn = [
+        float(x) for line in axes.lines if line.get_marker() in ("o", "s") for x in np.atleast_1d(line.get_xdata())
+    ]
     assert sorted(drawn) == pytest.approx(sorted(drawing.data["difference_mean [%]"]))
     lines = bases.table(study).numbers
     expected = [*lines["difference_epochs_mean [%]"], *lines["difference_passes_mean [%]"].dropna()]
