@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from bench.core.registry import register_optimizer
+from bench.optim.base.sharded import any_sharded
+from bench.optim.base.tensors import tensors_of
 from bench.optim.base.types import Momentum, NonNegative, Positive
 
 
@@ -24,4 +26,7 @@ def lion(
     """
     from timm.optim.lion import Lion
 
-    return Lion(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, foreach=True)
+    weights = list(params)
+    # The joint operations of torch take no DTensors beside plain tensors, which tensor parallelism leaves.
+    foreach = not any_sharded(tensors_of(weights))
+    return Lion(weights, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, foreach=foreach)

@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_optimizer
+from bench.optim.base.tensors import tensors_of
 from bench.optim.base.types import Momentum, NonNegative, Positive
 
 SMALLEST = 4
@@ -49,8 +50,7 @@ def muon(
     from timm.optim.muon import Muon
 
     weights = list(params)
-    tensors = [p for one in weights for p in (one["params"] if isinstance(one, dict) else [one])]
-    if not any(p.dim() >= 2 and min(len(p), p[0].numel()) >= SMALLEST for p in tensors):
+    if not any(p.dim() >= 2 and min(len(p), p[0].numel()) >= SMALLEST for p in tensors_of(weights)):
         raise BenchError("muon: no weight of this model is a matrix; take adamw")
     return Muon(
         weights,

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from bench.core.registry import register_optimizer
+from bench.optim.base.sharded import any_sharded
+from bench.optim.base.tensors import tensors_of
 from bench.optim.base.types import Momentum, NonNegative, Positive
 
 
@@ -26,4 +28,7 @@ def nadamw(
     """
     from timm.optim.nadamw import NAdamW
 
-    return NAdamW(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=True)
+    weights = list(params)
+    # The joint operations of torch take no DTensors beside plain tensors, which tensor parallelism leaves.
+    foreach = not any_sharded(tensors_of(weights))
+    return NAdamW(weights, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=foreach)

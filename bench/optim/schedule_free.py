@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from bench.core.registry import register_optimizer
+from bench.optim.base.sharded import any_sharded
+from bench.optim.base.tensors import tensors_of
 from bench.optim.base.types import Momentum, NonNegative, Positive
 
 CONSTANT = {"schedule": "constant"}
@@ -28,7 +30,10 @@ def schedule_free_sgd(
     """
     from schedulefree import SGDScheduleFree
 
-    optimizer: torch.optim.Optimizer = SGDScheduleFree(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    weights = list(params)
+    optimizer: torch.optim.Optimizer = SGDScheduleFree(
+        weights, lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=_foreach(weights)
+    )
     return optimizer
 
 
@@ -49,7 +54,13 @@ def schedule_free_adamw(
     """
     from schedulefree import AdamWScheduleFree
 
+    weights = list(params)
     optimizer: torch.optim.Optimizer = AdamWScheduleFree(
-        params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+        weights, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=_foreach(weights)
     )
     return optimizer
+
+
+def _foreach(weights: Iterable[nn.Parameter]) -> bool:
+    # The joint operations of torch take no DTensors beside plain tensors, which tensor parallelism leaves.
+    return not any_sharded(tensors_of(weights))

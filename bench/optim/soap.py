@@ -9,6 +9,8 @@ from torch import nn
 
 from bench.core.errors import BenchError
 from bench.core.registry import register_optimizer
+from bench.optim.base.sharded import any_sharded
+from bench.optim.base.tensors import tensors_of
 from bench.optim.base.types import AtLeastOne, Momentum, NonNegative, Positive
 
 
@@ -32,14 +34,20 @@ def soap(
         precondition_every: steps between two renewals of the eigenvectors.
 
     Raises:
-        BenchError: the package pytorch-optimizer is not installed.
+        BenchError: the package pytorch-optimizer is not installed, or weights are sharded over processes.
     """
     try:
         from pytorch_optimizer import SOAP
     except ImportError as error:
         raise BenchError('soap needs the package pytorch-optimizer: pip install "sam-bench[rivals]"') from error
+    weights = list(params)
+    if any_sharded(tensors_of(weights)):
+        raise BenchError(
+            "soap makes its preconditioners of whole matrices, but the weights of this model are sharded (DTensors, as "
+            "of FSDP2): take muon, which gathers them, or nadamw"
+        )
     return SOAP(
-        params,
+        weights,
         lr=lr,
         betas=(beta1, beta2),
         eps=eps,

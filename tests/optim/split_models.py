@@ -26,16 +26,22 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
+from bench.core.errors import BenchError
 from bench.core.process_group import ProcessGroup
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.lion import lion
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
+from bench.optim.muon import muon
+from bench.optim.nadamw import nadamw
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
+from bench.optim.soap import soap
 from bench.optim.swa import SWA
 
 STEPS, EXAMPLES = 20, 8
@@ -70,7 +76,13 @@ BASES: dict[str, Callable[..., Optimizer]] = {
     "sgd": partial(SGD, lr=0.3, momentum=0.9, weight_decay=1e-3),
     "adamw": partial(AdamW, lr=0.01),
     "adamw, fused": partial(AdamW, lr=0.01, fused=True),
+    "nadamw": partial(nadamw, lr=0.01),
+    "lion": partial(lion, lr=0.01),
+    "muon": partial(muon, lr=0.02),
+    "schedule-free-sgd": partial(schedule_free_sgd, lr=0.3),
+    "schedule-free-adamw": partial(schedule_free_adamw, lr=0.01),
 }
+RIVALS = [name for name in BASES if not name.startswith(("sgd", "adamw"))]
 
 
 class Net(nn.Module):
@@ -182,6 +194,8 @@ def built(model: nn.Module, make: Make, base: str = "sgd", **settings: Any) -> A
     optimizer = make(BASES[base](model.parameters()), model=model, **settings)
     optimizer.total_steps = STEPS
     optimizer.seed = 7
+    if callable(begin := getattr(optimizer, "train", None)):
+        begin()  # schedule-free bases evaluate other weights than they train
     return optimizer
 
 
@@ -406,7 +420,7 @@ def pairs(left: nn.Module, right: nn.Module) -> Iterator[tuple[Any, Any]]:
 def said(action: Callable[[], Any]) -> str:
     try:
         action()
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, BenchError) as error:
         return str(error)
     return ""
 
@@ -444,6 +458,10 @@ def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     for base in ("adamw", "adamw, fused"):
         yield f"fsdp, sam over {base}", trained(every["fsdp"], METHODS["sam"], base, FEW)
         yield f"fsdp, friendly-sam over {base}, resumed", resumed(every["fsdp"], METHODS["friendly-sam"], base)
+    for base in RIVALS:
+        for way in ("fsdp", "tensor parallel"):
+            yield f"{way}, sam over {base}", trained(every[way], METHODS["sam"], base, FEW)
+        yield f"fsdp, friendly-sam over {base}, resumed", resumed(every["fsdp"], METHODS["friendly-sam"], base)
     yield "tensor parallel, sam over adamw", trained(every["tensor parallel"], METHODS["sam"], "adamw", FEW)
     for way in ("tensor parallel and fsdp", "replicated fsdp"):
         for name in ("sam", "gsam", "random-direction"):
@@ -463,4 +481,5 @@ def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     yield "without zeroing", said(lambda: without_zeroing(every["fsdp"]))
     sharded = every["fsdp"].split(net())
     yield "fused sgd", said(lambda: SAM(SGD(sharded.parameters(), lr=0.1, fused=True)))
+    yield "soap", said(lambda: soap(sharded.parameters()))
     yield "esam in stages", said(lambda: ESAM(SGD(sharded.parameters(), lr=0.1), norm_group=dist.group.WORLD))

@@ -123,11 +123,19 @@ class Delegating(torch.optim.Optimizer):
         """Make a base that keeps other weights for evaluation (schedule-free) put in those for training."""
         if self.keeps_evaluation_weights:
             self.base.train()  # type: ignore[attr-defined]
+            self._drop_empty_state()
 
     def eval(self) -> None:
         """Make a base that keeps other weights for evaluation put them in; other bases do nothing."""
         if self.keeps_evaluation_weights:
             self.base.eval()  # type: ignore[attr-defined]
+            self._drop_empty_state()
+
+    def _drop_empty_state(self) -> None:
+        # schedulefree's train() and eval() leave an empty entry per weight. torch.distributed.checkpoint takes it for
+        # the state of the first step, makes none of its own, and then loads nothing into it without a word.
+        for weight in [weight for weight, kept in self.base.state.items() if not kept]:
+            del self.base.state[weight]
 
     # ---- all the rest -----------------------------------------------------------------------------------------
 

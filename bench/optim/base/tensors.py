@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,3 +104,8 @@ def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     # The products themselves are in the tensors' own dtype; only their sum is in fp32.
     dtype = torch.float64 if torch.float64 in set(map(_dtype, left)) else torch.float32
     return torch.stack([product.sum(dtype=dtype) for product in torch._foreach_mul(left, right)]).sum()
+
+
+def tensors_of(params: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among what an optimizer takes: parameters, or groups as dicts with "params"."""
+    return [p for one in params for p in (one["params"] if isinstance(one, dict) else [one])]
