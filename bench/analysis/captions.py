@@ -10,6 +10,7 @@ from bench.analysis.provenance import Provenance, title
 from bench.analysis.render.table import EMPTY
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
+from bench.core.errors import counted
 from bench.core.meta import Meta, MetricMeta, SuiteMeta
 from bench.store.conditions import names, value_text, varied
 from bench.store.selection import phased
@@ -210,7 +211,7 @@ def _tuned(meta: Meta, metric: str, held_out: str, each: str) -> str:
     tune, final = phases["tune"], phases["final"]
     counts = sorted(set(tune["trials"].values()))
     # With a budget of passes an optimizer with dearer steps has fewer trials, so a range may be needed.
-    trials = f"{counts[0]} trials" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} trials"
+    trials = counted(counts[0], "trial") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} trials"
     budget = f"{trials} for every optimizer" if tune["budget"] == "trials" else f"{trials}, of equal passes in all"
     refit = ", trained on training and validation data together" if final["refit"] else ""
     return (

@@ -10,26 +10,48 @@ from typing import Literal
 
 Decimal = Literal[".", ","]
 
-MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+MONTH_NUMBER = "(?:0?[1-9]|1[0-2])"
+WEEKDAY = r"(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?[,.]? )?"
 DIGITS = r"[+-]?\d[\d.,]*"
+CURRENCY = "(?:[$€£¥]|EUR|USD|GBP|JPY|CHF|CNY)"
+EXPONENT = r"(?:e[+-]?\d+)?"
 NO_WORDS = {
-    # 1.234,5 and 0,5; with commas between thousands 1,234.5.
-    "a number with a decimal comma": r"[+-]?\d*(?:\.\d{3})*,\d+|[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?",
-    # 2024-01-31 with any time behind it, 31.1.24, 12:30:05 pm, 3 Mar 2024, March 3, 2024.
+    # 1.234,5 and 0,5; with commas between thousands 1,234.5; two dots can only be between thousands: 1.234.567.
+    "a number with a decimal comma": (
+        rf"[+-]?\d*(?:\.\d{{3}})*,\d+{EXPONENT}|[+-]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?"
+        r"|[+-]?\d{1,3}(?:\.\d{3}){2,}"
+    ),
+    # Only where decimal = ",": with decimal = "." it is a number.
+    "a number with a decimal point": rf"[+-]?(?:\d+\.\d*|\.\d+){EXPONENT}",
+    # 1 234 567,8 with any of the blanks that typesetters take, 1'234.5 and 1_234.
+    "a number with gaps between thousands": r"[+-]?\d{1,3}(?:[ \u00a0\u2009\u202f'’_]\d{3})+(?:[.,]\d+)?",
+    # 2024-01-31 with any time behind it, 31.1.24, 12:30:05 pm, 3 Mar 2024, Mon, March 3, 2024; without a day 2024-01,
+    # 01/2024, Jan-24; weeks and quarters.
     "a date or a time": (
         r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ].*)?|\d{1,2}([-/.])\d{1,2}\2(?:\d{2}|\d{4})(?: .*)?"
-        r"|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[ap]m)?"
-        rf"|\d{{1,2}}[ .-]+{MONTH}[ ,.-]+\d{{2,4}}|{MONTH} \d{{1,2}},? \d{{4}}"
+        r"|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[ap]m)?(?:Z|[+-]\d{2}:?\d{2})?"
+        rf"|{WEEKDAY}(?:\d{{1,2}}[ .-]+{MONTH}[ ,.-]+\d{{2,4}}|{MONTH} \d{{1,2}},? \d{{4}})(?: .*)?"
+        rf"|\d{{4}}[-/]{MONTH_NUMBER}|{MONTH_NUMBER}[-/]\d{{4}}|{MONTH}[ -]+(?:\d{{4}}|'?\d{{2}})|\d{{4}}[ -]+{MONTH}"
+        r"|\d{4}-?W\d{2}(?:-?\d)?|\d{4}[ -]?Q[1-4]|Q[1-4][ -]?\d{4}"
     ),
-    "a number with a sign": rf"[$€£¥] ?{DIGITS}|{DIGITS} ?[%$€£¥]",
+    "a number with a sign": rf"{CURRENCY} ?{DIGITS}|{DIGITS} ?(?:%|{CURRENCY})",
 }
 """Patterns of cells that are neither words nor readable numbers, by a description of the cell."""
 
 REMEDIES = {
     "a number with a decimal comma": 'set task.decimal = "," (and write thousands without commas)',
+    "a number with a decimal point": 'write all numbers with the comma of task.decimal = ","',
+    "a number with gaps between thousands": "write thousands without anything between them",
     "a date or a time": 'leave the column out with task.drop = ["{column}"], or make numbers of it (days, hours)',
     "a number with a sign": "write the number alone",
 }
+
+LARGEST = 1e100
+"""Larger numbers overflow where a column's deviation is computed; mostly they stand for a missing value."""
 
 TRUTH = {"false": 0.0, "true": 1.0}
 # A column's name that ends in a word for numbers of rows: id, row_nr, user id; or userId.
@@ -40,6 +62,7 @@ def number(cell: str, decimal: Decimal = ".") -> float | None:
     """Return the number that a cell is, None if it is none or is not finite."""
     if "_" in cell:  # Python reads 1_000 as 1000, a table's author hardly does
         return None
+    cell = cell.replace("−", "-")  # the minus of word processors
     if decimal == ",":
         whole, comma, fraction = cell.partition(",")
         # Dots can only be between thousands here: any other place of a dot is refused, not guessed.
@@ -54,8 +77,9 @@ def number(cell: str, decimal: Decimal = ".") -> float | None:
 
 
 def no_word(cell: str) -> str | None:
-    """Return which of NO_WORDS a cell is."""
-    return next((kind for kind, pattern in NO_WORDS.items() if re.fullmatch(pattern, cell, re.IGNORECASE)), None)
+    """Return which of NO_WORDS a cell is; None if it is none of them, or a number that no float can hold."""
+    kind = next((kind for kind, pattern in NO_WORDS.items() if re.fullmatch(pattern, cell, re.IGNORECASE)), None)
+    return None if kind == "a number with a decimal point" and number(cell) is None else kind
 
 
 def spellings(cells: Sequence[str], decimal: Decimal = ".") -> dict[str, str]:

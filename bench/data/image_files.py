@@ -15,6 +15,12 @@ DEEP = "F"
 """Pillow's mode for floating numbers, in which images of more than 8 bits per pixel are held here. Pillow's conversion
 of such images to grey or colour clips: 16-bit images become white, numbers from 0 to 1 black."""
 
+GROUND = (128, 128, 128)
+"""What stands behind transparent parts: mid-grey, from which black and white shapes both stand out."""
+
+DARKEST = 64
+"""Images of 16 bits per colour whose upper 8 stay below this hold 14 bits or fewer: mostly a camera's 12."""
+
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 Scale = tuple[float, float]  # the values that become 0 and 255
 
@@ -31,7 +37,8 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
         fit: whether images of another size are scaled and cut; if not, they are refused.
 
     Raises:
-        BenchError: a file is damaged, of another size, or of another depth than the others; the message names it.
+        BenchError: a file is damaged, of another size, or of another depth than the others, or 16 bits per colour lose
+            nearly all that is in them; the message names it.
     """
     # One tensor that is filled image by image: a list to join would need the memory twice.
     pixels = torch.empty((len(paths), *shape[1:], shape[0]), dtype=torch.uint8)
@@ -45,6 +52,11 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
         if (image.mode == DEEP) != (scale is not None):
             raise _mixed(path, paths[0], first_is_deep=scale is not None)
         pixels[number] = torch.from_numpy(_bytes(image, shape[0], scale))
+    if _is_cut(paths[0]) and int(pixels[:train].max()) < DARKEST:
+        raise BenchError(
+            f"{paths[0]} has 16 bits per colour, of which only the upper 8 can be read, and here these are almost "
+            "empty; multiply the numbers so that they reach up to 65535, or save them with 8 bits per colour"
+        )
     return pixels
 
 
@@ -73,7 +85,7 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
             if image.mode == "F" or image.mode.startswith("I"):
                 image = Image.fromarray(np.asarray(image, dtype=np.float32))
             else:
-                image = image.convert("RGB" if channels == 3 else "L")
+                image = _opaque(image).convert("RGB" if channels == 3 else "L")
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if image.mode == DEEP and not np.isfinite(np.asarray(image)).all():
@@ -86,6 +98,29 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
             "for all: task.size = 32, or 64, 224, ..."
         )
     return image
+
+
+def _is_cut(path: Path) -> bool:
+    """Return whether Pillow reads only the upper 8 of an image's 16 bits per colour; its grey ones it reads in full."""
+    with Image.open(path) as file:
+        # Pillow tells the decoder how the file holds its numbers: "RGB;16B" (PNG, TIFF), or ("RGB", 65535) (PPM).
+        how = [args if isinstance(args := tile.args, tuple) else (args,) for tile in getattr(file, "tile", [])]
+        deep = (";16" in str(args[0]) or (file.format == "PPM" and args[-1] == 65535) for args in how)
+        return file.mode != "F" and not file.mode.startswith("I") and any(deep)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return an image with `GROUND` behind its transparent parts.
+
+    Pillow's conversion drops the alpha channel and shows the colours beneath it, which in a drawing on a transparent
+    ground are often the same everywhere: all black.
+    """
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    least, most = seen.getchannel("A").getextrema()
+    # An alpha that is the same everywhere has no shape in it; most files with one are opaque.
+    return image if least == most else Image.alpha_composite(Image.new("RGBA", seen.size, GROUND), seen)
 
 
 def _range(paths: list[Path], shape: tuple[int, int, int], fit: bool) -> Scale:

@@ -27,12 +27,12 @@ from typing import IO, Any
 import torch
 
 from bench.core import allocator, data_folder, run_options
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, counted
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
 from bench.distributed.messages import MessageServer
-from bench.distributed.process import place_of, run_rank
+from bench.distributed.process import place_of, read_spec, run_rank
 from bench.distributed.rendezvous import LOOPBACK
 from bench.store.run_folder import RunFolder, StorageError, read_json, to_json, write_atomic
 from bench.train import Report, Stopped, StopSign
@@ -156,7 +156,7 @@ def run_distributed(
     """
     nodes = team.nodes if team else 1
     if len(devices) * nodes != spec.train.processes:
-        there = f"{len(devices)} devices" if nodes == 1 else f"{nodes} nodes of {len(devices)} devices"
+        there = counted(len(devices), "device") if nodes == 1 else f"{nodes} nodes of {counted(len(devices), 'device')}"
         raise BenchError(f"train.processes = {spec.train.processes}, but {there} are available for this run")
     # The processes read the spec from this file; `start` names it on their command line.
     write_atomic(folder.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
@@ -349,10 +349,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)  # we are one that `start` started
     options = parser.parse_args(arguments)
     try:
-        spec, place = RunSpec.model_validate_json(options.spec.read_text()), place_of(os.environ)
+        spec, place, given = read_spec(options.spec), place_of(os.environ), _run_options(options)
         # Neither srun nor torchrun has started us, so we start all processes of the run.
         if place is None:
-            _all_of_them(spec, options)
+            _all_of_them(spec, options, given)
             return 0
     except Stopped:
         print("Stopped. Run the same command again to continue.", file=sys.stderr)
@@ -367,7 +367,7 @@ def main(arguments: list[str]) -> int:
         place,
         device=options.device,
         threads=options.threads,
-        options=_run_options(options),
+        options=given,
         watched=options.watched,
     )
 
@@ -376,7 +376,7 @@ def _run_options(given: argparse.Namespace) -> RunOptions:
     return RunOptions(checkpoint_minutes=given.checkpoint_minutes, keep_weights=given.keep_weights)
 
 
-def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
+def _all_of_them(spec: RunSpec, options: argparse.Namespace, given: RunOptions) -> None:
     count = spec.train.processes
     gpus = torch.cuda.device_count() if options.device is None else 0
     # One GPU per process or none at all: NCCL refuses two processes on one GPU.
@@ -393,6 +393,6 @@ def _all_of_them(spec: RunSpec, options: argparse.Namespace) -> None:
             folder,
             devices,
             lambda done, epochs, measured: print(f"epoch {done} of {epochs}: {measured}", flush=True),
-            _run_options(options),
+            given,
             lambda: stop_sign.is_up,
         )

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, clipped
 from bench.core.process_group import ProcessGroup
 from bench.core.run_options import RunOptions
 from bench.core.spec import RunSpec
 from bench.distributed import rendezvous
 from bench.distributed.messages import MessageClient
+from bench.store.files import read_bytes
 from bench.store.run_folder import RunFolder, StorageError
 from bench.train import Stopped, StopSign, train
 from bench.training.precision import allow_deterministic_kernels
@@ -49,6 +50,20 @@ class ReadOnlyRunFolder(RunFolder):
 
     def write_result(self, result: dict[str, Any], curve: list[dict[str, Any]]) -> None:
         pass
+
+
+def read_spec(path: Path) -> RunSpec:
+    """Return the run in a file spec.json.
+
+    Raises:
+        BenchError: the file cannot be read, or holds no run.
+    """
+    try:
+        return RunSpec.model_validate_json(read_bytes(path))
+    except OSError as error:
+        raise BenchError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # pydantic's is one
+        raise BenchError(f"{path} is no spec.json of a run: {clipped(' '.join(str(error).split()))}") from error
 
 
 def place_of(environment: Mapping[str, str]) -> dict[str, str] | None:

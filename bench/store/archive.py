@@ -187,6 +187,9 @@ def _fault(member: tarfile.TarInfo, before: Mapping[str, bytes]) -> str:
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts or "\\" in member.name or len(place.parts) < 2:
         return "would lie outside the archive's folder"
+    # "a/./b" and "a//b" would be "a/b", and take the place of another file of that name.
+    if str(place) != member.name or "\0" in member.name:
+        return "is no plain name"
     return "is there twice" if member.name in before else ""
 
 

@@ -69,6 +69,11 @@ def _of_records(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     for line, again in enumerate(frame.duplicated(key), start=2):
         if again:
             yield f"line {line}: {', '.join(key)} are those of an earlier line"
+    # A run may stand at several places of the experiment, but it has one seed.
+    seeds = dict(zip(frame["run_id"], frame["seed"], strict=True))
+    for line, (run_id, seed) in enumerate(zip(frame["run_id"], frame["seed"], strict=True), start=2):
+        if seeds[run_id] != seed:
+            yield f"line {line}: run_id {shown(run_id)} is that of another seed, too"
 
 
 def _of_curves(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -231,7 +232,9 @@ def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[
             hint = _hint(cell, settings.target)
             raise table.fault(row, settings.target, f'"{cell}" is not a number, which regression = true needs{hint}')
     if settings.regression:
-        return [], np.array([reading.number(cell, settings.decimal) for cell in cells], dtype=np.float64)
+        numbers = [reading.number(cell, settings.decimal) for cell in cells]
+        _check_sizes(table, settings.target, numbers)
+        return [], np.array(numbers, dtype=np.float64)
     chosen = reading.spellings(cells, settings.decimal)
     table.remarks.append(reading.on_spellings(settings.target, chosen))
     sizes = {name: reading.size(name, settings.decimal) for name in chosen.values()}
@@ -274,6 +277,7 @@ def _inputs(
     if name not in settings.categorical:
         # A column is one of numbers if each of its cells, empty ones aside, is a number.
         if parsed == known:
+            _check_sizes(table, name, numbers)
             return [_number_input(table, name, numbers, train)]
         _check_words(table, name, cells, numbers, missing)
     chosen = reading.spellings(
@@ -302,6 +306,16 @@ def _number_input(table: _Table, name: str, numbers: list[float | None], train: 
         raise BenchError(f'{table.path}: column "{name}" is empty in all rows to train on; task.drop = ["{name}"]')
     column[np.isnan(column)] = np.nanmean(column[train])
     return _standardised(column, train)
+
+
+def _check_sizes(table: _Table, name: str, numbers: Sequence[float | None]) -> None:
+    """Raise BenchError if a number is too large to compute a mean and a deviation with."""
+    for row, number in enumerate(numbers):
+        if number is not None and abs(number) > reading.LARGEST:
+            cell = table.column(name)[row]
+            raise table.fault(
+                row, name, f'"{cell}" is too large to compute with; if it stands for a missing value, empty the cell'
+            )
 
 
 def _check_words(table: _Table, name: str, cells: list[str], numbers: list[float | None], missing: list[bool]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, counted
 from bench.core.registry import register_task
 from bench.data import image_files
 from bench.data.datasets import FileSignature, signature
@@ -30,7 +30,7 @@ class ImageFolder(ImageTask):
     They are kept in memory, as bytes of one size. Classes are numbered in the order of their names. Mean and deviation
     are those of the training images. Files that are no images by their ending are left alone. Images of more than 8
     bits per pixel (16-bit grey, whole or floating numbers) become bytes by one scale: from the darkest pixel of the
-    training images to their lightest.
+    training images to their lightest. Transparent parts become mid-grey.
 
     Args:
         path: the folder, relative to the experiment file. Not it but what is in it is part of a run's identity.
@@ -130,7 +130,7 @@ def _listed(root: Path, share: float) -> tuple[list[str], list[Item], list[Item]
 def _items(root: Path, names: list[str]) -> list[Item]:
     if len(names) < 2:
         raise BenchError(
-            f"{root} has {len(names)} folders of images; a folder for each of at least two classes is needed"
+            f"{root} has {counted(len(names), 'folder')} of images; a folder for each of at least two classes is needed"
         )
     of_classes = [[(path, number) for path in ImageFolder.files(root / name)] for number, name in enumerate(names)]
     for name, items in zip(names, of_classes, strict=True):

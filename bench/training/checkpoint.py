@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError
 from bench.core.process_group import ProcessGroup
+from bench.store.files import open_regular
 from bench.store.run_folder import RunFolder, atomic_path, storage_error, write_atomic
 
 FORMAT = 3
@@ -38,6 +39,8 @@ class StateDict(TypedDict):
     clocks: dict[str, Any]
     work: float
     curve: list[dict[str, Any]]
+    # The sha256 over all keys above, at all depths; absent in checkpoints of older versions.
+    keys: NotRequired[str]
 
 
 def save(folder: RunFolder, state: StateDict) -> None:
@@ -73,6 +76,8 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         BenchError: the file is damaged, is no checkpoint, belongs to another run, or is of an older version.
     """
     try:
+        # A FIFO, for one, would be waited for without end.
+        os.close(open_regular(path))
         if device is not None:
             _check_bytes(path)
         state = torch.load(path, map_location=device or "cpu", mmap=device is None, weights_only=True)
@@ -86,7 +91,7 @@ def load(path: Path, run_id: str, device: torch.device | None = None) -> StateDi
         raise BenchError(f"{path} belongs to run {other}, not {run_id}; {_DELETE}")
     if state.get("format") != FORMAT:
         raise BenchError(f"{path} was written by an older version of this package; {_DELETE}")
-    if missing := set(StateDict.__annotations__) - {"buffers"} - state.keys():
+    if missing := set(StateDict.__annotations__) - {"buffers", "keys"} - state.keys():
         raise BenchError(f"{path} is damaged (it lacks {', '.join(sorted(missing))}); {_DELETE}")
     return cast(StateDict, state)
 
@@ -208,6 +213,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     from safetensors.torch import load_file
 
     try:
+        os.close(open_regular(path))
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,7 +83,7 @@ class TrainingState:
         """Return what a checkpoint holds; every process of the run has to call this."""
         # Without the first process's, whose state is under "model" and "random": the list begins with rank 1.
         _, *others = self.run.group.gathered(_own(self.run.model, self.device))
-        return {
+        state: StateDict = {
             "run_id": self.run_id,
             "place": asdict(self.progress),
             "model": self.run.model.state_dict(),
@@ -95,6 +97,8 @@ class TrainingState:
             "work": self.run.work,
             "curve": self.curve,
         }
+        state["keys"] = _keys_sha256(state)
+        return state
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore this process's part of the run from the content of a checkpoint.
@@ -110,6 +114,10 @@ class TrainingState:
             "optimizer": self.run.optimizer.state_dict(),
         }
         _check_keys(state, like)  # before anything is loaded: an older checkpoint may be tried after this one
+        # Also of the parts that a new run has not got yet, as the state of each parameter. Older checkpoints lack it.
+        if state.get("keys", keys := _keys_sha256(state)) != keys:
+            gone = [key for key in StateDict.__annotations__ if key not in state]
+            raise LookupError(f"it lacks {', '.join(gone) or 'a key, or has one more'}")
         self.run.model.load_state_dict(state["model"])
         # Checkpoints of older versions have neither these nor the states of Python's and numpy's generators.
         _set_buffers(state.get("buffers", {}), self.run.model)
@@ -140,6 +148,19 @@ def _check_keys(state: Any, like: Any, place: str = "") -> None:
         # strict: another number of parameter groups is an error, too.
         for number, (value, kept) in enumerate(zip(like, state, strict=True)):
             _check_keys(kept, value, f"{place}{number}.")
+
+
+def _keys_sha256(state: StateDict) -> str:
+    """Return the sha256 over the keys of a checkpoint at all depths, its own and the version of the file left out."""
+    parts = {key: value for key, value in state.items() if key not in ("keys", "format")}
+    return hashlib.sha256("\n".join(sorted(_keys(parts))).encode()).hexdigest()
+
+
+def _keys(value: Any, place: str = "") -> Iterator[str]:
+    yield place
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _keys(inner, f"{place}/{key!r}")
 
 
 def _own(model: nn.Module, device: torch.device) -> dict[str, Any]:

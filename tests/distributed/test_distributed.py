@@ -44,6 +44,7 @@ from tests import prefork
 from tests.distributed import two_processes as two
 from tests.distributed.ranks import in_two_processes
 from tests.prefork import HANGS, Popen
+from tests.test_train import make_spec
 
 CPU = torch.device("cpu")
 TIMES = {
@@ -139,6 +140,31 @@ def test_a_batch_that_can_be_shared_is_planned_and_has_ids_of_its_own(tiny: Any,
 def test_a_run_of_two_is_not_done_by_one() -> None:
     with pytest.raises(BenchError, match=r"train\.processes = 2, but this run has 1"):
         set_up(spec_with(ComponentSpec(name="mlp", params={"width": 8})), CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ("{", (), "spec.json is no spec.json of a run: "),
+        ('{"task": 3}', (), "spec.json is no spec.json of a run: "),
+        (None, (), "cannot read "),
+        ("a run", ("--checkpoint-minutes", "nan"), "checkpoint_minutes: must be a finite number >= 0, got nan"),
+        ("a run", ("--checkpoint-minutes", "inf"), "checkpoint_minutes: must be a finite number >= 0, got inf"),
+    ],
+)
+def test_what_is_no_run_is_told_where_processes_are_started_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, options: tuple[str, ...], said: str
+) -> None:
+    path = tmp_path / "spec.json"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(make_spec().model_dump_json() if content == "a run" else content)
+    assert distributed.main([str(path), str(tmp_path / "folder"), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert said in error
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_small_training_set_that_cannot_be_shared_is_told() -> None:

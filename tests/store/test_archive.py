@@ -85,6 +85,8 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
         (link("digits/evil", tarfile.LNKTYPE), "no plain file"),
         (link("digits/evil", tarfile.FIFOTYPE), "no plain file"),
         ("digits/records.csv", "is there twice"),
+        ("digits/./records.csv", "is no plain name"),
+        ("digits//records.csv", "is no plain name"),
     ],
 )
 def test_unsafe_members_are_refused(path: Path, member: tarfile.TarInfo | str, said: str) -> None:
@@ -194,6 +196,7 @@ def block(content: bytes) -> bytes:
 
 
 PAX = b"22 comment=0123456789\n"
+NUL = b"19 path=digits/a\0b\n"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,7 @@ PAX = b"22 comment=0123456789\n"
         (header(b"L", 60_000_000) + bytes(60_000_000), "a header is larger than any"),
         (header(b"x", 2**40), "a header is larger than any"),
         ((header(b"x", len(PAX)) + block(PAX)) * 40_000, "cannot read"),
+        (header(b"x", len(NUL)) + block(NUL) + header(b"0"), "is no plain name"),
         (header(b"L", 4) + block(b"abc\0") + header(b"x", 2**33), "cannot read"),
         (header(b"0", 2**40), "bytes when unpacked"),
         (header(b"0", -1), "cannot read|is no plain file"),

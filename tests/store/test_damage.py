@@ -314,6 +314,14 @@ def test_records_that_agree_with_their_sha256_are_tabulated_or_refused(
     assert len(said) < 20_000
 
 
+def test_runs_of_two_seeds_are_not_one_run(store: Store, experiment: Experiment) -> None:
+    found = collect(store, experiment)
+    one = found.records["run_id"][0]
+    records.publish(replace(found, records=found.records.assign(run_id=one)), store.folder)
+    with pytest.raises(BenchError, match=f"line 2: run_id '{one}' is that of another seed, too"):
+        records.read(store.folder)
+
+
 def test_what_is_no_missing_value_is_a_word(
     write_experiment: Callable[..., Path], tiny: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

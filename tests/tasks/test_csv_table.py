@@ -203,7 +203,17 @@ def test_a_target_with_decimal_commas(make: Make) -> None:
         (["12%", "3.5 %"], r'"12%" is not a word but a number with a sign: write the number alone'),
         (["$1200", "€ 3"], r'"\$1200" is not a word but a number with a sign'),
         (["3", "4", "5", "1,5"], r'"1,5" is not a number like most of the column but a number with a decimal comma'),
-        (["1_000", "2000", "3000"], r'"1_000" is not a number like most of the column; if they are categories'),
+        (["1_000", "2000", "3000"], r'"1_000" is not a number like most of the column but a number with gaps'),
+        (["1_000", "2_000"], r'"1_000" is not a word but a number with gaps between thousands'),
+        (["1O", "2", "3"], r'"1O" is not a number like most of the column; if they are categories'),
+        (["1,5e3", "2,5e-2"], r'"1,5e3" is not a word but a number with a decimal comma'),
+        (["1.234.567", "2.345.678"], r'"1.234.567" is not a word but a number with a decimal comma'),
+        (["1 234", "10 000,5"], r'"1 234" is not a word but a number with gaps between thousands: write thousands'),
+        (["1'234", "1\u202f234"], r'"1\'234" is not a word but a number with gaps between thousands'),
+        (["EUR 5", "6.50 USD"], r'"EUR 5" is not a word but a number with a sign'),
+        (["2024-01", "01/2024", "Jan 2024", "Feb-24"], r'"2024-01" is not a word but a date or a time'),
+        (["Mon, 3 Mar 2024", "Tuesday March 4 2024"], r'"Mon, 3 Mar 2024" is not a word but a date'),
+        (["2024-W05", "2024-Q1", "10:30+01:00"], r'"2024-W05" is not a word but a date'),
     ],
 )
 def test_dates_and_amounts_are_no_words(make: Make, cells: list[str], said: str) -> None:
@@ -213,7 +223,28 @@ def test_dates_and_amounts_are_no_words(make: Make, cells: list[str], said: str)
     assert task.input_shape == (len(cells) + 1,)
 
 
-@pytest.mark.parametrize("cells", [["3-4", "5-6"], ["v1.2", "v1.3"], ["A,B", "C"], ["may", "june"], ["1st", "2nd"]])
+def test_numbers_with_a_point_are_no_words_beside_a_decimal_comma(make: Make) -> None:
+    rows = with_column(["1.5", "2.25", "3"])
+    with pytest.raises(BenchError, match=r'"1.5" is not a word but a number with a decimal point: write all numbers'):
+        make("x;bought;z", with_column(["1.5", "2.25"]), separator=";", decimal=",")
+    with pytest.raises(BenchError, match=r'"1.5" is not a word but a number with a decimal point'):
+        make("x;bought;z", rows, separator=";", decimal=",")
+    assert make("x;bought;z", rows, separator=";").input_shape == (2,)
+
+
+def test_the_minus_of_word_processors_is_a_minus(make: Make) -> None:
+    rows = with_column(["−1.5", "2", "−3"])
+    plain = [row.replace("−", "-") for row in rows]
+    assert torch.equal(*(everything(make("x;bought;z", each, separator=";"))[0] for each in (rows, plain)))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        *(["3-4", "5-6"], ["v1.2", "v1.3"], ["A,B", "C"], ["may", "june"], ["1st", "2nd"]),
+        *(["2023/24", "2024/25"], ["4x4", "3 BHK"], ["1.2.3", "1.2.4"], ["Sunday", "Q1"], ["mark 12", "junior 10"]),
+    ],
+)
 def test_words_with_digits_and_marks_are_words(make: Make, cells: list[str]) -> None:
     task = make("x;bought;z", with_column(cells), separator=";")
     assert task.input_shape == (len(cells) + 1,)
@@ -261,6 +292,13 @@ def test_how_many_cells_were_filled_is_told_at_the_start(make: Make, capsys: pyt
         ([*ROWS, "1,2,red,"], {}, r'line 32, column "bought": the target is missing'),
         ([*ROWS, "1O,2,red,yes"], {}, r'line 32, column "number": "1O" is not a number like most of the column'),
         ([*ROWS, "inf,2,red,yes"], {}, r'line 32, column "number": "inf" is not a number'),
+        ([*ROWS, "1.5e999,2,red,yes"], {}, r'"1.5e999" is not a number like most of the column; if they are'),
+        ([*ROWS, "1.79e308,2,red,yes"], {}, r'line 32, column "number": "1.79e308" is too large to compute with'),
+        (
+            [*ROWS, "1,-1e200,red,yes"],
+            {"regression": True, "target": "size"},
+            r'line 32, column "size": "-1e200" is too large to compute with; if it stands for a missing value, empty',
+        ),
         (ROWS, {"target": "bougt"}, r'no column "bougt"; did you mean "bought"\?'),
         (ROWS, {"drop": ["colr"]}, r'no column "colr"; did you mean "colour"\?'),
         (ROWS, {"target": "number"}, r'"number" has 30 different values in 30 rows, .* task.regression = true'),

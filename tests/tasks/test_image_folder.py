@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from bench.core.errors import BenchError
@@ -130,6 +132,60 @@ def test_the_scale_of_deep_images_is_that_of_the_training_images(tmp_path: Path)
     assert test.inputs[0, 0, :, 0].tolist() == [0, 128, 191, 255], "and what lies beyond is clipped"
 
 
+def drawn(root: Path, save: Callable[[NDArray[np.uint8], Path], None]) -> ImageFolder:
+    """Images of a square somewhere on nothing, each saved from a mask of 0 and 255."""
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for number in range(4):
+            mask = np.zeros((8, 8), np.uint8)
+            mask[number : number + 4, :4] = 255
+            save(mask, root / name / f"{number}.png")
+    return task(root)
+
+
+def black(mask: NDArray[np.uint8], path: Path) -> None:
+    Image.fromarray(np.dstack([0 * mask, 0 * mask, 0 * mask, mask])).save(path)
+
+
+def white(mask: NDArray[np.uint8], path: Path) -> None:
+    Image.fromarray(np.dstack([0 * mask + 255, mask])).save(path)
+
+
+def palette(mask: NDArray[np.uint8], path: Path) -> None:
+    image = Image.fromarray(mask // 255).convert("P")
+    image.putpalette([0, 0, 0] * 256)
+    image.save(path, transparency=0)
+
+
+@pytest.mark.parametrize(("save", "colour"), [(black, 0), (white, 255), (palette, 0)])
+def test_shapes_on_a_transparent_ground_are_seen(
+    tmp_path: Path, save: Callable[[NDArray[np.uint8], Path], None], colour: int
+) -> None:
+    """Without its alpha channel every one of these images is of a single colour."""
+    images = drawn(tmp_path, save)
+    train, _ = images.load()
+    for pixels, (path, _) in zip(train.inputs, images.train, strict=True):
+        number = int(path.stem)
+        assert set(pixels[number : number + 4, :4].unique().tolist()) == {colour}
+        assert set(pixels[:, 4:].unique().tolist()) == {128}
+
+
+@pytest.mark.parametrize("largest", [255, 4095, 65535])
+def test_16_bits_per_colour_of_which_few_are_used_are_told(tmp_path: Path, largest: int) -> None:
+    """Pillow keeps the upper 8 bits, of a camera's 12 these are 4."""
+
+    def save(mask: NDArray[np.uint8], path: Path) -> None:
+        numbers = np.repeat(mask[..., None] / 255 * largest, 3, axis=2).astype(">u2")
+        path.with_suffix(".ppm").write_bytes(b"P6 8 8 65535\n" + numbers.tobytes())
+
+    images = drawn(tmp_path, save)
+    if largest == 65535:
+        assert images.load()[0].inputs.max() == 255
+    else:
+        with pytest.raises(BenchError, match=r"0\.ppm has 16 bits per colour, of which only the upper 8 can be read"):
+            images.load()
+
+
 def test_a_photograph_taken_upright_is_upright(folder: Path) -> None:
     for path in folder.rglob("*.png"):
         path.unlink()
@@ -171,7 +227,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 
 def test_a_folder_without_classes(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    with pytest.raises(BenchError, match="has 1 folders of images; a folder for each of at least two classes"):
+    with pytest.raises(BenchError, match="has 1 folder of images; a folder for each of at least two classes"):
         task(tmp_path)
 
 

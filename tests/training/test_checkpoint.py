@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -75,9 +76,15 @@ def in_the_weights(path: Path) -> None:
     flip(path, path.read_bytes().index(weight.numpy().tobytes()) + 5)
 
 
+def a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "a bit of a weight": (in_the_weights, r"is damaged \(wrong checksum of"),
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-3000]), "is damaged"),
+    "a FIFO": (a_fifo, r"is damaged \(.*not a regular file"),
     "empty": (lambda path: path.write_bytes(b""), "is damaged"),
     "no key work": (rewritten(lambda state: state.pop("work")), r"is damaged \(it lacks work\)"),
     "no key place.step": (rewritten(lambda state: state["place"].pop("step")), r"\(it lacks place\.step\)"),
@@ -86,6 +93,16 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         r"lacks optimizer\.param_groups\.0\.lr",
     ),
     "no last_epoch": (rewritten(lambda s: s["schedule"].pop("last_epoch")), r"it lacks schedule\.last_epoch"),
+    "no momentum of a parameter": (
+        rewritten(lambda s: s["optimizer"]["state"].pop(0)),
+        r"\(it lacks a key, or has one",
+    ),
+    "no momentum at all": (
+        rewritten(lambda s: s["optimizer"]["state"].clear()),
+        r"\(it lacks a key, or has one more\)",
+    ),
+    "no numbers of numpy": (rewritten(lambda s: s["random"].pop("numpy")), r"\(it lacks a key, or has one more\)"),
+    "a point of the curve less": (rewritten(lambda s: s["curve"].pop()), r"\(it lacks a key, or has one more\)"),
     "no weight": (rewritten(lambda state: state["model"].pop("1.weight")), "does not fit this run"),
     "another run's": (rewritten(lambda state: state.update(run_id="f00")), "belongs to run f00"),
 }
@@ -199,3 +216,9 @@ def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="is damaged"):
         checkpoint.load(tmp_path / "checkpoint.pt", "x")
     assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_are_no_regular_file_are_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.safetensors")
+    with pytest.raises(BenchError, match=r"does not hold the weights of this run \(.*not a regular file"):
+        checkpoint.load_weights(tmp_path / "weights.safetensors", torch.nn.Linear(1, 1))

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bench.core import run_options
+from bench.core.errors import BenchError, shown
 from bench.core.run_options import DEFAULTS, RunOptions
 from bench.store.run_folder import RunFolder, Store, locked, read_json, to_json, write_atomic
 
@@ -126,7 +127,10 @@ class Submission:
     def note(self, task: int) -> Note:
         """Return the note that a job wrote about itself."""
         path = self.folder / f"job-{task}.json"
-        return Note(**read_json(path)) if path.exists() else Note()
+        content, plain = read_json(path, missing={}), asdict(Note())
+        if content.keys() - plain.keys() or any(type(content[name]) is not type(plain[name]) for name in content):
+            raise BenchError(f"{path} is damaged (holds {shown(content)}); delete it")
+        return Note(**content)
 
     def write_note(self, task: int, note: Note) -> None:
         write_atomic(self.folder / f"job-{task}.json", to_json(asdict(note)))
@@ -140,7 +144,9 @@ class Submission:
 
     def runs(self) -> dict[str, Any]:
         """Return the content of runs.json: the specs, and what else jobs must know about the runs."""
-        content: dict[str, Any] = read_json(self.folder / "runs.json")
+        content: dict[str, Any] = read_json(path := self.folder / "runs.json")
+        if not all(isinstance(content.get(name), dict) for name in ("metric", "passes", "retried", "runs")):
+            raise BenchError(f"{path} is damaged (holds {shown(content)}); {_REMEDY.format(self.folder)}")
         return content
 
 
@@ -172,11 +178,36 @@ def read(folder: Path) -> Submission:
     Raises:
         BenchError: the folder's submission.json is damaged.
     """
-    content = read_json(folder / "submission.json")
+    content = read_json(path := folder / "submission.json")
     # The paths of logs are for people; `log` derives them from the job's id.
-    del content["logs"]
-    content["settings"] = JobSettings.from_json(content["settings"])
-    return Submission(folder=folder.resolve(), **content)
+    own = {key: value for key, value in content.items() if key != "logs"}
+    try:
+        if not _is_whole(own):
+            raise TypeError
+        return Submission(**{**own, "folder": folder.resolve(), "settings": JobSettings.from_json(own["settings"])})
+    except TypeError as error:  # a field is missing, or there is one more
+        raise BenchError(f"{path} is damaged (holds {shown(content)}); {_REMEDY.format(folder)}") from error
+
+
+_REMEDY = "if its jobs are gone, delete {}"
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Return whether the values in a submission.json are of the right types; missing fields are the caller's to find.
+
+    By hand, since a job reads this before it handles signals, and pydantic takes half a second to import.
+    """
+    tasks, ids, settings = content.get("tasks"), content.get("job_ids"), content.get("settings")
+    if not (isinstance(settings, dict) and _are_texts(ids) and isinstance(tasks, list) and all(map(_are_texts, tasks))):
+        return False
+    counts = [value for key, value in settings.items() if key in ("gpus", "cpus", "time", "grace_seconds", "nodes")]
+    texts = [value for key, value in content.items() if key not in ("tasks", "job_ids", "settings")]
+    # No ids yet, or one for each job.
+    return _are_texts(texts) and all(type(count) is int for count in counts) and len(ids) in (0, len(tasks))
+
+
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def read_all(store: Store) -> list[Submission]:

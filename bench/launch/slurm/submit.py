@@ -124,6 +124,7 @@ def scripts(plan: Plan, profile: Profile) -> Iterator[str]:
     compiling.refuse_open(plan.experiment, "--on slurm")
     plan.check_records()
     profile.check({run.spec.train.processes for run in plan.to_do})
+    _check_folder(plan.store.folder)
     statuses = job_status.look(plan.store)
     at_once, after = _room(profile.max_jobs, statuses)
     runs = _free(plan, job_status.by_run(statuses))
@@ -145,8 +146,13 @@ def check_there_is_slurm() -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    if "%" in str(folder.resolve()):
-        raise BenchError(f"{folder.resolve()}: SLURM cannot write logs to a path with a % in it; choose another --out")
+    path = str(folder.resolve())
+    # The path is a part of lines of the job's script.
+    if "%" in path or not path.isprintable():
+        raise BenchError(
+            f"{path!r}: SLURM cannot write logs to a path with a %, a line break or another control character in it; "
+            "choose another --out"
+        )
 
 
 def _free(plan: Plan, of_runs: Mapping[str, JobStatus]) -> list[PlannedRun]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -380,3 +382,50 @@ def test_a_job_that_died_before_python_started_names_its_log(tmp_path: Path) -> 
 )
 def test_a_number_with_its_noun(count: int, noun: str, text: str) -> None:
     assert counted(count, noun) == text
+
+
+@pytest.mark.parametrize("folder", ["50%", "a\n#SBATCH --uid=0", "a\rb"])
+def test_no_path_of_results_adds_a_line_to_a_jobs_script(site: Path, plan: Plan, tmp_path: Path, folder: str) -> None:
+    odd = replace(plan, store=Store(tmp_path / folder))
+    for call in (lambda: slurm.submit(odd, Profile()), lambda: list(slurm.scripts(odd, Profile()))):
+        with pytest.raises(BenchError, match="SLURM cannot write logs to a path with a %, a line break or another"):
+            call()
+
+
+# ---- damage --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{", '{"tasks": 3}', "a field less", "ids of two jobs", "a FIFO"])
+def test_a_damaged_submission_is_told_with_its_file(submit: Submit, plan: Plan, content: str) -> None:
+    one = submit()
+    path = one.folder / "submission.json"
+    whole = json.loads(path.read_text())
+    changed = {"a field less": {**whole, "settings": {"gpus": 0}}, "ids of two jobs": {**whole, "job_ids": ["1"]}}
+    path.unlink()
+    if content == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_text(json.dumps(changed[content]) if content in changed else content)
+    for look in (submission.read_all, job_status.look, lambda store: job_status.elsewhere(store, [])):
+        with pytest.raises(BenchError, match=r"submission\.json is damaged"):
+            look(plan.store)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"starts": "1"}', '{"state": null}', '{"x": 1}', "a FIFO"])
+def test_a_damaged_note_of_a_job_is_told_with_its_file(submit: Submit, plan: Plan, content: str) -> None:
+    path = submit().folder / "job-1.json"
+    if content == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(BenchError, match=r"job-1\.json is damaged"):
+        job_status.look(plan.store)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"metric": {}, "passes": {}, "retried": [], "runs": {}}'])
+def test_a_damaged_list_of_runs_is_told_with_its_file(submit: Submit, content: str) -> None:
+    one = submit()
+    assert len(one.runs()["runs"]) == 3
+    (one.folder / "runs.json").write_text(content)
+    with pytest.raises(BenchError, match=r"runs\.json is damaged"):
+        one.runs()
