@@ -58,6 +58,11 @@ class Contrast:
         return self.a - self.b
 
     @property
+    def degenerate(self) -> list[str]:
+        """Return the labels of the degenerate sides (see `degenerate.py`)."""
+        return [row.label for row in (self.ours, self.theirs) if row.degenerate]
+
+    @property
     def covers_zero(self) -> bool:
         """Return whether the interval of the difference leaves open which side is better."""
         # Written with `not`, so that an unknown interval, whose bounds are NaN, counts as covering 0.

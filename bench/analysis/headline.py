@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def headline(study: Study) -> str:
     name = "SAM" if label == "sam" else label
     if not base:
         return f"{name}: no answer yet"
-    return f"{name}: {_answer(captions, base)} {_price(base)}"
+    return f"{name}: {_answer(captions, base)} {_price(base)}{_doubt(captions, base)}"
 
 
 def at_equal_passes(study: Study) -> str:
@@ -54,11 +55,13 @@ def at_equal_passes(study: Study) -> str:
     label = _asked(study.results)
     against = [one for one in study.contrasts if one.ours.label == label and one.theirs.label != captions.baseline]
     # Found in "passes" and in "epochs and passes".
-    equal = [one for one in against if "passes" in one.equal and one.test.difference.n]
-    competitors = list(dict.fromkeys(one.theirs.label for one in equal))
+    equal: dict[str, list[Contrast]] = {}
+    for one in against:
+        if "passes" in one.equal and one.test.difference.n:
+            equal.setdefault(one.theirs.label, []).append(one)
     said = [
-        f"against {competitor}: {_answer(captions, [one for one in equal if one.theirs.label == competitor])}"
-        for competitor in competitors
+        f"against {competitor}: {_answer(captions, compared)}{_doubt(captions, compared)}"
+        for competitor, compared in equal.items()
     ]
     return f"At equal passes, {'; '.join(said)}" if said else ""
 
@@ -77,15 +80,27 @@ def _answer(captions: Captions, compared: Sequence[Contrast]) -> str:
         captions.signed_mean(one.test.difference) for one in sorted(compared, key=lambda one: one.test.difference.mean)
     ]
     span = means[0] if len(compared) == 1 else f"{means[0]} to {means[-1]}"
-    among = len(conditions(captions.meta))
+    among, what = _among(captions)
     if among == 1:
         return f"{ANSWERS[compared[0].verdict]}, {span}{unit}"
-    what = "tasks" if list(captions.varied) == ["task"] else "conditions"
     # `found` has no comparison without a pair, but `among` counts every condition: the parts need not add up to it.
     held = {verdict: sum(one.verdict == verdict for one in compared) for verdict in ANSWERS}
     sides = [f"{ANSWERS[side]} in {held[side]}" for side in ("better", "worse") if held[side]]
     neither = f"{ANSWERS['unclear' if held['unclear'] else 'untested']} in any"
     return f"{', '.join(sides) or neither} of {among} {what}, {span}{unit}"
+
+
+def _doubt(captions: Captions, compared: Sequence[Contrast]) -> str:
+    """Return " (sgd is degenerate)", under several conditions " (sgd is degenerate in 2 of 8 tasks)"; "" if none is."""
+    count = Counter(label for one in compared for label in one.degenerate)
+    among, what = _among(captions)
+    said = [f"{label} is degenerate{f' in {n} of {among} {what}' * (among > 1)}" for label, n in count.items()]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _among(captions: Captions) -> tuple[int, str]:
+    """Return the number of conditions, and the word for them."""
+    return len(conditions(captions.meta)), "tasks" if list(captions.varied) == ["task"] else "conditions"
 
 
 def _price(compared: Sequence[Contrast]) -> str:
@@ -166,7 +181,7 @@ def forest(study: Study) -> Forest | None:
             label=one.ours.label,
             verdict=one.verdict,
             # A row of the forest asks no question, so it says the verdict and not "yes" or "no".
-            said={**ANSWERS, "better": "better", "worse": "worse"}[one.verdict],
+            said={**ANSWERS, "better": "better", "worse": "worse"}[one.verdict] + _doubt_of(one),
             difference=_numbers(captions, one),
             passes=f"{_times(one.ours.passes / one.theirs.passes)}×",
             mean=place(one.test.difference.mean),
@@ -182,6 +197,10 @@ def forest(study: Study) -> Forest | None:
         ends=(f"{low * captions.scale:+.3g}", f"{high * captions.scale:+.3g}"),
         blocks=blocks,
     )
+
+
+def _doubt_of(contrast: Contrast) -> str:
+    return "".join(f"; {label} is degenerate" for label in contrast.degenerate)
 
 
 def _numbers(captions: Captions, contrast: Contrast) -> str:

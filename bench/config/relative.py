@@ -77,13 +77,19 @@ def _own_training(raw: Mapping[str, Any], key: str, value: Any, said: set[str]) 
         own = {
             label: value_of_its_own
             for label, entry in raw.get("optimizers", {}).items()
-            if f"optimizers.{label}.train.{name}" not in said and (value_of_its_own := _own(entry, name)) is not None
+            if (value_of_its_own := _own(entry, name)) is not None
+            and not _is_set(f"optimizers.{label}.train.{name}", said)
         }
         if own:
             each = ", ".join(f"{label} ({value_of_its_own})" for label, value_of_its_own in own.items())
             hint = '; a multiple ("2x") would follow it' if name in RELATIVE else ""
             whose = "their" if len(own) > 1 else "its"
             yield f"--set {key} does not reach {each}, with train.{name} of {whose} own{hint}."
+
+
+def _is_set(key: str, said: set[str]) -> bool:
+    """Return whether a key, or a table that it is in, was overridden."""
+    return any(f"{key}.".startswith(f"{one}.") for one in said)
 
 
 def _own(entry: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any
@@ -54,7 +55,7 @@ def with_overrides(shown: str, title: str, overrides: Sequence[str]) -> str:
     if not title or "title" in said:
         return shown
     follows = {PLACEHOLDERS[field] for field in _fields(title)}
-    further = [f"{key}={value}" for key, value in said.items() if _about(key) not in follows]
+    further = [f"{key}={value}" for key, value in said.items() if _about(key) not in follows or _has_settings(value)]
     return f"{shown} ({', '.join(further)})" if further else shown
 
 
@@ -96,6 +97,15 @@ def _listed(texts: Iterable[str]) -> str:
     # Each text once, in the order of the conditions.
     *others, last = dict.fromkeys(texts)
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def _has_settings(value: str) -> bool:
+    """Return whether an override is a table with more than a name, which no placeholder shows."""
+    try:
+        table = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:  # a name without quotes
+        return False
+    return isinstance(table, Mapping) and bool({*table} - {"name"})
 
 
 def _about(key: str) -> str:

@@ -16,8 +16,10 @@ from bench.core.experiment import PlannedRun
 from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data.batching import Batch
 from bench.data.splits import Split
+from bench.optim.base.schedule import Scheduler
 from bench.tasks.base import Data, Task, sampled
 from bench.train import synchronize
+from bench.training.draws import Draws
 from bench.training.evaluate import batch_size, evaluate, outputs, twin_of
 from bench.training.passes import passes_per_step
 from bench.training.step import TrainingRun, load, set_up
@@ -120,16 +122,25 @@ def measure_speed(spec: RunSpec, device: torch.device, seconds: float = 0.3) -> 
 def rehearse(spec: RunSpec, device: torch.device) -> float:
     """Build a run, take one step and evaluate a few examples, to find errors before the run starts.
 
+    Whatever the run will ask of model, optimizer and task is asked once: a schedule, a state to save, and the weights
+    for evaluation, whose batch-norm statistics are taken over one batch.
+
     Returns:
         The passes of the step.
     """
     spec = in_one_process(spec, device)
     run = set_up(spec, device, loaded=_loaded(_data_of(spec), device))
     run.model.train()
-    run.step(run.batches(0)[0], np.random.RandomState(0))
+    schedule = Scheduler(run.optimizer, run.steps, 0, spec.train.schedule)
+    batch = run.batches(0)[0]
+    (drawn,) = Draws(run.task, [batch], np.random.RandomState(0), device)
+    run.step(batch, drawn)
+    schedule.step()
     # What the step has really taken, which a method of a user's own may not declare.
     passes = run.work
-    evaluate_some(run)
+    run.optimizer.state_dict()
+    with run.measured_weights(batches=1):
+        evaluate_some(run)
     synchronize(device)
     return passes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from bench.core.registry import register_optimizer
 from bench.optim.base.closures import check_backward
 from bench.optim.base.drawing import drawn
-from bench.optim.base.options import AscentOptions, share_perturbed
+from bench.optim.base.options import AscentOptions, check_choice, share_perturbed
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.side_effects import clear_caches
 from bench.optim.base.tensors import gradients
@@ -93,6 +93,7 @@ class ESAM(PerturbedOptimizer):
         super().__init__(
             base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
         )
+        check_choice("ESAM", "variant", variant, get_args(Variant))
         self.beta, self.gamma, self.variant = beta, gamma, variant
 
     def gradient(self, closure: Callable[..., Tensor]) -> tuple[Tensor, Tensor | None]:

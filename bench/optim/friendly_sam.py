@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.options import AscentOptions, check_choice, one_more_where_perturbed
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.state import StatefulWrapper
 from bench.optim.base.tensors import gradients
@@ -63,6 +65,7 @@ class FriendlySAM(PerturbedOptimizer, StatefulWrapper):
         super().__init__(
             base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
         )
+        check_choice("FriendlySAM", "variant", variant, get_args(Variant))
         self.sigma, self.lmbda, self.variant = sigma, lmbda, variant
 
     def ascent(self, weights: list[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from bench.core.registry import register_optimizer
 from bench.optim.base.closures import Closure
 from bench.optim.base.delegation import within
-from bench.optim.base.options import PerturbationOptions
+from bench.optim.base.options import PerturbationOptions, check_choice
 from bench.optim.base.perturbation import PerturbedGroup, PerturbedOptimizer
 from bench.optim.base.tensors import as_real, gradients
 from bench.optim.base.types import NonNegative, Variant
@@ -21,6 +21,8 @@ from bench.optim.base.types import NonNegative, Variant
 BUFFERS = ("momentum_buffer", "exp_avg")
 """Where torch's optimizers keep their momentum: SGD and RMSprop; Adam and its kin."""
 
+COUPLED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.RMSprop)
+"""Bases that add weight decay to the gradient, whether or not their groups say so."""
 
 NO_MOMENTUM = "keeps an average of its weights and no momentum"
 
@@ -47,7 +49,8 @@ class MomentumSAM(PerturbedOptimizer):
             there between steps: weight_decay * e is added to the gradient. After 20 steps of a small convolutional net
             with SGD and weight decay 5e-4 it differs by .014 of the distance moved from "paper", where the base decays
             w. It needs a base that adds weight decay to the gradient (SGD, Adam): over AdamW, whose decay is decoupled,
-            their code decays after the step (.025 apart at 0.01), and only "paper" is offered.
+            their code decays after the step (.025 apart at 0.01), and only "paper" is offered; so it is over bases that
+            do not say where their decay goes (Lion, Muon).
         others: as of `bench.optim.base.perturbation.PerturbedOptimizer`, without m and ascent_decay: e is the same for
             all examples.
 
@@ -74,6 +77,7 @@ class MomentumSAM(PerturbedOptimizer):
         norm_group: ProcessGroup | None = None,
         **options: Unpack[PerturbationOptions],
     ) -> None:
+        check_choice("MomentumSAM", "variant", variant, get_args(Variant))
         super().__init__(
             base, rho=rho, model=model, clip_norm=clip_norm, total_steps=total_steps, norm_group=norm_group, **options
         )
@@ -82,8 +86,8 @@ class MomentumSAM(PerturbedOptimizer):
                 raise ValueError(f"MomentumSAM: {type(base).__name__} has no momentum; set momentum > 0")
             if variant == "authors" and group.get("weight_decay") and _is_decoupled(base, group):
                 raise ValueError(
-                    f'MomentumSAM: variant="authors" over {type(base).__name__}: its weight decay is no part of the '
-                    'gradient; take variant="paper", or a base that decays the gradient (SGD, Adam)'
+                    f'MomentumSAM: variant="authors" over {type(base).__name__}: its weight decay is not known '
+                    'to be part of the gradient; take variant="paper", or a base that decays the gradient (SGD, Adam)'
                 )
         self.variant = variant
         # Bases make their state in their first step, so it can be checked only after that: see `after_update`.
@@ -142,5 +146,7 @@ class MomentumSAM(PerturbedOptimizer):
 
 
 def _is_decoupled(base: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Return whether weight decay is decoupled from the gradient, as the groups of torch's optimizers or AdamW say."""
-    return bool(group.get("decoupled_weight_decay", isinstance(base, torch.optim.AdamW)))
+    """Return whether weight decay is no part of the gradient: as groups say, else for all bases not in `COUPLED`."""
+    # torch's name for it, then pytorch_optimizer's.
+    said = group.get("decoupled_weight_decay", group.get("weight_decouple"))
+    return not any(isinstance(part, COUPLED) for part in within(base)) if said is None else bool(said)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from typing_extensions import Unpack
 
 from bench.core.registry import register_optimizer
-from bench.optim.base.options import AscentOptions, one_more_where_perturbed
+from bench.optim.base.options import AscentOptions, check_choice, one_more_where_perturbed
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.sparse import whole
 from bench.optim.base.tensors import as_real, gradients
@@ -43,7 +43,7 @@ class SAM(PerturbedOptimizer):
         eta: ASAM's floor under the size of a weight.
         adaptive_on: "all": every parameter's neighbourhood scales with it. "weight": only that of parameters with
             "weight" in their names, as in the authors' code, and T = 1 for the others (biases, the shifts of
-            normalisation layers); it needs `model`.
+            normalisation layers); it needs `model`, with at least one such parameter.
         model: the module being trained. Given it, buffers (batch-norm statistics) and parameters in no group (a
             momentum encoder) move once per step, as in a plain step; without it they move in both passes. Attributes
             that are plain tensors (the hidden state of a recurrent net) move in both passes: register them as buffers.
@@ -58,7 +58,8 @@ class SAM(PerturbedOptimizer):
 
     Raises:
         TypeError: base is no optimizer, `step` gets no closure, or there is no such option.
-        ValueError: base needs a closure of its own (LBFGS), rho or eta is negative, or an option is impossible.
+        ValueError: base needs a closure of its own (LBFGS), rho or eta is negative, an option is impossible, or
+            adaptive_on="weight" finds no parameter to scale: it would be SAM.
 
     Other codes of ASAM: the paper's authors (SamsungLabs/ASAM) scale only parameters called "weight", so biases and
     shifts have most of ||e||^2 there (84 % in a small convolutional net at rho 0.5) and next to nothing with
@@ -124,7 +125,8 @@ class SAM(PerturbedOptimizer):
         self.adaptive = adaptive
         self.eta = eta
         # None: every parameter is scaled. A set: only these are, and T = 1 for the others.
-        self.scaled = None if adaptive_on == "all" else _called_weight(model)
+        check_choice(type(self).__name__, "adaptive_on", adaptive_on, get_args(AdaptiveOn))
+        self.scaled = None if adaptive_on == "all" else self._called_weight(model, required=norm_group is None)
 
     def ascent(self, weights: list[Tensor]) -> Tensor:
         if not self.adaptive or not weights:
@@ -143,13 +145,22 @@ class SAM(PerturbedOptimizer):
         torch._foreach_mul_(direction, scale)  # and T^2 g, which the way follows
         return norm
 
+    def _called_weight(self, model: nn.Module | None, *, required: bool) -> set[Tensor]:
+        """Return the parameters with "weight" in their names; one that has several names goes by its first.
 
-def _called_weight(model: nn.Module | None) -> set[Tensor]:
-    """Return the parameters with "weight" in their names; one that has several names goes by its first.
+        Args:
+            required: whether there must be some in the groups, as in a model that is not one stage of several.
 
-    Raises:
-        ValueError: there is no model to know names from.
-    """
-    if model is None:
-        raise ValueError('SAM: adaptive_on="weight" needs model=..., to find its parameters by name')
-    return {parameter for name, parameter in model.named_parameters() if "weight" in name}
+        Raises:
+            ValueError: there is no model to know names from, or none of the groups' parameters is called so.
+        """
+        needs = f'{type(self).__name__}: adaptive_on="weight" needs '
+        if model is None:
+            raise ValueError(f"{needs}model=..., to find its parameters by name")
+        called = {parameter for name, parameter in model.named_parameters() if "weight" in name}
+        if required and called.isdisjoint(self._parameters()):
+            raise ValueError(
+                f'{needs}parameters with "weight" in their names, but {type(model).__name__} has none in the '
+                'param_groups: take adaptive_on="all"'
+            )
+        return called

@@ -155,12 +155,16 @@ class TrainingRun:
         return losses
 
     @contextmanager
-    def measured_weights(self) -> Iterator[None]:
-        """Put in the weights that the optimizer keeps for evaluation, if it keeps any, in this context."""
+    def measured_weights(self, batches: int | None = None) -> Iterator[None]:
+        """Put in the weights that the optimizer keeps for evaluation, if it keeps any, in this context.
+
+        Args:
+            batches: over how many batches batch norm's statistics are taken anew; None: all of an epoch.
+        """
 
         def inputs() -> Iterator[Tensor]:
             # In an order of its own: an evaluation takes nothing from the run's random streams.
-            for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size):
+            for batch in batching.epoch(self.data.train, np.random.RandomState(0), self.batch_size)[:batches]:
                 yield self.task.model_inputs(batch.of(self.data.train)[0])
 
         with ExitStack() as weights:

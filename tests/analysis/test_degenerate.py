@@ -11,6 +11,7 @@ import pytest
 
 from bench.analysis import render, report, tables
 from bench.analysis.answer import answer
+from bench.analysis.headline import at_equal_passes, forest, headline
 from bench.analysis.render.table import Table
 from bench.analysis.study import Study
 from bench.store.records import Results
@@ -113,3 +114,20 @@ def test_a_degenerate_choice_is_flagged_in_the_table_of_tuning(make_phased: Make
 
 def test_records_that_do_not_know_it_say_nothing(make_results: Make) -> None:
     assert {row.degenerate for row in Study(make_results()).rows} == {""}
+
+
+def test_the_first_line_and_the_forest_of_the_page_say_it_too(make_results: Make) -> None:
+    study = Study(make_results(TWO, change=collapsed("sgd", sgd=0.678, sam=0.75)))
+    assert headline(study).startswith("SAM: yes, +7.")
+    assert headline(study).endswith(" points for 2.0 times the passes (sgd is degenerate)")
+    drawn = forest(study)
+    assert drawn
+    (branch,) = drawn.blocks[""]
+    assert branch.said == "better; sgd is degenerate"
+    longer: dict[str, Any] = {"sgd": {}, "sgd-2x": {"epochs": 12}, "sam": {}}
+    compared = Study(make_results(longer, change=collapsed("sgd-2x", sgd=0.7, sam=0.75)))
+    assert "degenerate" not in headline(compared)
+    assert at_equal_passes(compared).endswith(" points (sgd-2x is degenerate)")
+    four = {"label_noise": [0.0, 0.2, 0.4, 0.6]}
+    several = Study(make_results(TWO, vary=four, change=collapsed("sam", sam=0.75)))
+    assert headline(several).endswith(" (sam is degenerate in 4 of 4 conditions)")

@@ -162,6 +162,11 @@ def test_an_entry_that_is_set_too_was_not_forgotten(load: Load) -> None:
     assert (training(resolved, "sgd-2x").epochs, resolved.unreached) == (4, ())
 
 
+def test_a_table_that_is_set_holds_what_is_set(load: Load) -> None:
+    for table in ("optimizers.sgd-2x.train={epochs=4}", "optimizers.sgd-2x={use='sgd', lr=0.1, train={epochs=4}}"):
+        assert load({}, "train.epochs=3", table).unreached == ()
+
+
 def test_a_launch_says_which_entries_an_override_did_not_reach(
     bench: Callable[..., Any], write_experiment: Callable[..., Path], tiny: Callable[..., dict[str, Any]]
 ) -> None:

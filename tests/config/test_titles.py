@@ -31,6 +31,8 @@ def load(write_experiment: Callable[..., Path], tiny: Callable[..., dict[str, An
         ("{task} with {label_noise} wrong labels, {model}: {{us}}", [], "Digits with 0 % wrong labels, MLP: {us}"),
         ("On {task}, {model}", ["model=resnet8"], "On digits, ResNet-8"),
         ("On {task}, {model}", ["model.name=resnet8", "model={name='mlp'}"], "On digits, MLP"),
+        ("On {model}", ["model={name='mlp', width=4}"], "On MLP (model={name='mlp', width=4})"),
+        ("On {model}", ['vary.model={name=["mlp", "resnet8"]}'], "On MLP and ResNet-8"),
         ("{label_noise} wrong", ["data.label_noise=0.25"], "25 % wrong"),
         ("{label_noise} wrong", ["vary.data.label_noise=[0.2, 0.4]"], "20 % and 40 % wrong"),
         ("{model}", ['vary.model.name=["mlp", "resnet8"]'], "MLP and ResNet-8"),

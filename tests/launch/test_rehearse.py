@@ -75,6 +75,37 @@ def muon(params, *, lr: float = 0.02):
     \"\"\"For matrices only, and given biases.\"\"\"
     return torch.optim.Muon(params, lr=lr)
 
+@register_optimizer("no-lr")
+def no_lr(params):
+    \"\"\"Its groups have no lr, which a schedule changes.\"\"\"
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    for group in optimizer.param_groups:
+        del group["lr"]
+    optimizer.step = lambda closure: torch.enable_grad()(closure)()
+    return optimizer
+
+class Unsaved(torch.optim.SGD):
+    \"\"\"Cannot be saved.\"\"\"
+    def state_dict(self):
+        raise NotImplementedError("nothing to save")
+
+@register_optimizer("unsaved")
+def unsaved(params):
+    \"\"\"SGD.\"\"\"
+    return Unsaved(params, lr=0.1)
+
+class Elsewhere(torch.optim.SGD):
+    \"\"\"Has other weights for evaluation, and loses them.\"\"\"
+    def train(self):
+        pass
+    def eval(self):
+        raise RuntimeError("no average yet")
+
+@register_optimizer("elsewhere")
+def elsewhere(params):
+    \"\"\"SGD.\"\"\"
+    return Elsewhere(params, lr=0.1)
+
 @register_model("no_module")
 def no_module(task):
     \"\"\"A function is no module.\"\"\"
@@ -145,6 +176,9 @@ def test_equal_passes_are_shared_out_by_what_is_counted(load: Callable[..., Expe
         ({"use": "text"}, BenchError, r"text cannot be built: its factory returns an object of type str, not a torch"),
         ({"use": "signature"}, BenchError, r"signature cannot be built: too many positional .* 1 positional argument,"),
         ({"use": "flat-muon"}, ValueError, "Muon only supports 2D"),
+        ({"use": "no-lr"}, KeyError, "lr"),
+        ({"use": "unsaved"}, NotImplementedError, "nothing to save"),
+        ({"use": "elsewhere"}, RuntimeError, "no average yet"),
     ],
 )
 def test_an_optimizer_that_would_fail_the_run_fails_its_rehearsal(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
+from timm.optim.lion import Lion
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, NAdam
 
 from bench.config.file import find, load
+from bench.optim.asam import ASAM
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
@@ -163,10 +167,48 @@ def test_golden_momentum_sam_with_weight_decay(variant: Any, second: list[float]
 
 def test_the_authors_decay_is_for_bases_that_decay_the_gradient() -> None:
     weights = [nn.Parameter(torch.ones(1))]
-    with pytest.raises(ValueError, match=r'variant="authors" over AdamW: its weight decay is no part of the gradient'):
+    with pytest.raises(ValueError, match=r'variant="authors" over AdamW: its weight decay is not known to be part'):
         MomentumSAM(AdamW(weights, weight_decay=0.1), variant="authors")
     MomentumSAM(AdamW(weights, weight_decay=0.0), variant="authors")
     MomentumSAM(Adam(weights, weight_decay=0.1), variant="authors")
+
+
+@pytest.mark.parametrize(
+    ("base", "is_taken"),
+    [
+        (partial(torch.optim.Muon, lr=0.1, weight_decay=0.1), False),
+        (partial(Lion, lr=0.1, weight_decay=0.1), False),
+        (partial(NAdam, decoupled_weight_decay=True, weight_decay=0.1), False),
+        (partial(pytorch_optimizer.AdaBelief, weight_decay=0.1, weight_decouple=True), False),
+        (partial(pytorch_optimizer.AdaBelief, weight_decay=0.1, weight_decouple=False), True),
+        (partial(NAdam, weight_decay=0.1), True),
+        (lambda weights: pytorch_optimizer.Lookahead(SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1)), True),
+    ],
+)
+def test_a_decay_that_nobody_knows_to_be_in_the_gradient_is_not_taken_for_it(base: Any, is_taken: bool) -> None:
+    weights = [nn.Parameter(torch.ones(2, 2))]
+    with nullcontext() if is_taken else pytest.raises(ValueError, match="not known to be part of the gradient"):
+        MomentumSAM(base(weights), variant="authors")
+
+
+# ---- words of a user's own code ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "valid"),
+    [
+        (FriendlySAM, "variant", "'paper' or 'authors'"),
+        (ESAM, "variant", "'paper' or 'authors'"),
+        (MomentumSAM, "variant", "'paper' or 'authors'"),
+        (SAM, "adaptive_on", "'all' or 'weight'"),
+        (ASAM, "adaptive_on", "'all' or 'weight'"),
+    ],
+)
+def test_a_misspelt_word_is_no_method_of_its_own(method: Any, setting: str, valid: str) -> None:
+    model, _ = problem()
+    base = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=f"{method.__name__}: {setting} must be {valid}, got 'author'"):
+        method(base, model=model, **{setting: "author"})
 
 
 # ---- ASAM --------------------------------------------------------------------------------------------------------
@@ -206,6 +248,15 @@ def test_golden_asam_of_the_authors_scales_what_is_called_weight() -> None:
 def _of_rows(table: nn.Module) -> Tensor:
     rows: Tensor = table(torch.tensor([1, 4]))
     return rows.square().sum()
+
+
+def test_a_scope_that_is_empty_would_be_sam_and_is_refused() -> None:
+    scales = nn.ParameterList([torch.ones(3), torch.ones(2)])
+    with pytest.raises(ValueError, match='ASAM: adaptive_on="weight" needs parameters with "weight" in their names'):
+        ASAM(SGD(scales.parameters(), lr=0.1), adaptive_on="weight", model=scales)
+    other, _ = two_layers()
+    with pytest.raises(ValueError, match='but Linear has none in the param_groups: take adaptive_on="all"'):
+        ASAM(SGD(other.parameters(), lr=0.1), adaptive_on="weight", model=nn.Linear(2, 2))
 
 
 def test_a_scope_needs_names_and_goes_along_with_sparse_rows() -> None:

@@ -37,6 +37,11 @@ class Atlas:
         """Return the method as texts name it: SAM for "sam"."""
         return "SAM" if self.method == "sam" else self.method
 
+    @property
+    def unfit(self) -> str:
+        """Return what keeps a side from being compared, in words; of degenerate sides only where there are some."""
+        return "was not tuned" + " or gives one answer to everything" * any(point.degenerate for point in self.points)
+
     @cached_property
     def families(self) -> dict[str, list[Point]]:
         """Return the points by family."""

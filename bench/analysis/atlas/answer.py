@@ -33,7 +33,7 @@ def _how_often(atlas: Atlas) -> str:
     told = atlas.sides("epochs")
     if not told["better"] + told["worse"] + told["open"]:
         return f"No comparison has {FEWEST} pairs of seeds and both sides tuned: nothing is said of {atlas.name}."
-    more = f" ({told['unjudged']} more comparisons have fewer than {FEWEST} pairs of seeds, or a side was not tuned)"
+    more = f" ({told['unjudged']} more comparisons have fewer than {FEWEST} pairs of seeds, or a side {atlas.unfit})"
     return f"{atlas.name} {_tally(atlas, 'epochs')} at equal epochs{more * bool(told['unjudged'])}."
 
 

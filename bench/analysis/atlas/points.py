@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,9 @@ class Point:
             hardware is mixed, or where it differs by more than a third from the former: the machine was busy.
         setting: what two comparisons have in common that differ in their searches alone: task, model with its settings,
             condition and base.
-        tuned: the search of the method in words, and the base's if that is another one.
-        fair: whether both sides were tuned.
+        tuned: the search of the method in words, and a remark if the base was not tuned.
+        fair: the budgets, "epochs" and "passes", at which both sides were tuned.
+        degenerate: those at which a side gives one answer to everything.
         gap: train minus test score of the base, in the unit shown: how much it overfits.
         examples: training examples per epoch; NaN if not recorded.
         marks: why the row is to be read with care; "" if nothing is known against it.
@@ -79,7 +80,8 @@ class Point:
     passes_ratio: float
     seconds_ratio: float
     tuned: str
-    fair: bool
+    fair: tuple[str, ...]
+    degenerate: tuple[str, ...]
     gap: float
     examples: float
     marks: str
@@ -89,9 +91,10 @@ class Point:
         return self.at_epochs if budget == "epochs" else self.at_passes
 
     def counts(self, budget: str) -> bool:
-        """Return whether a difference can be judged and pooled: both sides tuned, enough pairs, and with a spread."""
+        """Return whether a difference can be judged and pooled: fair, not degenerate, enough pairs, with a spread."""
         one = self.difference(budget)
-        return self.fair and one.n >= FEWEST and one.known
+        fit = budget in self.fair and budget not in self.degenerate
+        return fit and one.n >= FEWEST and one.known
 
     def side(self, budget: str) -> str:
         """Return "better" or "worse" if the interval is on one side of zero, "open" if not, "unjudged" if it is not."""
@@ -171,6 +174,7 @@ def _point(study: Study, one: Pairing, found: Mapping[str, Search]) -> Point:
     passes_ratio, seconds = row.passes / theirs.passes, row.train_seconds.mean / theirs.train_seconds.mean
     if study.source.mixed or contradict(seconds, passes_ratio):
         seconds = np.nan
+    at = {"epochs": one.epochs} | ({"passes": passes} if passes else {})
     return Point(
         results=study.meta["name"],
         family=family(task),
@@ -190,10 +194,11 @@ def _point(study: Study, one: Pairing, found: Mapping[str, Search]) -> Point:
         passes_ratio=passes_ratio,
         seconds_ratio=float(seconds),
         tuned=_tuned(found[row.label], found[theirs.label]),
-        fair=found[row.label].trials > 1 and found[theirs.label].trials > 1,
+        fair=tuple(budget for budget, each in at.items() if _are_tuned(each, found)),
+        degenerate=tuple(budget for budget, each in at.items() if each.degenerate),
         gap=theirs.gap_metric.mean * scale,
         examples=_examples(study.results, theirs),
-        marks=_marks(row, theirs, *([passes.theirs] if passes else [])),
+        marks="; ".join([*_marks(row, *(each.theirs for each in at.values())), *_unequal(at.values(), found)]),
     )
 
 
@@ -234,7 +239,25 @@ def _examples(results: Results, row: Row) -> float:
     return float((mine["examples"] / mine["epochs"]).mean()) if "examples" in mine and len(mine) else math.nan
 
 
-def _marks(*rows: Row) -> str:
+def _are_tuned(one: Contrast, found: Mapping[str, Search]) -> bool:
+    return all(found[row.label].trials > 1 for row in (one.ours, one.theirs))
+
+
+def _unequal(compared: Iterable[Contrast], found: Mapping[str, Search]) -> Iterator[str]:
+    """Yield a remark on tuned sides whose search is not that of the method; of sides that were not, `_tuned` tells."""
+    told: dict[str, Search] = {}
+    for one in compared:
+        ours, theirs = found[one.ours.label], found[one.theirs.label]
+        if _are_tuned(one, found) and ours != theirs:
+            told |= {one.ours.label: ours, one.theirs.label: theirs}
+    if told:
+        # Values are written where keys and numbers of trials alone would read the same.
+        short = len({search.short for search in told.values()}) > 1
+        each = [f"{label}: {search.short if short else search}" for label, search in told.items()]
+        yield f"unequal searches ({'; '.join(each)})"
+
+
+def _marks(*rows: Row) -> list[str]:
     said: dict[str, None] = {}
     for row in rows:
         if not row.complete:
@@ -243,4 +266,4 @@ def _marks(*rows: Row) -> str:
             said[f"{row.label}: {row.degenerate}"] = None
         for key, end in row.edges.items():
             said[f"{row.label}: the {end} {key} tried was chosen"] = None
-    return "; ".join(said)
+    return list(said)

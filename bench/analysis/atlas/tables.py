@@ -56,7 +56,7 @@ def _rows(atlas: Atlas) -> Table:
         "95% t interval, in points of a score in percent; above zero the method is better. The base has equal epochs "
         "or equal passes.",
         f"Passes and seconds: ratio to the base with equal epochs. With fewer than {FEWEST} pairs, or where "
-        "a side was not tuned, a row is shown but not judged.",
+        f"a side {atlas.unfit}, a row is shown but not judged.",
         CHOSEN,
     ]
     return Table(
@@ -188,7 +188,7 @@ def _numbers(budget: str, found: Pooled | None) -> numbers.Numbers:
 def _notes(atlas: Atlas) -> Iterator[str]:
     told = [(point, budget) for point in atlas.points for budget in BUDGETS if point.difference(budget).n]
     if not all(point.counts(budget) for point, budget in told):
-        few = f"fewer than {FEWEST} pairs, all pairs equal, or a side that was not tuned"
+        few = f"fewer than {FEWEST} pairs, all pairs equal, or a side that {atlas.unfit}"
         yield f"{SECTION} {few}: not judged, and in no mean."
     for point in atlas.points:
         if point.marks:

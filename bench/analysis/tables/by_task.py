@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis import bounds
-from bench.analysis.render.table import DAGGER, EMPTY, Table
+from bench.analysis.render.table import DAGGER, EMPTY, SECTION, Table
 from bench.analysis.stats import Interval, mean_interval
 from bench.analysis.study import Study
 from bench.analysis.summary import Row
@@ -46,7 +46,8 @@ class Line:
         shown: the name of the line.
         task, column: what is measured, in the words of records.csv.
         cells: label -> the interval over seeds, of metrics as fractions.
-        incomplete: the labels to mark.
+        incomplete: the labels to mark with a dagger.
+        degenerate: those to mark with a section sign.
         tasks: label -> how many tasks it is over.
         signed: whether it is a difference.
     """
@@ -59,6 +60,7 @@ class Line:
     incomplete: set[str]
     tasks: dict[str, int]
     signed: bool = False
+    degenerate: set[str] = field(default_factory=set)
 
 
 class ByTask:
@@ -120,6 +122,7 @@ class ByTask:
             cells,
             {label for label, interval in cells.items() if interval.n < rows[label].planned},
             dict.fromkeys(self.labels, 1),
+            degenerate={label for label, row in rows.items() if row.degenerate},
         )
 
     def _average(self, block: Block) -> Line:
@@ -255,7 +258,7 @@ def _caption(content: ByTask) -> Iterator[str]:
 def _cells(line: Line, content: ByTask) -> Iterator[list[str]]:
     """Yield a line as one row of text, or a line of differences as two rows, since one would be too wide for a page."""
     captions, shown = content.captions, [line.cells.get(label) for label in content.labels]
-    marks = [DAGGER * (label in line.incomplete) for label in content.labels]
+    marks = [DAGGER * (label in line.incomplete) + SECTION * (label in line.degenerate) for label in content.labels]
     if not line.signed:
         yield [line.shown, *(captions.mean(cell) + mark for cell, mark in zip(shown, marks, strict=True) if cell)]
         return

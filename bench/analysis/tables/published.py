@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.captions import enumerated
-from bench.analysis.format import plain
+from bench.analysis.format import marks, plain
 from bench.analysis.render.table import DAGGER, EMPTY, Table
 from bench.analysis.stats import FEWEST, Interval
 from bench.analysis.study import Study
 from bench.analysis.summary import Row
+from bench.analysis.tables import footnotes
 from bench.core.errors import BadValue, counted, nearest
 from bench.store.conditions import KEY, keyed, value_text
 
@@ -204,7 +205,7 @@ def _three(cell: Cell | None) -> list[str]:
     if cell is None:
         return [EMPTY] * 3
     line, ours, decimals = cell.published, cell.ours, _decimals(cell.published)
-    mark = DAGGER * bool(cell.row and not cell.row.complete)
+    mark = marks(cell.row) if cell.row else ""
     here = plain(ours, f".{decimals}f")
     width = f" ± {line['ci95']}" if line["ci95"] else ""
     return [here + mark, f"{line['value']:.{decimals - 1}f}{width}", cell.verdict]
@@ -251,6 +252,8 @@ def _notes(compared: Sequence[Cell]) -> Iterator[str]:
     if short:
         each = dict.fromkeys(f"{row.name} ({row.done} of {counted(row.planned, 'run')})" for row in short)
         yield f"{DAGGER} not all runs finished: {', '.join(each)}."
+    # By identity: a row stands beside several published numbers.
+    yield from footnotes.degenerate(list({id(cell.row): cell.row for cell in compared if cell.row}.values()))
 
 
 def _numbers(compared: Sequence[Cell]) -> pd.DataFrame:

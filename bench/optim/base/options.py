@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from typing_extensions import TypedDict
 
-from bench.core.errors import nearest
+from bench.core.errors import nearest, shown
 from bench.optim.base.types import AtLeastOne, NonNegative
 
 
@@ -125,6 +125,16 @@ def checked(name: str, options: Any) -> AscentOptions:
         raise ValueError(f"{name}: {key} {words}, got {fault['input']!r}") from None
     everything: AscentOptions = {**dict.fromkeys(AscentOptions.__annotations__), **options}  # type: ignore[typeddict-item]
     return everything
+
+
+def check_choice(name: str, key: str, value: object, valid: tuple[str, ...]) -> None:
+    """Raise ValueError unless a setting of `name` is one of the valid words.
+
+    Experiment files are checked against the annotations; in a user's own code a misspelt word would be a method that
+    nobody has described.
+    """
+    if value not in valid:
+        raise ValueError(f"{name}: {key} must be {' or '.join(map(repr, valid))}, got {shown(value)}")
 
 
 def share_perturbed(params: dict[str, Any]) -> float:

@@ -139,6 +139,35 @@ def test_a_method_without_a_search_is_shown_but_not_judged(make_results: Make) -
     assert (alone.tuned, alone.side("epochs")) == ("rho (3 trials); the base was not tuned", "unjudged")
 
 
+def test_a_longer_base_without_a_search_is_not_judged_at_equal_passes(make_results: Make) -> None:
+    found = one(make_results, {**FEW, "sgd-2x": {"test": 0.925, "epochs": 12}})
+    assert (found.side("epochs"), found.side("passes")) == ("better", "unjudged")
+
+
+def test_a_side_that_gives_one_answer_to_everything_is_not_judged(make_results: Make) -> None:
+    def constant(label: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        return lambda frame: named(frame).assign(test_constant=(frame["optimizer"] == label).astype(float))
+
+    assert one(make_results, change=constant("sgd")).side("epochs") == "unjudged"
+    assert one(make_results, change=constant("sam")).side("passes") == "unjudged"
+    longer = one(make_results, change=constant("sgd-2x"))
+    assert (longer.side("epochs"), longer.side("passes")) == ("better", "unjudged")
+    made = atlas([Study(make_results(FEW, change=constant("sgd"))), family_of(make_results, "two", 0.03)])
+    assert "or a side was not tuned or gives one answer to everything)" in answer(made)[0]
+    (rows, *_) = tables(made)
+    assert any("a side that was not tuned or gives one answer to everything" in note for note in rows.footnotes)
+
+
+def test_sides_that_were_tuned_by_other_searches_are_said(make_results: Make) -> None:
+    keys = one(make_results).marks
+    assert "unequal searches (sam: 3 configurations of rho; sgd: 3 configurations of lr; sgd-2x" in keys
+    wider = ("lr", (0.05, 0.1, 0.2, 0.4))
+    alike = {label: {**entry, "sweep": wider} for label, entry in FEW.items()}
+    assert "unequal" not in one(make_results, alike).marks
+    other = one(make_results, {**alike, "sam": {"test": 0.94, "sweep": ("lr", (0.1, 0.2, 0.4, 0.8))}}).marks
+    assert "unequal searches (sam: 4 configurations: lr 0.1, 0.2, 0.4, 0.8; sgd: 4 configurations: lr 0.05" in other
+
+
 def test_what_speaks_against_a_row_is_said(make_results: Make) -> None:
     swept = {**PLAIN, "sam": {"test": 0.94, "sweep": RHO}}
     lost = {("sgd", "", 0): "failed"}

@@ -71,6 +71,18 @@ def test_cells_by_hand(make_glue: Make) -> None:
     ]
 
 
+def test_one_answer_to_everything_is_marked_in_the_cells_of_its_task(make_glue: Make) -> None:
+    def constant(records: pd.DataFrame) -> pd.DataFrame:
+        here = (records["task"] == "glue/rte") & (records["optimizer"] == "sgd")
+        return records.assign(test_constant=here.astype(float))
+
+    found = table(make_glue(TWO, seeds=(0, 1, 2), measured=BY_HAND, change=constant))
+    assert cells(found, "RTE, accuracy")[1] == "62.00 ± 8.96§"
+    assert sum("§" in cell for row in found.rows for cell in row) == 1
+    (note,) = [note for note in found.footnotes if note.startswith("§ sgd")]
+    assert "is degenerate: the same answer to every test example in 3 of 3 runs" in note
+
+
 def test_a_task_counts_once_however_many_scores_it_has(make_glue: Make) -> None:
     measured: dict[tuple[str, ...], dict[str, Any]] = {
         ("glue/cola", "adamw"): {"test_mcc": 0.5},

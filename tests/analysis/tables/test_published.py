@@ -208,3 +208,13 @@ def test_the_command_prints_one_table_and_writes_nothing(tmp_path: Path, table1:
     done = CliRunner().invoke(cli, options, catch_exceptions=False)
     assert done.output.startswith("**Foret et al. 2021 (arXiv:2010.01412), Table 1, beside Foret et al. 2021, table 1")
     assert not (tmp_path / "mine" / "tables").exists()
+
+
+def test_one_answer_to_everything_is_marked_beside_what_was_published(table1: Make) -> None:
+    def constant(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(test_constant=(frame["optimizer"] == "sam").astype(float))
+
+    found = table(Study(table1(constant)), "foret-table1")
+    assert any("§" in cell for row in found.rows for cell in row)
+    assert any(note.startswith("§ sam") and "is degenerate" in note for note in found.footnotes)
+    assert not any("§" in cell for row in table(Study(table1()), "foret-table1").rows for cell in row)
