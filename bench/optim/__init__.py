@@ -19,3 +19,4 @@ from bench.optim import schedule_free as schedule_free
 from bench.optim import sgd as sgd
 from bench.optim import soap as soap
 from bench.optim import swa as swa
+from bench.optim import wsam as wsam

@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sam": {"rho": 0.3},
     "asam": {"rho": 0.4},
     "gsam": {"rho": 0.3, "alpha": 0.3},
+    "wsam": {"rho": 0.3, "gamma": 0.6},
     "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
     "esam": {"rho": 0.3},
     "looksam": {"rho": 0.3, "k": 5},

@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "looksam, m = B / 2N": {"method": "looksam", "k": 3, "m": 16},
     "friendly-sam": {"method": "friendly-sam"},
     "friendly-sam, m = B / 2N": {"method": "friendly-sam", "m": 16},
+    "wsam": {"method": "wsam", "gamma": 0.6},
+    "wsam, m = B / 2N, clipped": {"method": "wsam", "gamma": 0.6, "m": 16, "clip_norm": 0.05},
     "esam, m = B / 2N": {"method": "esam", "m": 16},
     "momentum-sam": {"method": "momentum-sam"},
     "random-direction": {"method": "random-direction"},

@@ -29,6 +29,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.wsam import WSAM
 
 METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "sam": SAM,
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "wsam": partial(WSAM, gamma=0.5),
     "random-direction": RandomDirection,
 }
 

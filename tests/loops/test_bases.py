@@ -21,6 +21,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.wsam import WSAM
 
 from .bases import BASES, TORCH, Base, batches, to_training
 
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "wsam": partial(WSAM, gamma=0.5),
     "esam": ESAM,
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,

@@ -37,6 +37,7 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 from bench.optim.swa import SWA
+from bench.optim.wsam import WSAM
 
 STEPS, EXAMPLES = 20, 8
 FEW = 6
@@ -51,6 +52,7 @@ METHODS: dict[str, Make] = {
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
+    "wsam": partial(WSAM, rho=0.2, gamma=0.5),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),
     "momentum-sam": partial(MomentumSAM, rho=0.5),
     "random-direction": partial(RandomDirection, rho=0.5),
