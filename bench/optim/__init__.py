@@ -3,6 +3,7 @@
 # Importing a module registers its optimizer, and `load_builtins` imports this package: a new module needs a line here.
 from bench.optim import adam as adam
 from bench.optim import adamw as adamw
+from bench.optim import ae_sam as ae_sam
 from bench.optim import asam as asam
 from bench.optim import ema as ema
 from bench.optim import esam as esam

@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
     "esam": {"rho": 0.3},
     "looksam": {"rho": 0.3, "k": 5},
+    "ae-sam": {"rho": 0.3},
     "momentum-sam": {"rho": 0.3},
     "random-direction": {"rho": 0.3},
     "ema": {"ema_decay": 0.85},

@@ -22,6 +22,7 @@ from torch.optim import AdamW, Optimizer
 
 from bench.core.process_group import ProcessGroup
 from bench.distributed.process import joined
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
@@ -37,6 +38,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
     "wsam": partial(WSAM, gamma=0.5),
     "random-direction": RandomDirection,
 }

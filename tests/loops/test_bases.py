@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
     "wsam": partial(WSAM, gamma=0.5),
     "esam": ESAM,
     "momentum-sam": MomentumSAM,

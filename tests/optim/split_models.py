@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from bench.core.process_group import ProcessGroup
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -52,6 +53,7 @@ METHODS: dict[str, Make] = {
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
+    "ae-sam": partial(AESAM, rho=0.2, total_steps=STEPS),
     "wsam": partial(WSAM, rho=0.2, gamma=0.5),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),
     "momentum-sam": partial(MomentumSAM, rho=0.5),

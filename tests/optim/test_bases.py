@@ -15,6 +15,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
 from bench.core.errors import BenchError
 from bench.core.spec import ComponentSpec
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -148,7 +149,7 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, WSAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
+METHODS = [SAM, AESAM, WSAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
