@@ -16,6 +16,7 @@ from bench.optim import muon as muon
 from bench.optim import nadamw as nadamw
 from bench.optim import random_direction as random_direction
 from bench.optim import sam as sam
+from bench.optim import sampa as sampa
 from bench.optim import schedule_free as schedule_free
 from bench.optim import sgd as sgd
 from bench.optim import soap as soap

@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "friendly-sam, m = B / 2N": {"method": "friendly-sam", "m": 16},
     "ae-sam": {"method": "ae-sam"},
     "ae-sam, m = B / 2N": {"method": "ae-sam", "m": 16},
+    "sampa": {"method": "sampa"},
     "wsam": {"method": "wsam", "gamma": 0.6},
     "wsam, m = B / 2N, clipped": {"method": "wsam", "gamma": 0.6, "m": 16, "clip_norm": 0.05},
     "esam, m = B / 2N": {"method": "esam", "m": 16},

@@ -37,6 +37,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
 from bench.optim.swa import SWA
 from bench.optim.wsam import WSAM
 
@@ -54,6 +55,7 @@ METHODS: dict[str, Make] = {
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
     "ae-sam": partial(AESAM, rho=0.2, total_steps=STEPS),
+    "sampa": partial(SAMPa, rho=0.2),
     "wsam": partial(WSAM, rho=0.2, gamma=0.5),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),
     "momentum-sam": partial(MomentumSAM, rho=0.5),

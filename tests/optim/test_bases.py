@@ -25,6 +25,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
 from bench.optim.swa import SWA
 from bench.optim.wsam import WSAM
 from bench.training.step import build_optimizer
@@ -149,7 +150,21 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, AESAM, WSAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
+METHODS = [
+    SAM,
+    AESAM,
+    SAMPa,
+    WSAM,
+    GSAM,
+    LookSAM,
+    FriendlySAM,
+    ESAM,
+    MomentumSAM,
+    RandomDirection,
+    EMA,
+    SWA,
+    OptimizerWrapper,
+]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

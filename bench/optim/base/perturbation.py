@@ -240,7 +240,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     def moved(
         self,
         groups: list[PerturbedGroup],
-        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor]],
+        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor | float]],
         sparse: Collection[Rows] = (),
     ) -> Iterator[None]:
         """Add e to the weights, and restore the exact bits on exit, also after an error.
