@@ -190,6 +190,7 @@ def take_steps(state: TrainingState, timer: CheckpointTimer, memory: PeakMemory)
                 break
     clocks.examples += done * run.batch_size
     clocks.tokens += sum(batch.tokens for batch in batches[:done])
+    run.agree_on_work()
     clocks.passes = run.passes
     # The optimizer's own counter is not in a checkpoint: it starts from 0 after a resume.
     clocks.skipped_steps = state.skipped_before + getattr(run.optimizer, "skipped_steps", 0)

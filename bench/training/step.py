@@ -83,6 +83,11 @@ class TrainingRun:
         """Return the forward-backward passes over a batch so far, of all processes together."""
         return round(self.work * self.group.size)
 
+    def agree_on_work(self) -> None:
+        """Take the mean of all processes' work: a method may decide on its passes in each of them by itself."""
+        everyones = self.group.gathered(self.work)
+        self.work = sum(everyones) / len(everyones)
+
     def batches(self, epoch: int) -> list[Batch]:
         """Return the batches of an epoch: the same for every optimizer with this seed."""
         return batching.epoch(self.data.train, numpy_stream(self.seed_for("order"), "order", epoch), self.batch_size)

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sam": {"rho": 0.3},
     "asam": {"rho": 0.4},
     "gsam": {"rho": 0.3, "alpha": 0.3},
+    "wsam": {"rho": 0.3, "gamma": 0.6},
     "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
     "esam": {"rho": 0.3},
     "looksam": {"rho": 0.3, "k": 5},
+    "ae-sam": {"rho": 0.3},
+    "sampa": {"rho": 0.3},
     "momentum-sam": {"rho": 0.3},
     "random-direction": {"rho": 0.3},
     "ema": {"ema_decay": 0.85},
     "swa": {"swa_from": 0.5},
 }
 """Hyperparameters of the figures: large radii, so that a step can be seen."""
+
+PLACES = {"sampa": ("y", "w + e")}
+"""What the points are called at which a step evaluates the loss, where not all that are away from w are w + e."""
 
 WITHOUT = ("muon", "soap")
 """Methods without a figure: what they do to matrices cannot be seen on two weights."""
@@ -162,7 +169,7 @@ def draw(name: str) -> Path:
         left.plot(*START, "o", color=GREY, markersize=4)
         left.legend(frameon=False, fontsize=8, loc="upper right", labelcolor=GREY)
         left.set_title(f"{STEPS} steps", fontsize=9)
-        _one_step(right, steps[number - 1], evaluated[number] if evaluated else None)
+        _one_step(right, steps[number - 1], evaluated[number] if evaluated else None, PLACES.get(name, ()))
         right.set_title(f"step {number}", fontsize=9)
         for axes in (left, right):
             axes.set_aspect("equal")
@@ -175,20 +182,20 @@ def draw(name: str) -> Path:
     return file
 
 
-def _one_step(axes: Any, step: Step, average: tuple[float, ...] | None) -> None:
+def _one_step(axes: Any, step: Step, average: tuple[float, ...] | None, places_called: tuple[str, ...]) -> None:
     w = np.array(step.before)
     places = np.array([step.before, step.after, *(place for place, _ in step.evaluated)])
     middle, half = places.mean(0), max(0.25, 1.0 * np.ptp(places, axis=0).max())
     wide = half * WIDTH / HEIGHT
     _contours(axes, (middle[0] - wide, middle[0] + wide), (middle[1] - half, middle[1] + half), 8)
-    for place, gradient in step.evaluated:
+    for (place, gradient), called in zip_longest(step.evaluated, places_called, fillvalue="w + e"):
         downhill = -np.array(gradient)
         arrow = 0.4 * half * downhill / (np.linalg.norm(downhill) + 1e-12)
         _arrow(axes, np.array(place), np.array(place) + arrow, BLUE, 1.0)
         if np.linalg.norm(np.array(place) - w) > 1e-6:
             axes.plot(*zip(step.before, place, strict=True), "--", color=GREY, linewidth=1.2)
             axes.plot(*place, "s", color=GREY, markersize=4)
-            axes.annotate("w + e", place, (4, 4), textcoords="offset points", color=GREY, fontsize=8)
+            axes.annotate(called, place, (4, 4), textcoords="offset points", color=GREY, fontsize=8)
     _arrow(axes, w, np.array(step.after), ORANGE, 2.0)
     axes.plot(*w, "o", color=GREY, markersize=5)
     axes.annotate("w", w, (-10, 4), textcoords="offset points", color=GREY, fontsize=8)

@@ -295,7 +295,11 @@ def test_two_processes_do_what_one_does(both: list[dict[str, Any]], name: str) -
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-6, atol=0.0)
     optimizer = two.spec_of(two.CASES[name], 1).optimizer
     expected = two.STEPS * optimizers[optimizer.name].passes(optimizer.params)
-    assert first["passes"] == alone["passes"] == round(expected)
+    assert first["passes"] == second["passes"] == alone["passes"]
+    if optimizer.name == "ae-sam":  # what is registered is its upper bound
+        assert two.STEPS < first["passes"] < expected
+    else:
+        assert first["passes"] == round(expected)
 
 
 @pytest.mark.slow

@@ -48,6 +48,11 @@ CASES: dict[str, dict[str, Any]] = {
     "looksam, m = B / 2N": {"method": "looksam", "k": 3, "m": 16},
     "friendly-sam": {"method": "friendly-sam"},
     "friendly-sam, m = B / 2N": {"method": "friendly-sam", "m": 16},
+    "ae-sam": {"method": "ae-sam"},
+    "ae-sam, m = B / 2N": {"method": "ae-sam", "m": 16},
+    "sampa": {"method": "sampa"},
+    "wsam": {"method": "wsam", "gamma": 0.6},
+    "wsam, m = B / 2N, clipped": {"method": "wsam", "gamma": 0.6, "m": 16, "clip_norm": 0.05},
     "esam, m = B / 2N": {"method": "esam", "m": 16},
     "momentum-sam": {"method": "momentum-sam"},
     "random-direction": {"method": "random-direction"},
@@ -112,6 +117,7 @@ def steps(case: dict[str, Any], group: ProcessGroup = ALONE) -> dict[str, Any]:
     augment = np.random.RandomState(0)
     run.network.train()
     losses = [run.step(batch, augment) for batch in run.batches(0)[:STEPS]]
+    run.agree_on_work()
     return {"losses": torch.stack(losses), "weights": flat(run.model), "passes": run.passes}
 
 

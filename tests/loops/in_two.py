@@ -22,6 +22,7 @@ from torch.optim import AdamW, Optimizer
 
 from bench.core.process_group import ProcessGroup
 from bench.distributed.process import joined
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
@@ -29,6 +30,8 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
+from bench.optim.wsam import WSAM
 
 METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "sam": SAM,
@@ -36,6 +39,9 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "sampa": SAMPa,
+    "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
+    "wsam": partial(WSAM, gamma=0.5),
     "random-direction": RandomDirection,
 }
 

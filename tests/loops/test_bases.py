@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -21,6 +22,8 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
+from bench.optim.wsam import WSAM
 
 from .bases import BASES, TORCH, Base, batches, to_training
 
@@ -35,6 +38,9 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
+    "sampa": SAMPa,
+    "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
+    "wsam": partial(WSAM, gamma=0.5),
     "esam": ESAM,
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,

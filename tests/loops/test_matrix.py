@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from bench.optim.ae_sam import AESAM
 from bench.optim.ema import EMA
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
@@ -22,6 +23,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.wsam import WSAM
 
 from .bases import timm
 from .changed_models import COMPILED_IN_PLACE, COMPILED_LOSS, COMPILED_MODEL, LORA, MAML, QUANTISED
@@ -60,6 +62,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.0),  # what is reused has a length of its own, whatever rho
     "friendly-sam": FriendlySAM,
+    "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
+    "wsam": partial(WSAM, gamma=0.5, decouple=False),  # decoupled it refuses a schedule-free base
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,
     "ema": lambda base, rho, model: EMA(base, model=model),

@@ -23,7 +23,7 @@ from bench.optim.sam import SAM
 
 STEPS, MICRO_BATCHES, EXAMPLES = 5, 4, 8
 METHODS = ("sam", "asam", "esam", "momentum-sam", "random-direction", "ema", "swa")
-REFUSED = ("gsam", "looksam", "friendly-sam")
+REFUSED = ("gsam", "looksam", "friendly-sam", "wsam", "ae-sam", "sampa")
 
 
 def data() -> tuple[Tensor, Tensor]:

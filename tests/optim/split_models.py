@@ -28,6 +28,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from bench.core.errors import BenchError
 from bench.core.process_group import ProcessGroup
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -40,9 +41,11 @@ from bench.optim.muon import muon
 from bench.optim.nadamw import nadamw
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
 from bench.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
 from bench.optim.soap import soap
 from bench.optim.swa import SWA
+from bench.optim.wsam import WSAM
 
 STEPS, EXAMPLES = 20, 8
 FEW = 6
@@ -57,6 +60,9 @@ METHODS: dict[str, Make] = {
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
+    "ae-sam": partial(AESAM, rho=0.2, total_steps=STEPS),
+    "sampa": partial(SAMPa, rho=0.2),
+    "wsam": partial(WSAM, rho=0.2, gamma=0.5),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),
     "momentum-sam": partial(MomentumSAM, rho=0.5),
     "random-direction": partial(RandomDirection, rho=0.5),

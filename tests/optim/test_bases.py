@@ -15,6 +15,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer
 
 from bench.core.errors import BenchError
 from bench.core.spec import ComponentSpec
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
@@ -24,7 +25,9 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
 from bench.optim.swa import SWA
+from bench.optim.wsam import WSAM
 from bench.training.step import build_optimizer
 
 from .helpers import Watch, flat, problem, same_bits, spec
@@ -147,7 +150,21 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
+METHODS = [
+    SAM,
+    AESAM,
+    SAMPa,
+    WSAM,
+    GSAM,
+    LookSAM,
+    FriendlySAM,
+    ESAM,
+    MomentumSAM,
+    RandomDirection,
+    EMA,
+    SWA,
+    OptimizerWrapper,
+]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from bench.core.registry import Entry, load_builtins, optimizers
 from bench.core.spec import ComponentSpec
+from bench.optim.ae_sam import AESAM
 from bench.optim.base.averaging import Averaging, to_training
 from bench.optim.base.perturbation import PerturbedOptimizer
 from bench.optim.base.schedule import Scheduler
@@ -124,12 +125,16 @@ def test_it_evaluates_the_closure_as_often_as_its_registration_says(recipe: Reci
     optimizer = recipe.build(model)
     x, y = batches(1)[0]
     work = sum(step(optimizer, model, x, y)[1].work for _ in range(steps))
-    assert work == pytest.approx(steps * recipe.entry.passes(settings(recipe.entry)))
+    said = steps * recipe.entry.passes(settings(recipe.entry))
+    if isinstance(optimizer, AESAM):  # which decides as it goes; an upper bound is said
+        assert steps < work < said == 2 * steps
+    else:
+        assert work == pytest.approx(said)
 
 
 @every_recipe
 def test_it_returns_the_loss_at_the_weights_before_the_update(recipe: Recipe) -> None:
-    """Or, where it says that it does not, the one at the only point that its one pass has seen."""
+    """Or, where it says that it does not, the one at the point that its first pass has seen."""
     model = net()
     optimizer = recipe.build(model)
     for number, (x, y) in enumerate(batches(3)):
@@ -142,7 +147,7 @@ def test_it_returns_the_loss_at_the_weights_before_the_update(recipe: Recipe) ->
             torch.testing.assert_close(returned.detach(), before, rtol=1e-6, atol=0)
         else:
             assert torch.equal(returned.detach(), watch.losses[0])
-            assert watch.calls == 1
+            assert watch.calls == recipe.entry.passes(settings(recipe.entry))
 
 
 @every_method
@@ -185,6 +190,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(recipe: Recipe, call: int
     model[3].p = 0.0  # type: ignore[index]
     optimizer = recipe.build(model)
     assert isinstance(optimizer, OptimizerWrapper)
+    if isinstance(optimizer, AESAM):
+        optimizer.lambda_1 = optimizer.lambda_2 = -1e6  # every step has a second pass
     x, y = batches(1)[0]
     for _ in range(5):  # LookSAM is at the beginning of its period
         step(optimizer, model, x, y)

@@ -23,7 +23,7 @@ from bench.optim.sam import SAM
 from .helpers import Watch, same_bits, snapshot
 from .test_contract import CORE_METHODS, Recipe, watching
 
-TWO_PASSES = [r for r in CORE_METHODS if r.entry.name in ("sam", "asam", "esam", "friendly-sam", "gsam")]
+TWO_PASSES = [r for r in CORE_METHODS if r.entry.name in ("sam", "asam", "esam", "friendly-sam", "gsam", "wsam")]
 RHO = 1e-7
 X = torch.arange(12.0).reshape(4, 3) / 6
 

@@ -23,7 +23,7 @@ from bench.optim.sam import SAM
 from .helpers import Watch, flat, problem, same_bits
 from .test_contract import CORE_METHODS, Recipe, net, watching
 
-TWO_PASSES = [r for r in CORE_METHODS if r.entry.name in ("sam", "asam", "esam", "friendly-sam", "gsam")]
+TWO_PASSES = [r for r in CORE_METHODS if r.entry.name in ("sam", "asam", "esam", "friendly-sam", "gsam", "wsam")]
 
 # Each makes a generator, and a function that draws three numbers from it.
 GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {

@@ -65,6 +65,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     saved and loaded with them; skipped steps count. All of it is arithmetic on the host: nothing waits for the device.
 
     Attributes:
+        keeps: names of numbers that the method keeps from one step to the next, 0 at first, in the param_groups too.
         generators: random generators of the closure's own (torch's, numpy's or Python's), which are rewound before a
             second pass as the global ones are: `optimizer.generators.append(generator)`.
     """
@@ -72,6 +73,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     needs_steps: ClassVar[bool] = False
     keeps_first_gradient: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
+    keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -107,7 +109,8 @@ class PerturbedOptimizer(OptimizerWrapper):
         self._needs_total = scheduled
         # Only where it is needed: what is in the groups is in every checkpoint.
         counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
-        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **counting)
+        kept = counting | dict.fromkeys(self.keeps, 0.0)
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **kept)
         self.total_steps = total_steps
         self.generators: list[Generator] = []
 
@@ -122,7 +125,7 @@ class PerturbedOptimizer(OptimizerWrapper):
             return super().gradient(closure)
         rewind = self.rewinder()
         loss = closure()
-        if self.nothing_to_follow():
+        if self.nothing_to_follow() or not self.goes_on():
             return loss, None
         # Before the ascent, which overwrites the gradients with e.
         first = self._copied_gradients() if self.keeps_first_gradient else {}
@@ -155,12 +158,16 @@ class PerturbedOptimizer(OptimizerWrapper):
         since = self.steps_inside()
         return since is not None and since % self.perturb_every == 0 and self._moves()
 
+    def goes_on(self) -> bool:
+        """Return whether a second pass follows, now that the first one's gradients are there; always, by default."""
+        return True
+
     def steps_inside(self) -> int | None:
         """Return the steps since perturbing began; None before that and after its end."""
         if self._needs_total and self.total_steps is None:
             raise ValueError(
-                f"{type(self).__name__}: rho_schedule, perturb_from and perturb_until are shares of training: "
-                "give the length of training, total_steps=..."
+                f"{type(self).__name__}: rho_schedule, perturb_from, perturb_until and AE-SAM's threshold go by shares "
+                "of training: give the length of training, total_steps=..."
             )
         total, done = self.total_steps or 1, self.steps_done
         # Rounded first: 11/20 of 200 steps comes out as 110.00000000000001, and is 110.
@@ -233,7 +240,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     def moved(
         self,
         groups: list[PerturbedGroup],
-        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor]],
+        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor | float]],
         sparse: Collection[Rows] = (),
     ) -> Iterator[None]:
         """Add e to the weights, and restore the exact bits on exit, also after an error.

@@ -31,7 +31,7 @@ class WeightSwap:
         self._in_place: list[Tensor] = []
         self._copies: list[Tensor] = []  # of those in place
 
-    def add(self, weights: Sequence[Tensor], direction: Sequence[Tensor], factor: Tensor) -> None:
+    def add(self, weights: Sequence[Tensor], direction: Sequence[Tensor], factor: Tensor | float) -> None:
         """Move weights by e = factor * direction; the real tensors (`all_as_real`) of direction are overwritten."""
         here, along = [], []
         for weight, e in zip(all_as_real(weights), direction, strict=True):

@@ -241,7 +241,7 @@ class OptimizerWrapper(Delegating):
         Gradients of earlier micro-batches are set aside while this one's perturbation is found. Where
         DistributedDataParallel averages this pass, all processes share one perturbation. Under `no_sync` (the default
         of accelerate and Hugging Face's Trainer for all but a step's last micro-batch) each process has its own, and
-        the last micro-batch averages the sum. Methods with `needs_averages` (GSAM, LookSAM, Friendly-SAM) need the
+        the last micro-batch averages the sum. Methods with `needs_averages` (GSAM and LookSAM, for example) need the
         average in every pass: accelerate's `sync_each_batch`.
 
         Raises:
