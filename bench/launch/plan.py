@@ -141,16 +141,17 @@ class Plan:
     @cached_property
     def passes(self) -> dict[str, int]:
         """Return the forward-backward passes of every run, by run_id, including runs whose settings are not chosen."""
-        loaded: dict[str, Task] = {}
+        sizes: dict[str, tuple[Task, int]] = {}
         passes = {}
         planned = zip(self.ids, self.experiment.runs, strict=True)
         for run_id, run in (*planned, *((run.spec.run_id, run) for run in self.to_be_chosen)):
             condition = run.condition_text
             # Only a condition changes the training set, so each one's task is loaded once.
-            if condition not in loaded:
-                loaded[condition] = load_task(run.spec)
-            task = loaded[condition]
-            learned = learned_from(task.train_examples(), run.spec.data, run.spec.phase)
+            if condition not in sizes:
+                task = load_task(run.spec)
+                sizes[condition] = task, task.train_examples()
+            task, examples = sizes[condition]
+            learned = learned_from(examples, run.spec.data, run.spec.phase)
             passes[run_id] = _passes(run.spec, task.blocks_of(learned))
         return passes
 

@@ -287,7 +287,7 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
         )
 
 
-def load_weights(net: PreTrainedModel, part: PreTrainedModel, folder: Path) -> None:
+def load_weights(net: PreTrainedModel, part: nn.Module, folder: Path) -> None:
     """Load a checkpoint's weights into a part of a model: all but its head, or the whole.
 
     They go through a twin of the part: transformers then translates the names of older files, and a head that the file

@@ -245,7 +245,7 @@ def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast
         if fixed:
             return torch.cat([_fixed(model, task, inputs, size) for inputs in split.inputs.split(size)])
         if split.lengths is None:  # slices, where batches would copy
-            parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
+            parts = zip(split.inputs.split(size), torch.split(split.targets, size), strict=True)
             return torch.cat([_kept(model, task, *part) for part in parts])
         batches = batching.by_length(split, size)
         computed = torch.cat([_kept(model, task, *batch.of(split)) for batch in batches])
