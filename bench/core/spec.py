@@ -203,7 +203,7 @@ class RunSpec(_Frozen):
             **self.train.model_dump(),
             **self.data.model_dump(),
             **{f"task.{key}": _cell(value) for key, value in self._task_settings().items()},
-            **{f"model.{key}": value for key, value in self.model.params.items()},
+            **{f"model.{key}": _cell(value) for key, value in self.model.params.items()},
         }
 
     def _task_settings(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class _Run:
+class TokenRun:
     """All texts' tokens in one row, one text after the other, as they are kept on disk.
 
     Attributes:
@@ -118,14 +118,19 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
         BenchError: there is no tokenizer in the folder, it is damaged or not the model's, max_length is too small, or a
             text has no tokens.
     """
-    config, settings = _json(tokenizer / "config.json"), _json(tokenizer / "tokenizer_config.json")
-    limit = _limit(max_length, settings, config)
+    limit = longest(max_length, tokenizer)
+    run = token_run(texts, tokenizer, limit)
+    return Tokens(_padded(run, limit), run.lengths, limit)
+
+
+def token_run(texts: Texts, tokenizer: Path, limit: int) -> TokenRun:
+    """Tokenise texts, cut to `limit` tokens each, or read their cached tokens; see `encode` for what is raised."""
     path = data_folder() / "tokens" / f"{_key(texts, tokenizer, limit)}.safetensors"
     run = _read(path, len(texts), limit)
     if run is None:
         run = _tokenise(texts, tokenizer, limit)
         # Checked before the tokens are cached, so that tokens of a wrong tokenizer are never kept.
-        _check_vocabulary(run, tokenizer, config)
+        _check_vocabulary(run, tokenizer, of_model(tokenizer))
         if len(run.lengths) and not run.lengths.all():
             raise BenchError(
                 f"text {int(run.lengths.argmin()) + 1} of {len(run.lengths)} has no tokens, and the tokenizer in "
@@ -133,7 +138,17 @@ def encode(texts: Texts, tokenizer: Path, max_length: int) -> Tokens:
             )
         with suppress(StorageError):  # nothing is lost but time
             write_atomic(path, _packed(run))
-    return Tokens(_padded(run, limit), run.lengths, limit)
+    return run
+
+
+def longest(wanted: int, tokenizer: Path) -> int:
+    """Return `wanted`, or fewer tokens where tokenizer or model allow no more in one text."""
+    return _limit(wanted, _json(tokenizer / "tokenizer_config.json"), of_model(tokenizer))
+
+
+def of_model(tokenizer: Path) -> dict[str, Any]:
+    """Return config.json of the model that a tokenizer belongs to; {} if the folder has none."""
+    return _json(tokenizer / "config.json")
 
 
 def fingerprint(texts: Texts) -> bytes:
@@ -214,7 +229,7 @@ def _key(texts: Texts, folder: Path, limit: int) -> str:
 # ---- tokenising ----------------------------------------------------------------------------------------------
 
 
-def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
+def _tokenise(texts: Texts, folder: Path, limit: int) -> TokenRun:
     tokenizer = _load(folder)
     if texts.second is not None:
         _separate_pairs(tokenizer, folder)
@@ -222,9 +237,9 @@ def _tokenise(texts: Texts, folder: Path, limit: int) -> _Run:
     if limit <= added:
         raise BenchError(f"max_length = {limit} leaves no room for text: the tokenizer of {folder} adds {added} tokens")
     # An empty part first: there may be no texts, and numpy cannot concatenate an empty list.
-    parts = [_Run(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.int32))]
+    parts = [TokenRun(np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.int32))]
     parts += [_chunk(texts, start, tokenizer, limit) for start in range(0, len(texts), CHUNK)]
-    return _Run(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("ids", "segments", "lengths")))
+    return TokenRun(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("ids", "segments", "lengths")))
 
 
 def _load(folder: Path) -> PreTrainedTokenizerBase:
@@ -271,7 +286,7 @@ def _separate_pairs(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     )
 
 
-def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> _Run:
+def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenRun:
     """Return the tokens of a chunk of texts: tokenized uncut to count them, then again truncated if too long."""
     first = texts.first[start : start + CHUNK]
     second = None if texts.second is None else texts.second[start : start + CHUNK]
@@ -287,7 +302,7 @@ def _chunk(texts: Texts, start: int, tokenizer: PreTrainedTokenizerBase, limit: 
             segments[index] = cut["token_type_ids"][number]
     # Texts are cut to `limit` or stay as they are, so the number of tokens is known beforehand.
     kept = int(np.minimum(lengths, limit).sum())
-    return _Run(
+    return TokenRun(
         np.fromiter(chain.from_iterable(ids), np.int32, kept),
         np.fromiter(chain.from_iterable(segments), np.uint8, kept),
         lengths,
@@ -301,7 +316,7 @@ def _call(tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequ
     return tokenizer(list(first), *pairs, **cut, **asked, padding=False, verbose=False)
 
 
-def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
+def _check_vocabulary(run: TokenRun, folder: Path, config: dict[str, Any]) -> None:
     """Raise an error for an id without an embedding, which would end a run on a GPU with a useless message."""
     known, highest = config.get("vocab_size"), int(run.ids.max(initial=0))
     if known and highest >= known:
@@ -311,7 +326,7 @@ def _check_vocabulary(run: _Run, folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _padded(run: _Run, limit: int) -> Tensor:
+def _padded(run: TokenRun, limit: int) -> Tensor:
     """Return (N, 2, W) from one row."""
     kept = np.minimum(run.lengths, limit)
     width = int(kept.max(initial=0))
@@ -328,13 +343,13 @@ def _padded(run: _Run, limit: int) -> Tensor:
 # ---- on disk -------------------------------------------------------------------------------------------------
 
 
-def _packed(run: _Run) -> bytes:
+def _packed(run: TokenRun) -> bytes:
     from safetensors.numpy import save
 
     return save({**vars(run), "sha256": _checksum(run)})
 
 
-def _read(path: Path, count: int, limit: int) -> _Run | None:
+def _read(path: Path, count: int, limit: int) -> TokenRun | None:
     """Return the cached tokens; None if there are none, or the cache is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -342,7 +357,7 @@ def _read(path: Path, count: int, limit: int) -> _Run | None:
     try:
         arrays = load(path.read_bytes())
         checksum = arrays.pop("sha256")
-        run = _Run(**arrays)
+        run = TokenRun(**arrays)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     # A hash, because damage on the disk would otherwise go into results unseen.
@@ -350,7 +365,7 @@ def _read(path: Path, count: int, limit: int) -> _Run | None:
     return run if whole and len(run.ids) == np.minimum(run.lengths, limit).sum() else None
 
 
-def _checksum(run: _Run) -> np.ndarray[Any, Any]:
+def _checksum(run: TokenRun) -> np.ndarray[Any, Any]:
     digest = hashlib.sha256()
     for array in vars(run).values():
         digest.update(f"{array.dtype}{array.shape}".encode())

@@ -18,7 +18,7 @@ from bench.launch.tuning import Choices, choose
 from bench.store import collecting
 from bench.store.collecting import NOTHING, Held
 from bench.store.run_folder import FINISHED, Status, Store
-from bench.tasks.base import check_label_noise
+from bench.tasks.base import Task, check_label_noise
 from bench.training import checkpoint
 from bench.training.passes import passes_per_step
 from bench.training.step import load_task, steps_per_epoch
@@ -141,15 +141,18 @@ class Plan:
     @cached_property
     def passes(self) -> dict[str, int]:
         """Return the forward-backward passes of every run, by run_id, including runs whose settings are not chosen."""
-        sizes: dict[str, int] = {}
+        sizes: dict[str, tuple[Task, int]] = {}
         passes = {}
         planned = zip(self.ids, self.experiment.runs, strict=True)
         for run_id, run in (*planned, *((run.spec.run_id, run) for run in self.to_be_chosen)):
             condition = run.condition_text
             # Only a condition changes the training set, so each one's task is loaded once.
             if condition not in sizes:
-                sizes[condition] = load_task(run.spec).train_examples()
-            passes[run_id] = _passes(run.spec, learned_from(sizes[condition], run.spec.data, run.spec.phase))
+                task = load_task(run.spec)
+                sizes[condition] = task, task.train_examples()
+            task, examples = sizes[condition]
+            learned = learned_from(examples, run.spec.data, run.spec.phase)
+            passes[run_id] = _passes(run.spec, task.blocks_of(learned))
         return passes
 
     def count(self, *statuses: Status) -> int:

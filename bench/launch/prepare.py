@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bench.core.errors import BenchError
 from bench.core.experiment import Experiment
 from bench.core.registry import models
+from bench.core.spec import RunSpec
+from bench.data.packing import Documents
+from bench.data.tokens import Tokens
 from bench.launch.trial import try_texts
-from bench.tasks.base import fingerprint
+from bench.tasks.base import Encode, Task, fingerprint, prepare_data
 from bench.training.step import encoder, load_task
 
 if TYPE_CHECKING:
@@ -41,10 +46,21 @@ def fetch_files(experiment: Experiment) -> None:
         tokens = encode(train.inputs)
         for split in others:
             encode(split.inputs)
+        if isinstance(tokens, Documents):
+            tokens = _packed(task, encode, [one for one in specs if (one.task, one.model) == (spec.task, spec.model)])
         kind = f"{spec.model} {spec.train.precision} {train.inputs.second is None}"
         if kind not in tried:
             try_texts(spec, task, tokens)
             tried.add(kind)
+
+
+def _packed(task: Task, encode: Encode, specs: list[RunSpec]) -> Tokens:
+    """Return the training blocks of a task's last run, once the documents of each way to split them were packed."""
+    ways = {f"{spec.data} {spec.phase} {spec.seed if spec.phase == 'tune' else ''}": spec for spec in specs}
+    for spec in ways.values():  # each, since any of them may leave a set without a whole block
+        data = prepare_data(task, spec.data, spec.seed, encode, spec.phase)
+    assert task.block is not None
+    return Tokens(data.train.inputs, np.full(len(data.train), task.block), task.block)
 
 
 def check_data(planned: Plan) -> None:

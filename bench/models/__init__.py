@@ -1,6 +1,7 @@
 """The models. One file per architecture family; a factory takes the task and returns a torch module."""
 
 from bench.models import conv1d as conv1d
+from bench.models import decoders as decoders
 from bench.models import efficientnet as efficientnet
 from bench.models import encoders as encoders
 from bench.models import lenet as lenet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bench.core.errors import BenchError
 from bench.core.registry import register_model
 from bench.data.tokens import first_line, quiet_transformers
+from bench.models.lora import LoraOptions, add_adapters
 from bench.models.padding import Padding
 from bench.models.pretrained import CONFIG, INDEX, Checkpoint, weight_files
 from bench.models.pretrained import minilm as minilm_folder
@@ -30,6 +31,7 @@ DROPOUTS = (
     *("dropout", "attention_dropout", "seq_classif_dropout"),  # DistilBERT
     *("classifier_dropout_prob", "pooler_dropout", "cls_dropout"),  # ALBERT, DeBERTa
     *("embedding_dropout", "mlp_dropout"),  # ModernBERT
+    *("embd_pdrop", "resid_pdrop", "attn_pdrop"),  # GPT-2
 )
 """Architectures' names for their rates of dropout."""
 
@@ -101,6 +103,7 @@ def encoder(
     layers: AtLeastOne | None = None,
     hidden: AtLeastOne | None = None,
     heads: AtLeastOne | None = None,
+    **lora: Unpack[LoraOptions],
 ) -> nn.Module:
     """Any text encoder of the Hugging Face hub, or in a folder, with a new head.
 
@@ -110,6 +113,7 @@ def encoder(
         dropout: after embeddings and dense layers, in attention and before the head; the checkpoint's if left out.
         layers, hidden, heads: from scratch only: depth, width (the dense layers within are four times as wide) and
             attention heads; the checkpoint's if left out.
+        lora: adapters and the head are trained alone; see `LoraOptions`.
 
     Raises:
         BenchError: the checkpoint is not there, damaged, or of no architecture that can classify texts.
@@ -126,7 +130,7 @@ def encoder(
     config = configuration(folder, task.num_outputs, dropout)
     if from_scratch:
         _reshape(config, folder, changed)
-    return build(config, folder, pretrained=not from_scratch)
+    return build(config, folder, pretrained=not from_scratch, lora=lora)
 
 
 def fetch_minilm(params: dict[str, Any]) -> None:
@@ -138,15 +142,16 @@ def tokenizer_of_minilm(params: dict[str, Any]) -> Path:
 
 
 @register_model("minilm", title="MiniLM", fetch=fetch_minilm, tokenizer=tokenizer_of_minilm, note=MINILM_NOTE)
-def minilm(task: Task, *, dropout: Rate | None = None) -> nn.Module:
+def minilm(task: Task, *, dropout: Rate | None = None, **lora: Unpack[LoraOptions]) -> nn.Module:
     """all-MiniLM-L6-v2 (6 layers of 384, 22.7 million parameters) with a new head; its weights come with a package.
 
     Args:
         dropout: after embeddings and dense layers, in attention and before the head; 0.1 if left out.
+        lora: adapters and the head are trained alone; see `LoraOptions`.
     """
     _check_reads_text(task)
     folder = minilm_folder()
-    return build(configuration(folder, task.num_outputs, dropout), folder, pretrained=True)
+    return build(configuration(folder, task.num_outputs, dropout), folder, pretrained=True, lora=lora)
 
 
 def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreTrainedConfig:
@@ -155,30 +160,47 @@ def configuration(folder: Path, num_outputs: int, dropout: float | None) -> PreT
     Raises:
         BenchError: the file is damaged, the architecture cannot classify texts, or it has no such dropout.
     """
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
     path = folder / CONFIG
-    try:
-        with quiet_transformers():
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, num_labels=num_outputs
-            )
-    except Exception as error:  # transformers' checks, and those of each architecture
-        raise BenchError(f"{path} cannot be used: {first_line(error)}") from error
+    config = read_configuration(folder, num_labels=num_outputs)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise BenchError(
             f'"{config.model_type}" ({path}) has no classification head in transformers; encoders that do: '
             f"{', '.join(COMMON)}, ..."
         )
     _complete(config, path)
-    if dropout is not None:
-        rates = [name for name in DROPOUTS if hasattr(config, name)]
-        if not rates:
-            raise BenchError(f'dropout = {dropout:g}: "{config.model_type}" ({path}) has none; leave it out')
-        for name in rates:
-            setattr(config, name, dropout)
+    set_dropout(config, dropout, path)
     return config
+
+
+def read_configuration(folder: Path, **changed: Any) -> PreTrainedConfig:
+    """Return what config.json says, with some of its settings changed; executes no code that a folder brings."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **changed
+            )
+    except Exception as error:  # transformers' checks, and those of each architecture
+        raise BenchError(f"{folder / CONFIG} cannot be used: {first_line(error)}") from error
+    return config
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float | None, path: Path) -> None:
+    """Set all rates of dropout that an architecture has; None leaves them as they are.
+
+    Raises:
+        BenchError: it has none.
+    """
+    if dropout is None:
+        return
+    rates = [name for name in DROPOUTS if hasattr(config, name)]
+    if not rates:
+        raise BenchError(f'dropout = {dropout:g}: "{config.model_type}" ({path}) has none; leave it out')
+    for name in rates:
+        setattr(config, name, dropout)
 
 
 def _complete(config: PreTrainedConfig, path: Path) -> None:
@@ -206,27 +228,33 @@ def _complete(config: PreTrainedConfig, path: Path) -> None:
         config.use_cache = False  # keys and values of every layer, kept for tokens that are never generated
 
 
-def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool) -> Encoder:
+def build(config: PreTrainedConfig, folder: Path, *, pretrained: bool, lora: LoraOptions) -> Encoder:
     """Return an encoder with weights drawn from torch's default generator.
 
     Args:
         pretrained: replace all weights but the head's with the pretrained ones.
+        lora: put adapters into all but the head, and train these and the head alone.
 
     Raises:
         BenchError: transformers cannot build the encoder, or the weights do not fit.
     """
     from transformers import AutoModelForSequenceClassification
 
+    net = drawn(AutoModelForSequenceClassification, config, folder)
+    if pretrained:
+        load_weights(net, net.base_model, folder)
+    add_adapters(net, **lora)
+    return Encoder(net)
+
+
+def drawn(kind: Any, config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """Return a net of one of transformers' Auto classes, its weights drawn."""
     try:
         with quiet_transformers():
-            net: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False, dtype=torch.float32
-            )
+            net: PreTrainedModel = kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # sizes that do not go together fail in a manner of their own
         raise BenchError(f'transformers cannot build "{config.model_type}" of {folder}: {first_line(error)}') from error
-    if pretrained:
-        _load_body(net, folder)
-    return Encoder(net)
+    return net
 
 
 def _check_reads_text(task: Task) -> None:
@@ -234,6 +262,8 @@ def _check_reads_text(task: Task) -> None:
         raise BenchError(
             f"this model reads text; the task gives examples of shape {task.input_shape}; take the model mlp"
         )
+    if task.block is not None:
+        raise BenchError("this model classifies whole texts; the task predicts each token: take the model decoder")
 
 
 def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | None]) -> None:
@@ -257,18 +287,18 @@ def _reshape(config: PreTrainedConfig, folder: Path, changed: dict[str, int | No
         )
 
 
-def _load_body(net: PreTrainedModel, folder: Path) -> None:
-    """Load a checkpoint's weights into a model, except the head's.
+def load_weights(net: PreTrainedModel, part: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's weights into a part of a model: all but its head, or the whole.
 
-    They go through a twin without head: transformers then translates the names of older files, and a head that the
-    file may have is left there. The twin is of the class that the net has within: for Funnel AutoModel would take
-    another one, with a decoder.
+    They go through a twin of the part: transformers then translates the names of older files, and a head that the file
+    may have and the part has not is left there. The twin is of the class that the part has: for Funnel AutoModel would
+    take another one, with a decoder.
 
     Raises:
         BenchError: a file is damaged or holds something else; the message names the first misfit.
     """
     file = _check_readable(folder)
-    kind = cast(Any, type(net.base_model))
+    kind = cast(Any, type(part))
     try:
         with quiet_transformers():
             twin, info = kind.from_pretrained(
@@ -289,7 +319,7 @@ def _load_body(net: PreTrainedModel, folder: Path) -> None:
     if missing:
         raise BenchError(_misfit(file, net, f"{missing[0]} is missing ({len(missing)} in all)"))
     # strict=False, because the two may differ in the pooler; every other difference is an error below.
-    left = net.base_model.load_state_dict(twin.state_dict(), strict=False)
+    left = part.load_state_dict(twin.state_dict(), strict=False)
     apart = sorted(key for key in (*left.missing_keys, *left.unexpected_keys) if not _is_pooler(key))
     if apart:
         raise BenchError(_misfit(file, net, f"{apart[0]} is unknown to it, or has no value"))

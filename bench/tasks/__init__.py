@@ -7,3 +7,4 @@ from bench.tasks import fashion_mnist as fashion_mnist
 from bench.tasks import glue as glue
 from bench.tasks import image_folder as image_folder
 from bench.tasks import mnist1d as mnist1d
+from bench.tasks import text_lm as text_lm

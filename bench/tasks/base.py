@@ -19,11 +19,12 @@ from bench.core.errors import BenchError
 from bench.core.seeding import numpy_stream
 from bench.core.spec import DataSettings
 from bench.data.augment import on_device
+from bench.data.packing import Documents, pack
 from bench.data.splits import Phase, Split, held_out, sample, strata, stratified_order
 from bench.data.tokens import Texts, Tokens
 from bench.data.tokens import fingerprint as fingerprint_of_texts
 
-Encode = Callable[[Texts], Tokens]
+Encode = Callable[[Texts], Tokens | Documents]
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,15 @@ class Task(ABC):
     that lists what it reads from there: their content, and not where they are, is then part of a run's identity.
 
     Attributes:
-        num_outputs: size of the model's output (classes; 1 for regression).
+        num_outputs: size of the model's output (classes; 1 for regression; 0 where it is the model's vocabulary).
         input_shape: shape of one example as the model sees it; () for texts.
         metric: the score beside the loss.
         memory_format: how weights and activations of images lie in memory; it is for speed alone.
         text: whether `load` gives `Texts`, for models that read text.
         max_length: tokens a text, or a pair of texts, is cut to.
+        block: for models that predict the next token: the texts that `load` gives are documents, which are shared out
+            to training, validation and test as examples are, and then packed, of each of the three by itself, to
+            examples of so many tokens (see `bench.data.packing.pack`). None: every text is an example.
         others: names of further test sets, beside the one that `load` gives; see `load_others`.
         title: what tables call it; "" for the name it is registered under.
         note: a sentence that belongs under every table of its results.
@@ -89,6 +93,7 @@ class Task(ABC):
     memory_format: torch.memory_format = torch.contiguous_format
     text: bool = False
     max_length: int = 128
+    block: int | None = None
     others: tuple[str, ...] = ()
     title: str = ""
     note: str = ""
@@ -114,6 +119,10 @@ class Task(ABC):
     def train_examples(self) -> int:
         """Return the size of the training set, validation included; override this where loading is slow."""
         return len(self.load()[0])
+
+    def blocks_of(self, examples: int) -> int:
+        """Return about how many examples a run has that trains on so many of `load`'s: more, where `block` packs."""
+        return examples
 
     def verified(self) -> bool:
         """Return whether the data are the publisher's, by checksum or because they came inside a package."""
@@ -160,6 +169,13 @@ class Task(ABC):
             targets: (N,) class numbers; or, where `training_batch` mixes labels, (N, num_outputs) probabilities.
         """
         return F.cross_entropy(outputs, targets, reduction="none")
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what an evaluation keeps of a batch's outputs, for `losses` and `score`. Default: all.
+
+        A task whose outputs fill the memory keeps less of them: `text_lm` each token's loss.
+        """
+        return outputs
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric over a whole split. Default: accuracy, a fraction."""
@@ -214,7 +230,7 @@ def prepare_data(
     `bench.data.splits.held_out`); the replaced labels belong to the seed. No test example is ever in the other two.
 
     Args:
-        encode: what makes tokens of texts, for tasks of text.
+        encode: what makes tokens of texts, for tasks of text; `Documents` for a task with a `block`.
         phase: of the run (see `RunSpec`): "tune" leaves the test sets out, "refit" trains on validation too, whose
             labels are then replaced as those of other training examples are.
 
@@ -240,7 +256,9 @@ def prepare_data(
         test, others = test[torch.arange(0)], {}
     # 4. Labels are replaced after the split and in training alone: validation and test keep the true ones.
     train = replace_labels(full[learned], task, settings.label_noise, seed)
-    return Data(train, full[validation], test, digest, task.verified(), others)
+    data = Data(train, full[validation], test, digest, task.verified(), others)
+    # 5. Documents become blocks last, so that no block has tokens of two splits.
+    return data if task.block is None or encode is None else _packed(data, task.block)
 
 
 def sampled(train: Split, size: int | Literal["all"]) -> Split:
@@ -255,7 +273,31 @@ def sampled(train: Split, size: int | Literal["all"]) -> Split:
 
 def _encoded(split: Split, encode: Encode) -> Split:
     tokens = encode(split.inputs)
+    if isinstance(tokens, Documents):
+        return replace(split, inputs=tokens)
     return replace(split, inputs=tokens.ids, lengths=tokens.lengths)
+
+
+def _packed(data: Data, block: int) -> Data:
+    """Return the same data as blocks: inputs (N, 1, W) int32, targets (N, W) int64.
+
+    Raises:
+        BenchError: the documents of a split have no whole block.
+    """
+    splits = {}
+    for name, split in data.splits().items():
+        inputs, targets = pack(split.inputs, block)
+        if not len(inputs):
+            count = sum(map(len, split.inputs.tokens))
+            raise BenchError(
+                f"the {name} set has {len(split)} of the documents, {count} tokens in all: fewer than one block "
+                f"(task.block = {block}, and one token to predict); take a smaller block, more text, or more of the "
+                'documents for it (data.validation for "val", task.test for "test")'
+            )
+        splits[name] = Split(inputs, targets, None, np.full(len(inputs), block, np.int32))
+    empty = splits["train"][torch.arange(0)]
+    train, val, test = (splits.pop(name, empty) for name in ("train", "val", "test"))
+    return replace(data, train=train, val=val, test=test, others=splits)
 
 
 def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
@@ -282,7 +324,7 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
 def check_label_noise(task: Task, share: float) -> None:
     """Raise BenchError if there are no classes to draw a wrong one from."""
     if share and task.num_outputs < 2:
-        raise BenchError("data.label_noise needs a task with classes; this one is a regression")
+        raise BenchError("data.label_noise needs a task with classes; this one predicts numbers or tokens")
 
 
 def fingerprint(task: Task) -> str:

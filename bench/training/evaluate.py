@@ -20,6 +20,9 @@ BATCH = {"cuda": 1024, "cpu": 128}
 TEXTS_ON_CPU = 16
 """Texts per batch on a CPU: activations of more texts do not fit its caches; 128 sentences took twice the time."""
 
+TOKENS = {"cuda": 8192, "cpu": 2048}
+"""Tokens per batch where each of them is predicted: at 50,000 logits per token, 1.6 GB on a GPU."""
+
 FEWEST = 2000
 """Fewest examples for which folding pays: it costs as much as evaluating some hundreds of examples."""
 
@@ -222,12 +225,16 @@ def outputs_with(
 def batch_size(split: Split) -> int:
     """Return how many examples of a split are evaluated at a time."""
     kind = split.targets.device.type
+    if split.lengths is not None and split.targets.ndim == 2:  # blocks, each token of which has logits of its own
+        return max(1, TOKENS[kind] // split.targets.shape[1])
     return TEXTS_ON_CPU if kind == "cpu" and split.lengths is not None else BATCH[kind]
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast, *, fixed: bool = False) -> Tensor:
-    """Return the model's outputs (N, num_outputs), fp32, on all examples of a split; the caller sets eval mode.
+    """Return the model's outputs (N, num_outputs), fp32, on all examples of a split, or what the task keeps of them.
+
+    The caller sets eval mode.
 
     Args:
         fixed: whether the model gets batches of one size only, a smaller one filled up with its last example, and
@@ -238,13 +245,18 @@ def outputs(model: nn.Module, task: Task, split: Split, autocast: torch.autocast
         if fixed:
             return torch.cat([_fixed(model, task, inputs, size) for inputs in split.inputs.split(size)])
         if split.lengths is None:  # slices, where batches would copy
-            return torch.cat([model(task.model_inputs(inputs)).float() for inputs in split.inputs.split(size)])
+            parts = zip(split.inputs.split(size), torch.split(split.targets, size), strict=True)
+            return torch.cat([_kept(model, task, *part) for part in parts])
         batches = batching.by_length(split, size)
-        computed = torch.cat([model(task.model_inputs(batch.of(split)[0])).float() for batch in batches])
+        computed = torch.cat([_kept(model, task, *batch.of(split)) for batch in batches])
     # The batches were in the order of length: back to the order of the split.
     ordered = torch.empty_like(computed)
     ordered[torch.cat([batch.examples for batch in batches])] = computed
     return ordered
+
+
+def _kept(model: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+    return task.kept(model(task.model_inputs(inputs)).float(), targets)
 
 
 def _fixed(model: nn.Module, task: Task, inputs: Tensor, size: int) -> Tensor:

@@ -24,7 +24,7 @@ from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import Stream, derive, numpy_stream, seed_global
 from bench.core.spec import OptimizerSpec, RunSpec
-from bench.data import batching, tokens
+from bench.data import batching, packing, tokens
 from bench.data.batching import Batch
 from bench.data.datasets import user_files_sha256
 from bench.optim.base.averaging import evaluation_weights, to_training
@@ -247,8 +247,8 @@ def set_up(
         optimizer.seed = derive(spec.seed_for("direction"), "direction")
     # 4. Decide how steps are computed.
     part_size, together = share_out(optimizer, batch_size, group)
-    # Batches of texts differ in width: code for them is compiled per run and not kept.
-    dynamic = data.train.lengths is not None
+    # Batches of texts differ in width, unless they are packed: code for them is compiled per run and not kept.
+    dynamic = data.train.lengths is not None and task.block is None
     code = None if dynamic else _code(spec, optimizer, part_size, device)
     return TrainingRun(
         task=task,
@@ -336,7 +336,9 @@ def encoder(spec: RunSpec, task: Task) -> Encode | None:
     tokenizer = models[spec.model.name].tokenizer
     if not task.text or tokenizer is None:
         return None
-    folder = tokenizer(spec.model.params)
+    folder, block = tokenizer(spec.model.params), task.block
+    if block is not None:
+        return lambda texts: packing.documents(texts, folder, block)
     return lambda texts: tokens.encode(texts, folder, task.max_length)
 
 

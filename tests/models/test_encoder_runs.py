@@ -233,7 +233,10 @@ def test_wrong_labels_and_shares_of_the_training_set_are_as_for_images(data: Pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "mlp"}, '"mlp" does not read text, which "glue/rte" is; these do: encoder, minilm'),
+        (
+            {"model": "mlp"},
+            '"mlp" does not read text, which "glue/rte" is; these do: byte_decoder, decoder, encoder, minilm',
+        ),
         ({"task": "digits", "vary": {}}, '"encoder" reads text, which "digits" is not'),
         ({"vary": {"task.name": ["glue/rte", "glue/mprc"]}}, "glue/mrpc"),
         ({"task": "digits", "vary": {"task.name": ["glue/rte", "digits"]}}, "reads text, which"),

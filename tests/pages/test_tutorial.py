@@ -55,6 +55,23 @@ def test_the_data_is_what_the_text_says(folder: Path) -> None:
     assert len(list(folder.glob("pictures/*/*.png"))) == 1797
     assert len(list(folder.glob("pictures/*"))) == 10
     assert len(pd.read_csv(folder / "votes.csv")) == 944
+    assert len(list(folder.glob("texts/*.txt"))) > 20
+
+
+def answer_and_records(folder: Path, command: str, question: str) -> pd.DataFrame:
+    """Run an experiment of the tutorial, see that it ends with an answer to the question, and return its records."""
+    assert command in COMMANDS
+    printed = " ".join(run(command, folder).split())
+    answer = re.split(question, printed)[-1]
+    assert re.match(r" (sam .* is (better|worse) than|No difference between sam and|sam against) ", answer), printed[
+        -2000:
+    ]
+    name = command.split()[-1].removesuffix(".toml")
+    records = pd.read_csv(folder / "results" / name / "records.csv")
+    assert list(records.status.unique()) == ["done"]
+    assert records.data_fingerprint.nunique() == 1
+    assert (folder / "results" / name / "report.html").is_file()
+    return records
 
 
 @pytest.mark.parametrize(
@@ -73,19 +90,17 @@ def test_the_data_is_what_the_text_says(folder: Path) -> None:
 def test_an_experiment_ends_with_the_answer_in_words(
     folder: Path, command: str, question: str, runs: int, better_than_guessing: float
 ) -> None:
-    assert command in COMMANDS
-    printed = " ".join(run(command, folder).split())
-    answer = re.split(question, printed)[-1]
-    assert re.match(r" (sam .* is (better|worse) than|No difference between sam and|sam against) ", answer), printed[
-        -2000:
-    ]
-    name = command.split()[-1].removesuffix(".toml")
-    records = pd.read_csv(folder / "results" / name / "records.csv")
-    assert list(records.status.unique()) == ["done"]
+    records = answer_and_records(folder, command, question)
     assert len(records) == runs
-    assert records.data_fingerprint.nunique() == 1
     assert records.groupby("optimizer").test_acc.max().min() > better_than_guessing
-    assert (folder / "results" / name / "report.html").is_file()
+
+
+def test_the_experiment_on_text_ends_with_perplexities_below_that_of_guessing(folder: Path) -> None:
+    question = r"Does sam beat now on texts \((byte decoder|byte_decoder)\), and at what price\?"
+    records = answer_and_records(folder, "bench run texts.toml", question)
+    assert len(records) == 4
+    assert records.test_ppl.between(2, 60).all()  # all bytes equally likely: 257
+    assert (records.tokens > 0).all()
 
 
 def test_answers_that_are_shown_are_of_the_experiments_that_are_shown() -> None:
