@@ -32,6 +32,7 @@ from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
@@ -49,6 +50,7 @@ METHODS: dict[str, Make] = {
     "sam": partial(SAM, rho=0.2),
     "asam": partial(SAM, rho=0.5, adaptive=True),
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
+    "le-sam": partial(LESAM, rho=0.5, sigma=0.05, anneal_from=None),
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),

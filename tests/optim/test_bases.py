@@ -20,6 +20,7 @@ from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
@@ -147,7 +148,7 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, GSAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
+METHODS = [SAM, GSAM, LESAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
