@@ -9,6 +9,7 @@ from bench.optim import ema as ema
 from bench.optim import esam as esam
 from bench.optim import friendly_sam as friendly_sam
 from bench.optim import gsam as gsam
+from bench.optim import le_sam as le_sam
 from bench.optim import lion as lion
 from bench.optim import looksam as looksam
 from bench.optim import momentum_sam as momentum_sam

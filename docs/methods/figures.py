@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "wsam": {"rho": 0.3, "gamma": 0.6},
     "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
     "esam": {"rho": 0.3},
+    "le-sam": {"rho": 0.6, "sigma": 0.3},
     "looksam": {"rho": 0.3, "k": 5},
     "ae-sam": {"rho": 0.3},
     "sampa": {"rho": 0.3},
@@ -70,10 +71,19 @@ EXAMPLES = 0.12 * torch.tensor([[1.0, 0.2], [-0.6, 0.9], [0.3, -1.0], [-0.7, -0.
 
 def landscape(x: Any, y: Any) -> Any:
     """Return the loss of two weights: a narrow well on the left, a wide one on the right, in a bowl."""
-    exp = torch.exp if isinstance(x, Tensor) else np.exp
-    sharp = 1.15 * exp(-(((x + 0.75) / 0.22) ** 2) - ((y + 0.15) / 0.30) ** 2)
-    flat = 1.25 * exp(-(((x - 0.75) / 0.75) ** 2) - ((y + 0.25) / 0.65) ** 2)
-    return 1.6 - sharp - flat + 0.18 * (x**2 + y**2)
+    return loss_of(*logits(x, y))
+
+
+def logits(x: Any, y: Any) -> tuple[Any, Any, Any]:
+    """Return the landscape's network: squared distances from the sharp well, the flat one and the bowl's middle."""
+    sharp = ((x + 0.75) / 0.22) ** 2 + ((y + 0.15) / 0.30) ** 2
+    flat = ((x - 0.75) / 0.75) ** 2 + ((y + 0.25) / 0.65) ** 2
+    return sharp, flat, x**2 + y**2
+
+
+def loss_of(sharp: Any, flat: Any, bowl: Any) -> Any:
+    exp = torch.exp if isinstance(sharp, Tensor) else np.exp
+    return 1.6 - 1.15 * exp(-sharp) - 1.25 * exp(-flat) + 0.18 * bowl
 
 
 @dataclass
@@ -92,9 +102,9 @@ class Toy(torch.nn.Module):
         super().__init__()
         self.weights = torch.nn.Parameter(torch.tensor(START))
 
-    def forward(self, examples: Any = slice(None)) -> Tensor:
+    def forward(self, examples: Any = slice(None), seen: Callable[[Tensor], Tensor] = lambda logits: logits) -> Tensor:
         x, y = (self.weights + EXAMPLES[examples]).T
-        return landscape(x, y)
+        return loss_of(*seen(torch.stack(logits(x, y))))
 
 
 def path(name: str) -> tuple[list[Step], list[tuple[float, ...]]]:

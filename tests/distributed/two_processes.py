@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "asam": {"method": "asam"},
     "asam, m = B / N": {"method": "asam", "m": 32},
     "gsam, m = B / N": {"method": "gsam", "m": 32},
+    "le-sam, m = B / 2N": {"method": "le-sam", "m": 16},
     "looksam": {"method": "looksam", "k": 3},
     "looksam, m = B / 2N": {"method": "looksam", "k": 3, "m": 16},
     "friendly-sam": {"method": "friendly-sam"},

@@ -18,6 +18,7 @@ from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "sam": SAM,
     "asam": partial(SAM, adaptive=True),
     "gsam": GSAM,
+    "le-sam": partial(LESAM, anneal_from=None),
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
     "sampa": SAMPa,
@@ -51,7 +53,7 @@ PAIRS = [
     for base_name, base in BASES.items()
     for name in METHODS
     if (name != "momentum-sam" or base.momentum)
-    and (not base.takes_sparse or name in ("sam", "asam", "momentum-sam", "random-direction", "ema"))
+    and (not base.takes_sparse or name in ("sam", "asam", "le-sam", "momentum-sam", "random-direction", "ema"))
     and (not base.counts_examples or name != "esam")
 ]
 WITHOUT_MOMENTUM = {name: base for name, base in BASES.items() if not base.momentum}

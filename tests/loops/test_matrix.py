@@ -19,6 +19,7 @@ from bench.optim.ae_sam import AESAM
 from bench.optim.ema import EMA
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
@@ -60,6 +61,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sam": SAM,
     "asam": partial(SAM, adaptive=True),
     "gsam": GSAM,
+    "le-sam": partial(LESAM, anneal_from=None),
     "looksam": partial(LookSAM, k=2, alpha=0.0),  # what is reused has a length of its own, whatever rho
     "friendly-sam": FriendlySAM,
     "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),

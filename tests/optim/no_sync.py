@@ -22,7 +22,7 @@ from bench.core.registry import optimizers
 from bench.optim.sam import SAM
 
 STEPS, MICRO_BATCHES, EXAMPLES = 5, 4, 8
-METHODS = ("sam", "asam", "esam", "momentum-sam", "random-direction", "ema", "swa")
+METHODS = ("sam", "asam", "esam", "le-sam", "momentum-sam", "random-direction", "ema", "swa")
 REFUSED = ("gsam", "looksam", "friendly-sam", "wsam", "ae-sam", "sampa")
 
 

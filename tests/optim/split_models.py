@@ -35,6 +35,7 @@ from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
 from bench.optim.lion import lion
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.muon import muon
@@ -58,6 +59,7 @@ METHODS: dict[str, Make] = {
     "sam": partial(SAM, rho=0.2),
     "asam": partial(SAM, rho=0.5, adaptive=True),
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
+    "le-sam": partial(LESAM, rho=0.5, sigma=0.05, anneal_from=None),
     "looksam": partial(LookSAM, rho=0.2, k=3),
     "friendly-sam": partial(FriendlySAM, rho=0.2),
     "ae-sam": partial(AESAM, rho=0.2, total_steps=STEPS),

@@ -21,6 +21,7 @@ from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
+from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
@@ -156,6 +157,7 @@ METHODS = [
     SAMPa,
     WSAM,
     GSAM,
+    LESAM,
     LookSAM,
     FriendlySAM,
     ESAM,

@@ -43,7 +43,7 @@ class PerturbedGroup:
 class PerturbedOptimizer(OptimizerWrapper):
     """A method that takes its gradient at weights moved by rho along a direction; by default, the gradient's.
 
-    Subclasses say which direction (`ascent`), and what to make of the two gradients (`combine`).
+    Subclasses say which direction (`ascent`), how far (`radius`), and what to make of the two gradients (`combine`).
 
     Args:
         base: a constructed torch optimizer; its param_groups are shared, "rho" in a group overrides `rho` there
@@ -144,6 +144,10 @@ class PerturbedOptimizer(OptimizerWrapper):
         """Overwrite the gradients of `weights` with the ascent direction, and return the norm to divide it by."""
         return self.reductions.norm(weights, gradients(weights))
 
+    def radius(self, group: PerturbedGroup, norm: Tensor) -> float | Tensor:
+        """Return the length of e in a group, given the norm of the ascent direction; by default the group's rho."""
+        return group.rho
+
     def combine(self, first: dict[Tensor, Tensor]) -> None:
         """Overwrite the gradients found at the moved weights with the gradients that the base will follow.
 
@@ -227,7 +231,7 @@ class PerturbedOptimizer(OptimizerWrapper):
         norm = self.ascent([p for group in groups for p in group.parameters])
 
         def e(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
-            return gradients(group.parameters), group.sign * group.rho / (norm + 1e-12)
+            return gradients(group.parameters), group.sign * self.radius(group, norm) / (norm + 1e-12)
 
         with self.moved(groups, e, sparse.values()):
             for parameter in self._parameters():
