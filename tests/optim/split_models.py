@@ -34,8 +34,8 @@ from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
 from bench.optim.gsam import GSAM
-from bench.optim.lion import lion
 from bench.optim.le_sam import LESAM
+from bench.optim.lion import lion
 from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.muon import muon
