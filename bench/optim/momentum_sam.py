@@ -92,10 +92,13 @@ class MomentumSAM(PerturbedOptimizer):
         self.variant = variant
         # Bases make their state in their first step, so it can be checked only after that: see `after_update`.
         self._has_found_all = False
+        self._states: list[Any] = []
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
             return super().gradient(closure)
+        # Once per step, not once per parameter: looking through a base takes as long as moving a small weight.
+        self._states = [part.state for part in within(self.base)]
         # No gradient exists yet: a parameter is moved if it has a momentum. In the first step none has.
         groups = self.movable(lambda p: self._momentum(p) is not None)
         known = [p for group in groups for p in group.parameters]
@@ -131,12 +134,15 @@ class MomentumSAM(PerturbedOptimizer):
 
     def _kept(self, parameter: Tensor) -> list[dict[str, Any]]:
         """Return what the base, and optimizers inside of it (a Lookahead's), keep of a parameter."""
-        return [kept for part in within(self.base) if isinstance(kept := part.state.get(parameter), dict) and kept]
+        return [kept for state in self._states if isinstance(kept := state.get(parameter), dict) and kept]
 
     def after_update(self, skip: Tensor) -> None:
         super().after_update(skip)
+        if self._has_found_all:
+            return
+        self._states = [part.state for part in within(self.base)]
         parameters = self.parameters_with_gradient()
-        if not self._has_found_all and any(self._kept(p) for p in parameters):  # the base has made its first step
+        if any(self._kept(p) for p in parameters):  # the base has made its first step
             if missing := sum(self._momentum(p) is None for p in parameters):
                 raise ValueError(
                     f"MomentumSAM: {type(self.base).__name__} keeps no {' or '.join(BUFFERS)} for {missing} of "
