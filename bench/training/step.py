@@ -127,6 +127,9 @@ class TrainingRun:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
+            if getattr(self.optimizer, "loss_only", False):  # XSAM compares losses: a third of a pass each
+                with torch.no_grad():
+                    return losses().mean()
             loss: Tensor = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
             # In every pass, so that the method sees what one process with the whole batch would see.
@@ -150,7 +153,10 @@ class TrainingRun:
             self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
             # Losses are computed in fp32 and outside of autocast, whatever the precision of the model.
             # A copy where a replay overwrites outputs: losses may be views of them, and ESAM keeps these for a pass.
-            return self.task.losses(outputs.to(torch.float32, copy=self.cuda_graphs), y)
+            outputs = outputs.to(torch.float32, copy=self.cuda_graphs)
+            if getattr(self.optimizer, "takes_logits", False):
+                outputs = self.optimizer.logits(outputs)  # type: ignore[attr-defined]
+            return self.task.losses(outputs, y)
 
         return losses
 

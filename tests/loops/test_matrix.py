@@ -23,6 +23,7 @@ from bench.optim.looksam import LookSAM
 from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
+from bench.optim.xsam import XSAM
 
 from .bases import timm
 from .changed_models import COMPILED_IN_PLACE, COMPILED_LOSS, COMPILED_MODEL, LORA, MAML, QUANTISED
@@ -62,6 +63,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "le-sam": partial(LESAM, anneal_from=None),
     "looksam": partial(LookSAM, k=2, alpha=0.0),  # what is reused has a length of its own, whatever rho
     "friendly-sam": FriendlySAM,
+    "xsam": partial(XSAM, points=3, search_every=2),
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,
     "ema": lambda base, rho, model: EMA(base, model=model),

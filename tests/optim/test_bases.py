@@ -19,6 +19,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
+from bench.optim.functional_sam import FunctionalSAM
 from bench.optim.gsam import GSAM
 from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
@@ -26,6 +27,7 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 from bench.optim.swa import SWA
+from bench.optim.xsam import XSAM
 from bench.training.step import build_optimizer
 
 from .helpers import Watch, flat, problem, same_bits, spec
@@ -148,7 +150,21 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 
 # ---- what it cannot be around ------------------------------------------------------------------------------------
 
-METHODS = [SAM, GSAM, LESAM, LookSAM, FriendlySAM, ESAM, MomentumSAM, RandomDirection, EMA, SWA, OptimizerWrapper]
+METHODS = [
+    SAM,
+    FunctionalSAM,
+    GSAM,
+    LESAM,
+    XSAM,
+    LookSAM,
+    FriendlySAM,
+    ESAM,
+    MomentumSAM,
+    RandomDirection,
+    EMA,
+    SWA,
+    OptimizerWrapper,
+]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -70,6 +70,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     """
 
     needs_steps: ClassVar[bool] = False
+    kept_settings: Mapping[str, float] = {}  # of a method's own, which stand in the param_groups as rho does
     keeps_first_gradient: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
 
@@ -107,7 +108,8 @@ class PerturbedOptimizer(OptimizerWrapper):
         self._needs_total = scheduled
         # Only where it is needed: what is in the groups is in every checkpoint.
         counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
-        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **counting)
+        kept = {"rho": rho, **self.kept_settings, **counting}
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, **kept)
         self.total_steps = total_steps
         self.generators: list[Generator] = []
 
