@@ -14,7 +14,8 @@ from bench.data.packing import Documents
 from bench.data.tokens import Tokens
 from bench.launch.trial import try_texts
 from bench.tasks.base import Encode, Task, fingerprint, prepare_data
-from bench.training.step import encoder, load_task
+from bench.training.encoding import encoder
+from bench.training.step import load_task
 
 if TYPE_CHECKING:
     from bench.launch.plan import Plan

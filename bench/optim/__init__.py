@@ -8,6 +8,7 @@ from bench.optim import asam as asam
 from bench.optim import ema as ema
 from bench.optim import esam as esam
 from bench.optim import friendly_sam as friendly_sam
+from bench.optim import functional_sam as functional_sam
 from bench.optim import gsam as gsam
 from bench.optim import le_sam as le_sam
 from bench.optim import lion as lion
@@ -23,3 +24,4 @@ from bench.optim import sgd as sgd
 from bench.optim import soap as soap
 from bench.optim import swa as swa
 from bench.optim import wsam as wsam
+from bench.optim import xsam as xsam

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class AESAM(PerturbedOptimizer):
     # Processes that saw different gradients would decide differently, and wait for each other's second pass for ever.
     needs_averages = True
     takes_sparse = True
-    keeps = ("squared_norm_mean", "squared_norm_variance")
+    kept_settings: Mapping[str, float] = {"squared_norm_mean": 0.0, "squared_norm_variance": 0.0}
 
     def __init__(
         self,
@@ -119,13 +120,15 @@ class AESAM(PerturbedOptimizer):
         old, new = self._kept(squared), self._renewed(squared, self.group)
         skipped = (skip > 0) | ~torch.stack(new).isfinite().all()
         for group in self.param_groups:
-            for name, before, after in zip(self.keeps, old, new, strict=True):
+            for name, before, after in zip(self.kept_settings, old, new, strict=True):
                 group[self.keys[name]] = torch.where(skipped, before, after)
 
     def _kept(self, like: Tensor) -> list[Tensor]:
         """Return mean and variance so far, on the device and in the precision of a squared norm."""
         group = self.param_groups[0]
-        return [torch.as_tensor(group[self.keys[name]], dtype=like.dtype, device=like.device) for name in self.keeps]
+        return [
+            torch.as_tensor(group[self.keys[name]], dtype=like.dtype, device=like.device) for name in self.kept_settings
+        ]
 
     def _renewed(self, squared: Tensor, everyone: ProcessGroup = ALONE) -> list[Tensor]:
         """Return mean and variance after a squared norm, or after those of several parts, of all processes named."""

@@ -66,7 +66,10 @@ def _count(choice: OptimizerSpec) -> float:
         x, y = (inputs, targets) if examples is None else (inputs[examples], targets[examples])
         # A forward pass alone is about a third of one with its backward pass.
         work += len(x) / len(inputs) * (1 if torch.is_grad_enabled() else 1 / 3)
-        return nn.functional.cross_entropy(model(x), y, reduction="none")
+        outputs = model(x)
+        if getattr(optimizer, "takes_logits", False):
+            outputs = optimizer.logits(outputs)  # type: ignore[attr-defined]
+        return nn.functional.cross_entropy(outputs, y, reduction="none")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ from bench.core.process_group import ALONE, ProcessGroup
 from bench.core.registry import load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.seeding import Stream, derive, numpy_stream, seed_global
 from bench.core.spec import OptimizerSpec, RunSpec
-from bench.data import batching, packing, tokens
+from bench.data import batching
 from bench.data.batching import Batch
 from bench.data.datasets import user_files_sha256
 from bench.optim.base.averaging import evaluation_weights, to_training
@@ -32,8 +32,9 @@ from bench.optim.base.closures import Closure
 from bench.optim.base.forward_state import kept_buffers
 from bench.optim.base.side_effects import rewinder
 from bench.optim.base.wrapper import OptimizerWrapper
-from bench.tasks.base import Data, Encode, Task, prepare_data
+from bench.tasks.base import Data, Task, prepare_data
 from bench.training.draws import Drawn
+from bench.training.encoding import encoder
 from bench.training.evaluate import compilable, outputs
 from bench.training.precision import compilation_errors_told, compiled, set_precision
 
@@ -132,6 +133,9 @@ class TrainingRun:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
+            if getattr(self.optimizer, "loss_only", False):  # XSAM compares losses: a third of a pass each
+                with torch.no_grad():
+                    return losses().mean()
             loss: Tensor = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
             # In every pass, so that the method sees what one process with the whole batch would see.
@@ -155,7 +159,10 @@ class TrainingRun:
             self.work += len(x) / self.batch_size * (1 if torch.is_grad_enabled() else 1 / 3)
             # Losses are computed in fp32 and outside of autocast, whatever the precision of the model.
             # A copy where a replay overwrites outputs: losses may be views of them, and ESAM keeps these for a pass.
-            return self.task.losses(outputs.to(torch.float32, copy=self.cuda_graphs), y)
+            outputs = outputs.to(torch.float32, copy=self.cuda_graphs)
+            if getattr(self.optimizer, "takes_logits", False):
+                outputs = self.optimizer.logits(outputs)  # type: ignore[attr-defined]
+            return self.task.losses(outputs, y)
 
         return losses
 
@@ -329,17 +336,6 @@ def load_task(spec: RunSpec) -> Task:
         raise BenchError(f"{spec.task.params['path']} has changed since this run was planned; plan it again")
     task: Task = entry.build(**spec.task.params)
     return task
-
-
-def encoder(spec: RunSpec, task: Task) -> Encode | None:
-    """Return the model's tokenizer as a function of texts; None for a task without texts."""
-    tokenizer = models[spec.model.name].tokenizer
-    if not task.text or tokenizer is None:
-        return None
-    folder, block = tokenizer(spec.model.params), task.block
-    if block is not None:
-        return lambda texts: packing.documents(texts, folder, block)
-    return lambda texts: tokens.encode(texts, folder, task.max_length)
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:

@@ -47,6 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gsam": {"rho": 0.3, "alpha": 0.3},
     "wsam": {"rho": 0.3, "gamma": 0.6},
     "friendly-sam": {"rho": 0.3, "lmbda": 0.6, "sigma": 1.0},
+    "functional-sam": {"rho": 0.3},
+    "xsam": {"rho": 0.3, "rho_max": 0.4, "search_every": 4},
     "esam": {"rho": 0.3},
     "le-sam": {"rho": 0.6, "sigma": 0.3},
     "looksam": {"rho": 0.3, "k": 5},
@@ -143,7 +145,10 @@ def _closure(model: Toy, optimizer: torch.optim.Optimizer, step: Step) -> Callab
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = model().mean()
+        if getattr(optimizer, "loss_only", False):
+            with torch.no_grad():
+                return model().mean()
+        loss = (model(seen=optimizer.logits) if getattr(optimizer, "takes_logits", False) else model()).mean()
         loss.backward()
         assert model.weights.grad is not None
         note(model.weights.grad)

@@ -25,6 +25,7 @@ from bench.optim.momentum_sam import MomentumSAM
 from bench.optim.random_direction import RandomDirection
 from bench.optim.sam import SAM
 from bench.optim.wsam import WSAM
+from bench.optim.xsam import XSAM
 
 from .bases import timm
 from .changed_models import COMPILED_IN_PLACE, COMPILED_LOSS, COMPILED_MODEL, LORA, MAML, QUANTISED
@@ -66,6 +67,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "friendly-sam": FriendlySAM,
     "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
     "wsam": partial(WSAM, gamma=0.5, decouple=False),  # decoupled it refuses a schedule-free base
+    "xsam": partial(XSAM, points=3, search_every=2),
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,
     "ema": lambda base, rho, model: EMA(base, model=model),

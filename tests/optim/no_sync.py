@@ -22,8 +22,8 @@ from bench.core.registry import optimizers
 from bench.optim.sam import SAM
 
 STEPS, MICRO_BATCHES, EXAMPLES = 5, 4, 8
-METHODS = ("sam", "asam", "esam", "le-sam", "momentum-sam", "random-direction", "ema", "swa")
-REFUSED = ("gsam", "looksam", "friendly-sam", "wsam", "ae-sam", "sampa")
+METHODS = ("sam", "asam", "esam", "functional-sam", "le-sam", "momentum-sam", "random-direction", "ema", "swa")
+REFUSED = ("gsam", "looksam", "friendly-sam", "wsam", "ae-sam", "sampa", "xsam")
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -76,7 +76,10 @@ def with_ddp(
             def closure(*examples: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
                 if zero:
                     optimizer.zero_grad()
-                losses = F.cross_entropy(ddp(x), y, reduction="none") / MICRO_BATCHES
+                outputs = ddp(x)
+                if getattr(optimizer, "takes_logits", False):
+                    outputs = optimizer.logits(outputs)
+                losses = F.cross_entropy(outputs, y, reduction="none") / MICRO_BATCHES
                 if getattr(optimizer, "takes_losses", False):
                     return losses
                 loss = losses.mean()

@@ -33,6 +33,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
+from bench.optim.functional_sam import FunctionalSAM
 from bench.optim.gsam import GSAM
 from bench.optim.le_sam import LESAM
 from bench.optim.lion import lion
@@ -47,6 +48,7 @@ from bench.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
 from bench.optim.soap import soap
 from bench.optim.swa import SWA
 from bench.optim.wsam import WSAM
+from bench.optim.xsam import XSAM
 
 STEPS, EXAMPLES = 20, 8
 FEW = 6
@@ -58,6 +60,7 @@ Make = Callable[..., Any]
 METHODS: dict[str, Make] = {
     "sam": partial(SAM, rho=0.2),
     "asam": partial(SAM, rho=0.5, adaptive=True),
+    "functional-sam": partial(FunctionalSAM, rho=0.2),
     "gsam": partial(GSAM, rho=0.2, alpha=0.3),
     "le-sam": partial(LESAM, rho=0.5, sigma=0.05, anneal_from=None),
     "looksam": partial(LookSAM, rho=0.2, k=3),
@@ -66,12 +69,14 @@ METHODS: dict[str, Make] = {
     "sampa": partial(SAMPa, rho=0.2),
     "wsam": partial(WSAM, rho=0.2, gamma=0.5),
     "esam": partial(ESAM, rho=0.2, gamma=1.0),
+    "xsam": partial(XSAM, rho=0.2, rho_max=0.4, points=5, search_every=7),
     "momentum-sam": partial(MomentumSAM, rho=0.5),
     "random-direction": partial(RandomDirection, rho=0.5),
     "ema": partial(EMA, decay=0.8),
     "swa": partial(SWA, begin=0.5),
     "base": OptimizerWrapper,
 }
+NOT_IN_STAGES = {"esam", "xsam"}
 VARIANTS: dict[str, Make] = {
     "asam on weights": partial(SAM, rho=0.5, adaptive=True, adaptive_on="weight"),
     "sam on norms": partial(SAM, rho=0.2, perturb_only="norm"),
@@ -187,7 +192,10 @@ def ways(group: ProcessGroup) -> dict[str, Way]:
 
 def closure_of(model: nn.Module, optimizer: Any, words: Tensor, classes: Tensor) -> Callable[..., Tensor]:
     def losses(examples: Any = slice(None)) -> Tensor:
-        return F.cross_entropy(model(words[examples]).to(torch.float64), classes[examples], reduction="none")
+        outputs = model(words[examples]).to(torch.float64)
+        if getattr(optimizer, "takes_logits", False):
+            outputs = optimizer.logits(outputs)
+        return F.cross_entropy(outputs, classes[examples], reduction="none")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -25,7 +25,21 @@ from torch.nn import functional as F
 from bench.core.process_group import ProcessGroup
 from bench.optim.friendly_sam import FriendlySAM
 
-from .split_models import CLIP, FEW, METHODS, STEPS, VARIANTS, Make, Net, apart, batches, built, closure_of, net
+from .split_models import (
+    CLIP,
+    FEW,
+    METHODS,
+    NOT_IN_STAGES,
+    STEPS,
+    VARIANTS,
+    Make,
+    Net,
+    apart,
+    batches,
+    built,
+    closure_of,
+    net,
+)
 
 
 class Stage(nn.Module):
@@ -65,13 +79,17 @@ class Pipeline:
         self.module = Stage(net(), self.group.rank)
         stage = PipelineStage(self.module, self.group.rank, 2, torch.device("cpu"))
         self.scale = 1.0
+        self.optimizer: Any = None
         self.schedule = ScheduleGPipe(stage, 4, loss_fn=self.loss)
 
     def loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+        if getattr(self.optimizer, "takes_logits", False):
+            logits = self.optimizer.logits(logits)
         return self.scale * F.cross_entropy(logits.mean(1), classes)
 
     def closure(self, optimizer: Any, words: Tensor, classes: Tensor) -> Callable[[], Tensor | None]:
         def closure() -> Tensor | None:
+            self.optimizer = optimizer
             optimizer.zero_grad()
             if self.group.rank == 0:
                 self.schedule.step(words)
@@ -160,7 +178,7 @@ def resumed(group: ProcessGroup, make: Make, base: str) -> float:
 def cases(group: ProcessGroup) -> Iterator[tuple[str, Any]]:
     """Each case by its name, with what it found."""
     for name, make in METHODS.items():
-        if name != "esam":
+        if name not in NOT_IN_STAGES:
             yield f"pipeline, {name}", trained(group, make, clip_norm=CLIP)
             yield f"pipeline, {name}, resumed", resumed(group, make, "adamw")
     yield "pipeline, sam on norms", trained(group, VARIANTS["sam on norms"], FEW)

@@ -20,6 +20,7 @@ from bench.optim.base.wrapper import OptimizerWrapper
 from bench.optim.ema import EMA
 from bench.optim.esam import ESAM
 from bench.optim.friendly_sam import FriendlySAM
+from bench.optim.functional_sam import FunctionalSAM
 from bench.optim.gsam import GSAM
 from bench.optim.le_sam import LESAM
 from bench.optim.looksam import LookSAM
@@ -29,6 +30,7 @@ from bench.optim.sam import SAM
 from bench.optim.sampa import SAMPa
 from bench.optim.swa import SWA
 from bench.optim.wsam import WSAM
+from bench.optim.xsam import XSAM
 from bench.training.step import build_optimizer
 
 from .helpers import Watch, flat, problem, same_bits, spec
@@ -154,10 +156,12 @@ def test_clip_norm_of_a_run_is_not_for_a_base_that_needs_a_closure(monkeypatch: 
 METHODS = [
     SAM,
     AESAM,
-    SAMPa,
-    WSAM,
+    FunctionalSAM,
     GSAM,
     LESAM,
+    SAMPa,
+    WSAM,
+    XSAM,
     LookSAM,
     FriendlySAM,
     ESAM,

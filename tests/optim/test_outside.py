@@ -47,8 +47,11 @@ ZEROES: dict[str, Zero] = {
 }
 
 
-def loss_of(net: Net, x: Tensor = X) -> Tensor:
-    return net(x).square().mean()  # type: ignore[no-any-return]
+def loss_of(net: Net, x: Tensor = X, optimizer: Any = None) -> Tensor:
+    outputs = net(x)
+    if getattr(optimizer, "takes_logits", False):
+        outputs = optimizer.logits(outputs)
+    return outputs.square().mean()  # type: ignore[no-any-return]
 
 
 def closure_of(
@@ -59,7 +62,7 @@ def closure_of(
 
     def closure() -> Tensor:
         zero(net, optimizer)
-        loss = loss_of(net, x)
+        loss = loss_of(net, x, optimizer)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from bench.optim.sam import SAM
 
-from .split_models import METHODS, RIVALS, VARIANTS, Way, trained
+from .split_models import METHODS, NOT_IN_STAGES, RIVALS, VARIANTS, Way, trained
 
 Both = list[dict[str, Any]]
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_dtensors_need_nothing_said(in_two: Both, way: str, name: str) -> None:
     check(in_two, f"{way}, {name}")
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"esam"}))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - NOT_IN_STAGES))
 def test_stages_of_a_pipeline_share_one_norm_where_their_group_is_named(in_two: Both, name: str) -> None:
     check(in_two, f"pipeline, {name}")
 
@@ -53,7 +53,7 @@ def test_stages_remember_in_steps_that_perturb_only(in_two: Both) -> None:
     check(in_two, "pipeline, friendly-sam every 2nd step")
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"esam"}))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - NOT_IN_STAGES))
 def test_torchs_distributed_checkpoints_of_stages(in_two: Both, name: str) -> None:
     for found in in_two:
         assert found[f"pipeline, {name}, resumed"] == 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_optimizer
@@ -22,7 +23,7 @@ from tests.perf.sam_step import CASES, CUDA, Passes, Step, Times
 ROUNDS = 12  # steps of each that count: two periods of LookSAM with k = 5, and some
 WARM = 5
 TARGET = 1.1  # own work, as a multiple of pytorch_optimizer's
-SGD = {"lr": 1e-6, "momentum": 0.9}
+SGD: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9}
 Makers = Mapping[str, Callable[[], Step]]
 
 
@@ -71,9 +72,14 @@ def own(times: list[Times]) -> list[float]:
 def methods(model: nn.Module, closure: Passes) -> dict[str, tuple[Callable[[], Step], Callable[[], Step] | None]]:
     """Every registered method, with what makes ours and, if there is one, pytorch_optimizer's."""
 
+    def sgd() -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
+
     def ours(name: str) -> Callable[[], Step]:
         def make() -> Step:
-            optimizer: Any = optimizers[name].factory(torch.optim.SGD(model.parameters(), fused=True, **SGD), model=model)
+            optimizer: Any = optimizers[name].factory(
+                torch.optim.SGD(model.parameters(), fused=True, **SGD), model=model
+            )
             optimizer.total_steps, optimizer.checked_steps = 10**6, 0
             return lambda: optimizer.step(closure)
 
@@ -148,7 +154,7 @@ def bases(model: nn.Module, closure: Passes) -> dict[str, dict[str, Callable[[],
         return lambda: optimizer.step(closure)
 
     return {
-        entry.name: {"alone": lambda name=entry.name: alone(name), "under SAM": lambda name=entry.name: under(name)}
+        entry.name: {"alone": partial(alone, entry.name), "under SAM": partial(under, entry.name)}
         for entry in optimizers
         if not entry.wraps_base and entry.plugin is None
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,15 +65,16 @@ class PerturbedOptimizer(OptimizerWrapper):
     saved and loaded with them; skipped steps count. All of it is arithmetic on the host: nothing waits for the device.
 
     Attributes:
-        keeps: names of numbers that the method keeps from one step to the next, 0 at first, in the param_groups too.
+        kept_settings: numbers of a method's own by name, with what they begin at: they stand in the param_groups as
+            rho does, so that they are saved and loaded with them.
         generators: random generators of the closure's own (torch's, numpy's or Python's), which are rewound before a
             second pass as the global ones are: `optimizer.generators.append(generator)`.
     """
 
     needs_steps: ClassVar[bool] = False
+    kept_settings: Mapping[str, float] = {}
     keeps_first_gradient: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
-    keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -109,8 +110,8 @@ class PerturbedOptimizer(OptimizerWrapper):
         self._needs_total = scheduled
         # Only where it is needed: what is in the groups is in every checkpoint.
         counting = {"steps_done": 0} if scheduled or self.perturb_every > 1 or self.needs_steps else {}
-        kept = counting | dict.fromkeys(self.keeps, 0.0)
-        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, rho=rho, **kept)
+        kept = {"rho": rho, **self.kept_settings, **counting}
+        super().__init__(base, model=model, clip_norm=clip_norm, norm_group=norm_group, **kept)
         self.total_steps = total_steps
         self.generators: list[Generator] = []
 
