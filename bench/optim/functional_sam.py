@@ -93,7 +93,7 @@ class FunctionalSAM(PerturbedOptimizer):
         if "base" not in vars(self):  # a wrapper of Lightning's or Fabric's: see `OptimizerWrapper.backward`
             return self.optimizer.logits(outputs)  # type: ignore[attr-defined, no-any-return]
         if self._derivatives is not None and outputs.requires_grad:
-            outputs.register_hook(self._derivatives.hook(outputs, self.first_pass))
+            outputs.register_hook(self._derivatives.hook(outputs, self.first_pass))  # type: ignore[no-untyped-call]
         return outputs
 
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:

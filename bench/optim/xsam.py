@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from bench.optim.base.options import AscentOptions, share_perturbed
 from bench.optim.base.perturbation import PerturbedGroup, PerturbedOptimizer
 from bench.optim.base.reductions import Reductions
 from bench.optim.base.sharded import has_others
+from bench.optim.base.sparse import Rows
 from bench.optim.base.tensors import as_real, gradients
 from bench.optim.base.types import AtLeastOne, NonNegative, Positive
 
@@ -156,12 +157,16 @@ class XSAM(PerturbedOptimizer):
         plane.turn(alpha)
         return loss, torch.stack(norms).sum()  # not finite if any of them is not
 
+    @contextmanager
     def moved(
-        self, groups: list[PerturbedGroup], e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor]], *sparse: Any
-    ) -> AbstractContextManager[None]:
+        self,
+        groups: list[PerturbedGroup],
+        e: Callable[[PerturbedGroup], tuple[list[Tensor], Tensor | float]],
+        sparse: Collection[Rows] = (),
+    ) -> Iterator[None]:
         way, self._ascended = self._ascended, None  # only the ascent's own move, not those of a search
 
-        def noted(group: PerturbedGroup) -> tuple[list[Tensor], Tensor]:
+        def noted(group: PerturbedGroup) -> tuple[list[Tensor], Tensor | float]:
             direction, factor = e(group)
             # A group with rho 0 is not perturbed, so it follows g'.
             if way is not None and (isinstance(group.rho, Tensor) or group.rho != 0):
@@ -171,7 +176,8 @@ class XSAM(PerturbedOptimizer):
                     way[parameter] = way[parameter].add_(part) if parameter in way else part
             return direction, factor
 
-        return super().moved(groups, noted, *sparse)
+        with super().moved(groups, noted, sparse):
+            yield
 
     def after_update(self, skip: Tensor) -> None:
         super().after_update(skip)

@@ -135,8 +135,9 @@ class TrainingRun:
             self.optimizer.zero_grad()
             if getattr(self.optimizer, "loss_only", False):  # XSAM compares losses: a third of a pass each
                 with torch.no_grad():
-                    return losses().mean()
-            loss: Tensor = losses().mean()
+                    loss: Tensor = losses().mean()
+                    return loss
+            loss = losses().mean()
             loss.backward()  # type: ignore[no-untyped-call]
             # In every pass, so that the method sees what one process with the whole batch would see.
             if self.together:

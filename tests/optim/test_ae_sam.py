@@ -5,6 +5,8 @@ On the quadratic of `test_family.py`: L(w) = (w1^2 + 2 w2^2) / 2 from w = (3, 2)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,9 +25,24 @@ NEVER, ALWAYS = 1e6, -1e6
 """Thresholds that no squared norm reaches, and that each does."""
 
 
+def along(w: Tensor, slope: Any) -> Tensor:
+    found: Tensor = (w * slope).sum()
+    return found
+
+
+def spoilt(watch: Watch, call: int, loss: Callable[[], Tensor]) -> Tensor:
+    """The loss, infinite at one call."""
+    return loss() * (torch.inf if watch.calls == call else 1.0)
+
+
+def rows(table: nn.Module) -> Tensor:
+    found: Tensor = table(torch.tensor([1, 4])).square().sum()
+    return found
+
+
 def kept(optimizer: AESAM) -> list[float]:
     """Mean and variance, as they are in each group."""
-    (found,) = {tuple(float(group[name]) for name in AESAM.keeps) for group in optimizer.param_groups}
+    (found,) = {tuple(float(group[name]) for name in AESAM.kept_settings) for group in optimizer.param_groups}
     return list(found)
 
 
@@ -91,7 +108,7 @@ def test_about_half_of_all_steps_are_sams_where_norms_come_from_one_distribution
     calls = []
     for _ in range(800):
         slope = torch.randn(50, generator=generator, dtype=torch.float64)
-        optimizer.step(watch := Watch(optimizer, lambda slope=slope: (w * slope).sum()))
+        optimizer.step(watch := Watch(optimizer, partial(along, w, slope)))
         calls.append(watch.calls)
     extra = torch.tensor(calls, dtype=torch.float64) - 1
     assert 0.4 < extra.mean() < 0.6
@@ -106,7 +123,7 @@ def test_a_skipped_step_leaves_mean_and_variance() -> None:
             optimizer.step(Watch(optimizer, loss))
         before = kept(optimizer)
         watch = Watch(optimizer, loss)
-        watch.loss = lambda watch=watch, call=call, loss=loss: loss() * (torch.inf if watch.calls == call else 1.0)
+        watch.loss = partial(spoilt, watch, call, loss)
         optimizer.step(watch)
         assert optimizer.skipped_steps == 1
         assert kept(optimizer) == before
@@ -124,7 +141,7 @@ def test_parts_are_decided_on_by_themselves_and_all_count() -> None:
     w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = fixed(SGD([w], lr=0.0), 0.5, rho=5.0, delta=0.5)
     slopes = [torch.tensor(slope, dtype=torch.float64) for slope in ([3.0, 4.0], [0.0, 1.0])]
-    first, second = (Watch(optimizer, lambda slope=slope: (w * slope).sum()) for slope in slopes)
+    first, second = (Watch(optimizer, partial(along, w, slope)) for slope in slopes)
     optimizer.step(Watch(optimizer, first.loss))
     optimizer.step([first, second])
     assert (first.calls, second.calls) == (2, 1)
@@ -165,7 +182,7 @@ def test_rows_of_tables_are_perturbed_as_sam_does() -> None:
         table = nn.Embedding(6, 3, sparse=True)
         optimizer = make(SGD(table.parameters(), lr=0.1), rho=0.5)
         for _ in range(2):
-            optimizer.step(Watch(optimizer, lambda table=table: table(torch.tensor([1, 4])).square().sum()))
+            optimizer.step(Watch(optimizer, partial(rows, table)))
         ends.append(flat(table.parameters()))
     assert torch.equal(*ends)
 

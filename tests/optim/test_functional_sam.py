@@ -52,7 +52,7 @@ def by_hand(
     with torch.no_grad():
         before = [p.clone() for p in parameters]
         for p, part in zip(parameters, g, strict=True):
-            p += rho * part / norm
+            p.add_(rho * part / norm)
     moved = torch.autograd.grad(model(x), parameters, derivative)
     with torch.no_grad():
         for p, own in zip(parameters, before, strict=True):
@@ -227,7 +227,7 @@ def test_a_scaler_changes_nothing() -> None:
     expected, before = by_hand(model, x, y), flat(model.parameters())
 
     def closure() -> Tensor:
-        scaled: Tensor = scaler.scale(F.cross_entropy(optimizer.logits(model(x)), y))  # type: ignore[no-untyped-call]
+        scaled: Tensor = scaler.scale(F.cross_entropy(optimizer.logits(model(x)), y))
         scaled.backward()  # type: ignore[no-untyped-call]
         return scaled
 
@@ -330,7 +330,7 @@ def test_the_loop_of_a_run_tells_the_logits_of_classes_and_of_numbers(tmp_path: 
             model=ComponentSpec(name="mlp", params=models["mlp"].schema().model_dump() | {"dropout": 0.0}),
             optimizer=OptimizerSpec(
                 name="functional-sam",
-                params=optimizers["functional-sam"].schema(rho=RHO).model_dump(),  # type: ignore[call-arg]
+                params=optimizers["functional-sam"].schema(rho=RHO).model_dump(),
                 base=ComponentSpec(name="sgd", params=sgd),
             ),
             data=DataSettings(),
@@ -339,17 +339,29 @@ def test_the_loop_of_a_run_tells_the_logits_of_classes_and_of_numbers(tmp_path: 
             files_sha256=user_files_sha256(tasks[task.name].factory, task.params),
         )
         run = set_up(spec, torch.device("cpu"))
-        (first, *_), seen = run.batches(0), []
+        first, *_ = run.batches(0)
+        seen: list[Any] = []
         z_of = run.task.losses
-        run.task.losses = lambda z, y, z_of=z_of, seen=seen: (seen.append(y), z_of(z, y))[1]  # type: ignore[method-assign]
+
+        def watched(z: Tensor, y: Tensor, z_of: Any = z_of, seen: list[Any] = seen) -> Tensor:
+            seen.append(y)
+            losses: Tensor = z_of(z, y)
+            return losses
+
+        run.task.losses = watched  # type: ignore[method-assign, assignment]
         inputs: list[Tensor] = []
         run.model.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
         before = flat(run.model.parameters())
         run.step(first, np.random.RandomState(0))
         after = flat(run.model.parameters())
         _restore(run.model, before)
-        expected = by_hand(run.model, inputs[0], seen[0], lambda z, y, z_of=z_of: z_of(z, y).mean())
+        expected = by_hand(run.model, inputs[0], seen[0], partial(mean_of, z_of))
         torch.testing.assert_close((before - after) / LR, expected, rtol=2e-4, atol=2e-5)
+
+
+def mean_of(losses: Any, z: Tensor, y: Tensor) -> Tensor:
+    mean: Tensor = losses(z, y).mean()
+    return mean
 
 
 def _restore(model: nn.Module, weights: Tensor) -> None:

@@ -114,7 +114,7 @@ def test_a_groups_rho_is_its_own_ceiling_under_one_norm() -> None:
     w = [nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2)]
     groups = [{"params": [w[0]], "rho": 1.0}, {"params": [w[1]], "rho": 100.0}]
     optimizer = constant(SGD(groups, lr=0.1), sigma=10.0)
-    optimizer.step(watch := Watch(optimizer, lambda: (SLOPE * torch.cat(w)).sum()))
+    optimizer.step(watch := Watch(optimizer, lambda: (SLOPE * torch.cat([*w])).sum()))
     assert flat(watch.e).tolist() == exact([1 * 3 / 5, 2 * 4 / 5])
 
 
@@ -127,7 +127,7 @@ def test_a_scaled_loss_leads_to_the_same_weights_where_the_scale_is_told(scaler:
     scales = GradScaler("cpu", init_scale=scale)
 
     def closure() -> Tensor:
-        scaled: Tensor = scales.scale(loss()) if scaler else loss() * scale  # type: ignore[no-untyped-call]
+        scaled: Tensor = scales.scale(loss()) if scaler else loss() * scale
         scaled.backward()  # type: ignore[no-untyped-call]
         return scaled
 
@@ -140,7 +140,8 @@ def test_a_scaled_loss_leads_to_the_same_weights_where_the_scale_is_told(scaler:
             scales.update()
         else:
             for p in model.parameters():
-                p.grad /= scale  # type: ignore[operator]
+                assert p.grad is not None
+                p.grad.div_(scale)
             told.step()
         plain.step(Watch(plain, twin_loss))
     torch.testing.assert_close(flat(model.parameters()), flat(twin.parameters()), rtol=1e-10, atol=1e-12)

@@ -181,7 +181,8 @@ def test_a_base_that_maximizes_flees_from_the_lowest_point() -> None:
 def test_parameters_that_are_not_perturbed_follow_the_gradient_there() -> None:
     model, loss = problem(torch.float64)
     first, rest = list(model.parameters())[:2], list(model.parameters())[2:]
-    optimizer = XSAM(SGD([{"params": first}, {"params": rest, "rho": 0.0}], lr=0.1), rho=0.5, alpha=0.4)
+    groups: list[dict[str, Any]] = [{"params": first}, {"params": rest, "rho": 0.0}]
+    optimizer = XSAM(SGD(groups, lr=0.1), rho=0.5, alpha=0.4)
     optimizer.step(watch := Watch(optimizer, loss))
     before, moved, there = (flat(watch.weights[0][2:]), flat(watch.e[:2]), watch.gradients[1])
     assert not flat(watch.e[2:]).any()
