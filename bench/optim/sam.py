@@ -157,7 +157,7 @@ class SAM(PerturbedOptimizer):
         needs = f'{type(self).__name__}: adaptive_on="weight" needs '
         if model is None:
             raise ValueError(f"{needs}model=..., to find its parameters by name")
-        called = {parameter for name, parameter in model.named_parameters() if "weight" in name}
+        called: set[Tensor] = {parameter for name, parameter in model.named_parameters() if "weight" in name}
         if required and called.isdisjoint(self._parameters()):
             raise ValueError(
                 f'{needs}parameters with "weight" in their names, but {type(model).__name__} has none in the '
