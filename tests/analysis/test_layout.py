@@ -32,6 +32,10 @@ SETS: dict[str, dict[str, Any]] = {
         "baseline": next(iter(LONG)),
         "vary": {"task": ["a-task-with-a-name-of-some-length", "another-task-with-a-long-name"]},
     },
+    "capitals": {
+        "labels": {"sgd": {}, "adam": {}, **{f"{n}_OPTIMIZER_WITH_MOMENTUM_AND_WARM_UP"[:40]: {} for n in "ABC"}}
+    },
+    "wide letters": {"labels": {"sgd": {}, **{f"{'WM' * 19}{n}": {} for n in range(3)}}},
     "many, conditions": {"labels": LONG, "baseline": next(iter(LONG)), "vary": {"label_noise": [0.2, 0.4]}},
 }
 LOWEST, NARROWEST = 0.55, 0.9  # inches of a panel
@@ -54,7 +58,14 @@ def texts(figure: Figure) -> Iterator[Text]:
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [*((name, "page") for name in SETS), ("few", "column"), ("long", "column"), ("conditions", "column")],
+    [
+        *((name, "page") for name in SETS),
+        ("few", "column"),
+        ("long", "column"),
+        ("conditions", "column"),
+        ("capitals", "column"),
+        ("wide letters", "column"),
+    ],
 )
 def test_panels_keep_their_size_and_nothing_is_cut_off(make_results: Make, name: str, width: str) -> None:
     drawings = plots.draw(Study(make_results(seeds=(0, 1), **SETS[name])), width)
@@ -159,6 +170,25 @@ def test_a_failed_region_does_not_squeeze_a_sweep(make_results: Make) -> None:
     assert np.asarray(arrow.get_xdata()) == [0.8]
     (said,) = ax.texts
     assert 15 < float(said.get_text()) < 20, "the value beyond the edge is written at the arrow"
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_failed_region_does_not_squeeze_the_panel_of_the_gap(make_results: Make, higher_is_better: bool) -> None:
+    """Its gap is the odd one, too: of a perplexity it is thousands, of an accuracy it has the other sign."""
+    metric = {"key": "acc", "name": "perplexity", "unit": "", "scale": 1.0, "definition": "exp of the loss"}
+
+    def change(records: pd.DataFrame) -> pd.DataFrame:
+        is_bad, little = records["rho"] == 0.8, 0.1 * records["seed"]
+        test = np.where(is_bad, 20.0 if higher_is_better else 1e5, 50 + little)
+        gap = np.where(is_bad, -60.0 if higher_is_better else 1e4, 5 + little)
+        return records.assign(test_acc=test, val_acc=test, gap_acc=gap)
+
+    changed = {"change": change, "metric": {**metric, "higher_is_better": higher_is_better}}
+    ax = plots.draw(Study(make_results(SWEPT, **changed)), only=["sweep"])["sweep"].figure.axes[1]
+    low, high = ax.get_ylim()
+    assert 3 < low < high < 7
+    (said,) = ax.texts
+    assert said.get_text() == ("-60" if higher_is_better else "1e+04")
 
 
 def test_what_is_only_somewhat_worse_stays_in_the_panel(make_results: Make) -> None:

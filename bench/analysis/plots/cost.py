@@ -103,7 +103,9 @@ def _single(context: FigureContext) -> Figure:
     of_panel = dict(zip(axes.flat, COSTS, strict=True))
     for ax, cost in of_panel.items():
         _draw(figure, ax, context, _points(context, rows, cost))
-        ax.set_xlabel(_title(context, cost, _alike(_points(context, rows, cost))))
+        title = _title(context, cost, _alike(_points(context, rows, cost)))
+        # A label in the middle of a panel may be a little wider than it.
+        ax.set_xlabel(fold(title, context.panel_width(len(COSTS)) + 0.2))
     for ax in axes[:, 0]:
         ax.set_ylabel(fold(f"test {context.metric}{context.unit}", HEIGHT))
     handles = [context.handle(row.label, line=False, marker=True) for row in rows]

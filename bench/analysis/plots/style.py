@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from bench.analysis.bounds import Bounds
@@ -104,19 +105,30 @@ def _heights(figure: Figure, row: int) -> Iterator[float]:
 
 def _legend(figure: Figure, handles: Sequence[Artist]) -> float:
     """Add a legend on as many lines as it takes, long names folded, and return its height in inches."""
+    names = [str(handle.get_label()) for handle in handles]
+    room = LEGEND_SHARE * figure.get_figwidth() - HANDLE
+    while True:
+        for handle, name in zip(handles, names, strict=True):
+            handle.set_label(fold(name, room, LEGEND_SIZE))
+        drawn, width, height = _on_fewest_lines(figure, handles)
+        if width <= figure.get_figwidth() or room < HANDLE:
+            return height
+        # Names of wide letters (W, M) are longer than `fold` reckons.
+        drawn.remove()
+        room *= figure.get_figwidth() / width - 0.01
+
+
+def _on_fewest_lines(figure: Figure, handles: Sequence[Artist]) -> tuple[Legend, float, float]:
+    """Add a legend of as few lines as the figure is wide enough for; return it with its width and height in inches."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    room = LEGEND_SHARE * figure.get_figwidth()
-    for handle in handles:
-        handle.set_label(fold(str(handle.get_label()), room - HANDLE, LEGEND_SIZE))
-    # As few lines as possible: tried from the fewest on until the legend is no wider than the figure.
     for lines in range(math.ceil(len(handles) / LEGEND_COLUMNS), len(handles) + 1):
         columns = math.ceil(len(handles) / lines)
         drawn = figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6)
         box = drawn.get_window_extent(renderer)
-        if columns == 1 or box.width <= room * figure.dpi:
+        if columns == 1 or box.width <= LEGEND_SHARE * figure.get_figwidth() * figure.dpi:
             break
         drawn.remove()
-    return float(box.height / figure.dpi)
+    return drawn, box.width / figure.dpi, box.height / figure.dpi
 
 
 def fold(text: str, inches: float, size: float = 8.0) -> str:

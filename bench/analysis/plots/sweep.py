@@ -220,8 +220,10 @@ def _limits(context: FigureContext, rows: Sequence[Row], field: str) -> tuple[fl
 
 def _worth_a_look(context: FigureContext, rows: Sequence[Row], field: str) -> list[Row]:
     """Return the rows without those of a failed region: far worse than the rest, which lies close together."""
-    means = np.array([getattr(row, field).mean for row in rows])
-    if field == "gap_metric" or np.isfinite(means).sum() < FEWEST:
+    # A gap says nothing of how well a region does: where both splits fail, it may be 0.
+    judged_by = "test_metric" if field == "gap_metric" else field
+    means = np.array([getattr(row, judged_by).mean for row in rows])
+    if np.isfinite(means).sum() < FEWEST:
         return list(rows)
     # Turned so that more is better. NaN is never good, so a row without a mean is left out of a squeezed panel.
     worth = means if context.meta["metric"]["higher_is_better"] else -means
@@ -233,7 +235,12 @@ def _worth_a_look(context: FigureContext, rows: Sequence[Row], field: str) -> li
     good = worth >= (best + worst) / 2
     if good.sum() < FEWEST or best - worth[good].min() > SQUEEZED * (best - worst):
         return list(rows)
-    return [row for row, kept in zip(rows, good, strict=True) if kept or row.chosen]
+    shown = np.array([kept or row.chosen for row, kept in zip(rows, good, strict=True)])
+    # The gap of a failed region may be as those of the others, and then squeezes nothing.
+    drawn = np.array([getattr(row, field).mean for row in rows])
+    if np.ptp(drawn[shown]) > SQUEEZED * np.ptp(drawn[np.isfinite(drawn)]):
+        return list(rows)
+    return [row for row, kept in zip(rows, shown, strict=True) if kept]
 
 
 def _mark_beyond(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str, field: str) -> None:
