@@ -104,7 +104,7 @@ def train(
     # What evaluations before the last epoch measure: the same for all runs that train on the same examples.
     some = sampled(run.data.train, spec.train.eval_train)
     _write_start(spec, run, folder, device)
-    state = TrainingState(spec.run_id, run, _schedule(spec, run), device)
+    state = TrainingState(spec.run_id, run, schedule_of(spec, run), device)
     # By rank: with one stream for all, the parts of a batch would have the same dropout masks.
     seed_global(derive(spec.seed_for("dropout"), "dropout", group.rank))
 
@@ -274,7 +274,8 @@ def _write_start(spec: RunSpec, run: TrainingRun, folder: RunFolder, device: tor
     folder.write_start(spec.model_dump_json(indent=1) + "\n", environment)
 
 
-def _schedule(spec: RunSpec, run: TrainingRun) -> Scheduler:
+def schedule_of(spec: RunSpec, run: TrainingRun) -> Scheduler:
+    """Return the schedule of a run's lr, before its first step."""
     total = spec.train.epochs * run.steps
     # In steps. A spec sets at most one of the two (`TrainSettings._one_warmup`).
     warmup = spec.train.warmup_epochs * run.steps or round(spec.train.warmup_ratio * total)

@@ -16,9 +16,8 @@ from bench.core.experiment import PlannedRun
 from bench.core.spec import OptimizerSpec, RunSpec
 from bench.data.batching import Batch
 from bench.data.splits import Split
-from bench.optim.base.schedule import Scheduler
 from bench.tasks.base import Data, Task, sampled
-from bench.train import synchronize
+from bench.train import schedule_of, synchronize
 from bench.training.draws import Draws
 from bench.training.evaluate import batch_size, evaluate, outputs, twin_of
 from bench.training.passes import passes_per_step
@@ -131,7 +130,7 @@ def rehearse(spec: RunSpec, device: torch.device) -> float:
     spec = in_one_process(spec, device)
     run = set_up(spec, device, loaded=_loaded(_data_of(spec), device))
     run.model.train()
-    schedule = Scheduler(run.optimizer, run.steps, 0, spec.train.schedule)
+    schedule = schedule_of(spec, run)
     batch = run.batches(0)[0]
     (drawn,) = Draws(run.task, [batch], np.random.RandomState(0), device)
     run.step(batch, drawn)
