@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -92,6 +93,8 @@ class FunctionalSAM(PerturbedOptimizer):
         """
         if "base" not in vars(self):  # a wrapper of Lightning's or Fabric's: see `OptimizerWrapper.backward`
             return self.optimizer.logits(outputs)  # type: ignore[attr-defined, no-any-return]
+        if self.reductions.group is not None and _is_trial():
+            return outputs
         if self._derivatives is not None and outputs.requires_grad:
             outputs.register_hook(self._derivatives.hook(outputs, self.first_pass))  # type: ignore[no-untyped-call]
         return outputs
@@ -113,6 +116,16 @@ class FunctionalSAM(PerturbedOptimizer):
         if self.reductions.group is None and self._derivatives is not None:
             self._derivatives.check_some_kept()
         return super().ascent(weights)
+
+
+def _is_trial() -> bool:
+    """Return whether a pipeline's schedule tries the loss, as it does once before its first step, to learn shapes."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_backward_metadata_inference":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Derivatives:
