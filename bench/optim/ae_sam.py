@@ -129,7 +129,8 @@ class AESAM(PerturbedOptimizer):
             return state_dict
         # Numbers, as in a new optimizer: torch.distributed.checkpoint loads no tensor where it finds none.
         numbers = [
-            {self.keys[name]: float(group[self.keys[name]]) for name in self.kept_settings} for group in self.param_groups
+            {self.keys[name]: float(group[self.keys[name]]) for name in self.kept_settings}
+            for group in self.param_groups
         ]
         groups = [group | own for group, own in zip(state_dict["param_groups"], numbers, strict=True)]
         return {**state_dict, "param_groups": groups}
