@@ -121,6 +121,16 @@ class PerturbedOptimizer(OptimizerWrapper):
         if not group[key] >= 0:
             raise ValueError(f"{type(self).__name__}: {key} must be >= 0, got {group[key]}")
 
+    def _save(self) -> dict[str, Any]:
+        state_dict = super()._save()
+        if not self.kept_settings or "param_groups" not in state_dict:  # of a base with a form of its own
+            return state_dict
+        # Numbers, as in a new optimizer: torch.distributed.checkpoint loads no tensor where it finds none.
+        keys = [self.keys[name] for name in self.kept_settings]
+        numbers = [{key: float(group[key]) for key in keys} for group in self.param_groups]
+        groups = [group | own for group, own in zip(state_dict["param_groups"], numbers, strict=True)]
+        return {**state_dict, "param_groups": groups}
+
     def gradient(self, closure: Closure) -> tuple[Any, Tensor | None]:
         if not self.is_due():
             return super().gradient(closure)
