@@ -16,6 +16,7 @@ FILES = sorted((ROOT / "bench").rglob("*.py"))
 FOLDERS = {
     "core": (),
     "store": ("core",),
+    "sinks": ("core", "store"),
     "optim": ("core",),
     "data": ("core", "store"),
     "tasks": ("core", "data"),
@@ -24,10 +25,10 @@ FOLDERS = {
     "config": ("core", "store", "data", "tasks", "training"),
     "train": ("core", "store", "optim", "tasks", "training"),
     "distributed": ("core", "store", "training", "train"),
-    "launch": ("core", "store", "data", "tasks", "config", "training", "train", "distributed"),
+    "launch": ("core", "store", "data", "tasks", "config", "training", "train", "distributed", "sinks"),
     "analysis": ("core", "store"),
     "evidence": ("core", "store", "optim", "data", "tasks", "config", "training", "train", "launch", "analysis"),
-    "cli": ("core", "store", "data", "config", "launch", "analysis", "evidence"),
+    "cli": ("core", "store", "data", "config", "launch", "analysis", "evidence", "sinks"),
     "__main__": ("cli",),
     "": ("core", "optim", "data", "tasks", "launch"),
 }

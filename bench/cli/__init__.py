@@ -14,6 +14,7 @@ from bench.cli import atlas, clean, evidence, options
 from bench.cli import run as cli_run
 from bench.cli import status as cli_status
 from bench.cli.new import new
+from bench.cli.sync import sync
 from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
@@ -82,6 +83,7 @@ cli.add_command(new)
 cli.add_command(cli_run.cancel)
 cli.add_command(clean.clean)
 cli.add_command(atlas.atlas)
+cli.add_command(sync)
 EVIDENCE = (
     *(evidence.verify, evidence.measure, evidence.diff, evidence.merge),
     *(evidence.export, evidence.check),

@@ -67,6 +67,17 @@ set_ = click.option(
 )
 
 
+def _sinks(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    from bench.sinks import sink
+
+    return sink.checked(texts, parameter.opts[0]) if texts else sink.usual()
+
+
+def sinks(flag: str, help_: str) -> Any:
+    """Return the option, --log or --to, that names sinks; without it those of the user's log.toml are meant."""
+    return click.option(flag, "sinks", multiple=True, metavar="NAME[=WHERE]", callback=_sinks, help=help_)
+
+
 name = click.option(
     "--name",
     "results_name",

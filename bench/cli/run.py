@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.launch.shard import Shard
     from bench.launch.slurm.profile import Profile
     from bench.launch.slurm.watch import Followed, Lost
+    from bench.sinks.following import Follower
 
 
 def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> Shard | None:
@@ -85,7 +86,7 @@ HEADINGS = {
     "What to run": ("--set", "--name", "--seeds", "--only", "--retry-failed", "--redo", "--shard", "--dry-run"),
     "Where and how": (
         *("--on", "--jobs", "--jobs-per-gpu", "--gpus", "--out", "--data-dir", "--checkpoint-minutes", "--fail-fast"),
-        *("--keep-weights", "--help"),
+        *("--keep-weights", "--log", "--help"),
     ),
     "With --on slurm": tuple(map(_flag, SLURM)),
 }
@@ -116,6 +117,9 @@ def _slurm_options(command: Any) -> Any:
 @click.option("--retry-failed", is_flag=True, help="Retry failed runs from their checkpoints.")
 @click.option("--redo", is_flag=True, help="Repeat finished runs whose folders are not here.")
 @click.option("--shard", callback=_shard, metavar="N/COUNT", help="Do one part of the missing runs: 2/5.")
+@cli_options.sinks(
+    "--log", "Show runs in tensorboard, mlflow or wandb. Repeatable. [default: ~/.config/sam-bench/log.toml]"
+)
 @cli_options.run_options
 @_slurm_options
 def run(
@@ -131,6 +135,7 @@ def run(
     retry_failed: bool,
     redo: bool,
     shard: Shard | None,
+    sinks: tuple[str, ...],
     **slurm: Any,
 ) -> None:
     """Do the missing runs of an experiment and print its tables.
@@ -150,6 +155,7 @@ def run(
 
         start_fork_server()
     from bench.launch import run as launch
+    from bench.sinks.following import Follower
 
     plan = launch.plan(
         experiment,
@@ -166,7 +172,9 @@ def run(
     status.tell_plan(plan, console)
     clean.tell_leftovers(plan, console)
     if profile is not None:
-        _on_slurm(plan, profile, options, slurm["wait"], dry_run, console)
+        # Opened here, too: a sink that cannot be used is told before jobs are submitted.
+        with Follower(() if dry_run else sinks, plan.store, plan.experiment.meta(), console) as follower:
+            _on_slurm(plan, profile, options, slurm["wait"], dry_run, console, follower)
         return
     if dry_run:
         status.print_runs(plan)
@@ -181,8 +189,10 @@ def run(
     # `_show` needs them at the end; here they are imported while the fork server still imports torch.
     from bench.analysis import render, report, tables  # noqa: F401
 
-    launched = launch.execute(plan, options, console=console)
-    _show(launched, console)
+    with Follower(sinks, plan.store, plan.experiment.meta(), console) as follower:
+        launched = launch.execute(plan, options, console=console, follow=follower.follow)
+        _show(launched, console)
+        follower.finish(launched.results)
     outcome = launched.outcome
     # A failure counts more than Ctrl-C in the exit status.
     if outcome.interrupted and not outcome.failed and not outcome.disk:
@@ -236,6 +246,7 @@ def _on_slurm(
     wait: bool,
     dry_run: bool,
     console: Console,
+    follower: Follower,
     lost: Sequence[Lost] = (),
 ) -> None:
     """Submit missing runs; with `wait`, follow all phases to their end.
@@ -274,22 +285,23 @@ def _on_slurm(
         )
         return
     # From here on jobs are waited for, or nothing was left to submit: what is finished is collected.
-    followed = _follow(plan, submitted.queued | submitted.new if wait else set(), console)
+    followed = _follow(plan, submitted.queued | submitted.new if wait else set(), console, follower)
     lost = [*lost, *followed.lost]
     # Tuning may be over: the final runs are then submitted in the same way.
     if wait and (following := launch.next_phase(plan)):
         status.tell_plan(following, console)
-        _on_slurm(following, profile, options, wait, dry_run, console, lost)
+        _on_slurm(following, profile, options, wait, dry_run, console, follower, lost)
         return
     launched = launch.collect(plan, followed.outcome)
     _show(launched, console)
+    follower.finish(launched.results)
     for run, words in lost:
         console.print(f"not finished: {run.name}: {words}", highlight=False, markup=False, soft_wrap=True)
     if lost or launched.results.records["status"].eq("failed").any():
         sys.exit(1)
 
 
-def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
+def _follow(plan: Plan, run_ids: set[str], console: Console, follower: Follower) -> Followed:
     """Watch runs to their end."""
     from bench.launch.progress import ProgressDisplay
     from bench.launch.run import Collector
@@ -300,7 +312,7 @@ def _follow(plan: Plan, run_ids: set[str], console: Console) -> Followed:
     followed = Followed()
     if runs:
         passes = {run.spec.run_id: plan.passes[run.spec.run_id] for run in runs}
-        with ProgressDisplay(passes, plan.experiment.metric, console) as display:
+        with ProgressDisplay(passes, plan.experiment.metric, console, follower.follow) as display:
             followed = follow(runs, plan.store, display, meanwhile=Collector(plan, console))
     if followed.detached:
         console.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,8 @@ from bench.core.errors import counted
 from bench.core.experiment import PlannedRun
 from bench.core.meta import MetricMeta
 from bench.launch.estimate import LONG, Speed, estimate
+
+Follow = Callable[[PlannedRun, bool], None]
 
 
 @dataclass
@@ -35,10 +37,14 @@ class ProgressDisplay:
         runs: passes of each run of this launch, by run_id; the time left is reckoned from passes a second.
         metric: the task's metric (experiment.json), for showing scores.
         console: where to; live if it is a terminal.
+        follow: called with a run that starts and False, and with a run that is over, for now or for good, and True.
     """
 
-    def __init__(self, runs: Mapping[str, int], metric: MetricMeta, console: Console) -> None:
+    def __init__(
+        self, runs: Mapping[str, int], metric: MetricMeta, console: Console, follow: Follow = lambda run, over: None
+    ) -> None:
         self.passes = runs
+        self.follow = follow
         self.total = sum(runs.values())
         self.metric = metric
         self.console = console
@@ -72,6 +78,7 @@ class ProgressDisplay:
 
     def started(self, run: PlannedRun) -> None:
         self.running[run.spec.run_id] = _Running(run, epochs=run.spec.train.epochs)
+        self.follow(run, False)
 
     def progressed(self, run: PlannedRun, done: int, epochs: int, measured: Mapping[str, float]) -> None:
         state = self.running[run.spec.run_id]
@@ -100,12 +107,13 @@ class ProgressDisplay:
     def dropped(self, run: PlannedRun) -> None:
         """Remove a run that was stopped or that another launch works on."""
         self.running.pop(run.spec.run_id, None)
+        self.follow(run, True)
 
     def say(self, message: str) -> None:
         self.console.print(Text(message, "yellow"))
 
     def _end(self, run: PlannedRun) -> None:
-        self.running.pop(run.spec.run_id, None)
+        self.dropped(run)
         self.over += 1
         self.passes_over += self.passes[run.spec.run_id]
 

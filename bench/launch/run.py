@@ -21,9 +21,10 @@ from bench.launch.local.slots import Slot, slots
 from bench.launch.outcome import Outcome
 from bench.launch.plan import Plan, make_plan
 from bench.launch.prepare import check_data, fetch_files
-from bench.launch.progress import ProgressDisplay
+from bench.launch.progress import Follow, ProgressDisplay
 from bench.launch.shard import Shard, parse
 from bench.launch.slurm import job_status
+from bench.sinks.following import Follower
 from bench.store import collecting, records
 from bench.store.records import Results
 from bench.store.run_folder import FINISHED, Store
@@ -89,6 +90,7 @@ def run(
     checkpoint_minutes: float = 5.0,
     keep_weights: bool = False,
     data_dir: Path | None = None,
+    log: Sequence[str] = (),
     console: Console | None = None,
 ) -> Launched:
     """Do what an experiment still misses, on this machine, and collect its results.
@@ -110,6 +112,7 @@ def run(
         checkpoint_minutes: minutes between two checkpoints of a run.
         keep_weights: leave the final weights of each run in its folder, for `bench measure`.
         data_dir: the folder of data and weights; default BENCH_DATA, else one in the user's cache.
+        log: tools that show the runs while they go on, as NAME or NAME=WHERE: "tensorboard", "mlflow", "wandb".
         console: where progress is shown; default standard error.
 
     Raises:
@@ -138,11 +141,25 @@ def run(
             shard=parse(shard) if shard else None,
             results_name=results_name,
         )
-        return execute(planned, options, console=console)
+        console = console or terminal.console(stderr=True)
+        with Follower(log, planned.store, planned.experiment.meta(), console) as follower:
+            launched = execute(planned, options, console=console, follow=follower.follow)
+            follower.finish(launched.results)
+            return launched
 
 
-def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console | None = None) -> Launched:
-    """Do the runs of a plan: tuning runs first, then final runs of the chosen configurations. See `run`."""
+def execute(
+    planned: Plan,
+    options: RunOptions = DEFAULTS,
+    *,
+    console: Console | None = None,
+    follow: Follow = lambda run, over: None,
+) -> Launched:
+    """Do the runs of a plan: tuning runs first, then final runs of the chosen configurations. See `run`.
+
+    Args:
+        follow: see `ProgressDisplay`.
+    """
     console = console or terminal.console(stderr=True)
     # 1. Refuse what cannot work before anything is written. Runs in SLURM's queue are not done twice.
     planned = _without_queued(planned, console)
@@ -165,7 +182,7 @@ def execute(planned: Plan, options: RunOptions = DEFAULTS, *, console: Console |
             fetch_files(planned.experiment)
             check_data(planned)
             passes = {run.spec.run_id: planned.passes[run.spec.run_id] for run in planned.to_do}
-            with ProgressDisplay(passes, planned.experiment.metric, console) as display:
+            with ProgressDisplay(passes, planned.experiment.metric, console, follow) as display:
                 outcome += run_local(
                     planned.to_do,
                     planned.store,

@@ -144,6 +144,11 @@ def expanded(path: Path) -> Path:
         raise BenchError(f"{path}: {error}; give the full path") from error
 
 
+def config_folder() -> Path:
+    """Return the folder of the user's own settings: `sam-bench` in XDG_CONFIG_HOME, else in ~/.config."""
+    return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "sam-bench"
+
+
 def _faults(document: dict[str, Any]) -> Iterator[str]:
     """Yield the values that no setting can have; without recursion, since deep nesting is one of the faults."""
     waiting: list[tuple[str, Any, int]] = [("", document, 0)]

@@ -18,6 +18,7 @@ from bench.cli import cli
 from bench.config.resolve import Resolver
 from bench.core.experiment import Experiment
 from bench.launch.slurm import profile
+from bench.sinks import sink
 from tests import prefork
 from tests.pages import keys_block
 from tests.pages.documents import DOCUMENTS, ROOT, blocks, commands, text
@@ -107,6 +108,8 @@ def test_settings_that_are_shown_are_accepted(document: str, tmp_path: Path) -> 
         if "slurm" in part:
             (tmp_path / "slurm.toml").write_text(block)
             assert profile.load(tmp_path / "slurm.toml", {}).partition == part["slurm"]["partition"]
+        elif "log" in part:
+            assert sink.checked(part["log"]) == (*part["log"],)
         elif "plugins" in part:
             assert document in RUN_BY, f"{number}: run by a test of its own"
         else:

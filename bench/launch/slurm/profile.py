@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_validator
 from bench.core.errors import BadValue, BenchError, nearest
 from bench.core.registry import STRICT
 from bench.core.schema import Checker
-from bench.store.files import expanded, read_toml
+from bench.store.files import config_folder, read_toml
 
 OURS = ("array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "signal")
 """Parameters of sbatch that `bench` sets itself."""
@@ -200,7 +200,7 @@ def minutes(text: str) -> int:
 
 def default_path() -> Path:
     """Return the path of the user's own profile."""
-    return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "sam-bench" / "slurm.toml"
+    return config_folder() / "slurm.toml"
 
 
 def ignored_variables() -> list[str]:
