@@ -218,7 +218,9 @@ class XSAM(PerturbedOptimizer):
         if any(group.sign < 0 for group in plane.groups):  # for a base that maximizes the lowest is the worst
             compared = -compared
         worst = compared.nan_to_num(-torch.inf, torch.inf, -torch.inf).argmax()
-        alpha_found = torch.tensor(self.alphas, dtype=torch.float32, device=compared.device)[worst]
+        # Filled in there and gathered: a copy from the host, or an index that is a tensor, would make the host wait.
+        alphas = [torch.full((), alpha, dtype=torch.float32, device=compared.device) for alpha in self.alphas]
+        alpha_found = torch.stack(alphas).gather(0, worst.view(1)).squeeze(0)
         self._found.append(alpha_found)
         return alpha_found
 

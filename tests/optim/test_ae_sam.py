@@ -136,8 +136,8 @@ def test_what_is_saved_are_numbers_as_in_a_new_optimizer() -> None:
     model, loss = problem()
     optimizer = fixed(SGD(model.parameters(), lr=0.1), 0.0)
     saved = [optimizer.state_dict()["param_groups"][0] for _ in range(2) if optimizer.step(Watch(optimizer, loss)) > 0]
-    assert [[type(group[name]) for name in AESAM.keeps] for group in saved] == [[float, float]] * 2
-    assert [saved[-1][name] for name in AESAM.keeps] == kept(optimizer)
+    assert [[type(group[name]) for name in AESAM.kept_settings] for group in saved] == [[float, float]] * 2
+    assert [saved[-1][name] for name in AESAM.kept_settings] == kept(optimizer)
     assert saved[0] != saved[1]
 
 
