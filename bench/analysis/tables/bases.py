@@ -21,8 +21,12 @@ from bench.store.conditions import conditions
 
 
 def several(study: Study) -> bool:
-    """Return whether methods wrap more than one optimizer, so that each base needs a comparison of its own."""
-    return len({base for _, base in composition(study.results).values() if base}) > 1
+    """Return whether methods wrap more than one optimizer, so that each base needs a comparison of its own.
+
+    False as long as no method has a seed in common with its base: there is nothing to compare yet.
+    """
+    wrapped = {base for _, base in composition(study.results).values() if base}
+    return len(wrapped) > 1 and any(pairings(study))
 
 
 def table(study: Study) -> Table:

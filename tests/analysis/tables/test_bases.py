@@ -88,6 +88,13 @@ def test_there_is_a_table_only_where_several_optimizers_are_wrapped(study: Study
     assert not plots.draw(one, only=["bases"])
 
 
+def test_there_is_no_table_before_a_method_and_its_base_have_finished(make_results: Make) -> None:
+    lost = {(label, "", seed): "failed" for label in BASE_OF for seed in range(5)}
+    study = Study(make_results(LABELS, status=lost, change=wrapped))
+    assert "bases" not in [table.name for table in tables.build(study)]
+    assert not plots.draw(study, only=["bases"])
+
+
 def test_a_side_that_was_searched_less_is_named(make_results: Make) -> None:
     lr, rho = ("lr", (0.05, 0.1)), ("rho", (0.05, 0.1, 0.2))
     labels = {
