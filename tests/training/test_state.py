@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.store.run_folder import Store
-from bench.train import CheckpointTimer, Stopped, _schedule, save, take_steps
+from bench.train import CheckpointTimer, Stopped, lr_schedule, save, take_steps
 from bench.training import checkpoint
 from bench.training.checkpoint import StateDict
 from bench.training.environment import PeakMemory
@@ -25,7 +25,7 @@ SPEC = make_spec(optimizer_choice("sam", "sgd", momentum=0.9))
 def new_state(seed: int = 0) -> TrainingState:
     run = set_up(SPEC.model_copy(update={"seed": seed}), CPU)
     torch.manual_seed(seed)
-    return TrainingState(SPEC.run_id, run, _schedule(SPEC, run), CPU)
+    return TrainingState(SPEC.run_id, run, lr_schedule(SPEC, run), CPU)
 
 
 def after_steps(count: int) -> TrainingState:
