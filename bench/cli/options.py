@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _sinks(context: click.Context, parameter: click.Parameter, texts: tuple[str,
     return sink.checked(texts, parameter.opts[0]) if texts else sink.usual()
 
 
-def sinks(flag: str, help_: str) -> Any:
+def sinks(flag: str, help_: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option, --log or --to, that names sinks; without it those of the user's log.toml are meant."""
     return click.option(flag, "sinks", multiple=True, metavar="NAME[=WHERE]", callback=_sinks, help=help_)
 

@@ -37,7 +37,7 @@ class WandB(Sink):
             return COMPLETE
         kind, group = run.about.get("phase", "run"), run.about["optimizer"]
         there = self._run(run.about["experiment"], run.run_id, name=run.name, group=group, job_type=kind)
-        there.config.update({**run.settings, **run.about}, allow_val_change=True)
+        there.config.update({**run.settings, **run.about}, allow_val_change=True)  # type: ignore[no-untyped-call]
         self.runs[run.run_id] = there
         # The step that comes next, which a server knows; offline the run is written anew.
         return max(0, there.step - 1)
@@ -49,7 +49,7 @@ class WandB(Sink):
     def end(self, run: LoggedRun) -> None:
         there = self.runs.pop(run.run_id)
         there.summary.update({**run.final, "status": run.status})
-        there.config.update({"environment": dict(run.environment)}, allow_val_change=True)
+        there.config.update({"environment": dict(run.environment)}, allow_val_change=True)  # type: ignore[no-untyped-call]
         if run.status not in ENDED:
             there.mark_preempting()
         there.finish(exit_code=int(run.status not in FINISHED))
@@ -66,7 +66,7 @@ class WandB(Sink):
 
     def _ended(self, run: LoggedRun) -> Path:
         """Return the file that says that a run is complete, since offline nobody can be asked."""
-        return self.folder / run.about["experiment"] / "ended" / run.run_id
+        return Path(self.folder, run.about["experiment"], "ended", run.run_id)
 
     def _run(self, experiment: str, run_id: str, **settings: Any) -> wandb.Run:
         if self.mode == "offline":

@@ -97,7 +97,7 @@ def _artifacts(client: Any, run_id: str, path: str | None = None) -> Iterator[st
 
 def _wandb(logs: Path) -> dict[str, Shown]:
     """Read every offline folder in its order: the folders of one run are parts of the same run."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     runs: dict[str, Shown] = defaultdict(Shown)
     for path in sorted(
