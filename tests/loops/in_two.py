@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "gsam": GSAM,
     "looksam": partial(LookSAM, k=2, alpha=0.5),
     "friendly-sam": FriendlySAM,
-    "sampa": SAMPa,
+    "sampa": partial(SAMPa, lmbda=0.0),  # else it also follows the gradient at y, whatever rho
     "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
     "wsam": partial(WSAM, gamma=0.5),
     "random-direction": RandomDirection,

@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[..., OptimizerWrapper]] = {
     "friendly-sam": FriendlySAM,
     "sampa": SAMPa,
     "ae-sam": partial(AESAM, lambda_1=0.0, lambda_2=0.0),
-    "wsam": partial(WSAM, gamma=0.5),
+    "wsam": partial(WSAM, gamma=0.5, decouple=False),  # decoupled it refuses schedule-free bases
     "esam": ESAM,
     "momentum-sam": MomentumSAM,
     "random-direction": RandomDirection,
@@ -163,6 +163,8 @@ def test_at_a_vanishing_rho_it_is_the_bare_base(base: Base, name: str) -> None:
         )  # what is reused has a length of its own
     elif name == "esam":
         method = partial(ESAM, gamma=1.0)
+    elif name == "sampa":
+        method = partial(SAMPa, lmbda=0.0)  # else it also follows the gradient at y, whatever rho
     else:
         method = METHODS[name]
     plain_model, plain = objects(base, None)

@@ -43,7 +43,7 @@ def build(name: str, model: nn.Module, rho: float) -> Any:
     if name == "sgd":
         return base
     entry = optimizers[name]
-    known = {"rho": rho, "gamma": 1.0, "beta": 1.0}
+    known = {"rho": rho} | ({"gamma": 1.0, "beta": 1.0} if name == "esam" else {})
     optimizer = entry.build(base, model, **{key: known[key] for key in known if key in entry.schema.model_fields})
     optimizer.total_steps = STEPS
     return optimizer

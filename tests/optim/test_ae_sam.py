@@ -114,6 +114,16 @@ def test_a_skipped_step_leaves_mean_and_variance() -> None:
         assert kept(optimizer) != before
 
 
+def test_what_is_saved_are_numbers_as_in_a_new_optimizer() -> None:
+    """A distributed checkpoint is loaded into what is there; to the bit, though they lie on the device in between."""
+    model, loss = problem()
+    optimizer = fixed(SGD(model.parameters(), lr=0.1), 0.0)
+    saved = [optimizer.state_dict()["param_groups"][0] for _ in range(2) if optimizer.step(Watch(optimizer, loss)) > 0]
+    assert [[type(group[name]) for name in AESAM.keeps] for group in saved] == [[float, float]] * 2
+    assert [saved[-1][name] for name in AESAM.keeps] == kept(optimizer)
+    assert saved[0] != saved[1]
+
+
 def test_parts_are_decided_on_by_themselves_and_all_count() -> None:
     """c = 0.5, delta = 0.5. A first step of (3, 4) alone leaves mu = 12.5 and var = 78.125. Then two parts at once:
 
