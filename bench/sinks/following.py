@@ -32,7 +32,7 @@ MADE = ("*.csv", "*.json", "*.html", "tables/*", "figures/*.*")
 
 
 class Feeder:
-    """What each sink has of each run, so that points and ends are handed on once.
+    """Hands points and ends of runs to sinks, each once.
 
     Args:
         failed: told of a sink that has raised, and of its error; the sink gets nothing more.

@@ -297,7 +297,7 @@ def test_two_processes_do_what_one_does(both: list[dict[str, Any]], name: str) -
     expected = two.STEPS * optimizers[optimizer.name].passes(optimizer.params)
     assert first["passes"] == second["passes"] == alone["passes"]
     if optimizer.name == "ae-sam":  # what is registered is its upper bound
-        assert two.STEPS < first["passes"] < expected
+        assert two.STEPS < first["passes"] <= expected
     else:
         assert first["passes"] == round(expected)
 
