@@ -123,17 +123,6 @@ class AESAM(PerturbedOptimizer):
             for name, before, after in zip(self.kept_settings, old, new, strict=True):
                 group[self.keys[name]] = torch.where(skipped, before, after)
 
-    def _save(self) -> dict[str, Any]:
-        state_dict = super()._save()
-        if "param_groups" not in state_dict:  # of a base with a form of its own
-            return state_dict
-        # Numbers, as in a new optimizer: torch.distributed.checkpoint loads no tensor where it finds none.
-        numbers = [
-            {self.keys[name]: float(group[self.keys[name]]) for name in self.keeps} for group in self.param_groups
-        ]
-        groups = [group | own for group, own in zip(state_dict["param_groups"], numbers, strict=True)]
-        return {**state_dict, "param_groups": groups}
-
     def _kept(self, like: Tensor) -> list[Tensor]:
         """Return mean and variance so far, on the device and in the precision of a squared norm."""
         group = self.param_groups[0]
