@@ -113,7 +113,8 @@ def pairs(compared: Sequence[Contrast]) -> dict[tuple[str, str], None]:
 def composition(results: Results) -> dict[str, tuple[str, str]]:
     """Return the name of each label's method or optimizer, and of what it wraps: ("sam", "sgd") or ("sgd", "")."""
     records = results.records
-    first = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"]).fillna("")
+    first = records.drop_duplicates("optimizer").set_index("optimizer").reindex(columns=["method", "base"])
+    first = first.astype(object).fillna("")  # a column that is missing everywhere is one of numbers
     return {
         label: (str(first.at[label, "method"]), str(first.at[label, "base"]))
         for label in results.meta["labels"]

@@ -59,7 +59,7 @@ class SAMPa(PerturbedOptimizer, StatefulWrapper, WithCompanion):
 
     # The first pass is at y.
     loss_is_at_w = False
-    needs_averages = True
+    needs_averages = makes_gradient = True
     remembers = "sampa_gradient"
 
     def __init__(

@@ -82,7 +82,7 @@ class XSAM(PerturbedOptimizer):
     """
 
     # v(a) is no sum of gradients.
-    needs_averages = True
+    needs_averages = makes_gradient = True
     # The place in the period of searches follows from the number of steps.
     needs_steps = True
 

@@ -69,10 +69,11 @@ def _of_records(frame: pd.DataFrame, meta: Meta) -> Iterator[str]:
     for line, again in enumerate(frame.duplicated(key), start=2):
         if again:
             yield f"line {line}: {', '.join(key)} are those of an earlier line"
-    # A run may stand at several places of the experiment, but it has one seed.
+    # A run may stand at several places of the experiment, but it has one seed. Runs that no part of a merge has planned
+    # are missing, and share an id.
     seeds = dict(zip(frame["run_id"], frame["seed"], strict=True))
-    for line, (run_id, seed) in enumerate(zip(frame["run_id"], frame["seed"], strict=True), start=2):
-        if seeds[run_id] != seed:
+    for line, (run_id, seed, status) in enumerate(zip(frame["run_id"], frame["seed"], frame["status"], strict=True), 2):
+        if seeds[run_id] != seed and status != "missing":
             yield f"line {line}: run_id {shown(run_id)} is that of another seed, too"
 
 

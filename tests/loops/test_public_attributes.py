@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from bench.optim.gsam import GSAM
+from bench.optim.looksam import LookSAM
 from bench.optim.sam import SAM
+from bench.optim.sampa import SAMPa
+from bench.optim.wsam import WSAM
+from bench.optim.xsam import XSAM
 
 from .bases import timm
 
@@ -106,6 +110,14 @@ def test_opacus_zeroes_gradients_of_single_examples_between_the_passes() -> None
     optimizer.step(closure)
     assert [type(sample) for sample in noted[0]] == [Tensor, Tensor], "a list would hold both passes"
     assert all(len(sample) == 8 for sample in noted[0])
+
+
+@pytest.mark.parametrize("method", [GSAM, LookSAM, SAMPa, WSAM, XSAM])
+def test_opacus_is_refused_where_it_would_not_see_the_gradient_that_a_method_makes(method: Any) -> None:
+    model: Any = GradSampleModule(nn.Linear(4, 2))
+    base = DPOptimizer(SGD(model.parameters(), lr=0.1), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=8)
+    with pytest.raises(TypeError, match=f"^{method.__name__} makes a gradient of .* DPOptimizer follows .*: use SAM"):
+        method(base)
 
 
 @pytest.mark.parametrize("set_to_none", [None, True, False])

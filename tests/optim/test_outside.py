@@ -21,7 +21,7 @@ from .test_contract import CORE_METHODS, Recipe
 AT_W = [
     r
     for r in CORE_METHODS
-    if r.base and r.base.name == "sgd" and r.entry.name not in ("momentum-sam", "random-direction")
+    if r.base and r.base.name == "sgd" and r.entry.name not in ("momentum-sam", "random-direction", "sampa")
 ]
 X = torch.arange(24.0).reshape(8, 3) / 12
 

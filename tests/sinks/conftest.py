@@ -67,13 +67,21 @@ def launch(tool: str, results: Path) -> Iterator[Callable[[], Sink]]:
     """launch(): the sink as a new launch opens it, whatever became of the one before."""
     sinks: list[Sink] = []
 
+    def end() -> None:
+        if tool == "wandb":
+            import wandb
+
+            wandb.teardown(KILLED)  # whose service keeps runs that are not finished for itself
+
     def open_it() -> Sink:
+        end()
         sinks.extend(opened([tool], results))
         return sinks[-1]
 
     yield open_it
     for file in [file for sink in sinks for file in getattr(sink, "files", {}).values()]:
         file.close()
+    end()
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ class PerturbedOptimizer(OptimizerWrapper):
         options: where and when to perturb: `bench.optim.base.options.AscentOptions`.
 
     Raises:
-        TypeError: base is no optimizer, or there is no such option.
+        TypeError: base is no optimizer, or takes gradients of single examples (Opacus) where the method makes one of
+            several passes; or there is no such option.
         ValueError: rho or an option is impossible, perturb_only finds nothing to perturb, or, at the first step, an
             option needs total_steps and there is none.
 
@@ -72,6 +73,7 @@ class PerturbedOptimizer(OptimizerWrapper):
     """
 
     needs_steps: ClassVar[bool] = False
+    makes_gradient: ClassVar[bool] = False
     kept_settings: Mapping[str, float] = {}
     keeps_first_gradient: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False
@@ -79,7 +81,9 @@ class PerturbedOptimizer(OptimizerWrapper):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         # `combine` need not be linear in the gradients, so it must see the mean over all processes in each pass.
-        cls.needs_averages = cls.needs_averages or cls.combine is not PerturbedOptimizer.combine
+        combines = cls.combine is not PerturbedOptimizer.combine
+        cls.needs_averages = cls.needs_averages or combines
+        cls.makes_gradient = cls.makes_gradient or combines
 
     def __init__(
         self,
@@ -94,6 +98,12 @@ class PerturbedOptimizer(OptimizerWrapper):
     ) -> None:
         name = type(self).__name__
         check_base(name, base)  # before options, of which a call like pytorch_optimizer's has some of the base's
+        if self.makes_gradient and hasattr(type(base), "grad_samples"):
+            raise TypeError(
+                f"{name} makes a gradient of those of several passes, and {type(base).__name__} follows those of single "
+                "examples in the last one, so it would not see it: use SAM or another method that changes only where "
+                "the last pass is made"
+            )
         given = checked(name, options)
         self.rho_schedule = given["rho_schedule"] if given["rho_schedule"] != "constant" else None
         self.rho_end = given["rho_end"] or 0.0
