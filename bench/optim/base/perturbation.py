@@ -100,9 +100,9 @@ class PerturbedOptimizer(OptimizerWrapper):
         check_base(name, base)  # before options, of which a call like pytorch_optimizer's has some of the base's
         if self.makes_gradient and hasattr(type(base), "grad_samples"):
             raise TypeError(
-                f"{name} makes a gradient of those of several passes, and {type(base).__name__} follows those of single "
-                "examples in the last one, so it would not see it: use SAM or another method that changes only where "
-                "the last pass is made"
+                f"{name} makes a gradient of those of several passes, and {type(base).__name__} follows those of "
+                "single examples in the last one, so it would not see it: use SAM or another method that changes only "
+                "where the last pass is made"
             )
         given = checked(name, options)
         self.rho_schedule = given["rho_schedule"] if given["rho_schedule"] != "constant" else None
