@@ -72,7 +72,7 @@ slurm-demo: setup ## the quickstart's sweep on a SLURM of this one machine, with
 	$(BIN)/python -m tests.launch.slurm.demo
 
 test: setup ## every test
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal  # on 2 cores: tests of launches and of SLURM mostly wait
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
