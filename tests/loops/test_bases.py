@@ -54,7 +54,8 @@ PAIRS = [
     for name in METHODS
     if (name != "momentum-sam" or base.momentum)
     and (not base.takes_sparse or name in ("sam", "asam", "le-sam", "momentum-sam", "random-direction", "ema"))
-    and (not base.counts_examples or name != "esam")
+    # ESAM takes other numbers of examples; what the others make of several passes such a base would not see.
+    and (not base.counts_examples or name not in ("esam", "gsam", "looksam", "sampa", "wsam"))
 ]
 WITHOUT_MOMENTUM = {name: base for name, base in BASES.items() if not base.momentum}
 every_pair = pytest.mark.parametrize(("base", "name"), PAIRS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,3 +126,32 @@ def test_all_of_it_is_freed_after_the_step() -> None:
     model = Beside(table=16, moves=True)
     optimizer = SAM(SGD(model.trained.parameters(), lr=0.1, fused=True), rho=0.1, model=model)
     assert abs(alive_in_a_step(optimizer, loss_of(model))[-1]) < LAYER / 10
+
+
+# ---- split over processes ----------------------------------------------------------------------------------------
+
+COPIES = {
+    **dict.fromkeys(("sam", "asam", "functional-sam", "le-sam", "ae-sam", "esam"), (1, 0)),
+    **dict.fromkeys(("momentum-sam", "random-direction"), (1, 0)),
+    **dict.fromkeys(("gsam", "wsam", "xsam"), (2, 0)),
+    **dict.fromkeys(("looksam", "friendly-sam"), (4, 1)),
+    "sampa": (3, 1),
+    **dict.fromkeys(("ema", "swa"), (1, 1)),
+}
+"""Copies of a process's shard above the base, over FSDP2: at the peak, and between steps."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COPIES)
+def test_over_fsdp2_it_is_counted_in_shards(in_two: list[dict[str, Any]], name: str) -> None:
+    most, kept = COPIES[name]
+    for found in in_two:
+        assert most - 0.75 < found[f"memory, {name}"]["peak"] < most + 0.25
+        assert found[f"memory, {name}"]["kept"] == pytest.approx(kept, abs=0.05)
+
+
+def test_the_page_has_these_numbers() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sam-in-your-own-code.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (\d) \| (\d) \|$", page, re.MULTILINE)
+    said = {name: (int(most), int(kept)) for names, most, kept in rows for name in names.split(", ")}
+    assert said == COPIES
