@@ -17,7 +17,7 @@ from bench.core.registry import load_builtins
 from bench.distributed.process import joined
 from bench.optim.base import weight_swap as moving
 
-from . import no_sync, shard_memory, split_models, stages
+from . import no_sync, pair, shard_memory, split_models, stages
 
 
 def main(folder: Path) -> None:
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     load_builtins()
     found: dict[str, Any] = {}
     with joined(torch.device("cpu")) as group:
-        for cases in (split_models.cases, stages.cases, no_sync.cases, shard_memory.cases):
+        for cases in (split_models.cases, stages.cases, no_sync.cases, shard_memory.cases, pair.cases):
             found |= dict(cases(group))
     torch.save(found, folder / f"{os.environ['RANK']}.pt")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,14 +23,14 @@ SHARD = LAYERS * WIDTH**2 * 4 // 2
 """Bytes of the parameters that one of two processes holds."""
 
 
-class Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of what operations make, now and at most.
 
     The profiler's account has no end: FSDP2 frees in threads that it does not see.
     """
 
     def __init__(self, parameters: list[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.there = weakref.WeakSet(p.to_local().untyped_storage() for p in parameters)
         self.most = 0
 

@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW
 
 from bench.optim.sampa import SAMPa
 
+from . import pair
 from .helpers import Watch, flat, over_all_bases, problem, same_bits, snapshot
 from .test_family import Descent, exact
 
@@ -157,3 +158,30 @@ def test_impossible_settings_and_sparse_gradients_are_told() -> None:
     optimizer = SAMPa(SGD(table.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="takes no sparse gradients; SAM does"):
         optimizer.step(Watch(optimizer, lambda: table(torch.tensor([1, 2])).sum()))
+
+
+# ---- two processes, one pass each --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoilt", ["", ", spoilt"])
+@pytest.mark.parametrize("base", pair.BASES)
+def test_a_pair_of_processes_makes_one_pass_each_and_the_same_step_to_the_bit(
+    in_two: list[dict[str, Any]], base: str, spoilt: str
+) -> None:
+    """Weights, batch norm's statistics and d, with dropout; with a gradient that is not finite in one of the two."""
+    for found in in_two:
+        both = found[f"pair over {base}{spoilt}"]
+        assert same_bits(both["pair"]["tensors"], both["alone"]["tensors"])
+        assert [both[which]["calls"] for which in ("pair", "alone")] == [pair.STEPS, 2 * pair.STEPS]
+        assert both["pair"]["skipped"] == both["alone"]["skipped"] == bool(spoilt)
+
+
+def test_a_pair_is_two_processes_with_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = problem()
+    group: Any = object()
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda _: 3)
+    with pytest.raises(ValueError, match=r"^SAMPa: pair must be a group of 2 processes, got 3"):
+        SAMPa(SGD(model.parameters(), lr=0.1), pair=group)
+    with pytest.raises(ValueError, match=r"^SAMPa: a pair of processes needs the whole model in each"):
+        SAMPa(SGD(model.parameters(), lr=0.1), pair=group, norm_group=group)

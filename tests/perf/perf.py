@@ -39,7 +39,7 @@ from bench.train import synchronize, train
 from bench.training import environment
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.perf import evaluation, family, images, pages, sam_step, texts
+from tests.perf import evaluation, family, images, pages, pair, sam_step, texts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7
@@ -50,6 +50,7 @@ def main() -> None:
         "loop": loop,
         **{f"sam/{name}": partial(sam_step.compare, case) for name, case in sam_step.CASES.items()},
         "family": family.compare,
+        "pair": pair.compare,
         "images": training_on_images,
         "evaluation": lambda: evaluation.on_cpu(compare),
         "texts": lambda: texts.on(DEVICE, compare),
