@@ -104,7 +104,16 @@ def work(connection: Connection, slot: Slot, environment: dict[str, str]) -> Non
             event = _do(job, slot, connection, stop_sign)
         else:
             event = _measure(job, device) if isinstance(job, MeasureSpeed) else _rehearse(job, device)
+        _tell(connection, event)
+
+
+def _tell(connection: Connection, event: Event) -> None:
+    """Send an event, or end this process if nobody is there to receive it: that is no failure of the run."""
+    try:
         connection.send(event)
+    except OSError:
+        # `_die_with_the_launcher` may come a moment later, when an error would be in the run's folder already.
+        raise SystemExit(1) from None
 
 
 def _die_with_the_launcher() -> None:
@@ -142,10 +151,10 @@ def _do(job: RunJob, slot: Slot, connection: Connection, stop_sign: StopSign) ->
     folder = RunFolder(job.folder)
 
     def report(done: int, epochs: int, measured: dict[str, float]) -> None:
-        connection.send(Event("epoch", done, epochs, measured))
+        _tell(connection, Event("epoch", done, epochs, measured))
 
     def say(words: str) -> None:
-        connection.send(Event("said", content=words))
+        _tell(connection, Event("said", content=words))
 
     try:
         with folder.claim(slot.device) as claim:

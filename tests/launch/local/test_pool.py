@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import pty
 import random
@@ -36,6 +37,8 @@ from bench.store.run_folder import Store
 from bench.train import StopSign
 from tests.launch.local.site import RUNS, Site, alive, workers_of
 from tests.prefork import HANGS, WITHOUT_REPORT, Popen
+
+SLOT = Slot("cpu", (), 1)
 
 
 @pytest.fixture
@@ -388,11 +391,27 @@ def test_a_claim_that_another_host_took_over_ends_the_work_on_a_run(
                 beat.join(HANGS)  # it ends once it has seen the other host's name
 
     job = RunJob(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions())
-    event = _do(job, Slot("cpu", (), 1), Launcher(), StopSign())  # type: ignore[arg-type]
+    event = _do(job, SLOT, Launcher(), StopSign())  # type: ignore[arg-type]
     assert event.kind == "claimed"
     assert [told.epochs_done for told in Launcher.told] == [1, 2, 3]
     assert folder.checkpoint.exists()
     assert folder.status() == "running"
+
+
+def test_a_launcher_that_is_gone_when_an_epoch_is_reported_is_no_failure_of_the_run(
+    registries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker may find that out before the thread that watches the launcher does."""
+    monkeypatch.chdir(Site(tmp_path).path)
+    monkeypatch.setenv("TOUCHY", str(tmp_path))
+    plan = make_plan(load(tmp_path / "touchy.toml"), Store(tmp_path / "results"))
+    folder = plan.store.run(plan.to_do[0].spec.run_id)
+    launchers_end, connection = multiprocessing.Pipe()
+    launchers_end.close()
+    with pytest.raises(SystemExit):
+        _do(RunJob(plan.to_do[0].spec.model_dump_json(), folder.path, RunOptions()), SLOT, connection, StopSign())
+    assert folder.status() == "missing", "the next launch does it"
+    assert not (folder.path / "error.txt").exists()
 
 
 # ---- sharing the machine -------------------------------------------------------------------------------------
