@@ -22,24 +22,14 @@ from bench.data.datasets import FileSignature, signature
 from bench.data.download import tell
 from bench.data.splits import Indices, Split, quantile_bins
 from bench.data.user_files import MISSING, TestShare, hold_out
-from bench.tasks.base import Metric, Task
+from bench.tasks.scores import ClassWeights, Scored, ScoreName
 
 MOST_CATEGORIES = 50
 """A column of words with more different values than this is no category but a name or a text."""
 
-R2 = Metric(
-    "r2",
-    "R2",
-    "",
-    1.0,
-    True,
-    "1 minus the squared error as a share of that of always guessing the split's mean",
-    highest=1.0,
-)
-
 
 @register_task("csv")
-class CsvTable(Task):
+class CsvTable(Scored):
     """A CSV table of your own: predict a class, or a number (`regression`), from columns of numbers and words.
 
     Columns of numbers are standardised with the training rows' mean and deviation. Of a column of words (or one in
@@ -52,6 +42,10 @@ class CsvTable(Task):
         path: the file, relative to the experiment file. Not it but what is in it is part of a run's identity.
         target: the column to predict.
         regression: the target is a number; loss is the squared error, score R2.
+        metric: what choices and comparisons are made by: "accuracy", "balanced_accuracy", "macro_f1", "auroc" or
+            "average_precision"; of numbers "r2", "mae" or "rmse". Default: accuracy, of numbers R2.
+        report: further scores, of the same names, in records.csv.
+        class_weights: "balanced": in the loss every class weighs the same, however many examples it has.
         categorical: columns of numbers that stand for categories.
         drop: columns to leave out (row numbers, names).
         missing: "refuse" rows with empty cells, or "fill" them: numbers by the training rows' mean, words by a
@@ -62,7 +56,8 @@ class CsvTable(Task):
             of each tenth of its values.
 
     Raises:
-        BenchError: the file is not as it should be; the message names the line, the column, and what was expected.
+        BenchError: the file is not as it should be, and the message names the line, the column, and what was expected;
+            or a score or class weights do not fit what is predicted.
     """
 
     def __init__(
@@ -71,7 +66,10 @@ class CsvTable(Task):
         path: str,
         target: str,
         regression: bool = False,
-        categorical: list[str] = [],  # noqa: B006 - never changed
+        metric: ScoreName | None = None,
+        report: list[ScoreName] = [],  # noqa: B006 - never changed
+        class_weights: ClassWeights = "none",
+        categorical: list[str] = [],  # noqa: B006
         drop: list[str] = [],  # noqa: B006
         missing: Literal["refuse", "fill"] = "refuse",
         separator: Annotated[str, Field(min_length=1, max_length=1)] = ",",
@@ -85,11 +83,16 @@ class CsvTable(Task):
         self.regression, self.title = regression, Path(path).stem
         self.path = path
         # Read here, not in `load`: only the table tells how many inputs and outputs the model needs.
-        self.class_names, self._train, self._test, self.note = _read(signature(Path(path)), settings)
+        self.class_names, self._train, self._test, self.unit, self.note = _read(signature(Path(path)), settings)
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)
-        if regression:
-            self.metric, self.loss_name = R2, "squared error (of the standardised target)"
+        self.choose(metric, report, where=path, regression=regression)
+        if not regression:
+            self.weigh(class_weights, self._train.targets)
+        elif class_weights == "none":
+            self.loss_name = "squared error (of the standardised target)"
+        else:
+            raise BenchError(f"{path}: task.class_weights is for classes, and task.regression = true predicts numbers")
 
     @classmethod
     def files(cls, path: Path) -> list[Path]:
@@ -113,14 +116,6 @@ class CsvTable(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs[:, 0] - targets) ** 2 if self.regression else super().losses(outputs, targets)
-
-    def score(self, outputs: Tensor, targets: Tensor) -> float:
-        if not self.regression:
-            return super().score(outputs, targets)
-        # R2 in double precision: 1 - (sum of squared errors) / (sum of squared distances from the mean).
-        predicted, true = outputs[:, 0].double(), targets.double()
-        spread = (true - true.mean()).square().sum().item()
-        return 1 - (predicted - true).square().sum().item() / spread if spread else 0.0
 
 
 @dataclass(frozen=True)
@@ -161,8 +156,8 @@ class _Table:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, Split, str]:
-    """Return class names ([] for regression), training set, test set, and remarks on the table."""
+def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, Split, float, str]:
+    """Return class names ([] for regression), training and test set, the unit of numbers to predict, and remarks."""
     # 1. The file, the settings that name its columns, and the target.
     table = _table(file[0], settings.separator)
     for name in (settings.target, *settings.categorical, *settings.drop):
@@ -184,11 +179,12 @@ def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, S
     if not inputs:
         raise BenchError(f"{table.path} has no column beside the target to learn from")
     # 4. A number to predict is standardised by the training rows as well.
+    unit = _deviation(targets, train) if settings.regression else 1.0
     if settings.regression:
         targets = _standardised(targets, train).astype(np.float32)
     x, y = torch.from_numpy(np.stack(inputs, axis=1).astype(np.float32)), torch.from_numpy(targets)
     note = " ".join(filter(None, [*table.remarks, reading.on_filled(table.filled)]))
-    return names, Split(x[train], y[train]), Split(x[test], y[test]), note
+    return names, Split(x[train], y[train]), Split(x[test], y[test]), unit, note
 
 
 def _table(path: Path, separator: str) -> _Table:
@@ -345,5 +341,9 @@ def _hint(cell: str, column: str) -> str:
 
 def _standardised(column: Column, train: Indices) -> Column:
     """Return the column minus the mean, divided by the deviation, of the training rows; a constant column is 0."""
-    standardised: Column = (column - column[train].mean()) / (column[train].std() or 1.0)
+    standardised: Column = (column - column[train].mean()) / _deviation(column, train)
     return standardised
+
+
+def _deviation(column: Column, train: Indices) -> float:
+    return float(column[train].std()) or 1.0

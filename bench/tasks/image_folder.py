@@ -17,6 +17,7 @@ from bench.data.datasets import FileSignature, signature
 from bench.data.splits import Split
 from bench.data.user_files import TestShare, hold_out
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
+from bench.tasks.scores import ClassWeights, Scored, ScoreName
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -24,7 +25,7 @@ Item = tuple[Path, int]  # an image and its class
 
 
 @register_task("image_folder")
-class ImageFolder(ImageTask):
+class ImageFolder(Scored, ImageTask):
     """Images of your own: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
 
     They are kept in memory, as bytes of one size. Classes are numbered in the order of their names. Mean and deviation
@@ -41,9 +42,13 @@ class ImageFolder(ImageTask):
         augment: "none", "basic" (mirrored, moved by up to 4 pixels), "cutout" or "autoaugment", see
             `bench.tasks.images`. Mirroring is not for letters and digits: take "none" there.
         mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+        metric: what choices and comparisons are made by: "accuracy", "balanced_accuracy", "macro_f1", "auroc" or
+            "average_precision". Default: accuracy.
+        report: further scores, of the same names, in records.csv.
+        class_weights: "balanced": in the loss every class weighs the same, however many images it has.
 
     Raises:
-        BenchError: a folder or an image is not as it should be; the message names it.
+        BenchError: a folder or an image is not as it should be, named in the message; or a score is not of classes.
     """
 
     def __init__(
@@ -55,6 +60,9 @@ class ImageFolder(ImageTask):
         test: TestShare = 0.2,
         augment: Augment = "basic",
         mixup: MixupAlpha = 0.0,
+        metric: ScoreName | None = None,
+        report: list[ScoreName] = [],  # noqa: B006 - never changed
+        class_weights: ClassWeights = "none",
     ) -> None:
         self.root, self.size, self.channels = Path(path), size, channels
         self.title = self.root.name
@@ -63,6 +71,8 @@ class ImageFolder(ImageTask):
         # Without a size the first training image has it; reading refuses images of another one.
         height, width = (size, size) if size else image_files.size(self.train[0][0])
         self.input_shape = (channels, height, width)
+        self.choose(metric, report, where=path)
+        self.weigh(class_weights, torch.tensor([number for _, number in self.train]))
         # Called last, because it looks at the number of channels.
         super().__init__(augment=augment, mixup=mixup)
 

@@ -113,6 +113,11 @@ def test_settings_that_are_shown_are_accepted(document: str, tmp_path: Path) -> 
         elif "plugins" in part:
             assert document in RUN_BY, f"{number}: run by a test of its own"
         else:
+            task = part.get("task")
+            if isinstance(task, dict) and "target" in task:  # a table of the reader's own
+                rows = [f"{n},{n % 2}" for n in range(60)]
+                (tmp_path / "own.csv").write_text("\n".join([f"age,{task['target']}", *rows]))
+                task["path"] = str(tmp_path / "own.csv")
             runs.append(len(resolved(part).runs))
     assert all(runs)
     assert runs == RUNS.get(document, runs)

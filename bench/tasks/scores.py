@@ -1,0 +1,211 @@
+"""Scores that a task of a user's own files may choose by name; all of them are scikit-learn's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.core.errors import BenchError, nearest
+from bench.tasks.base import ACCURACY, Metric, Task
+
+Arrays = tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric, and how it is computed.
+
+    Attributes:
+        of: gives it from true values (N,) and outputs in double precision: of classes their probabilities
+            (N, classes), of numbers the predicted ones (N,), standardised as the model has them.
+        in_units: it is a number in the units of what is predicted.
+    """
+
+    metric: Metric
+    of: Callable[[Tensor, Tensor], float]
+    in_units: bool = False
+
+
+def _accuracy(true: Tensor, probabilities: Tensor) -> float:
+    return (probabilities.argmax(dim=1) == true).double().mean().item()
+
+
+def _balanced_accuracy(true: Tensor, probabilities: Tensor) -> float:
+    # scikit-learn takes seconds to import, so only tasks that need it pay for it.
+    from sklearn.metrics import recall_score
+
+    # Over the classes that there are; `balanced_accuracy_score` is the same, with a warning where others are predicted.
+    labels, found = _arrays(true, probabilities.argmax(dim=1))
+    return float(recall_score(labels, found, labels=np.unique(labels), average="macro", zero_division=0.0))
+
+
+def _macro_f1(true: Tensor, probabilities: Tensor) -> float:
+    from sklearn.metrics import f1_score
+
+    labels, found = _arrays(true, probabilities.argmax(dim=1))
+    return float(f1_score(labels, found, average="macro", zero_division=0.0))
+
+
+def _auroc(true: Tensor, probabilities: Tensor) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return _one_against_rest(roc_auc_score, true, probabilities)
+
+
+def _average_precision(true: Tensor, probabilities: Tensor) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return _one_against_rest(average_precision_score, true, probabilities)
+
+
+def _one_against_rest(score: Callable[..., Any], true: Tensor, probabilities: Tensor) -> float:
+    """Return the mean over classes that some examples have, and some have not; of two classes that of the second.
+
+    NaN where there is none, since all examples are of one class, or where a run has diverged.
+    """
+    labels, shares = _arrays(true, probabilities)
+    number = shares.shape[1]
+    asked = [c for c in ([1] if number == 2 else range(number)) if 0 < (labels == c).sum() < len(labels)]
+    if not asked or not np.isfinite(shares).all():
+        return float("nan")
+    return float(np.mean([score(labels == c, shares[:, c]) for c in asked]))
+
+
+def _arrays(true: Tensor, outputs: Tensor) -> Arrays:
+    return true.cpu().numpy(), outputs.double().cpu().numpy()
+
+
+def _r2(true: Tensor, predicted: Tensor) -> float:
+    # 1 - (sum of squared errors) / (sum of squared distances from the mean).
+    spread = (true - true.mean()).square().sum().item()
+    return 1 - (predicted - true).square().sum().item() / spread if spread else 0.0
+
+
+def _mae(true: Tensor, predicted: Tensor) -> float:
+    return (predicted - true).abs().mean().item()
+
+
+def _rmse(true: Tensor, predicted: Tensor) -> float:
+    return (predicted - true).square().mean().sqrt().item()
+
+
+def _share(key: str, name: str, definition: str) -> Metric:
+    return Metric(key, name, "%", 100.0, True, definition, 0.0, 1.0)
+
+
+AGAINST_REST = "mean over classes of each against the rest (of two classes that of the second), by probability"
+CLASSES: dict[str, Score] = {
+    "accuracy": Score(ACCURACY, _accuracy),
+    "balanced_accuracy": Score(
+        _share("balanced_acc", "balanced accuracy", "mean over classes of the share of its examples that are found"),
+        _balanced_accuracy,
+    ),
+    "macro_f1": Score(_share("macro_f1", "macro F1", "unweighted mean over classes of their F1 scores"), _macro_f1),
+    "auroc": Score(_share("auroc", "AUROC", f"area under the ROC curve, {AGAINST_REST}"), _auroc),
+    "average_precision": Score(
+        _share("avg_precision", "average precision", f"area under the precision-recall curve, {AGAINST_REST}"),
+        _average_precision,
+    ),
+}
+NUMBERS: dict[str, Score] = {
+    "r2": Score(
+        Metric(
+            "r2",
+            "R2",
+            "",
+            1.0,
+            True,
+            "1 minus the squared error as a share of that of always guessing the split's mean",
+            highest=1.0,
+        ),
+        _r2,
+    ),
+    "mae": Score(
+        Metric("mae", "mean absolute error", "", 1.0, False, "mean absolute error, in units of the target", lowest=0.0),
+        _mae,
+        in_units=True,
+    ),
+    "rmse": Score(
+        Metric("rmse", "RMSE", "", 1.0, False, "root of the mean squared error, in units of the target", lowest=0.0),
+        _rmse,
+        in_units=True,
+    ),
+}
+ScoreName = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "r2", "mae", "rmse"
+]  # fmt: skip
+ClassWeights = Literal["none", "balanced"]
+
+
+class Scored(Task):
+    """A task whose metric, further scores and class weights its settings name; for subclasses of a user's own files.
+
+    Attributes:
+        unit: what 1 is, of the numbers that the model predicts, in the units of the data.
+    """
+
+    unit = 1.0
+    _weights: Tensor | None = None
+
+    def choose(
+        self, metric: ScoreName | None, report: list[ScoreName], *, where: str, regression: bool = False
+    ) -> None:
+        """Set what the task is scored by.
+
+        Args:
+            metric: what choices and comparisons are made by. Default: accuracy, for numbers R2.
+            report: further scores, recorded as val_<key> and test_<key>; no choice is made by them.
+            where: the data, for messages.
+
+        Raises:
+            BenchError: a score is one of classes where numbers are predicted, or the other way round.
+        """
+        known = NUMBERS if regression else CLASSES
+        for setting, name in (("metric", metric), *(("report", name) for name in report)):
+            if name is not None and name not in known:
+                kind = "numbers" if regression else "classes"
+                raise BenchError(f'{where}: task.{setting}: "{name}" is no score of {kind}; {nearest(name, known)}')
+        self.scored = next(iter(known.values())) if metric is None else known[metric]
+        self.metric = self.scored.metric
+        self.further = [known[name] for name in dict.fromkeys(report) if known[name] is not self.scored]
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        return self._value(self.scored, *self._compared(outputs, targets))
+
+    def details(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        if not self.further:
+            return {}
+        compared = self._compared(outputs, targets)
+        return {score.metric.key: self._value(score, *compared) for score in self.further}
+
+    def _compared(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return true values and outputs as `Score.of` takes them."""
+        given = outputs.double()
+        return targets.double(), given[:, 0] if self.scored in NUMBERS.values() else given.softmax(dim=1)
+
+    def _value(self, score: Score, true: Tensor, given: Tensor) -> float:
+        return score.of(true, given) * (self.unit if score.in_units else 1.0)
+
+    def weigh(self, weights: ClassWeights, targets: Tensor) -> None:
+        """Have the loss weigh each class alike, where it is asked for: by N / (classes * examples of the class).
+
+        Args:
+            targets: (N,) class numbers of the training set, as published.
+        """
+        if weights == "balanced":
+            counts = targets.bincount(minlength=self.num_outputs)
+            self._weights = (len(targets) / (self.num_outputs * counts.clamp(min=1))).float()
+            self.loss_name = "cross-entropy (nats), every class weighing the same"
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._weights is None:
+            return super().losses(outputs, targets)
+        if self._weights.device != outputs.device:  # once
+            self._weights = self._weights.to(outputs.device)
+        # Of mixed labels (N, classes) each share has its class's weight, as torch's own `weight` has it.
+        return F.cross_entropy(outputs, targets, weight=self._weights, reduction="none")
