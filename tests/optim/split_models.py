@@ -50,7 +50,7 @@ from bench.optim.swa import SWA
 from bench.optim.wsam import WSAM
 from bench.optim.xsam import XSAM
 
-STEPS, EXAMPLES = 20, 8
+STEPS, EXAMPLES = 12, 8
 FEW = 6
 """Steps of what is shown of each method already, in another way to split it or with another setting."""
 CLIP = 0.5

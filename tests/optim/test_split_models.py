@@ -30,7 +30,7 @@ def check(in_two: Both, name: str, near: float = 1e-6) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("way", ["fsdp", "tensor parallel"])
 def test_dtensors_need_nothing_said(in_two: Both, way: str, name: str) -> None:
-    """20 steps with clip_norm; of averages also what is evaluated, and training after it."""
+    """12 steps with clip_norm; of averages also what is evaluated, and training after it."""
     check(in_two, f"{way}, {name}")
 
 
