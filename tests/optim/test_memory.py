@@ -146,7 +146,7 @@ COPIES = {
 def test_over_fsdp2_it_is_counted_in_shards(in_two: list[dict[str, Any]], name: str) -> None:
     most, kept = COPIES[name]
     for found in in_two:
-        assert most - 0.75 < found[f"memory, {name}"]["peak"] < most + 0.25
+        assert most - 1 < found[f"memory, {name}"]["peak"] < most + 0.25
         assert found[f"memory, {name}"]["kept"] == pytest.approx(kept, abs=0.05)
 
 
