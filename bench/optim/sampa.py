@@ -95,6 +95,8 @@ class SAMPa(PerturbedOptimizer, StatefulWrapper, WithCompanion):
         if not self.is_due():
             return super().gradient(closure)
         loss, at_y = self._both(closure) if self.pair is None else self._one_each(closure, self.pair)
+        if at_y is None:
+            return loss, None
         parameters, d = self.with_first(at_y)
         followed = gradients(parameters)
         if followed:
@@ -102,13 +104,16 @@ class SAMPa(PerturbedOptimizer, StatefulWrapper, WithCompanion):
         self.accompany(parameters, [g.clone() for g in followed], d)
         return loss, None  # a d that is not finite skips the step as a companion
 
-    def _both(self, closure: Closure) -> tuple[Any, dict[Tensor, Tensor]]:
-        """Make both passes; leave the gradient at w + e in `.grad`, and return the loss and the gradient at y."""
+    def _both(self, closure: Closure) -> tuple[Any, dict[Tensor, Tensor] | None]:
+        """Make both passes; leave the gradient at w + e in `.grad`, and return the loss and the gradient at y.
+
+        None instead of the gradient if the first pass has computed none, and no second one was made.
+        """
         rewind = self.rewinder()
         with self._to_y():
             loss = closure()
         if self.nothing_to_follow():
-            return loss, {}
+            return loss, None
         self._refuse_sparse()
         at_y = self._copied_gradients()
         for parameter in at_y:

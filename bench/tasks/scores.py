@@ -1,4 +1,4 @@
-"""Scores that a task of a user's own files may choose by name; all of them are scikit-learn's."""
+"""Scores that a task of a user's own files may choose by name, as scikit-learn defines them."""
 
 from __future__ import annotations
 

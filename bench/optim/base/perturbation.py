@@ -70,6 +70,7 @@ class PerturbedOptimizer(OptimizerWrapper):
             rho does, so that they are saved and loaded with them.
         generators: random generators of the closure's own (torch's, numpy's or Python's), which are rewound before a
             second pass as the global ones are: `optimizer.generators.append(generator)`.
+        makes_gradient: says that the base follows another gradient than that of the last pass.
     """
 
     needs_steps: ClassVar[bool] = False
