@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import textwrap
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ from tests import prefork
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "sam-in-your-own-code.md").read_text()
-ROWS = [
-    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-    for line, after in pairwise([*PAGE.splitlines(), ""])
-    if line.startswith("| ") and not after.startswith("|---")
+TABLES = [
+    [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    for table in re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
 ]
+ROWS = [row for head, _, *rows in TABLES if head[-1] == "test" for row in rows]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.M | re.S)
 LOOPS = {
     "your own", "Trainer", "TRL", "Lightning, automatic", "Lightning, manual", "Fabric", "timm", "accelerate",
@@ -32,6 +32,27 @@ LOOPS = {
 
 def functions(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+BEFORE_THE_PAIR = """
+def make_model():
+    return torch.nn.Linear(4, 2)
+
+"""
+AFTER_THE_PAIR = """
+before = model.weight.detach().clone()
+
+def closure():
+    optimizer.zero_grad()
+    loss = model(torch.ones(3, 4)).square().mean()
+    loss.backward()
+    return loss
+
+optimizer.step(closure)
+assert not torch.equal(model.weight, before)
+both = [torch.empty_like(before) for _ in range(2)]
+torch.distributed.all_gather(both, model.weight.detach())
+assert torch.equal(*both)
+torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -60,8 +81,17 @@ def test_the_loop_runs_as_written() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=prefork.HANGS)
 
 
+@pytest.mark.slow
+def test_the_pair_runs_as_written(tmp_path: Path) -> None:
+    (code,) = [code for code in BLOCKS if "pair=" in code]
+    script = tmp_path / "train.py"
+    script.write_text(BEFORE_THE_PAIR + code + AFTER_THE_PAIR)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(command, check=True, timeout=prefork.HANGS, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def test_no_other_code_is_shown() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def _plain(node: ast.AST) -> str:
