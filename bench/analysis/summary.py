@@ -275,12 +275,18 @@ def _row(key: tuple[str, str, str], meta: Meta, values: Mapping[Any, Any], compa
 
 def _with_edges(rows: list[Row], meta: Meta) -> list[Row]:
     """Return the rows; each chosen row names those of its values that lie at an end of the tried range."""
-    spaces = selection.phased(meta).get("tune", {}).get("spaces", {})
+    tune = selection.phased(meta).get("tune", {})
+    spaces, limits = tune.get("spaces", {}), tune.get("limits", {})
     tried: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         tried.setdefault((row.condition, row.label), []).append(row.swept)
     return [
-        replace(row, edges=selection.edges(row.swept, tried[row.condition, row.label], spaces.get(row.label)))
+        replace(
+            row,
+            edges=selection.edges(
+                row.swept, tried[row.condition, row.label], spaces.get(row.label), limits.get(row.label)
+            ),
+        )
         # Without a finished run the choice was made by no score, and its place says nothing about the search.
         if row.chosen and row.done
         else row

@@ -24,7 +24,6 @@ from bench.store.files import expanded
 if TYPE_CHECKING:
     from bench.tasks.base import Task
 
-
 MOST_RUNS = 100_000
 """Most runs of an experiment: these take minutes and GB to plan; ten times as many could not be planned at all."""
 
@@ -336,6 +335,7 @@ def _phases(phased: _Phased, labels: Mapping[str, Label]) -> Phases:
         final_seeds=phased.final_seeds,
         trials={label: len(one.configurations) for label, one in tuned.items()},
         spaces={label: one.space for label, one in tuned.items()},
+        limits={label: one.limits for label, one in tuned.items() if one.limits},
         search=phased.tune.search,
         budget=phased.tune.budget,
         refit=phased.final.refit,

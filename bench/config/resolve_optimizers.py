@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeGuard, get_args
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 from bench.config import relative, search_space
 from bench.config.search_space import Range, Search
@@ -48,11 +49,13 @@ class Label:
     Attributes:
         configurations: every point of its sweep; one, where nothing is swept.
         space: what they were drawn from, by column: a list, or a table of low, high and log.
+        limits: for columns whose space goes as far as the hyperparameter itself, which of its ends do.
         tuned: whether the best of them is to be found first.
     """
 
     configurations: list[Configuration]
     space: dict[str, Any]
+    limits: dict[str, list[str]]
     tuned: bool
 
 
@@ -105,7 +108,13 @@ class OptimizerResolver(Checker):
         ]
         # As the columns of records.csv are called: without "train.".
         space = {key.removeprefix("train."): _described(axis) for key, axis in axes.items()}
-        return Label(configurations, space, tune is not None and bool(axes))
+        fields = _fields(entry, base)
+        limits = {
+            key.removeprefix("train."): ends
+            for key, axis in axes.items()
+            if (ends := search_space.limits(axis, fields.get(key)))
+        }
+        return Label(configurations, space, limits, tune is not None and bool(axes))
 
     def points(
         self, axes: Mapping[str, list[Any] | Range], table: dict[str, Any], tune: TuneSettings | None, where: str
@@ -357,18 +366,15 @@ def _sweep_keys(sweep: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _whole_numbers(entry: Entry, base: Entry | None) -> set[str]:
     """Return the hyperparameters, and training settings, that are whole numbers."""
+    # The inner types count too, since most are in an Annotated or beside None.
+    return {key for key, field in _fields(entry, base).items() if int in search_space.types(field.annotation)}
+
+
+def _fields(entry: Entry, base: Entry | None) -> dict[str, FieldInfo]:
     fields = {f"train.{key}": field for key, field in TrainSettings.model_fields.items()}
     for schema in (entry.schema, *([base.schema] if base else [])):
         fields |= schema.model_fields
-    # The inner types count too, since most are in an Annotated or beside None.
-    return {key for key, field in fields.items() if int in _types(field.annotation)}
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """Yield an annotation and all annotations inside it."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types(part)
+    return fields
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

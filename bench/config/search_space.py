@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import annotated_types
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.fields import FieldInfo
 
 Search = Literal["grid", "random", "sobol"]
 
@@ -104,3 +106,24 @@ def _points(dimensions: int, count: int, search: Search) -> NDArray[np.float64]:
 
 def _value(axis: Sequence[Any] | Range, share: float) -> Any:
     return axis.at(share) if isinstance(axis, Range) else axis[int(share * len(axis))]
+
+
+def limits(axis: Sequence[Any] | Range, field: FieldInfo | None) -> list[str]:
+    """Return the ends of a searched space, "smallest" and "largest", beyond which no value is valid."""
+    values = [axis.low, axis.high] if isinstance(axis, Range) else axis
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if field is None or not numbers:
+        return []
+    # A bound is beside the type, or inside of it: Annotated[float, Field(ge=0)] | None.
+    inner = [one.metadata for one in types(field.annotation) if isinstance(one, FieldInfo)]
+    bounds = [*field.metadata, *itertools.chain(*inner)]
+    low = [bound.ge for bound in bounds if isinstance(bound, annotated_types.Ge)]
+    high = [bound.le for bound in bounds if isinstance(bound, annotated_types.Le)]
+    return ["smallest"] * (min(numbers) in low) + ["largest"] * (max(numbers) in high)
+
+
+def types(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and all annotations inside it."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from types(part)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMeta
+from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMeta, Tune
 from bench.core.spec import PROTOCOL, RunSpec
 
 Place = tuple[str, str]
@@ -78,6 +78,7 @@ class Phases:
     Attributes:
         trials: configurations that each tuned label gets; a label that is not here is not tuned.
         spaces: what these were drawn from: by label and column, a list of values or a table of low, high and log.
+        limits: of these, the ends ("smallest", "largest") beyond which no value is valid, such as a rho of 0.
         search: "grid", "random" or "sobol".
         budget: what is the same for everyone, "trials" or "passes".
         refit: whether the chosen setting is trained on the validation examples too.
@@ -87,6 +88,7 @@ class Phases:
     final_seeds: tuple[int, ...]
     trials: dict[str, int]
     spaces: dict[str, dict[str, Any]]
+    limits: dict[str, dict[str, list[str]]]
     search: str
     budget: str
     refit: bool
@@ -200,14 +202,17 @@ class Experiment:
         return cast(Meta, meta)
 
     def _phases(self, phases: Phases) -> PhasesMeta:
+        tune: Tune = {
+            "seeds": list(phases.tune_seeds),
+            "search": phases.search,
+            "budget": phases.budget,
+            "trials": phases.trials,
+            "spaces": phases.spaces,
+        }
+        if phases.limits:
+            tune["limits"] = phases.limits
         return {
-            "tune": {
-                "seeds": list(phases.tune_seeds),
-                "search": phases.search,
-                "budget": phases.budget,
-                "trials": phases.trials,
-                "spaces": phases.spaces,
-            },
+            "tune": tune,
             "final": {"seeds": list(phases.final_seeds), "refit": phases.refit},
             "untuned": [label for label in self.labels if label not in phases.trials],
         }

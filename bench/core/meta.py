@@ -69,6 +69,8 @@ class Tune(TypedDict):
     budget: str
     trials: dict[str, int]
     spaces: dict[str, dict[str, Any]]
+    # Ends of these, "smallest" or "largest", beyond which no value is valid. Absent without any.
+    limits: NotRequired[dict[str, dict[str, list[str]]]]
     # Added by the plan of a launch, which knows the runs' costs: see `bench.launch.plan`.
     passes: NotRequired[dict[str, int]]
 

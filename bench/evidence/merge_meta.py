@@ -92,8 +92,9 @@ def merged_meta(parts: Sequence[Table]) -> Meta:
 
 def _merged_phases(parts: Sequence[Table], seeds: Sequence[int]) -> dict[str, Any]:
     tune = {**parts[0]["tune"]}
-    for key in ("trials", "spaces", "passes"):
-        tune[key] = _joined(part["tune"].get(key) or {} for part in parts)
+    for key in ("trials", "spaces", "limits", "passes"):
+        if any(key in part["tune"] for part in parts):
+            tune[key] = _joined(part["tune"].get(key) or {} for part in parts)
     superseded = [one for part in parts for one in part.get("superseded", [])]
     return {
         **parts[0],

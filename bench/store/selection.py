@@ -5,7 +5,7 @@ What is run next goes by it (`bench/launch/tuning.py`), and so do all tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -128,17 +128,22 @@ def moments(records: pd.DataFrame, index: pd.Index, columns: list[str]) -> pd.Da
 
 
 def edges(
-    swept: Mapping[str, Any], others: Sequence[Mapping[str, Any]], space: Mapping[str, Any] | None = None
+    swept: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+    space: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, str]:
     """Return the swept numbers that lie at an end of what was tried, as {key: "smallest" or "largest"}.
 
     The end of a list is its first or last value in order, if the list has at least two values; the end of a range is
-    its outer tenth (on a logarithmic scale if the range was searched on one).
+    its outer tenth (on a logarithmic scale if the range was searched on one). An end beyond which no value is valid is
+    none: a search that goes down to a rho of 0 has left nothing out there.
 
     Args:
         swept: the chosen values, by key.
         others: every configuration that could have been chosen.
         space: the lists and ranges that these were drawn from (see `Experiment.meta`); without it, the tried values.
+        limits: by key, the ends of its space beyond which no value is valid.
     """
     ends = {}
     for key, value in swept.items():
@@ -150,7 +155,7 @@ def edges(
             end = "smallest" if where <= OUTER else "largest" if where >= 1 - OUTER else ""
         else:
             end = _end(value, {number for number in tried if _number(number)})
-        if end:
+        if end and end not in (limits or {}).get(key, ()):
             ends[key] = end
     return ends
 

@@ -198,6 +198,7 @@ def make_phased(
     change: Callable[[pd.DataFrame], pd.DataFrame] = lambda records: records,
     refit: bool = True,
     spaces: Mapping[str, Mapping[str, Any]] | None = None,
+    limits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     **meta: Any,
 ) -> Results:
     """Results of an experiment that tunes first: as of `make_results`, with test numbers in the final runs alone.
@@ -227,6 +228,7 @@ def make_phased(
             "trials": {label: len(values) for label, (_, values) in swept.items()},
             "passes": {label: 1000 * len(values) for label, (_, values) in swept.items()},
             "spaces": spaces or {label: {key: list(values)} for label, (key, values) in swept.items()},
+            **({"limits": limits} if limits else {}),
         },
         "final": {"seeds": list(final_seeds), "refit": refit},
         "untuned": [label for label in labels if label not in swept],

@@ -166,6 +166,16 @@ def test_edges_of_what_was_chosen_go_with_the_final_row(make_phased: Make) -> No
     assert (row(rows, "sam").edges, row(rows, "sgd").edges) == ({"rho": "largest"}, {})
 
 
+def test_an_end_beyond_which_nothing_is_valid_is_no_edge(make_phased: Make) -> None:
+    spaces = {"sgd": {"lr": [0.1, 0.3]}, "sam": {"rho": {"low": 0.0, "high": 4.0}}}
+    limits = {"sam": {"rho": ["smallest"]}}
+    free = Study(make_phased(CHOSEN, LABELS, change=BEST, spaces=spaces)).rows
+    limited = Study(make_phased(CHOSEN, LABELS, change=BEST, spaces=spaces, limits=limits)).rows
+    assert row(free, "sam").edges == {"rho": "smallest"}
+    assert row(limited, "sam").edges == {}
+    assert row(limited, "sgd").edges == row(free, "sgd").edges != {}
+
+
 # ---- tables --------------------------------------------------------------------------------------------------
 
 

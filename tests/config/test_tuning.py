@@ -120,6 +120,15 @@ def test_whole_numbers_stay_whole_and_lists_are_drawn_from(load: Load) -> None:
     assert any(run.config["lr"] % 1 for run in drawn.runs), "1 to 2 of a real number is not 1 or 2"
 
 
+def test_ends_that_are_the_hyperparameters_own_are_told(load: Load) -> None:
+    rho = {"low": 0.0, "high": 0.5}
+    sweep = {"lr": LR, "weight_decay": [0, 1e-4], "momentum": [0.8, 0.9], "rho": rho}
+    late = {"use": "swa", "base": "sgd", "sweep": {"lr": LR, "swa_from": [0.5, 0.0, 0.9]}}
+    resolved = load({**RANGES, "optimizers": {"sam": {"base": "sgd", "sweep": sweep}, "swa": late}, "baseline": "sam"})
+    limits = {"sam": {"weight_decay": ["smallest"], "rho": ["smallest"]}, "swa": {"swa_from": ["smallest"]}}
+    assert selection.phased(resolved.meta())["tune"]["limits"] == limits
+
+
 def test_equal_passes_give_sam_half_the_trials(load: Load) -> None:
     tune = {"seeds": 1, "trials": 5, "search": "random", "budget": "passes"}
     twice = {"use": "sgd", "sweep": {"lr": LR}, "train": {"epochs": 4}}

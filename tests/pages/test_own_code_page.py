@@ -32,6 +32,8 @@ LOOPS = {
 
 def functions(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 BEFORE_THE_PAIR = """
 def make_model():
     return torch.nn.Linear(4, 2)
