@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bench.analysis import contrasts, provenance, searches, summary
 from bench.analysis.captions import Captions
 from bench.analysis.contrasts import Contrast
+from bench.analysis.display import displayed
 from bench.analysis.provenance import Clock, Provenance
 from bench.analysis.summary import Row
 from bench.core.meta import Meta
@@ -28,8 +29,8 @@ class Study:
     """
 
     def __init__(self, results: Results, *, escaped: bool = False) -> None:
-        # Read by the figures alone: a study that is escaped already is not escaped a second time.
-        self.results, self.escaped = results, escaped
+        # Read by the figures alone: a study that is escaped already is not escaped, or renamed, a second time.
+        self.results, self.escaped = results if escaped else displayed(results), escaped
 
     @property
     def meta(self) -> Meta:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -19,6 +21,8 @@ from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
 if TYPE_CHECKING:
+    from bench.analysis.study import Study
+    from bench.core.meta import Meta
     from bench.core.registry import Entry
     from bench.store.run_folder import Status
 
@@ -158,6 +162,7 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
 
 @cli.command()
 @click.argument("experiment")
+@click.argument("names", nargs=-1, metavar="[TABLE]...")
 @click.option(
     "--format",
     "format_",
@@ -173,73 +178,107 @@ def status(experiment: str, overrides: tuple[str, ...], results_name: str | None
     type=options.NUMBER,
     help="Print the cost of reaching this test metric, in the unit shown (95 for 95 %).",
 )
+@click.option(
+    "--caption",
+    type=click.Choice(["long", "short"]),
+    default="long",
+    show_default=True,
+    help="short: the title alone; footnotes stay.",
+)
+@click.option("--bare", is_flag=True, help="Print the grid alone: in LaTeX the tabular. Needs --format md or tex.")
 @options.which
 @options.out
 def table(
     experiment: str,
+    names: tuple[str, ...],
     format_: str,
     style: str | None,
     target: float | None,
+    caption: str,
+    bare: bool,
     overrides: tuple[str, ...],
     results_name: str | None,
     out: Path,
 ) -> None:
     """Print the tables; write them as Markdown, LaTeX and CSV.
 
-    They go to results/EXPERIMENT/tables. With --style or --target that one table is printed, and nothing is written.
+    They go to results/EXPERIMENT/tables. With TABLE (results, cost, ...), --style or --target those tables are printed,
+    and nothing is written.
     """
     from bench.analysis import render, tables
     from bench.analysis.render.terminal import show
-    from bench.analysis.study import Study
     from bench.analysis.tables import published
-    from bench.store import records
 
-    # An unknown style is told before the results are read.
-    if style is not None:
-        published.check_style(style)
-    folder = options.results_folder(experiment, out, overrides, results_name)
-    results = records.read(folder)
-    clean.tell_changes(experiment, folder, results.meta)
-    study = Study(results)
-    # --style and --target ask for one table each, so the tables on the disk stay as they are.
-    whole = style is None and target is None
-    built = tables.build(study) if whole else []
+    if bare and format_ not in ("md", "tex"):
+        raise BenchError(f"--bare: with --format {format_} there is nothing to leave out; give --format md or tex")
+    folder, study = _study(experiment, overrides, results_name, out)
+    # These ask for some tables alone, so the tables on the disk stay as they are.
+    whole = style is None and target is None and not names
+    built = tables.build(study) if whole or names else []
+    if names:
+        known = {one.name: one for one in built}
+        for name in names:
+            if name not in known:
+                raise BenchError(f'{folder} has no table "{name}"; {nearest(name, known)}')
+        built = [known[name] for name in names]
     built += [published.table(study, style)] if style is not None else []
     built += [tables.to_target(study, target)] if target is not None else []
     if whole:
         render.write(built, folder)
+    if caption == "short":
+        built = [replace(one, caption=[], answer=()) for one in built]
     if format_ == "terminal":
         show(built, terminal.console())
         if whole:
             cli_run.say_answer(study)
     else:
-        print("\n\n".join(render.render(one, format_).rstrip("\n") for one in built))
+        print("\n\n".join(render.render(one, format_, bare=bare).rstrip("\n") for one in built))
 
 
 @cli.command()
 @click.argument("experiment")
 @click.option(
     "--width",
-    type=click.Choice(["page", "column"]),
+    callback=options.width,
     default="page",
     show_default=True,
-    help="Width of the figures: 6.9 inches (page) or 3.3 inches (column), in the same type size.",
+    metavar="page|column|INCHES",
+    help="Width of the figures: 6.9 inches (page), 3.3 inches (column), or the text width of your venue.",
+)
+@click.option(
+    "--font-size",
+    type=click.FloatRange(4, 20),
+    default=8.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Size of the type; that of ticks and legends follows.",
+)
+@click.option(
+    "--format",
+    "forms",
+    type=click.Choice(["png", "pdf", "svg", "pgf"]),
+    multiple=True,
+    help="Format of the files; pgf is typeset by LaTeX in your document's font. Repeatable. [default: png and pdf]",
 )
 @options.which
 @options.out
-def plot(experiment: str, width: str, overrides: tuple[str, ...], results_name: str | None, out: Path) -> None:
+def plot(
+    experiment: str,
+    width: str,
+    font_size: float,
+    forms: tuple[str, ...],
+    overrides: tuple[str, ...],
+    results_name: str | None,
+    out: Path,
+) -> None:
     """Draw the figures as PNG and PDF, with their numbers as CSV.
 
-    They go to results/EXPERIMENT/figures, those of a column's width to figures/column.
+    They go to results/EXPERIMENT/figures, those of another width or type size to a folder of its name there.
     """
     from bench.analysis import plots
-    from bench.analysis.study import Study
-    from bench.store import records
 
-    folder = options.results_folder(experiment, out, overrides, results_name)
-    results = records.read(folder)
-    clean.tell_changes(experiment, folder, results.meta)
-    for path in plots.build(Study(results), folder, width):
+    folder, study = _study(experiment, overrides, results_name, out)
+    for path in plots.build(study, folder, width, forms or plots.FORMS, font_size):
         print(path)
 
 
@@ -254,15 +293,26 @@ def report(experiment: str, overrides: tuple[str, ...], results_name: str | None
     """
     from bench.analysis import report as page
     from bench.analysis import tables
+
+    folder, study = _study(experiment, overrides, results_name, out)
+    # The last path is that of the page.
+    print(page.build(study, tables.build(study), folder)[-1])
+
+
+def _study(experiment: str, overrides: Sequence[str], results_name: str | None, out: Path) -> tuple[Path, Study]:
+    """Return the folder of an experiment's results and what is in them; tell which keys of its file have changed."""
     from bench.analysis.study import Study
+    from bench.config import file
     from bench.store import records
 
     folder = options.results_folder(experiment, out, overrides, results_name)
     results = records.read(folder)
     clean.tell_changes(experiment, folder, results.meta)
-    study = Study(results)
-    # The last path is that of the page.
-    print(page.build(study, tables.build(study), folder)[-1])
+    # How results are shown follows the file as it is now: no run depends on it.
+    if path := file.beside(experiment) or file.beside(results.meta.get("of") or experiment):
+        meta = {**results.meta, **file.presentation_of(path)}
+        results = replace(results, meta=cast("Meta", meta))
+    return folder, Study(results)
 
 
 @cli.command("list")

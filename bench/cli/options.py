@@ -92,6 +92,20 @@ def which(command: Any) -> Any:
     return set_(name(command))
 
 
+def width(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """Return the width of figures: "page", "column", or a number of inches, as text."""
+    if text in ("page", "column"):
+        return text
+    try:
+        inches = float(text.removesuffix("in"))
+    except ValueError:
+        inches = math.nan
+    # Panels do not fit into less, and no page has more.
+    if not 2 <= inches <= 20:
+        raise BadValue(f"--width {text}", ["must be page, column, or inches from 2 to 20, such as 5.5"])
+    return f"{inches:g}"
+
+
 def _set_data_dir(context: click.Context, parameter: click.Parameter, folder: Path | None) -> None:
     """Use the data folder until the command is over."""
     context.with_resource(data_folder_given(folder))

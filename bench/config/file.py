@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import titles
+from bench.config.presentation import presentation
 from bench.config.relative import Override, unreached
 from bench.config.resolve import Resolver
 from bench.core.errors import BadValue, BenchError, clipped, nearest
 from bench.core.experiment import Experiment
-from bench.core.meta import Meta
+from bench.core.meta import Display, Meta, Presentation
+from bench.core.schema import Checker
 from bench.store.files import DEEPEST, parse_toml, read_bytes, read_toml
 
 LONGEST_NAME = 200
@@ -96,6 +98,19 @@ def load(
     return replace(resolved, title=title, unreached=reached, file=file, overrides=tuple(overrides), of=path.stem)
 
 
+def presentation_of(path: Path) -> Presentation:
+    """Return what a file says now on how its results are shown.
+
+    Raises:
+        BadValue: [display] or a table of published numbers is wrong.
+    """
+    checker = Checker(str(path))
+    presented = presentation(checker, read_toml(path), path.parent)
+    if checker.problems:
+        raise checker.verdict()
+    return {"display": Display(names={}, order=[], colours={}), "published": [], **presented}
+
+
 def settings(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return a file's settings by dotted key, with a hash per plug-in, to compare with those of earlier results."""
     plugins = raw.get("plugins")
@@ -125,7 +140,9 @@ def changed_keys(path: Path, meta: Meta) -> list[str]:
         now = {"baseline": raw.get("baseline"), "optimizers": sorted(labels) if isinstance(labels, dict) else []}
         then = {"baseline": meta["baseline"], "optimizers": sorted(meta["labels"])}
     now = json.loads(json.dumps(now))  # as it would stand in experiment.json
-    return sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
+    changed = (key for key in {**then, **now} if then.get(key) != now.get(key))
+    # What only says how results are shown is read anew each time: `presentation_of`.
+    return sorted(key for key in changed if key.partition(".")[0] not in ("display", "published"))
 
 
 def beside(name: str) -> Path | None:

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel
-
 from bench.config import search_space, titles
+from bench.config.document import Document, FinalSettings
+from bench.config.presentation import presentation
 from bench.config.resolve_optimizers import Label, OptimizerResolver, TuneSettings
 from bench.core.errors import BenchError, clipped, nearest, shown
 from bench.core.experiment import Experiment, Phases, PlannedRun, settings_text
-from bench.core.meta import MetricMeta, SuiteMeta, TaskMeta
-from bench.core.registry import STRICT, Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
+from bench.core.meta import MetricMeta, Presentation, SuiteMeta, TaskMeta
+from bench.core.registry import Entry, Registry, load_builtins, load_plugin, models, optimizers, tasks
 from bench.core.spec import ComponentSpec, DataSettings, OptimizerSpec, PluginFile, RunSpec, TrainSettings
 from bench.data.datasets import user_files_sha256
 from bench.store.columns import TAKEN, metric_columns
@@ -31,41 +31,12 @@ Condition = tuple[dict[str, Any], ComponentSpec, ComponentSpec, DataSettings]
 """Varied values by column name, and the resulting task, model and data settings."""
 
 
-class _Document(BaseModel):
-    """The top level of the file; the inner tables are checked later, against the task, model or optimizer they name."""
-
-    model_config = STRICT
-
-    title: str = ""
-    task: Any
-    model: Any
-    baseline: str
-    seeds: Any = None
-    tune: dict[str, Any] | None = None
-    final: dict[str, Any] | None = None
-    plugins: list[str] = []
-    vary: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    train: dict[str, Any]
-    optimizers: dict[str, Any]
-
-
-class _FinalSettings(BaseModel):
-    """[final]: chosen configurations run with fresh seeds, and tables report these runs."""
-
-    model_config = STRICT
-
-    seeds: Any
-    refit: bool = False
-    """Train on the validation examples too."""
-
-
 @dataclass(frozen=True)
 class _Phased:
     """Tables [tune] and [final], checked."""
 
     tune: TuneSettings
-    final: _FinalSettings
+    final: FinalSettings
     tune_seeds: tuple[int, ...]
     final_seeds: tuple[int, ...]
 
@@ -77,6 +48,7 @@ class Resolver(OptimizerResolver):
         super().__init__(str(path))
         self.path = path
         self.raw = raw
+        self.presented: Presentation = {}
 
     def experiment(self, name: str) -> Experiment:
         """Return the whole experiment.
@@ -86,18 +58,19 @@ class Resolver(OptimizerResolver):
             BenchError: a plug-in fails.
         """
         # 1. The top level, and the plug-ins, whose names the rest may use.
-        document = self.check(_Document, ("", self.raw))
+        document = self.check(Document, ("", self.raw))
         # Any of the three will do, so none of them can be required by the schema.
         if not self.raw.keys() & {"seeds", "tune", "final"}:
             self.problem("seeds", "required, but missing")
         if document is None:  # unknown keys are no reason to leave the rest unchecked
-            known = {key: value for key, value in self.raw.items() if key in _Document.model_fields}
-            document = self.check(_Document, ("", known))
+            known = {key: value for key, value in self.raw.items() if key in Document.model_fields}
+            document = self.check(Document, ("", known))
         if document is None:
             raise self.verdict()
         for fault in titles.problems(document.title):
             self.problem("title", fault)
         load_builtins()
+        self.presented = presentation(self, self.raw, self.path.parent)
         for plugin in document.plugins:
             load_plugin(self.path.parent / plugin)
 
@@ -158,11 +131,12 @@ class Resolver(OptimizerResolver):
             notes=tuple(dict.fromkeys(note for note in notes if note)),
             runs=tuple(_runs(valid, labels, seeds, phases)),
             phases=phases,
+            presented=self.presented,
         )
 
     # ---- the parts -------------------------------------------------------------------------------------------
 
-    def phased(self, document: _Document) -> _Phased | None:
+    def phased(self, document: Document) -> _Phased | None:
         """Return the tuning and the final phase, which set the seeds; None if the experiment has no phases."""
         if document.tune is None and document.final is None:
             return None
@@ -175,7 +149,7 @@ class Resolver(OptimizerResolver):
                 )
                 return None
         tune = self.check(TuneSettings, ("tune", document.tune or {}))
-        final = self.check(_FinalSettings, ("final", document.final or {}))
+        final = self.check(FinalSettings, ("final", document.final or {}))
         if tune is None or final is None:
             return None
         tune_seeds = self.seeds(tune.seeds, "tune.seeds")
@@ -198,7 +172,7 @@ class Resolver(OptimizerResolver):
         return tuple(listed)
 
     def size(
-        self, document: _Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
+        self, document: Document, vary: Mapping[str, list[Any]], seeds: Sequence[int], tune: TuneSettings | None
     ) -> None:
         """Raise BadValue if the experiment has more than `MOST_RUNS` runs, before they are listed."""
         conditions = math.prod(map(len, vary.values()))
@@ -214,7 +188,7 @@ class Resolver(OptimizerResolver):
             )
             raise self.verdict()
 
-    def vary(self, document: _Document) -> dict[str, list[Any]]:
+    def vary(self, document: Document) -> dict[str, list[Any]]:
         """Return what varies between conditions: dotted keys of task, model and data, each with its values."""
         fixed = {"task": document.task, "model": document.model, "data": document.data}
         # In [vary], a list at task or model is one of names: short for task.name and model.name.
@@ -233,7 +207,7 @@ class Resolver(OptimizerResolver):
             return {}
         return axes
 
-    def condition(self, document: _Document, point: dict[str, Any]) -> Condition | None:
+    def condition(self, document: Document, point: dict[str, Any]) -> Condition | None:
         """Return one condition: its varied values by column name, and its task, model and data settings."""
         varied: dict[str, dict[str, Any]] = {"task": {}, "model": {}, "data": {}}
         for key, value in point.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, TaskMeta, Tune
+from bench.core.meta import CompilingMeta, Meta, MetricMeta, PhasesMeta, Presentation, TaskMeta, Tune
 from bench.core.spec import PROTOCOL, RunSpec
 
 Place = tuple[str, str]
@@ -116,6 +116,7 @@ class Experiment:
         file, overrides: what it was resolved from: the content of its file by dotted key, and what was set over it.
         unreached: a sentence for every override that a part of the experiment does not follow.
         of: the stem of its file.
+        presented: how its results are shown.
         compiling: the decision on `train.compile = "auto"`, where there is one: see `bench.launch.compiling`.
     """
 
@@ -135,6 +136,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     of: str = ""
+    presented: Presentation = field(default_factory=lambda: Presentation())
     compiling: CompilingMeta | None = None
 
     @property
@@ -196,6 +198,7 @@ class Experiment:
             "notes": list(self.notes),
             "file": dict(self.file),
             "overrides": list(self.overrides),
+            **self.presented,
             **({"compiling": dict(self.compiling)} if self.compiling else {}),
             **({"phases": self._phases(self.phases)} if self.phases else {}),
         }

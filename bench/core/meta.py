@@ -102,6 +102,22 @@ class PhasesMeta(TypedDict):
     superseded: NotRequired[list[Superseded]]
 
 
+class Display(TypedDict):
+    """[display]: what optimizers are called in tables and figures, their order and their colours."""
+
+    names: dict[str, str]
+    order: list[str]
+    colours: dict[str, str]
+
+
+class Presentation(TypedDict, total=False):
+    """Entries that say in which way results are shown; no run depends on them."""
+
+    display: Display
+    # Lines of the user's own tables of published numbers, as `bench.store.published` reads them.
+    published: list[dict[str, Any]]
+
+
 class CompilingMeta(TypedDict):
     """The decision on `train.compile = "auto"`, with its reason."""
 
@@ -150,5 +166,9 @@ class Meta(TypedDict):
     compiling: NotRequired[CompilingMeta | None]
     phases: NotRequired[PhasesMeta | None]
     parts: NotRequired[list[PartMeta]]
+    display: NotRequired[Display]
+    # Where optimizers are shown by other names: their labels. In memory alone.
+    labels_of: NotRequired[dict[str, str]]
+    published: NotRequired[list[dict[str, Any]]]
     # Shards divide all other runs: if later ones were left out too, a machine's shard would change as it works.
     before_shards: NotRequired[list[str]]

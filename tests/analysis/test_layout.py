@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 from bench.analysis import plots
 from bench.analysis.plots.context import PALE
-from bench.analysis.plots.style import RC, fold, text_width
+from bench.analysis.plots.style import RC, WIDTHS, fold, text_width
 from bench.analysis.study import Study
 from bench.store.records import Results
 
@@ -68,7 +68,7 @@ def texts(figure: Figure) -> Iterator[Text]:
     ],
 )
 def test_panels_keep_their_size_and_nothing_is_cut_off(make_results: Make, name: str, width: str) -> None:
-    drawings = plots.draw(Study(make_results(seeds=(0, 1), **SETS[name])), width)
+    drawings = plots.draw(Study(make_results(seeds=(0, 1), **SETS[name])), WIDTHS[width])
     assert drawings
     with matplotlib.rc_context(RC):
         for what, drawing in drawings.items():

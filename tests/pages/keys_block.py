@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench.config.resolve import _Document, _FinalSettings
+from bench.config.document import Document, FinalSettings
 from bench.config.resolve_optimizers import RESERVED, TuneSettings
 from bench.core.spec import DataSettings, TrainSettings
 
@@ -34,6 +34,8 @@ TOP = {
     "[vary]": "Lists of values for keys of task, model and data; one condition per combination.",
     "[tune]": "The search: below.",
     "[final]": "The runs of what was chosen: below.",
+    "published": "CSV files of published numbers, to be shown beside ours (tables-and-figures.md).",
+    "[display]": "Names, order and colours of optimizers in tables and figures (tables-and-figures.md).",
 }
 ENTRY = {
     "use": "The registered optimizer. Default: NAME itself.",
@@ -55,7 +57,7 @@ HEAD = ["| key | values | default | meaning |", "|:--|:--|:--|:--|"]
 
 def block() -> str:
     """Return the tables of keys."""
-    document = _Document.model_fields
+    document = Document.model_fields
     assert {re.sub(r"\W|NAME", "", key) for key in TOP} == {*document}, "a key of the file is missing above"
     assert {*ENTRY} == {*RESERVED}
     required = {name for name, field in document.items() if field.is_required()}
@@ -71,7 +73,7 @@ def block() -> str:
             *("`[optimizers.NAME]`, beside the optimizer's hyperparameters:", "", "| key | meaning |", "|:--|:--|"),
             *(*entry, "", "Hyperparameters of each optimizer: `bench list optimizers`.", ""),
             *("`[tune]`:", "", *_rows(TuneSettings, SEEDS | SEARCH), ""),
-            *("`[final]`:", "", *_rows(_FinalSettings, SEEDS)),
+            *("`[final]`:", "", *_rows(FinalSettings, SEEDS)),
         ]
     )
 

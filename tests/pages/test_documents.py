@@ -54,6 +54,8 @@ def whole(part: dict[str, Any]) -> dict[str, Any]:
     document = EXPERIMENT | part
     for table in ("train", "optimizers"):
         document[table] = EXPERIMENT[table] | part.get(table, {})
+    if "display" in part:
+        document["optimizers"]["sam"] = {"base": "sgd", "lr": 0.01}
     return {key: value for key, value in document.items() if key != "seeds" or "tune" not in part}
 
 
@@ -101,7 +103,8 @@ def test_targets_of_make_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", [one for one in DOCUMENTS if blocks(one, "toml") and "model.md" not in one])
-def test_settings_that_are_shown_are_accepted(document: str, tmp_path: Path) -> None:
+def test_settings_that_are_shown_are_accepted(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     runs = []
     for number, block in enumerate(blocks(document, "toml")):
         part = tomllib.loads(block)
@@ -113,6 +116,8 @@ def test_settings_that_are_shown_are_accepted(document: str, tmp_path: Path) -> 
         elif "plugins" in part:
             assert document in RUN_BY, f"{number}: run by a test of its own"
         else:
+            for name, content in zip(part.get("published", []), blocks(document, "csv"), strict=False):
+                Path(name).write_text(content)
             task = part.get("task")
             if isinstance(task, dict) and "target" in task:  # a table of the reader's own
                 rows = [f"{n},{n % 2}" for n in range(60)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,24 @@ import pandas as pd
 from bench.analysis.plots import bases, conditions, cost, paired, sharpness, sweep, training
 from bench.analysis.plots.context import Drawing, FigureContext, context_of
 from bench.analysis.plots.rendering import Rendered, render_all
-from bench.analysis.plots.style import looks, settle
+from bench.analysis.plots.style import TYPE, WIDTH, WIDTHS, looks, settle
 from bench.analysis.study import Study
 from bench.core.errors import BenchError
 from bench.store.conditions import first_few
 from bench.store.records import Results
 from bench.store.run_folder import write_atomic
 
+FORMS = ("png", "pdf")
+"""What is written beside the CSV, unless other forms are asked for."""
+
 FAMILIES = ("curves", "gap", "paired", "bases", "sweep", "cost", "conditions", "sharpness", "planes")
 """The figures by their names, in the order of the page."""
 
 
-def draw(study: Study, width: str = "page", only: Collection[str] | None = None) -> dict[str, Drawing]:
-    """Draw every figure for a "page" (two columns, 6.9 inches) or a "column" (3.3 inches), in one type size.
+def draw(
+    study: Study, width: float = WIDTH, only: Collection[str] | None = None, size: float = TYPE
+) -> dict[str, Drawing]:
+    """Draw every figure, `width` inches wide, in type of `size` points.
 
     With `only`, those figures alone, each with all its pages.
 
@@ -44,14 +50,16 @@ def draw(study: Study, width: str = "page", only: Collection[str] | None = None)
             f"{study.meta['name']}: no finished run with a score to draw; `bench status` shows their status"
         )
     # Layout depends on sizes of type, so it is computed under our settings, too.
-    with looks():
+    with looks(size):
         drawings = {name: _as_written(drawing) for name, drawing in _figures(context, only).items()}
         for drawing in drawings.values():
             settle(drawing.figure)
         return drawings
 
 
-def rendered(study: Study, width: str = "page", forms: Sequence[str] = ("png", "pdf")) -> dict[str, Rendered]:
+def rendered(
+    study: Study, width: float = WIDTH, forms: Sequence[str] = FORMS, size: float = TYPE
+) -> dict[str, Rendered]:
     """Return every figure rendered in the given forms and as CSV, drawn by one process per core.
 
     The same results give the same bytes.
@@ -61,27 +69,38 @@ def rendered(study: Study, width: str = "page", forms: Sequence[str] = ("png", "
     """
     study = _without_mathematics(study)
     context_of(study)  # computes rows and choices, which all families need, once: before the processes part
-    return render_all(lambda family: draw(study, width, [family]), FAMILIES, forms)
+    return render_all(lambda family: draw(study, width, [family], size), FAMILIES, forms)
 
 
-def write(figures: Mapping[str, Rendered], folder: Path) -> list[Path]:
-    """Write <folder>/<name>.{png,pdf,csv} of each figure, atomically; return the paths."""
+def write(figures: Mapping[str, Rendered], folder: Path, forms: Sequence[str] = FORMS) -> list[Path]:
+    """Write <folder>/<name>.<form> of each figure, and its CSV, atomically; return the paths."""
     paths = []
     for name, figure in figures.items():
-        for form in ("png", "pdf", "csv"):
-            # "svg" is for the report alone and is not written beside it.
+        for form in (*forms, "csv"):
             paths.append(folder / f"{name}.{form}")
             write_atomic(paths[-1], figure.content[form])
     return paths
 
 
-def build(study: Study, folder: Path, width: str = "page") -> list[Path]:
-    """Draw and write every figure under <folder>/figures; those a column wide under <folder>/figures/column.
+def build(
+    study: Study, folder: Path, width: str = "page", forms: Sequence[str] = FORMS, size: float = TYPE
+) -> list[Path]:
+    """Draw and write every figure under <folder>/figures; those of another width or size in a folder named after it.
+
+    Args:
+        width: "page" (two columns, 6.9 inches), "column" (3.3 inches), or inches.
+        forms: endings, of "png", "pdf", "svg" and "pgf".
+        size: of the type, in points.
 
     Raises:
-        BenchError: the experiment has no finished run.
+        BenchError: the experiment has no finished run; or there is no LaTeX, which "pgf" needs.
     """
-    return write(rendered(study, width), folder / "figures" / ("" if width == "page" else width))
+    if "pgf" in forms and not shutil.which("pdflatex"):
+        raise BenchError("--format pgf needs pdflatex, which is not installed (Debian: texlive-pictures); or take pdf")
+    inches = WIDTHS[width] if width in WIDTHS else float(width)
+    named = [] if width == "page" else [width if width in WIDTHS else f"{inches:g}in"]
+    named += [] if size == TYPE else [f"{size:g}pt"]
+    return write(rendered(study, inches, forms, size), folder / "figures" / "-".join(named), forms)
 
 
 def _without_mathematics(study: Study) -> Study:

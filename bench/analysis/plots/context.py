@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from bench.analysis import bounds
 from bench.analysis.bounds import Bounds
 from bench.analysis.captions import gap_of
-from bench.analysis.plots.looks import Style, label_styles
-from bench.analysis.plots.style import PANEL_HEIGHT, WIDTH, WIDTHS, fold, panel_width, text_width
+from bench.analysis.plots.looks import Style, styles_of
+from bench.analysis.plots.style import NARROW, PANEL_HEIGHT, WIDTH, fold, panel_width, points, text_width
 from bench.analysis.study import Study
 from bench.analysis.summary import Row
 from bench.core.meta import Meta
@@ -80,7 +80,7 @@ class FigureContext:
     @property
     def narrow(self) -> bool:
         """Return whether there is room for one panel only, so that panels stand below each other."""
-        return self.width < WIDTH
+        return self.width < NARROW
 
     @property
     def metric(self) -> str:
@@ -165,7 +165,7 @@ class FigureContext:
         figure = Figure(figsize=(self.width, self.width), layout="constrained")
         said = [fold(text, 0.95 * self.width, CAUTION_SIZE) for text in (self.study.source.caution, heading) if text]
         if said:
-            figure.suptitle("\n".join(said), fontsize=CAUTION_SIZE, fontstyle="italic")
+            figure.suptitle("\n".join(said), fontsize=points(CAUTION_SIZE), fontstyle="italic")
         return figure
 
     def panels(self, rows: int, columns: int, **sharing: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
@@ -194,7 +194,8 @@ class FigureContext:
         # -(-a // b) rounds up: the last line of panels may be short, and its empty places are removed below.
         grid = np.asarray(figure.subplots(-(-len(titles) // across), across, squeeze=False, **sharing)).ravel()
         for ax, title in zip(grid, titles, strict=False):
-            ax.set_title(fold(title, panel_width(across, self.width) + 0.15, MULTIPLE_SIZE), fontsize=MULTIPLE_SIZE)
+            name = fold(title, panel_width(across, self.width) + 0.15, MULTIPLE_SIZE)
+            ax.set_title(name, fontsize=points(MULTIPLE_SIZE))
         for ax in grid[len(titles) :]:
             ax.remove()
         for ax in grid[max(0, len(titles) - across) : len(titles)]:  # nothing stands below these
@@ -223,8 +224,8 @@ class FigureContext:
         return [*own, Line2D([], [], label="the other optimizers", **{**PALE, **look})]
 
 
-def context_of(study: Study, width: str = "page") -> FigureContext:
-    """Return everything that figures need of a study, except the curves; `width` is a key of WIDTHS."""
+def context_of(study: Study, width: float = WIDTH) -> FigureContext:
+    """Return everything that figures need of a study, except the curves; `width` is in inches."""
     meta = study.meta
     # Rows without a score have no point to draw; tables show them.
     best = [row for row in study.chosen if row.scored]
@@ -234,8 +235,8 @@ def context_of(study: Study, width: str = "page") -> FigureContext:
         conditions=[name for name in conditions(meta) if any(row.condition == name for row in best)],
         several=bool(varied(meta)),
         # By all labels, drawn or not: looks stay the same while runs are still missing.
-        styles=label_styles(meta["labels"]),
-        width=WIDTHS[width],
+        styles=styles_of(meta),
+        width=width,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from bench.core.meta import Meta
+
 Style = dict[str, Any]
 
 BLACK, BLUE, VERMILION, SKY, ORANGE = "#000000", "#0072B2", "#D55E00", "#56B4E9", "#E69F00"
@@ -51,6 +53,16 @@ KNOWN = {
     "swa": Look(PINK, DASH_DOT, ">"),
 }
 """Those that stand together in most experiments differ in dash and in marker, too: they can be told apart in grey."""
+
+
+def styles_of(meta: Meta) -> dict[str, Style]:
+    """Return the look of each optimizer of an experiment; its colour may be one that [display] asks for."""
+    labels_of = meta.get("labels_of", {})
+    # By label, not by name: an optimizer keeps its look when it is called something else.
+    known = label_styles([labels_of.get(label, label) for label in meta["labels"]])
+    styles = dict(zip(meta["labels"], known.values(), strict=True))
+    colours = meta["display"]["colours"] if "display" in meta else {}
+    return {label: style | ({"color": colours[label]} if label in colours else {}) for label, style in styles.items()}
 
 
 def label_styles(labels: Sequence[str]) -> dict[str, Style]:

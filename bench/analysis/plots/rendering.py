@@ -13,10 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bench.analysis.plots.context import Drawing
 from bench.analysis.plots.style import looks
+from bench.analysis.render import latex
 
 # None removes an entry: times and versions would make other bytes of the same figure.
 WITHOUT_TIME = {
@@ -42,17 +45,46 @@ class Rendered:
 
 
 def as_bytes(figure: Figure, form: str) -> bytes:
-    """Return the figure as "png", "pdf" or "svg", without the time of writing in it."""
-    buffer = io.BytesIO()
+    """Return the figure as "png", "pdf", "svg" or "pgf", without the time of writing in it."""
     # Some settings are read when a file is written: resolution, fonts of a PDF, ids of an SVG.
     with looks():
+        if form == "pgf":
+            # The type is the document's. Without a setting, matplotlib takes xelatex, which fewer have.
+            matplotlib.rcParams.update({"pgf.texsystem": "pdflatex", "pgf.rcfonts": False})
+            _in_latex(figure)
+            text = io.StringIO()
+            figure.savefig(text, format=form)
+            return text.getvalue().encode()
+        buffer = io.BytesIO()
         figure.savefig(buffer, format=form, metadata=WITHOUT_TIME[form])
-    return buffer.getvalue()
+        return buffer.getvalue()
+
+
+def _in_latex(figure: Figure) -> None:
+    """Write every text of a figure as LaTeX reads it."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
+                # Texts of ticks are made anew whenever a figure is drawn.
+                formatter.format_ticks = partial(_ticks, formatter.format_ticks)  # type: ignore[method-assign]
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(_escaped(text.get_text()))
+
+
+def _ticks(texts: Callable[[list[float]], list[str]], values: list[float]) -> list[str]:
+    return [_escaped(text) for text in texts(values)]
+
+
+def _escaped(text: str) -> str:
+    # Labels of powers are formulas already, in $...$; a dollar of a user's own has a backslash.
+    return text if "$" in text.replace(r"\$", "") else latex.escape(text.replace(r"\$", "$"))
 
 
 def render(drawing: Drawing, forms: Sequence[str]) -> Rendered:
     """Return a figure in the given forms and, beside them, as "csv"."""
-    content = {form: as_bytes(drawing.figure, form) for form in forms}
+    # The last is "pgf", for which the texts of the figure are changed.
+    content = {form: as_bytes(drawing.figure, form) for form in sorted(forms, key="pgf".__eq__)}
     content["csv"] = drawing.data.to_csv(index=False, lineterminator="\n").encode()
     width, height = drawing.figure.get_size_inches()
     return Rendered(drawing.caption, (float(width), float(height)), content)

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib
@@ -23,6 +24,8 @@ from bench.store.conditions import value_text
 
 WIDTH = 6.9  # inches: the text width of two columns
 WIDTHS = {"page": WIDTH, "column": 3.3}  # type has the same size in both: include figures as they are, unscaled
+NARROW = 5.0  # inches: below this, panels stand below each other
+TYPE = 8.0  # points
 PANEL_HEIGHT = 2.3
 LEGEND_COLUMNS = 6
 # Of the figure's width: text is a little wider at the resolution of the file than where it was measured.
@@ -58,13 +61,31 @@ RC: Any = {  # Any: matplotlib types its parameters by 300 literal names
 }
 
 
+_type: ContextVar[float] = ContextVar("type", default=TYPE)
+
+
 @contextmanager
-def looks() -> Iterator[None]:
-    """Apply our matplotlib settings only: a matplotlibrc of the user must not change the figures."""
+def looks(size: float = TYPE) -> Iterator[None]:
+    """Apply our matplotlib settings only: a matplotlibrc of the user must not change the figures.
+
+    Args:
+        size: of the type, in points; ticks, legends and remarks are smaller by as much as they always are.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
-        yield
+        token = _type.set(size)
+        sizes = [name for name in RC if name.endswith(("size", "fontsize")) and name != "lines.markersize"]
+        matplotlib.rcParams.update({name: points(RC[name]) for name in sizes})
+        try:
+            yield
+        finally:
+            _type.reset(token)
+
+
+def points(size: float) -> float:
+    """Return what a size of type, in points where the type has `TYPE`, is in the figure that is being drawn."""
+    return size * _type.get() / TYPE
 
 
 def settle(figure: Figure) -> None:
@@ -206,7 +227,7 @@ def text_width(text: str, size: float = TICK_SIZE) -> float:
     """Return the approximate width of a text, in inches."""
     # Average widths per letter, in parts of the type size: exact ones would need a drawn figure.
     narrow = sum(text.count(letter) for letter in ".,:il ")
-    return (0.62 * len(text) - 0.3 * narrow) * size / 72
+    return (0.62 * len(text) - 0.3 * narrow) * points(size) / 72
 
 
 def panel_width(columns: int, width: float = WIDTH) -> float:

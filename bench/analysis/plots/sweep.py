@@ -25,7 +25,7 @@ from bench.analysis.plots.context import (
     pages,
 )
 from bench.analysis.plots.looks import Style
-from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, value_axis, wide, with_margin
+from bench.analysis.plots.style import NEUTRAL, bounds, finish, fold, points, value_axis, wide, with_margin
 from bench.analysis.stats import Interval
 from bench.analysis.summary import Row
 from bench.store.selection import phased
@@ -259,7 +259,7 @@ def _mark_beyond(ax: Axes, context: FigureContext, rows: Sequence[Row], key: str
                 f"{mean:.3g}", (_numbers(row)[key], edge), (0, -7 if up else 6), textcoords="offset points"
             )
             # in_layout=False: the layout would otherwise make room around the panel for the number.
-            text.set(fontsize=6.5, color=NEUTRAL, horizontalalignment="center", in_layout=False)
+            text.set(fontsize=points(6.5), color=NEUTRAL, horizontalalignment="center", in_layout=False)
             text.set_verticalalignment("top" if up else "bottom")
 
 

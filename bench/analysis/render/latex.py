@@ -48,29 +48,64 @@ def latex(table: Table, heads: Sequence[Sequence[str]]) -> str:
     Args:
         heads: the lines of each column's header, without those of the condition.
     """
-    blocks = list(_blocks(table, len(heads)))
+    kinds, head, body = _grid(table, heads)
     columns = [list(column) for column in zip(*(row for _, rows in table.blocks() for row in rows), strict=True)]
-    # The first column is the optimizer's name: text, also if every name looks like a number.
-    kinds = [_kind(column) if place else "l" for place, column in enumerate(columns)]
     # An estimate from the number of letters: the true width is known to TeX alone.
     width = sum(max(map(len, [*head, *cells])) * LETTER + GAP for head, cells in zip(heads, columns, strict=True))
-    shown = [_head(head, kind) for head, kind in zip(heads, kinds, strict=True)]
-    body = "\n    \\addlinespace\n".join(
-        "\n".join([*heading, *(rf"    {_row(row, kinds)} \\" for row in rows)]) for heading, rows in blocks
-    )
-    caption = rf"\caption{{\textbf{{{escape(table.title)}.}} {escape(' '.join(table.caption))}}}"
+    title = escape(table.title)
+    # The title alone stands in a list of tables.
+    caption = rf"\caption[{{{title}}}]{{\textbf{{{title}.}} {escape(' '.join(table.caption))}}}"
     label = rf"\label{{tab:{_as_key(table.experiment)}-{table.name}}}"
     notes = [rf"    {escape(note)}\par" for note in [*table.answer, *table.footnotes]]
     turned = width > WIDEST * WIDTH
-    head = rf"    {' & '.join(shown)} \\"
     across, down = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
     texts = [table.title + " ".join(table.caption), *table.answer, *table.footnotes]
     # -(-a // b) rounds up. Texts wrap, a row is a line, a block needs two more; the rest is for header and rules.
-    lines = sum(-(-len(text) * LETTER // across) for text in texts) + len(table.rows) + 2 * len(blocks) + 5
+    lines = sum(-(-len(text) * LETTER // across) for text in texts) + len(table.rows) + 2 * len(table.blocks()) + 5
     # A float cannot go on to another page.
     if lines * LINE > down:
         return _long(caption, label, kinds, head, body, notes, turned=turned)
     return _float(caption, label, kinds, head, body, notes, turned=turned)
+
+
+def bare(table: Table, heads: Sequence[Sequence[str]]) -> str:
+    """Return the tabular alone, for a float, a caption and a size of one's own."""
+    kinds, head, body = _grid(table, heads)
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,siunitx}",
+            r"\begingroup",
+            SETUP,
+            *_tabular(kinds, head, body),
+            r"\endgroup",
+            "",
+        ]
+    )
+
+
+def _grid(table: Table, heads: Sequence[Sequence[str]]) -> tuple[list[str], str, str]:
+    """Return the types of the columns, the line of heads, and the lines of the body."""
+    columns = zip(*(row for _, rows in table.blocks() for row in rows), strict=True)
+    # The first column is the optimizer's name: text, also if every name looks like a number.
+    kinds = [_kind(column) if place else "l" for place, column in enumerate(columns)]
+    shown = [_head(head, kind) for head, kind in zip(heads, kinds, strict=True)]
+    body = "\n    \\addlinespace\n".join(
+        "\n".join([*heading, *(rf"    {_row(row, kinds)} \\" for row in rows)])
+        for heading, rows in _blocks(table, len(heads))
+    )
+    return kinds, rf"    {' & '.join(shown)} \\", body
+
+
+def _tabular(kinds: Sequence[str], head: str, body: str) -> list[str]:
+    return [
+        rf"  \begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
+        r"    \toprule",
+        head,
+        r"    \midrule",
+        body,
+        r"    \bottomrule",
+        r"  \end{tabular}",
+    ]
 
 
 # Commas of thousands are skipped when siunitx reads a number; it puts in its own.
@@ -94,13 +129,7 @@ def _float(
             f"  {label}",
             # Only a table that is wider than the text is made smaller.
             r"  \begin{adjustbox}{max width=\linewidth}",
-            rf"  \begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
-            r"    \toprule",
-            head,
-            r"    \midrule",
-            body,
-            r"    \bottomrule",
-            r"  \end{tabular}",
+            *_tabular(kinds, head, body),
             r"  \end{adjustbox}",
             *([r"  \par\smallskip", r"  \begin{minipage}{\linewidth}\footnotesize"] if notes else []),
             *([*notes, r"  \end{minipage}"] if notes else []),

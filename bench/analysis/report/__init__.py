@@ -16,7 +16,7 @@ import pandas as pd
 from bench.analysis import plots, render
 from bench.analysis.answer import answer, question
 from bench.analysis.headline import at_equal_passes, dates, forest, headline
-from bench.analysis.plots.looks import label_styles
+from bench.analysis.plots.looks import styles_of
 from bench.analysis.plots.rendering import Rendered
 from bench.analysis.render.table import Table
 from bench.analysis.report.embedding import embedded, figure_on_page, policy, templates
@@ -75,7 +75,7 @@ def page(study: Study, tables: Sequence[Table], figures: Mapping[str, Rendered])
             headline=headline(study),
             equal=at_equal_passes(study),
             forest=forest(study),
-            colours={label: style["color"] for label, style in label_styles(study.meta["labels"]).items()},
+            colours={label: style["color"] for label, style in styles_of(study.meta).items()},
             question=question(study),
             answers=answer(study),
             source=study.source,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.captions import relabelled
-from bench.analysis.plots.looks import BLACK, label_styles
+from bench.analysis.plots.looks import BLACK, styles_of
 from bench.analysis.study import Study
 from bench.store.columns import CIRCUMSTANCES, COSTS, RUN, metric_columns
 from bench.store.conditions import KEY, keyed
@@ -35,7 +35,7 @@ def data(study: Study) -> dict[str, Any]:
     meta, results = study.meta, study.results
     records = keyed(results.records)
     key = meta["metric"]["key"]
-    styles = label_styles(meta["labels"])
+    styles = styles_of(meta)
     colours = {label: styles[label]["color"] for label in meta["labels"]}
     return {
         "name": meta["name"],

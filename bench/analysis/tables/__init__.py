@@ -7,7 +7,18 @@ from dataclasses import replace
 from bench.analysis.answer import answer
 from bench.analysis.render.table import Table
 from bench.analysis.study import Study
-from bench.analysis.tables import bases, budgets, by_task, main, sharpness, statistics, time_to_target, tuning
+from bench.analysis.tables import (
+    bases,
+    budgets,
+    by_task,
+    hyperparameters,
+    main,
+    published,
+    sharpness,
+    statistics,
+    time_to_target,
+    tuning,
+)
 from bench.store.selection import phased
 
 
@@ -16,7 +27,8 @@ def build(study: Study) -> list[Table]:
 
     "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers), "bases"
     (if methods wrap more than one), "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep"
-    (if anything is swept) and "sharpness" (if it was measured).
+    (if anything is swept), "sharpness" (if it was measured), "published-STYLE" (of tables that the experiment's file
+    names) and "hyperparameters".
 
     Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
     """
@@ -33,7 +45,7 @@ def build(study: Study) -> list[Table]:
         tables.append(tuning.table(study))
     if study.meta["sweeps"]:
         tables.append(main.sweep(study))
-    return tables + sharpness.tables(study)
+    return [*tables, *sharpness.tables(study), *published.own_tables(study), hyperparameters.table(study)]
 
 
 def to_target(study: Study, shown: float) -> Table:

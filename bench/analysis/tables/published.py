@@ -7,7 +7,7 @@ note" where only others' accounts of it were seen. Its columns our_* name the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from bench.analysis.summary import Row
 from bench.analysis.tables import footnotes
 from bench.core.errors import BadValue, counted, nearest
 from bench.store.conditions import KEY, keyed, value_text
+from bench.store.published import read_published
 
 if TYPE_CHECKING:
     from bench.store.records import Results
@@ -59,20 +60,30 @@ class Cell:
 @cache
 def published() -> pd.DataFrame:
     """Return every published number, with text columns as text."""
-    # Empty cells stay "": settings are compared as text, and NaN is not equal to itself.
-    lines = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
-    return lines.assign(**{name: pd.to_numeric(lines[name]) for name in ("epochs", "value", "n")})
+    return _frame(read_published(PUBLISHED))
+
+
+def _frame(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    # A number that is not given is NaN; an empty text stays "", since settings are compared as text.
+    frame = pd.DataFrame(lines)
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in ("epochs", "value", "n")})
 
 
 def styles() -> list[str]:
-    """Return the names that `bench table --style` knows."""
+    """Return the names of the published tables that the suite brings."""
     return list(dict.fromkeys(published()["style"]))
 
 
-def check_style(name: str) -> None:
+def own_styles(study: Study) -> list[str]:
+    """Return the styles of the tables that the experiment's file names."""
+    return list(dict.fromkeys(line["style"] for line in study.meta.get("published", [])))
+
+
+def check_style(study: Study, name: str) -> None:
     """Raise BadValue, with the nearest valid name, if there is no such style."""
-    if name not in styles():
-        raise BadValue(f"--style {name}", [f"no such style; {nearest(name, styles())}"])
+    known = [*styles(), *own_styles(study)]
+    if name not in known:
+        raise BadValue(f"--style {name}", [f"no such style; {nearest(name, known)}"])
 
 
 def cells(study: Study, style: str) -> list[Cell]:
@@ -81,19 +92,23 @@ def cells(study: Study, style: str) -> list[Cell]:
     Ours is a chosen configuration, trained on all of the training data that is not held out. Where theirs is the better
     of a schedule and one of twice the length, so is ours, by validation. Raises BadValue for an unknown style.
     """
-    check_style(style)
+    check_style(study, style)
     results = study.results
     best = [row for row in study.chosen if row.done]
     # The last one counts: after tuning that is the row of `tried`, since final runs may train on validation data, too.
     held_out = {(row.condition, row.label): row.val_metric.mean for row in [*best, *study.tried] if row.chosen}
     settings = _settings(results)
-    lines: list[Any] = published()[published()["style"] == style].to_dict("records")
+    own = style in own_styles(study)
+    known = _frame(study.meta["published"]) if own else published()
+    # The papers' numbers are in percent, whatever unit our metric is shown in; a user's own are in that unit.
+    scale = results.meta["metric"]["scale"] if own else 100
+    lines: list[Any] = known[known["style"] == style].to_dict("records")
     compared = []
     for line in lines:
         candidates = [row for row in best if _same(line, row, settings[row.condition, row.label, row.config])]
         # Several rows may have the setting. Validation decides which is shown, never a number of the test set.
         row = max(candidates, key=lambda one: _rank(results, held_out, one), default=None)
-        ours = _measured(results, line, row)
+        ours = _measured(results, line, row, scale)
         compared.append(Cell(line, row, ours, _verdict(line, ours)))
     return compared
 
@@ -115,7 +130,7 @@ def _same(line: Mapping[str, Any], row: Row, settings: Mapping[str, Any]) -> boo
         and all(_equal(settings.get(key, PLAIN.get(key)), value) for key, value in asked.items())
         # What the cell does not ask for must be plain: no replaced labels, all data, no mixup.
         and all(_equal(settings.get(key), str(value)) for key, value in PLAIN.items() if key not in asked)
-        and _text(settings.get("train_size")) == ""
+        and ("train_size" in asked or _text(settings.get("train_size")) == "")
         # A number published without its epochs fits a run of any length.
         and (pd.isna(line["epochs"]) or row.epochs in lengths)
     )
@@ -142,15 +157,14 @@ def _rank(results: Results, held_out: Mapping[tuple[str, str], float], row: Row)
     return -np.inf if np.isnan(better) else better
 
 
-def _measured(results: Results, line: Mapping[str, Any], row: Row | None) -> Interval:
+def _measured(results: Results, line: Mapping[str, Any], row: Row | None, scale: float) -> Interval:
     """Return our number in the published unit: errors and accuracies in %, differences of scores times 100."""
     if row is None:
         return Interval(0, np.nan, np.nan, np.nan)
     if "difference" in line["metric"]:
         difference = row.difference.difference if row.difference else Interval(0, np.nan, np.nan, np.nan)
         return difference.scaled(results.meta["metric"]["scale"])
-    # Published numbers are in percent, whatever unit our metric is shown in.
-    ours = row.test_metric.scaled(100)
+    ours = row.test_metric.scaled(scale)
     # 100 minus accuracy turns the interval round: the lowest error is that of the highest accuracy.
     return Interval(ours.n, 100 - ours.mean, 100 - ours.high, 100 - ours.low) if "error" in line["metric"] else ours
 
@@ -171,6 +185,12 @@ def _verdict(line: Mapping[str, Any], ours: Interval) -> str:
 
 
 # ---- the table -----------------------------------------------------------------------------------------------
+
+
+def own_tables(study: Study) -> list[Table]:
+    """Return the tables that the experiment's file names, each beside our numbers."""
+    # By a name that no other table has.
+    return [replace(table(study, style), name=f"published-{style}") for style in own_styles(study)]
 
 
 def table(study: Study, style: str) -> Table:
@@ -194,7 +214,9 @@ def table(study: Study, style: str) -> Table:
     columns = ["data", *places]
     columns += [name for optimizer in optimizers for name in (f"{optimizer}, here", "published", "verdict")]
     first = compared[0].published
-    title = f"{first['source']}, {first['table']}, beside {captions.meta['title']}"
+    source = ", ".join([first["source"], first["table"]][: 2 if first["table"] else 1])
+    # What ends in the name of a file needs no comma behind it.
+    title = f"{source}{',' * bool(first['table'])} beside {captions.meta['title']}"
     caption = [*_caption(compared), *captions.closing()]
     return Table(
         captions.meta["name"], style, title, caption, columns, text, list(_notes(compared)), _numbers(compared), keys=1

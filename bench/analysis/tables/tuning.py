@@ -80,7 +80,7 @@ def table(study: Study) -> Table:
         *notes_on(study.meta, study.tried),
         *footnotes.edges(chosen),
         *footnotes.degenerate(chosen),
-        *_searched({label: tune["spaces"][label] for label in study.meta["labels"] if label in tune["spaces"]}),
+        *searched({label: tune["spaces"][label] for label in study.meta["labels"] if label in tune["spaces"]}),
     ]
     unit = f" [{captions.unit}]" if captions.unit else ""
     columns: list[Column[Tuned]] = [
@@ -184,7 +184,7 @@ def _where(value: Any, space: Any) -> str:
     return f"{space.index(value) + 1} of {len(space)}" if value in space else EMPTY
 
 
-def _searched(spaces: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def searched(spaces: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the searched lists and ranges, each with the labels that searched it."""
     labels_of: dict[str, list[str]] = {}
     for label, space in spaces.items():

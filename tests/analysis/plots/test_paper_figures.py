@@ -91,7 +91,7 @@ def test_files_of_numbers_are_written_beside_the_figures(make_results: Make, tmp
 def test_a_column_is_narrower_in_type_of_the_same_size(make_results: Make, tmp_path: Path) -> None:
     for vary in ({}, NOISE):
         results = make_results(FEW, vary=vary)
-        page, column = (plots.draw(Study(results), width) for width in ("page", "column"))
+        page, column = (plots.draw(Study(results), WIDTHS[width]) for width in ("page", "column"))
         for name, drawing in column.items():
             assert drawing.figure.get_figwidth() == WIDTHS["column"]
             assert (

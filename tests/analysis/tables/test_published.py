@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench.analysis import render
+from bench.analysis import render, tables
 from bench.analysis.study import Study
-from bench.analysis.tables.published import Cell, cells, check_style, published, styles, table
+from bench.analysis.tables.published import Cell, cells, check_style, own_styles, published, styles, table
 from bench.cli import cli
 from bench.config.file import load
 from bench.core import registry
 from bench.core.errors import BadValue
 from bench.store import records
 from bench.store.columns import CIRCUMSTANCES, COSTS, metric_columns
+from bench.store.published import read_published
 from bench.store.records import Results
 
 ROOT = Path(__file__).parents[3]
@@ -195,11 +196,67 @@ def test_our_names_exist_and_every_number_has_its_source() -> None:
     assert set(here["verified"]) == {"full text", "repository", "secondary note"}
 
 
-def test_unknown_styles_name_the_nearest() -> None:
+def test_unknown_styles_name_the_nearest(make_results: Make) -> None:
     with pytest.raises(BadValue, match='did you mean "foret-table1"'):
-        check_style("foret-tabel1")
-    done = CliRunner().invoke(cli, ["table", "no such experiment", "--style", "foret-tabel1"])
-    assert isinstance(done.exception, BadValue), "told before anything is read"
+        check_style(Study(make_results()), "foret-tabel1")
+
+
+# ---- a user's own table --------------------------------------------------------------------------------------
+
+OWN = """dataset,model,optimizer,metric,value,ci95,our_task,our_model,our_method,our_base,our_settings
+CIFAR-10,WRN,SAM,test error %,2.8,0.1,cifar10,wrn28_10,sam,sgd,task.augment=basic
+CIFAR-10,WRN,SGD,test accuracy %,99.1,,cifar10,wrn28_10,sgd,,task.augment=basic
+"""
+
+
+def test_a_users_own_table_stands_beside_our_numbers_with_verdicts(table1: Make, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.csv"
+    path.write_text(OWN)
+    study = Study(table1(published=read_published(path)))
+    assert own_styles(study) == ["theirs"]
+    assert [cell.verdict for cell in cells(study, "theirs")] == ["reproduced", "differs"]
+    (found,) = [one for one in tables.build(study) if one.name.startswith("published")]
+    assert found.name == "published-theirs"
+    assert found.title.startswith("theirs.csv beside ")
+    assert found.rows[0][2:5] == ["2.70 ± 0.10", "2.8 ± 0.1", "reproduced"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("dataset,", "data,", "no column dataset"),
+        ("ci95", "ci", "unknown column 'ci'; did you mean \"ci95\"?"),
+        ("2.8", "low", "line 2: value must be a number, got 'low'"),
+        (",,cifar10", ",+-1,cifar10", "line 3: ci95 must be a number or empty, got '+-1'"),
+        ("sgd,task.augment=basic", "sgd", "line 2 has not 11 cells"),
+        ("task.augment=basic", "basic", "line 2: our_settings must be \"key=value; key=value\", got 'basic'"),
+        (OWN[OWN.index("\n") :], "", "has no lines"),
+    ],
+)
+def test_a_wrong_table_says_where_it_is_wrong(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "theirs.csv"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(BadValue) as error:
+        read_published(path)
+    assert said in str(error.value)
+    with pytest.raises(BadValue, match="cannot be read"):
+        read_published(tmp_path / "none.csv")
+
+
+def test_the_command_prints_a_table_by_its_name(tmp_path: Path, table1: Make) -> None:
+    records.publish(table1(), tmp_path / "mine")
+    command = ["table", "mine", "--out", str(tmp_path)]
+    done = CliRunner().invoke(cli, [*command, "cost", "--format", "md", "--caption", "short"], catch_exceptions=False)
+    # The title, the grid and the footnotes; nothing between them.
+    title, *blocks = done.output.strip().split("\n\n")
+    assert title.endswith("WRN-28-10 on CIFAR: cost**")
+    assert [block[0] for block in blocks] == ["|", "-"]
+    bare = CliRunner().invoke(cli, [*command, "cost", "--format", "tex", "--bare"], catch_exceptions=False)
+    assert bare.output.startswith(r"% needs \usepackage{booktabs,siunitx}")
+    wrong = CliRunner().invoke(cli, [*command, "csot"])
+    assert 'has no table "csot"; did you mean "cost"?' in str(wrong.exception)
+    assert not (tmp_path / "mine" / "tables").exists()
 
 
 def test_the_command_prints_one_table_and_writes_nothing(tmp_path: Path, table1: Make) -> None:

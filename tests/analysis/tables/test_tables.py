@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bench.analysis.study import Study
 from bench.store.records import Results
 
 Make = Callable[..., Results]
-NAMES = ["budgets", "cost", "losses", "results", "statistics", "sweep", "target"]
+NAMES = ["budgets", "cost", "hyperparameters", "losses", "results", "statistics", "sweep", "target"]
 LABELS = ["sgd", "sgd-2x", "adam", "sam", "asam"]
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -78,7 +79,7 @@ def test_sweep_table_marks_one_choice_a_label_and_goes_without_a_sweep(make_resu
     found = table(make_results(), "sweep")
     assert [cells[0].split()[0] for cells in found.rows if cells[-1] == "chosen"] == ["sam", "asam"]
     names = [found.name for found in tables.build(Study(make_results({"sgd": {}, "adam": {}})))]
-    assert names == ["results", "losses", "cost", "budgets", "statistics", "target"]
+    assert names == ["results", "losses", "cost", "budgets", "statistics", "target", "hyperparameters"]
 
 
 def test_incomplete_rows_are_marked_and_told(make_results: Make) -> None:
@@ -97,7 +98,7 @@ def test_nothing_finished_is_still_a_table(make_results: Make) -> None:
     found = table(results, "results")
     assert [cells[1:] for cells in found.rows] == [["–", "–", "–", "–", "0/5"]] * len(LABELS)
     assert "No run has finished." in " ".join(found.caption)
-    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(Study(results))] == [6, 6, 6, 9]
+    assert [len(render.render(each, "csv").splitlines()) for each in tables.build(Study(results))] == [6, 6, 6, 9, 6]
 
 
 def test_one_seed_has_no_interval_no_test_and_says_so(make_results: Make) -> None:
@@ -190,7 +191,7 @@ def test_latex_is_balanced_and_escaped(make_results: Make) -> None:
         assert len(headings) == (len(found.blocks()) if found.keys else 0)
         assert {line.count("&") for line in lines if line not in headings} == {len(found.columns) - found.keys - 1}
         assert all(line.endswith(r" \\") for line in lines)
-        caption = re.search(r"\\caption\{(.*)\}(?=\\label|\n)", bare)
+        caption = re.search(r"\\caption\[\{.*?\}\]\{(.*)\}(?=\\label|\n)", bare)
         assert caption is not None
         assert not re.search(r"[_%&#^~±×†]", caption[1])
         assert text.isascii()
@@ -247,10 +248,20 @@ def compile_tables(built: list[Table], folder: Path) -> str:
     """What pdflatex says of the tables in an article, on the narrowest page there is; it must not fail."""
     render.write(built, folder)
     inputs = "\n".join(rf"\input{{tables/{found.name}}}" for found in built)
-    packages = ",".join(sorted(PACKAGES))
-    (folder / "paper.tex").write_text(
-        rf"\documentclass{{article}}\usepackage{{{packages}}}\begin{{document}}{inputs}\end{{document}}"
-    )
+    write_paper(inputs, folder)
+    return compiled(folder)
+
+
+def write_paper(inputs: str, folder: Path, document: str = "article", *more: str) -> None:
+    packages = ",".join([*sorted(PACKAGES), *more])
+    # acmart cannot begin a page without a title.
+    title = r"\title{On SAM}\maketitle " if document == "acmart" else ""
+    begin = rf"\documentclass{{{document}}}\usepackage{{{packages}}}\begin{{document}}{title}"
+    (folder / "paper.tex").write_text(rf"{begin}{inputs}\end{{document}}")
+
+
+def compiled(folder: Path) -> str:
+    """Return what pdflatex says; it must not fail."""
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -270,6 +281,49 @@ def test_latex_compiles_and_fits_the_page(make_results: Make, make_glue: Make, t
         assert max(too_wide, default=0) < 5, name
         assert "Float too large" not in said, name
         assert "Package siunitx Warning" not in said
+
+
+CLASSES = ("article", "IEEEtran", "acmart", "elsarticle", "llncs")
+HAVE = [
+    name
+    for name in CLASSES
+    if shutil.which("kpsewhich") and subprocess.run(["kpsewhich", f"{name}.cls"], capture_output=True).returncode == 0
+]
+
+
+@needs_tex
+@pytest.mark.parametrize("document", HAVE)
+def test_every_table_whole_and_bare_compiles_in_the_classes_of_venues(
+    make_results: Make, tmp_path: Path, document: str
+) -> None:
+    built = tables.build(Study(make_results(status=LOST, title="50% & a_b")))
+    # A longtable does not go into two columns, nor beside acmart's floats: what is one stands bare in such a class.
+    apart = document in ("IEEEtran", "acmart")
+    whole = [one for one in built if not (apart and "longtable" in render.render(one, "tex"))]
+    assert len(whole) > 4
+    bare = "\n\n".join(render.render(one, "tex", bare=True) for one in built)
+    for one in built:
+        text = render.render(one, "tex", bare=True)
+        assert text.count(r"\begin{tabular}") == 1
+        assert not {r"\caption", r"\label", r"\begin{table}", "adjustbox"} & {*re.findall(r"\\\w+(?:{\w+})?", text)}
+    render.write(built, tmp_path)
+    inputs = "\n".join(rf"\input{{tables/{one.name}}}" for one in whole)
+    write_paper(inputs + r"\clearpage\tiny " + bare, tmp_path, document)
+    compiled(tmp_path)
+
+
+def test_a_short_caption_is_the_title(make_results: Make) -> None:
+    results = table(make_results(), "results")
+    short = render.render(replace(results, caption=[], answer=()), "tex")
+    title = results.title.replace("%", r"\%")
+    assert rf"\caption[{{{title}}}]{{\textbf{{{title}.}} }}" in short
+
+
+def test_bare_markdown_is_the_grid(make_results: Make) -> None:
+    results = table(make_results(), "results")
+    text = render.render(results, "md", bare=True)
+    assert {line[0] for line in text.splitlines()} == {"|"}
+    assert text.strip() in render.render(results, "md")
 
 
 def test_long_tables_break_and_wide_ones_are_turned(make_results: Make, make_glue: Make) -> None:
