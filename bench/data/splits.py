@@ -36,7 +36,8 @@ class Split:
     Attributes:
         inputs: (N, ...), raw; the task makes them what the model sees, a batch at a time. Of tasks of text: `Texts`,
             until the model's tokenizer has made them (N, 2, W) token and segment ids, -1 where a text is over.
-        targets: (N,) class numbers, or (N,) floats for regression.
+        targets: (N,) class numbers, (N,) floats for regression, (N, labels) floats of 0 and 1 where an example may have
+            several labels; or any that a task's own losses take.
         noisy: (N,) bool, True where the label was replaced; None where none was.
         lengths: (N,) tokens of each text before it was cut to W, on the host; None where all inputs are of one size.
     """
@@ -68,11 +69,24 @@ class Split:
 def strata(targets: Tensor) -> Indices:
     """Return the stratum of each example, shape (N,): its class or, of a number to predict, its quantile bin.
 
-    Targets of more than one axis are one stratum.
+    Of several labels (N, labels), 0 or 1, it is the rarest that the example has. Other targets of more than one axis
+    are one stratum.
     """
+    if targets.ndim == 2 and targets.is_floating_point() and ((targets == 0) | (targets == 1)).all():
+        return rarest_label(targets.numpy())
     if targets.ndim != 1:
         return np.zeros(len(targets), np.int64)
     return quantile_bins(targets.numpy()) if targets.is_floating_point() else targets.numpy().astype(np.int64)
+
+
+def rarest_label(labels: np.ndarray[Any, Any]) -> Indices:
+    """Return, of labels (N, labels) that are 0 or 1, the number of the rarest that each example has; 0 for none.
+
+    Numbers start at 1. Shared out by it, a rare label has its share everywhere; common ones nearly have it, as they are
+    many (a single step of the iterative stratification of Sechidis et al. 2011).
+    """
+    rarity = np.where(labels > 0, labels.sum(axis=0), np.inf)
+    return np.where(labels.any(axis=1), rarity.argmin(axis=1) + 1, 0)
 
 
 def quantile_bins(numbers: np.ndarray[Any, Any]) -> Indices:

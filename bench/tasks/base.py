@@ -79,6 +79,7 @@ class Task(ABC):
         block: for models that predict the next token: the texts that `load` gives are documents, which are shared out
             to training, validation and test as examples are, and then packed, of each of the three by itself, to
             examples of so many tokens (see `bench.data.packing.pack`). None: every text is an example.
+        multi_label: whether an example may have several labels: targets are (N, num_outputs) floats of 0 and 1.
         others: names of further test sets, beside the one that `load` gives; see `load_others`.
         title: what tables call it; "" for the name it is registered under.
         note: a sentence that belongs under every table of its results.
@@ -94,6 +95,7 @@ class Task(ABC):
     text: bool = False
     max_length: int = 128
     block: int | None = None
+    multi_label: bool = False
     others: tuple[str, ...] = ()
     title: str = ""
     note: str = ""
@@ -308,6 +310,8 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
     check_label_noise(task, share)
     if share == 0:
         return split
+    if split.targets.ndim != 1:
+        raise BenchError("data.label_noise needs one class per example; targets of this task have several axes")
     # A stream of its own: with noise or without, the other random numbers of a run are the same.
     random = numpy_stream(seed, "noise")
     order, _ = stratified_order(strata(split.targets), random)
@@ -323,8 +327,9 @@ def replace_labels(split: Split, task: Task, share: float, seed: int) -> Split:
 
 def check_label_noise(task: Task, share: float) -> None:
     """Raise BenchError if there are no classes to draw a wrong one from."""
-    if share and task.num_outputs < 2:
-        raise BenchError("data.label_noise needs a task with classes; this one predicts numbers or tokens")
+    if share and (task.num_outputs < 2 or task.multi_label):
+        kind = "several labels each" if task.multi_label else "numbers or tokens"
+        raise BenchError(f"data.label_noise needs a task with classes; this one predicts {kind}")
 
 
 def fingerprint(task: Task) -> str:

@@ -20,9 +20,9 @@ from bench.core.registry import register_task
 from bench.data import cells as reading
 from bench.data.datasets import FileSignature, signature
 from bench.data.download import tell
-from bench.data.splits import Indices, Split, quantile_bins
+from bench.data.splits import Indices, Split, quantile_bins, rarest_label
 from bench.data.user_files import MISSING, TestShare, hold_out
-from bench.tasks.scores import ClassWeights, Scored, ScoreName
+from bench.tasks.scores import ClassWeights, ReportName, Scored, ScoreName
 
 MOST_CATEGORIES = 50
 """A column of words with more different values than this is no category but a name or a text."""
@@ -30,7 +30,7 @@ MOST_CATEGORIES = 50
 
 @register_task("csv")
 class CsvTable(Scored):
-    """A CSV table of your own: predict a class, or a number (`regression`), from columns of numbers and words.
+    """A CSV table of your own: predict a class, a number (`regression`), or several labels, from its other columns.
 
     Columns of numbers are standardised with the training rows' mean and deviation. Of a column of words (or one in
     `categorical`) each value that training rows have becomes a 0/1 input; values that only test rows have are all 0.
@@ -40,11 +40,12 @@ class CsvTable(Scored):
 
     Args:
         path: the file, relative to the experiment file. Not it but what is in it is part of a run's identity.
-        target: the column to predict.
+        target: the column to predict; a list of columns of 0 and 1: labels, of which a row may have several.
         regression: the target is a number; loss is the squared error, score R2.
         metric: what choices and comparisons are made by: "accuracy", "balanced_accuracy", "macro_f1", "auroc" or
-            "average_precision"; of numbers "r2", "mae" or "rmse". Default: accuracy, of numbers R2.
-        report: further scores, of the same names, in records.csv.
+            "average_precision"; of numbers "r2", "mae" or "rmse"; of several labels "macro_f1", "micro_f1", "accuracy",
+            "auroc" or "average_precision". Default: accuracy, of numbers R2, of labels macro F1.
+        report: further scores, of the same names, in records.csv; "per_class" for a table by class.
         class_weights: "balanced": in the loss every class weighs the same, however many examples it has.
         categorical: columns of numbers that stand for categories.
         drop: columns to leave out (row numbers, names).
@@ -64,10 +65,10 @@ class CsvTable(Scored):
         self,
         *,
         path: str,
-        target: str,
+        target: str | list[str],
         regression: bool = False,
         metric: ScoreName | None = None,
-        report: list[ScoreName] = [],  # noqa: B006 - never changed
+        report: list[ReportName] = [],  # noqa: B006 - never changed
         class_weights: ClassWeights = "none",
         categorical: list[str] = [],  # noqa: B006
         drop: list[str] = [],  # noqa: B006
@@ -77,8 +78,15 @@ class CsvTable(Scored):
         test: TestShare = 0.2,
     ) -> None:
         # Frozen and of tuples, so that it can be a part of the cache's key in `_read`.
+        self.multi_label = isinstance(target, list)
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        if self.multi_label and (regression or class_weights != "none" or len({*targets}) < max(2, len(targets))):
+            raise BenchError(
+                f"{path}: task.target as a list is for at least 2 different columns of labels, without regression and "
+                f"class_weights; got {list(targets)}"
+            )
         settings = _Settings(
-            target, regression, tuple(categorical), tuple(drop), missing == "fill", separator, decimal, test
+            targets, regression, tuple(categorical), tuple(drop), missing == "fill", separator, decimal, test
         )
         self.regression, self.title = regression, Path(path).stem
         self.path = path
@@ -87,7 +95,9 @@ class CsvTable(Scored):
         self.input_shape = tuple(self._train.inputs.shape[1:])
         self.num_outputs = 1 if regression else len(self.class_names)
         self.choose(metric, report, where=path, regression=regression)
-        if not regression:
+        if self.multi_label:
+            self.loss_name = "mean over labels of the binary cross-entropy (nats)"
+        elif not regression:
             self.weigh(class_weights, self._train.targets)
         elif class_weights == "none":
             self.loss_name = "squared error (of the standardised target)"
@@ -120,7 +130,7 @@ class CsvTable(Scored):
 
 @dataclass(frozen=True)
 class _Settings:
-    target: str
+    targets: tuple[str, ...]
     regression: bool
     categorical: tuple[str, ...]
     drop: tuple[str, ...]
@@ -160,20 +170,24 @@ def _read(file: FileSignature, settings: _Settings) -> tuple[list[str], Split, S
     """Return class names ([] for regression), training and test set, the unit of numbers to predict, and remarks."""
     # 1. The file, the settings that name its columns, and the target.
     table = _table(file[0], settings.separator)
-    for name in (settings.target, *settings.categorical, *settings.drop):
+    for name in (*settings.targets, *settings.categorical, *settings.drop):
         if name not in table.header:
             raise BenchError(f'{table.path} has no column "{name}"; {nearest(name, table.header)}')
     # 2. The test set takes the same share of every class or, of a number, of every tenth of its values.
-    names, targets = _targets(table, settings)
-    classes = quantile_bins(targets) if settings.regression else targets
+    several = len(settings.targets) > 1
+    names, targets = _labels(table, settings) if several else _targets(table, settings.targets[0], settings)
+    classes = quantile_bins(targets) if settings.regression else rarest_label(targets) if several else targets
     # Tenths have no names: in messages they are called by the column.
-    groups = names or [settings.target] * (int(classes.max()) + 1)
+    groups = names or [settings.targets[0]] * (int(classes.max()) + 1)
+    if several:
+        classes = _grouped(classes)
+        groups = ["some labels"] * (int(classes.max()) + 1)
     train, test = hold_out(classes, settings.test, str(table.path), groups)
     # 3. The inputs. Means, deviations and categories are those of `train`: nothing of the test rows goes into them.
     inputs = [
         column
         for name in table.header
-        if name != settings.target and name not in settings.drop
+        if name not in settings.targets and name not in settings.drop
         for column in _inputs(table, name, train, settings)
     ]
     if not inputs:
@@ -218,33 +232,59 @@ def _table(path: Path, separator: str) -> _Table:
     return _Table(path, header, rows, lines)
 
 
-def _targets(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[Any, Any]]:
+def _labels(table: _Table, settings: _Settings) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """Return the names of the labels, and which of them each row has, shape (N, labels)."""
+    columns = []
+    for name in settings.targets:
+        numbers = [reading.number(cell, settings.decimal) for cell in table.column(name)]
+        for row, number in enumerate(numbers):
+            if number not in (0, 1):
+                cell = table.column(name)[row]
+                raise table.fault(row, name, f'"{cell}" is neither 0 nor 1, which a column among several targets has')
+        having = numbers.count(1)
+        if not 3 <= having <= len(numbers) - 3:
+            raise BenchError(
+                f'{table.path}: column "{name}" has 1 in {having} of {len(numbers)} rows; a label needs at least '
+                "3 rows with it and 3 without it, to train, to validate and to test"
+            )
+        columns.append(numbers)
+    return list(settings.targets), np.array(columns, dtype=np.float32).T
+
+
+def _grouped(strata: Indices) -> Indices:
+    """Return strata, counted from 0, in which those of fewer than 3 rows are part of the largest."""
+    _, groups, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    groups[counts[groups] < 3] = counts.argmax()
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _targets(table: _Table, target: str, settings: _Settings) -> tuple[list[str], np.ndarray[Any, Any]]:
     """Return class names and class numbers; or, for regression, no names and the numbers themselves."""
-    cells = table.column(settings.target)
+    cells = table.column(target)
     for row, cell in enumerate(cells):
         if cell.lower() in MISSING:
-            raise table.fault(row, settings.target, "the target is missing; remove the row")
+            raise table.fault(row, target, "the target is missing; remove the row")
         if settings.regression and reading.number(cell, settings.decimal) is None:
-            hint = _hint(cell, settings.target)
-            raise table.fault(row, settings.target, f'"{cell}" is not a number, which regression = true needs{hint}')
+            hint = _hint(cell, target)
+            raise table.fault(row, target, f'"{cell}" is not a number, which regression = true needs{hint}')
     if settings.regression:
         numbers = [reading.number(cell, settings.decimal) for cell in cells]
-        _check_sizes(table, settings.target, numbers)
+        _check_sizes(table, target, numbers)
         return [], np.array(numbers, dtype=np.float64)
     chosen = reading.spellings(cells, settings.decimal)
-    table.remarks.append(reading.on_spellings(settings.target, chosen))
+    table.remarks.append(reading.on_spellings(target, chosen))
     sizes = {name: reading.size(name, settings.decimal) for name in chosen.values()}
     # Classes that are all numbers are ordered by size, others by name.
     as_numbers = None not in sizes.values()
     names = sorted(sizes, key=lambda name: (sizes[name] or 0.0 if as_numbers else 0.0, name))
     if len(names) < 2:
-        raise BenchError(f'{table.path}: column "{settings.target}" has one class only, "{names[0]}"')
+        raise BenchError(f'{table.path}: column "{target}" has one class only, "{names[0]}"')
     # Classes with fewer than three rows on average: most likely the column is a number to predict.
     if len(names) > len(cells) // 3:
-        hint = _hint(cells[0], settings.target)
+        hint = _hint(cells[0], target)
         hint = f'; "{cells[0]}" is not a number{hint}' if hint else ""
         raise BenchError(
-            f'{table.path}: column "{settings.target}" has {len(names)} different values in {len(cells)} rows, too '
+            f'{table.path}: column "{target}" has {len(names)} different values in {len(cells)} rows, too '
             f"many for classes; if it is a number to predict, set task.regression = true{hint}"
         )
     number_of = {name: number for number, name in enumerate(names)}

@@ -17,7 +17,7 @@ from bench.data.datasets import FileSignature, signature
 from bench.data.splits import Split
 from bench.data.user_files import TestShare, hold_out
 from bench.tasks.images import Augment, ImageTask, MixupAlpha
-from bench.tasks.scores import ClassWeights, Scored, ScoreName
+from bench.tasks.scores import ClassWeights, ReportName, Scored, ScoreName
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -61,7 +61,7 @@ class ImageFolder(Scored, ImageTask):
         augment: Augment = "basic",
         mixup: MixupAlpha = 0.0,
         metric: ScoreName | None = None,
-        report: list[ScoreName] = [],  # noqa: B006 - never changed
+        report: list[ReportName] = [],  # noqa: B006 - never changed
         class_weights: ClassWeights = "none",
     ) -> None:
         self.root, self.size, self.channels = Path(path), size, channels

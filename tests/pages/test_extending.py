@@ -80,6 +80,20 @@ def test_the_metric_is_what_is_chosen_and_compared_by(mine: Path) -> None:
     assert "test macro F1 (%)" in Path("results/f1/tables/results.md").read_text()
 
 
+@pytest.mark.slow
+def test_pixels_are_learned_and_scored(mine: Path) -> None:
+    experiment = FILES["extended.toml"].replace('"tumours.py"', '"shapes.py"').replace("epochs = 3", "epochs = 4")
+    Path("pixels.toml").write_text(experiment.replace("breast_cancer", "shapes").replace('"mlp"', '"fcn"'))
+    command = [sys.executable, "-m", "bench", "run", "pixels.toml", "--only", "rmsprop", "--only", "sam"]
+    done = prefork.run(command, cwd=mine, env=os.environ | {prefork.WITHOUT_REPORT: "yes"})
+    assert done.returncode == 0, done.stderr
+    records = pd.read_csv("results/pixels/records.csv")
+    done_runs = records[records["status"] == "done"]
+    assert len(done_runs) == 4
+    assert done_runs["test_miou"].between(0.6, 1).all()
+    assert "test mean IoU (%)" in Path("results/pixels/tables/results.md").read_text()
+
+
 def test_the_variant_ascends_as_its_formula_says(mine: Path) -> None:
     registry.load_plugin(Path("fisher_sam.py"))
     model = nn.Linear(3, 1, bias=False, dtype=torch.float64)

@@ -11,6 +11,7 @@ from bench.analysis.tables import (
     bases,
     budgets,
     by_task,
+    classes,
     hyperparameters,
     main,
     published,
@@ -27,8 +28,8 @@ def build(study: Study) -> list[Table]:
 
     "tasks" (of several tasks), "results", "losses", "cost", "budgets" and "statistics" (of several optimizers), "bases"
     (if methods wrap more than one), "target" (if there is a target), "tuning" (if that was a phase of its own), "sweep"
-    (if anything is swept), "sharpness" (if it was measured), "published-STYLE" (of tables that the experiment's file
-    names) and "hyperparameters".
+    (if anything is swept), "classes" (if a task reports them), "sharpness" (if it was measured), "published-STYLE" (of
+    tables that the experiment's file names) and "hyperparameters".
 
     Unfinished experiments give tables of the finished runs: incomplete rows carry a dagger and a footnote.
     """
@@ -45,6 +46,7 @@ def build(study: Study) -> list[Table]:
         tables.append(tuning.table(study))
     if study.meta["sweeps"]:
         tables.append(main.sweep(study))
+    tables += classes.tables(study)
     return [*tables, *sharpness.tables(study), *published.own_tables(study), hyperparameters.table(study)]
 
 
