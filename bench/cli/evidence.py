@@ -162,7 +162,8 @@ def check(archive: Path, unpack: Path | None) -> None:
         archives.write_files(checked.files, unpack / checked.name)
     show(checked.tables, terminal.console())
     print(
-        f"{archive}: {len(checked.files)} files are as exported; {len(checked.same)} tables are the same, byte for byte"
+        f"{archive}: as exported: {counted(len(checked.files), 'file')}; the same, byte for byte: "
+        f"{counted(len(checked.same), 'table')}"
     )
     if unpack is not None:
         print(f"unpacked to {unpack / checked.name}")

@@ -315,14 +315,12 @@ def _in_order(records: pd.DataFrame, meta: Meta) -> pd.DataFrame:
     untuned = selection.phased(meta).get("untuned", [])
     # `bench run` lists final runs of tuned optimizers last, since they are planned after the choice.
     later = (records["phase"] == "final") & ~records["optimizer"].isin(untuned)
-    first = records["part"].map(lambda part: part if part >= 0 else 10**6)
     order = records.assign(
         _later=later,
         _condition=records["condition"].map({name: place for place, name in enumerate(conditions(meta))}),
         _label=records["optimizer"].map({name: place for place, name in enumerate(meta["labels"])}),
         # Configurations in the order in which they first come.
         _config=pd.factorize(pd.Series(list(zip(records["optimizer"], records["config"], strict=True))))[0],
-        _first=first,
     )
     order = order.sort_values(["_later", "_condition", "_label", "_config", "seed"], kind="stable")
     return order.drop(columns=[name for name in order if str(name).startswith("_")]).reset_index(drop=True)

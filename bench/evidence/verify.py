@@ -179,7 +179,8 @@ def _first_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[int | None,
     epoch = _first(other.index[other.any(axis=1)])
     recorded, here = ({name: side[name].to_dict()[epoch] for name in numbers} for side in (a, b))
     names = [name for name in numbers if other.loc[epoch, name]]
-    worst = max(names, key=lambda name: abs(recorded[name] - here[name]))
+    # A number that only one side has is the worst of all: NaN is larger than nothing.
+    worst = max(names, key=lambda name: np.nan_to_num(abs(recorded[name] - here[name]), nan=np.inf))
     apart = f"{worst} recorded {recorded[worst]!r}, here {here[worst]!r}"
     return epoch, [f"curve: from epoch {epoch} on, {len(names)} of {len(numbers)} numbers there; {apart}"]
 

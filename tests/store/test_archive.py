@@ -153,7 +153,7 @@ def test_a_committed_result_set_is_exported_checked_tabulated_and_unpacked(
     said = bench("check", exported, "--unpack", tmp_path / "there")
     assert said.status == 0, said.err
     assert "asam (rho=2)" in said.out
-    assert "tables are the same, byte for byte" in said.out
+    assert "; the same, byte for byte: " in said.out
     folder = tmp_path / "there" / "digits_noise"
     assert (folder / "records.csv").read_bytes() == (ROOT / "results/digits_noise/records.csv").read_bytes()
     assert bench("table", "digits_noise", "--out", tmp_path / "there").status == 0

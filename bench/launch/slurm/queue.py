@@ -120,8 +120,8 @@ def cluster() -> Cluster:
     return Cluster(
         name=config.get("ClusterName", ""),
         private="jobs" in config.get("PrivateData", "").split(","),
-        # 1000 if the size is not shown: SLURM's default of MaxArraySize is 1001.
-        max_array_size=max(1, int(size) - 1) if size.isdecimal() else 1000,
+        # Jobs are counted from 0, and MaxArraySize is one above the largest number. SLURM's default is 1001.
+        max_array_size=max(1, int(size)) if size.isdecimal() else 1001,
     )
 
 

@@ -178,7 +178,7 @@ def test_wrong_flags_are_one_message_before_anything_starts(
 FAKE = """#!/bin/sh
 case "$(basename "$0")" in
   squeue) cat "{folder}/queue" 2> /dev/null || true ;;
-  scontrol) echo "MaxArraySize            = 3" ;;
+  scontrol) echo "MaxArraySize            = 2" ;;
   sacct) cat "{folder}/accounts" ;;
   sbatch) echo "$*" >> "{folder}/calls"; [ -e "{folder}/full" ] && {{ echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; }}
     n=$(wc -l < "{folder}/calls"); [ "$n" = 2 ] && touch "{folder}/full"; echo "Submitted batch job $n" ;;
