@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import gzip
+import io
 import json
 import os
 import shutil
@@ -246,6 +247,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_idx(folder / "FashionMNIST" / "raw", {"train": 60, "t10k": 20}, random)
     write_images(folder / "images", ("cat", "dog", "owl"), 20, random)
     write_table(folder / "table.csv", 60, random)
+    pixels = random.randint(256, size=(72, 12, 12, 3)).astype(np.uint8)
+    kinds = np.arange(72) % 3
+    np.savez(folder / "arrays.npz", x_train=pixels[12:], y_train=kinds[12:], x_test=pixels[:12], y_test=kinds[:12])
+    write_svhn(folder / "torchvision", {"train": 60, "test": 20}, random)
+    write_eurosat(folder / "torchvision", 6, random)
+    write_parquet(folder / "pictures", {"train": 60, "test": 12}, random)
     return folder
 
 
@@ -267,7 +274,9 @@ def build_task(tiny_data: Path) -> Iterator[Callable[[str], Any]]:
         unverified = {"allow_unverified_data": True} if "allow_unverified_data" in entry.schema.model_fields else {}
         own = {
             "image_folder": {"path": str(tiny_data / "images")},
+            "arrays": {"path": str(tiny_data / "arrays.npz")},
             "csv": {"path": str(tiny_data / "table.csv"), "target": "kind"},
+            "hf_dataset": {"path": str(tiny_data / "pictures"), "image": "image"},
         }
         return entry.build(**unverified, **own.get(name, {}))
 
@@ -317,6 +326,42 @@ def write_images(folder: Path, classes: tuple[str, ...], count: int, random: np.
             Image.fromarray(random.randint(256, size=(12, 12, 3)).astype(np.uint8)).save(
                 folder / name / f"{number}.png"
             )
+
+
+def write_parquet(folder: Path, counts: dict[str, int], random: np.random.RandomState) -> None:
+    """A Parquet file per split, as the hub has them, with colour images of 12x12 and a kind that is one of three."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    for split, count in counts.items():
+        rows = []
+        for number in range(count):
+            file = io.BytesIO()
+            Image.fromarray(random.randint(256, size=(12, 12, 3)).astype(np.uint8)).save(file, "png")
+            rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": "abc"[number % 3]})
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+
+
+def write_svhn(root: Path, counts: dict[str, int], random: np.random.RandomState) -> None:
+    """Files as SVHN's: pixels (32, 32, 3, N) and labels (N, 1), the digits in turn, of which 0 is 10 there."""
+    from scipy.io import savemat
+
+    root.mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        pixels = random.randint(256, size=(32, 32, 3, count)).astype(np.uint8)
+        labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
+        savemat(root / f"{split}_32x32.mat", {"X": pixels, "y": labels})
+
+
+def write_eurosat(root: Path, count: int, random: np.random.RandomState) -> None:
+    """Folders as EuroSAT's: `count` images of 64x64 for each of ten classes."""
+    for number in range(10):
+        folder = root / "eurosat" / "2750" / f"Land{number}"
+        folder.mkdir(parents=True)
+        for image in range(count):
+            pixels = random.randint(256, size=(64, 64, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"Land{number}_{image + 1}.jpg")
 
 
 def write_table(path: Path, rows: int, random: np.random.RandomState) -> None:

@@ -28,7 +28,8 @@ FOLDERS = {
     "launch": ("core", "store", "data", "tasks", "config", "training", "train", "distributed", "sinks"),
     "analysis": ("core", "store"),
     "evidence": ("core", "store", "optim", "data", "tasks", "config", "training", "train", "launch", "analysis"),
-    "cli": ("core", "store", "data", "config", "launch", "analysis", "evidence", "sinks"),
+    "doctor": ("core", "store", "data", "tasks", "models", "training", "config", "launch"),
+    "cli": ("core", "store", "data", "config", "launch", "analysis", "evidence", "sinks", "doctor"),
     "__main__": ("cli",),
     "": ("core", "optim", "data", "tasks", "launch"),
 }

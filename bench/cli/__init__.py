@@ -15,8 +15,10 @@ import click
 from bench.cli import atlas, clean, evidence, options
 from bench.cli import run as cli_run
 from bench.cli import status as cli_status
+from bench.cli.doctor import doctor
 from bench.cli.new import new
 from bench.cli.sync import sync
+from bench.cli.watch import watch
 from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from bench.analysis.study import Study
     from bench.core.meta import Meta
     from bench.core.registry import Entry
-    from bench.store.run_folder import Status
 
 
 class _Commands(click.Group):
@@ -88,6 +89,8 @@ cli.add_command(cli_run.cancel)
 cli.add_command(clean.clean)
 cli.add_command(atlas.atlas)
 cli.add_command(sync)
+cli.add_command(doctor)
+cli.add_command(watch)
 EVIDENCE = (
     *(evidence.verify, evidence.measure, evidence.diff, evidence.merge),
     *(evidence.export, evidence.check),
@@ -129,28 +132,12 @@ def prepare(experiment: str, overrides: tuple[str, ...]) -> None:
 @options.out
 def status(experiment: str, overrides: tuple[str, ...], results_name: str | None, seeds: int | None, out: Path) -> None:
     """Show the status of every run of an experiment."""
-    from collections import Counter
-
-    from rich.table import Table
-
     from bench.launch.run import plan as make
     from bench.store.run_folder import reason_in
 
     plan = make(experiment, out=out, overrides=overrides, seeds=seeds, results_name=results_name)
-    states: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
-    table = Table("optimizer", *states, box=None)
-    # Final runs whose setting is not chosen yet have no run_id to look up: they count as missing.
-    waiting = Counter(("final", run.label) for run in plan.to_be_chosen)
-    for phase in ("tune", "final") if plan.experiment.phases else ("",):
-        for label in plan.experiment.labels:
-            # A set, because one run may stand at several places.
-            runs = {run.spec.run_id for run in plan.experiment.runs if (run.phase, run.label) == (phase, label)}
-            counts = Counter(plan.statuses[run_id] for run_id in runs)
-            counts["missing"] += waiting[phase, label]
-            if counts.total():
-                table.add_row(f"{phase} {label}".strip(), *(str(counts[state] or "·") for state in states))
     console = terminal.console()
-    console.print(table)
+    console.print(cli_status.counts(plan, plan.statuses))
     for run in plan.experiment.runs:
         if plan.statuses[run.spec.run_id] == "failed":
             error = reason_in(plan.store.run(run.spec.run_id).error() or "")

@@ -56,6 +56,7 @@ class _Finite(click.FloatRange):
 NUMBER = _Finite()
 NOT_NEGATIVE = _Finite(min=0)
 POSITIVE = _Finite(min=0, min_open=True)
+SECONDS = _Finite(min=0.1, max=86_400)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 AT_ONCE = click.IntRange(min=1, max=MOST_AT_ONCE)
 

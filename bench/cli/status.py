@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bench.core.errors import BenchError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from bench.launch.plan import Plan
+    from bench.store.run_folder import Status
+
+STATES: tuple[Status, ...] = ("done", "running", "partial", "missing", "diverged", "failed")
+"""The columns of the table of `bench status`, in their order."""
 
 
 def tell_plan(plan: Plan, console: Console) -> None:
@@ -55,6 +62,30 @@ def print_runs(plan: Plan) -> None:
         print(f"{NO_ID}  {run.name}, setting to be chosen: {counted(plan.passes[run.spec.run_id], 'pass')}")
     if open_:
         print('train.compile = "auto": a measurement before the first run decides whether runs are compiled')
+
+
+def counts(plan: Plan, statuses: Mapping[str, Status]) -> Table:
+    """Return how many runs of every optimizer are in which state, phase by phase.
+
+    Args:
+        statuses: by run_id, of every run of the plan.
+    """
+    from rich.table import Table
+
+    table = Table("optimizer", *STATES, box=None)
+    # Final runs whose setting is not chosen yet have no run_id to look up: they count as missing.
+    waiting = Counter(("final", run.label) for run in plan.to_be_chosen)
+    ids: dict[tuple[str, str], set[str]] = {}
+    for run_id, run in zip(plan.ids, plan.experiment.runs, strict=True):
+        # A set, because one run may stand at several places.
+        ids.setdefault((run.phase, run.label), set()).add(run_id)
+    for phase in ("tune", "final") if plan.experiment.phases else ("",):
+        for label in plan.experiment.labels:
+            count = Counter(statuses[run_id] for run_id in ids.get((phase, label), ()))
+            count["missing"] += waiting[phase, label]
+            if count.total():
+                table.add_row(f"{phase} {label}".strip(), *(str(count[state] or "·") for state in STATES))
+    return table
 
 
 def show_running(plan: Plan, console: Console) -> None:

@@ -265,7 +265,9 @@ class Resolver(OptimizerResolver):
 
     def reads(self, task: ComponentSpec, model: ComponentSpec) -> None:
         """Check that models that read text get texts, and that other models do not."""
-        has_text = getattr(tasks[task.name].factory, "text", False)
+        factory = tasks[task.name].factory
+        # Of a task that may be of texts or of images its settings tell.
+        has_text = factory.is_text(task.params) if hasattr(factory, "is_text") else getattr(factory, "text", False)
         if has_text == (models[model.name].tokenizer is not None):
             return
         reading = ", ".join(entry.name for entry in models if entry.tokenizer)
@@ -292,7 +294,8 @@ class Resolver(OptimizerResolver):
             return None
         params = checked.model_dump()
         try:
-            if hasattr(registry[name].factory, "files"):  # a task of the user's own
+            # A task of the user's own files; one that may have data of the hub instead has no path then.
+            if hasattr(registry[name].factory, "files") and params["path"] is not None:
                 # Relative to the experiment file, not to the folder that `bench` is called from.
                 params["path"] = str(self.path.parent.joinpath(expanded(Path(params["path"]))).resolve())
             user_files_sha256(registry[name].factory, params)

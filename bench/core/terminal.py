@@ -31,6 +31,15 @@ SPELLED = {
     "’": "'",
     "ρ": "rho",
     "→": "->",
+    # Of a sparkline, from low to high.
+    "▁": "_",
+    "▂": ".",
+    "▃": "-",
+    "▄": "~",
+    "▅": "=",
+    "▆": "+",
+    "▇": "*",
+    "█": "#",
 }
 """ASCII replacements for this package's own signs, for encodings without them."""
 

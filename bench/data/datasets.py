@@ -55,9 +55,22 @@ class Dataset:
     downloads: tuple[Download, ...]
     by_hand: str = ""
 
+    def folders(self) -> list[Path]:
+        """Return the folders in which it is looked for, in this order."""
+        return [data_folder() / folder for folder in (self.folder, *self.elsewhere)]
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return the names of the files that are not in a folder.
+
+        Raises:
+            BenchError: the folder cannot be read.
+        """
+        with _reading(folder):
+            return [name for name in self.files if not _on_disk(folder / name).is_file()]
+
     def is_there(self) -> bool:
         """Return whether all files are on this machine, without checking their content."""
-        return any(not self._missing(folder) for folder in self._folders())
+        return any(not self.missing(folder) for folder in self.folders())
 
     def paths(self) -> list[Path]:
         """Return the files in the order of `files`, from the first folder that has them all.
@@ -65,8 +78,8 @@ class Dataset:
         Raises:
             BenchError: no folder has all files; the message says what to put where.
         """
-        for folder in self._folders():
-            if not self._missing(folder):
+        for folder in self.folders():
+            if not self.missing(folder):
                 return [_on_disk(folder / name) for name in self.files]
         raise self.absent(self._remedy())
 
@@ -118,13 +131,6 @@ class Dataset:
     @property
     def _is_archive(self) -> bool:
         return bool(self.downloads) and self.downloads[0].name.endswith(".tar.gz")
-
-    def _folders(self) -> list[Path]:
-        return [data_folder() / folder for folder in (self.folder, *self.elsewhere)]
-
-    def _missing(self, folder: Path) -> list[str]:
-        with _reading(folder):
-            return [name for name in self.files if not _on_disk(folder / name).is_file()]
 
     def _unofficial(self) -> list[str]:
         """Return one line for each file that is not the official one."""
@@ -179,8 +185,8 @@ class Dataset:
     def absent(self, reason: str) -> NotPrepared:
         """Return the error that says that files are missing: where, why, and what to put where."""
         root = data_folder()
-        partly = [folder for folder in self._folders() if 0 < len(self._missing(folder)) < len(self.files)]
-        where = f"in {partly[0]} without {', '.join(self._missing(partly[0]))}" if partly else f"not in {root}"
+        partly = [folder for folder in self.folders() if 0 < len(self.missing(folder)) < len(self.files)]
+        where = f"in {partly[0]} without {', '.join(self.missing(partly[0]))}" if partly else f"not in {root}"
         folder = root if self._is_archive else root / self.folder
         files = [f"{folder / wanted.name}\n    from {wanted.urls[0]}" for wanted in self.downloads]
         if not files:
@@ -242,9 +248,9 @@ def user_files_sha256(factory: Callable[..., Any], params: Mapping[str, Any]) ->
     Raises:
         BenchError: there is nothing at `path`, or a file cannot be read.
     """
-    # Only tasks with a user's own files have the class method `files`.
+    # Only tasks with a user's own files have the class method `files`; theirs may be data of the hub instead.
     files = getattr(factory, "files", None)
-    if files is None:
+    if files is None or params["path"] is None:
         return None
     root = Path(params["path"])
     return _files_digest(root, tuple(map(signature, files(root))))

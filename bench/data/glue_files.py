@@ -21,6 +21,7 @@ import torch
 from bench.core.errors import BenchError, nearest
 from bench.data.datasets import Dataset, content, content_sha256, damaged, data_folder, locked, remembered
 from bench.data.download import writing
+from bench.data.hub import hub_splits
 from bench.data.splits import Split
 from bench.data.tokens import Texts
 from bench.store.run_folder import to_json
@@ -29,7 +30,6 @@ REPOSITORY = "nyu-mll/glue"
 """GLUE on the hub."""
 
 ZIPS = "https://dl.fbaipublicfiles.com/glue/data/"
-SECONDS_TO_ANSWER = 10.0
 ORIGIN = "origin.json"
 
 HIGHEST = 5.0
@@ -315,25 +315,7 @@ class GlueFiles:
 
 def _hub_splits(name: str) -> tuple[Mapping[str, Any], str]:
     """Return the hub's splits of a task and their revision, or raise; offline, those that `datasets` has cached."""
-    import datasets
-    import huggingface_hub
-
-    unreachable, before = None, datasets.config.HF_HUB_OFFLINE
-    try:
-        # Asked first, and once: `datasets` itself would go on trying for half a minute without a network.
-        address = huggingface_hub.hf_hub_url(REPOSITORY, "README.md", repo_type="dataset")
-        huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS_TO_ANSWER)
-    except Exception as error:
-        unreachable = error
-        datasets.config.HF_HUB_OFFLINE = True
-    try:
-        builder = datasets.load_dataset_builder(REPOSITORY, name)
-        builder.download_and_prepare()
-        return builder.as_dataset(), str(builder.hash)
-    except Exception as error:
-        raise (unreachable or error) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+    return hub_splits(REPOSITORY, name)
 
 
 def _lines(path: Path) -> Iterator[str]:

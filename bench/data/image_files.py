@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,26 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 Scale = tuple[float, float]  # the values that become 0 and 255
 
 
-def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: bool) -> torch.Tensor:
+@dataclass(frozen=True)
+class Encoded:
+    """An image file that lies inside another file, as in a column of a table.
+
+    Attributes:
+        where: names it in messages.
+        content: gives its bytes.
+    """
+
+    where: str
+    content: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.where
+
+
+Source = Path | Encoded
+
+
+def read(paths: Sequence[Source], train: int, shape: tuple[int, int, int], *, fit: bool) -> torch.Tensor:
     """Return the pixels of images as (N, H, W, C) uint8.
 
     Images of more than 8 bits per pixel are scaled alike: from the darkest pixel of the training images to their
@@ -60,25 +82,46 @@ def read(paths: list[Path], train: int, shape: tuple[int, int, int], *, fit: boo
     return pixels
 
 
-def size(path: Path) -> tuple[int, int]:
+def statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and deviation, in pixels of 0..1, from whole numbers: the same on every machine.
+
+    Args:
+        pixels: (N, H, W, C) uint8.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in pixels.unbind(-1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean.item())
+        # A channel of one value has the deviation 0, by which nothing can be divided.
+        deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def size(path: Source) -> tuple[int, int]:
     """Return height and width of an image after its EXIF rotation.
 
     Raises:
         BenchError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_file(path)) as image:
             width, height = ImageOps.exif_transpose(image).size
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     return height, width
 
 
-def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
+def _file(source: Source) -> Path | io.BytesIO:
+    return source if isinstance(source, Path) else io.BytesIO(source.content())
+
+
+def _open(path: Source, shape: tuple[int, int, int], fit: bool) -> Image.Image:
     """Return an image of the right size: in grey or colour, or in mode DEEP."""
     channels, height, width = shape
     try:
-        with Image.open(path) as file:
+        with Image.open(_file(path)) as file:
             # The rotation comes before the size is compared, because it may swap height and width.
             image = ImageOps.exif_transpose(file)
             # Pillow's modes of more than 8 bits: F, I and its variants such as I;16.
@@ -91,7 +134,7 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
     if image.mode == DEEP and not np.isfinite(np.asarray(image)).all():
         raise BenchError(f"{path} has pixels that are not finite; write 0 there, or remove the image")
     if fit:
-        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return fitted(image, height, width)
     if image.size != (width, height):
         raise BenchError(
             f"{path} has {image.width}x{image.height} pixels, others {width}x{height}; set one size "
@@ -100,9 +143,14 @@ def _open(path: Path, shape: tuple[int, int, int], fit: bool) -> Image.Image:
     return image
 
 
-def _is_cut(path: Path) -> bool:
+def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return an image scaled until its shorter side fits, and its middle cut out."""
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _is_cut(path: Source) -> bool:
     """Return whether Pillow reads only the upper 8 of an image's 16 bits per colour; its grey ones it reads in full."""
-    with Image.open(path) as file:
+    with Image.open(_file(path)) as file:
         # Pillow tells the decoder how the file holds its numbers: "RGB;16B" (PNG, TIFF), or ("RGB", 65535) (PPM).
         how = [args if isinstance(args := tile.args, tuple) else (args,) for tile in getattr(file, "tile", [])]
         deep = (";16" in str(args[0]) or (file.format == "PPM" and args[-1] == 65535) for args in how)
@@ -123,7 +171,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image if least == most else Image.alpha_composite(Image.new("RGBA", seen.size, GROUND), seen)
 
 
-def _range(paths: list[Path], shape: tuple[int, int, int], fit: bool) -> Scale:
+def _range(paths: Sequence[Source], shape: tuple[int, int, int], fit: bool) -> Scale:
     # All training images are read once more for this: no pixel can be scaled before the range is known.
     lowest, highest = np.inf, -np.inf
     for path in paths:
@@ -146,11 +194,11 @@ def _bytes(image: Image.Image, channels: int, scale: Scale | None) -> np.ndarray
     return values.reshape(image.height, image.width, channels)
 
 
-def _unreadable(path: Path, error: Exception) -> BenchError:
+def _unreadable(path: Source, error: Exception) -> BenchError:
     return BenchError(f"{path} cannot be read as an image: {error}")
 
 
-def _mixed(path: Path, first: Path, *, first_is_deep: bool) -> BenchError:
+def _mixed(path: Source, first: Source, *, first_is_deep: bool) -> BenchError:
     deep, shallow = (first, path) if first_is_deep else (path, first)
     return BenchError(
         f"{deep} has more than 8 bits a pixel and {shallow} has 8, so one of them would be much too dark or too light; "

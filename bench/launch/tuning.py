@@ -15,7 +15,7 @@ from bench.core.errors import BenchError, shown
 from bench.core.experiment import Experiment, Place, PlannedRun
 from bench.core.meta import MetricMeta, Superseded
 from bench.store import collecting
-from bench.store.collecting import NOTHING, Held
+from bench.store.collecting import NOTHING, Found, Held
 from bench.store.run_folder import FINISHED, Store, read_json, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -88,9 +88,12 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     held = collecting.held(store) if held is None else held
     runs = experiment.tuning
     # Nothing has run yet, so there is nothing to compare.
-    if not (store.present() or held.rows):
+    there = store.present()
+    if not (there or held.rows):
         return Choices(history=history)
-    frame = selection.candidates(_validation(runs, store, held, experiment.metric["key"]), experiment.metric)
+    # whole=False: status and metrics are enough, curves are not read.
+    looked = {run.spec.run_id: collecting.look(store.run(run.spec.run_id), held, there, whole=False) for run in runs}
+    frame = selection.candidates(validation(runs, looked, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
     for _, group in frame.groupby(level=["condition", "optimizer"], sort=False):
@@ -161,17 +164,21 @@ def _history(path: Path) -> list[dict[str, Any]]:
 # ---- parts ---------------------------------------------------------------------------------------------------
 
 
-def _validation(runs: Iterable[PlannedRun], store: Store, held: Held, key: str) -> pd.DataFrame:
-    """Return every tuning run's status and validation numbers."""
+def validation(runs: Iterable[PlannedRun], looked: Mapping[str, Found], key: str) -> pd.DataFrame:
+    """Return every run's status and validation numbers, as `selection.candidates` takes them.
+
+    Args:
+        looked: what there is of every run, by run_id.
+        key: of the metric.
+    """
     import pandas as pd
 
-    there, rows = store.present(), []
+    rows = []
     for run in runs:
-        # whole=False: status and metrics are enough, curves are not read.
-        looked = collecting.look(store.run(run.spec.run_id), held, there, whole=False)
-        of_val = {name: looked.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
+        found = looked[run.spec.run_id]
+        of_val = {name: found.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
         place = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
-        rows.append({**place, "status": looked.status, **of_val})
+        rows.append({**place, "status": found.status, **of_val})
     return pd.DataFrame(rows)
 
 

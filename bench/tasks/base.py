@@ -69,6 +69,8 @@ class Task(ABC):
     A task of a user's own files has a setting `path`, relative to the experiment file, and a class method `files(path)`
     that lists what it reads from there: their content, and not where they are, is then part of a run's identity.
 
+    A task that is of texts or not, as its settings say, has a class method `is_text(params)`.
+
     Attributes:
         num_outputs: size of the model's output (classes; 1 for regression; 0 where it is the model's vocabulary).
         input_shape: shape of one example as the model sees it; () for texts.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bench.core.errors import BenchError, counted
 from bench.core.registry import register_task
-from bench.data import image_files
+from bench.data import image_files, pixel_cache
 from bench.data.datasets import FileSignature, signature
 from bench.data.splits import Split
 from bench.data.user_files import TestShare, hold_out
@@ -99,7 +99,7 @@ class ImageFolder(Scored, ImageTask):
         pixels = _read(tuple(signature(path) for path, _ in items), count, self.input_shape, self.size is not None)
         targets = torch.tensor([number for _, number in items])
         # Known from here on: `model_inputs` is called only after `load`.
-        self.mean, self.std = _statistics(pixels[:count])
+        self.mean, self.std = image_files.statistics(pixels[:count])
         return Split(pixels[:count], targets[:count]), Split(pixels[count:], targets[count:])
 
     def train_examples(self) -> int:
@@ -151,17 +151,7 @@ def _items(root: Path, names: list[str]) -> list[Item]:
 
 @functools.lru_cache(maxsize=2)
 def _read(signatures: tuple[FileSignature, ...], train: int, shape: tuple[int, int, int], fit: bool) -> torch.Tensor:
-    return image_files.read([path for path, _, _ in signatures], train, shape, fit=fit)
-
-
-def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and deviation, in pixels of 0..1, from whole numbers: the same on every machine."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means, deviations = [], []
-    for channel in pixels.unbind(-1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean = (share * values).sum()
-        means.append(mean.item())
-        # A channel of one value has the deviation 0, by which nothing can be divided.
-        deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
-    return tuple(means), tuple(deviations)
+    paths = [path for path, _, _ in signatures]
+    return pixel_cache.kept(
+        len(paths), shape, (signatures, train, fit), lambda: image_files.read(paths, train, shape, fit=fit)
+    )

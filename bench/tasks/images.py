@@ -93,7 +93,8 @@ class ImageTask(Task):
     def _normalise(self, images: Tensor) -> Tensor:
         _, height, width, _ = images.shape
         scale, shift = _scale_and_shift(self.mean, self.std, height, width, images.device)
-        return images.float().mul_(scale).add_(shift)  # converting first: kernels of one dtype are the fast ones
+        # Converting first: kernels of one dtype are the fast ones. A copy, where images of a user's own are floats.
+        return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
 
 class PublishedImages(ImageTask):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -195,6 +195,7 @@ ScoreName = Literal[
 ReportName = ScoreName | Literal["per_class"]
 PER_CLASS = "per_class"
 ClassWeights = Literal["none", "balanced"]
+WEIGHED = "cross-entropy (nats), every class weighing the same"
 
 
 class Scored(Task):
@@ -202,11 +203,11 @@ class Scored(Task):
 
     Attributes:
         unit: what 1 is, of the numbers that the model predicts, in the units of the data.
-        class_names: of the classes, or of the labels, in the order of the model's outputs.
+        class_names: of the classes, or of the labels, in the order of the model's outputs. Default: their numbers.
     """
 
     unit = 1.0
-    class_names: list[str]
+    class_names: Sequence[str] = ()
     per_class = False
     _weights: Tensor | None = None
 
@@ -252,7 +253,7 @@ class Scored(Task):
         from sklearn.metrics import f1_score, recall_score
 
         # Other characters are no part of a metric's name in the tools that runs are logged to.
-        names = [re.sub(r"[^\w .:/-]", "_", name) for name in self.class_names]
+        names = [re.sub(r"[^\w .:/-]", "_", name) for name in self.class_names or map(str, range(self.num_outputs))]
         if self.multi_label:
             labels, found = _arrays(true, given >= 0.5)
             values = f1_score(labels, found, average=None, zero_division=0.0)
@@ -280,7 +281,7 @@ class Scored(Task):
         if weights == "balanced":
             counts = targets.bincount(minlength=self.num_outputs)
             self._weights = (len(targets) / (self.num_outputs * counts.clamp(min=1))).float()
-            self.loss_name = "cross-entropy (nats), every class weighing the same"
+            self.loss_name = WEIGHED
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.multi_label:

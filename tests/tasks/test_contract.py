@@ -32,7 +32,11 @@ PLAIN, NOISY = DataSettings(), DataSettings(label_noise=0.3)
 
 
 TASKS = [entry.name for entry in registry.tasks if not entry.members and not getattr(entry.factory, "text", False)]
-"""Those that give tensors; tests of GLUE and of text_lm are their own, since texts become tensors by a tokenizer."""
+TASKS += ["torchvision/svhn", "torchvision/eurosat"]
+"""Those that give tensors; tests of GLUE and of text_lm are their own, since texts become tensors by a tokenizer.
+
+Of torchvision's data sets the two of one size, with a test set and without; all five have tests of their own.
+"""
 
 
 @pytest.fixture(scope="module", params=TASKS)

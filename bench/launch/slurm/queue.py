@@ -108,13 +108,16 @@ def call(command: Sequence[str], seconds: float = 120) -> str:
     return done.stdout
 
 
-def cluster() -> Cluster:
+def cluster(seconds: float = 120) -> Cluster:
     """Ask the controller which cluster this is.
+
+    Args:
+        seconds: after which it counts as not answering.
 
     Raises:
         BenchError: there is no SLURM here, or it does not answer.
     """
-    pairs = (line.partition("=") for line in call(["scontrol", "show", "config"]).splitlines())
+    pairs = (line.partition("=") for line in call(["scontrol", "show", "config"], seconds).splitlines())
     config = {key.strip(): value.strip() for key, _, value in pairs}
     size = config.get("MaxArraySize", "")
     return Cluster(

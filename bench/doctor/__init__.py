@@ -1,0 +1,1 @@
+"""`bench doctor`: what this machine can do for the suite, and what to do about each lack."""
