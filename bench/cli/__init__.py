@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from bench.cli import atlas, clean, evidence, options
+from bench.cli import atlas, clean, doctor, evidence, options, watch
 from bench.cli import run as cli_run
 from bench.cli import status as cli_status
-from bench.cli.doctor import doctor
 from bench.cli.new import new
 from bench.cli.sync import sync
-from bench.cli.watch import watch
 from bench.core import terminal
 from bench.core.errors import BenchError, nearest
 
@@ -89,8 +87,8 @@ cli.add_command(cli_run.cancel)
 cli.add_command(clean.clean)
 cli.add_command(atlas.atlas)
 cli.add_command(sync)
-cli.add_command(doctor)
-cli.add_command(watch)
+cli.add_command(doctor.doctor)
+cli.add_command(watch.watch)
 EVIDENCE = (
     *(evidence.verify, evidence.measure, evidence.diff, evidence.merge),
     *(evidence.export, evidence.check),

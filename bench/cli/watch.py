@@ -69,7 +69,7 @@ def watch(
         observer = Observer(resolved, Store(out / resolved.name))
         console = terminal.console()
         if once or not console.is_terminal:
-            console.print(picture(observer.look(), console))
+            console.print(picture(observer.look()))
         else:
             _follow(observer, console, every)
     except KeyboardInterrupt:
@@ -84,7 +84,7 @@ def _follow(observer: Observer, console: Console, every: float) -> None:
     with Live(console=console, auto_refresh=False) as shown:
         while True:
             overview = observer.look()
-            shown.update(picture(overview, console), refresh=True)
+            shown.update(picture(overview), refresh=True)
             if overview.over:
                 return
             time.sleep(every)
@@ -93,20 +93,21 @@ def _follow(observer: Observer, console: Console, every: float) -> None:
 # ---- the picture -----------------------------------------------------------------------------------------------
 
 
-def picture(overview: Overview, console: Console) -> RenderableType:
+def picture(overview: Overview) -> RenderableType:
     """Return everything that is shown of a moment."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [_head(overview)]
-    parts += [Text(), cli_status.counts(overview.plan, overview.statuses)]
-    parts += [Text(), _best(overview)] if overview.best else []
+    parts: list[RenderableType] = [*_head(overview), *_told(overview)]
     parts += [Text(), _running(overview)] if overview.running else []
-    parts += _told(overview)
+    parts += [Text(), _best(overview)] if overview.best else []
+    # The longest part, which a terminal may have no room for, comes last.
+    parts += [Text(), cli_status.counts(overview.plan, overview.statuses)]
     return Group(*parts)
 
 
-def _head(overview: Overview) -> RenderableType:
+def _head(overview: Overview) -> Iterator[RenderableType]:
+    """Yield how far the whole experiment is: a line of counts, and a line of times."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -114,21 +115,18 @@ def _head(overview: Overview) -> RenderableType:
     from bench.launch.estimate import duration
     from bench.store.run_folder import FINISHED
 
-    statuses = overview.statuses.values()
-    runs = len(statuses) + len({run.spec.run_id for run in overview.plan.to_be_chosen} - {*overview.statuses})
-    done = sum(status in FINISHED for status in statuses)
-    share = overview.passes_done / max(1, overview.passes)
-    first = Table.grid(padding=(0, 2))
-    left = "" if overview.over else f"about {duration(overview.left)} left" if overview.left else "time left unknown"
-    first.add_row(
+    done = sum(status in FINISHED for status in overview.statuses.values())
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
         Text(overview.plan.experiment.name, "bold"),
-        Text(f"{done} of {counted(runs, 'run')}"),
-        ProgressBar(total=1.0, completed=share, width=24),
+        Text(f"{done:,} of {counted(overview.runs, 'run')}"),
+        ProgressBar(total=1.0, completed=overview.passes_done / max(1, overview.passes), width=20),
         Text(f"{round(overview.passes_done):,} of {counted(overview.passes, 'pass')}"),
-        Text(f"{overview.seconds:,.0f} s of runs so far"),
-        Text(left, "cyan"),
     )
-    return first
+    yield line
+    left = f"about {duration(overview.left)} left" if overview.left else "time left unknown"
+    cost = f"{overview.seconds:,.0f} s spent on runs so far"
+    yield Text(cost if overview.over else f"{cost}, {left}", "cyan")
 
 
 def _best(overview: Overview) -> RenderableType:

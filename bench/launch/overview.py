@@ -63,6 +63,7 @@ class Overview:
 
     Attributes:
         statuses: by run_id.
+        runs: how many there are, with final runs whose settings are not chosen yet.
         passes_done: of all runs, those in progress too.
         seconds: time that runs have taken so far, summed over all of them.
         left: seconds until the last run ends, with as many at once as there are now; None where unknown.
@@ -73,6 +74,7 @@ class Overview:
 
     plan: Plan
     statuses: Mapping[str, Status]
+    runs: int
     running: list[Running]
     best: list[Best]
     passes_done: float
@@ -125,7 +127,11 @@ class Observer:
     def __init__(self, asked: Experiment, store: Store) -> None:
         self.asked, self.store = asked, store
         self._ended: dict[str, Found] = {}
+        self._runs: dict[str, PlannedRun] = {}
+        """Every run once, though several optimizers may share it."""
         self._kinds: dict[str, str] = {}
+        self._open: dict[str, str] = {}
+        """The kinds of final runs whose settings are not chosen yet."""
         self._fault: list[str] = []
         self._seen: list[tuple[int, int]] = []
         self._plan = self._bare()
@@ -154,7 +160,13 @@ class Observer:
             # The plan that was made before still holds; so does, at the beginning, that of the file alone.
             self._fault.append(str(error))
         self._ended = {run_id: found for run_id, found in self._ended.items() if not found.held}
-        self._kinds = {run_id: kind(run.spec) for run_id, run in self._runs().items()}
+        # All that takes a while for thousands of runs is done here, once, and not at every look.
+        self._runs = {}
+        for run_id, run in zip(self._plan.ids, self._plan.experiment.runs, strict=True):
+            self._runs.setdefault(run_id, run)
+        self._kinds = {run_id: kind(run.spec) for run_id, run in self._runs.items()}
+        open_ = {run.spec.run_id: run for run in self._plan.to_be_chosen}
+        self._open = {run_id: kind(run.spec) for run_id, run in open_.items() if run_id not in self._runs}
 
     def _planned(self) -> Plan:
         asked = compiling.as_decided(self.asked, self.store.folder)
@@ -170,17 +182,10 @@ class Observer:
     def _signatures(self) -> list[tuple[int, int]]:
         return [_signature(self.store, name) for name in DECIDING]
 
-    def _runs(self) -> dict[str, PlannedRun]:
-        """Return every run once, though several optimizers may share it."""
-        runs: dict[str, PlannedRun] = {}
-        for run_id, run in zip(self._plan.ids, self._plan.experiment.runs, strict=True):
-            runs.setdefault(run_id, run)
-        return runs
-
     # ---- how far they are --------------------------------------------------------------------------------------
 
     def _look(self) -> Overview:
-        runs, there, key = self._runs(), self.store.present(), self._plan.experiment.metric["key"]
+        runs, there, key = self._runs, self.store.present(), self._plan.experiment.metric["key"]
         looked = {run_id: self._found(run_id, there) for run_id in runs}
         statuses = {run_id: found.status for run_id, found in looked.items()}
         progress, running = _Progress(), []
@@ -188,12 +193,12 @@ class Observer:
             self._add(progress, run_id, run, looked[run_id])
             if statuses[run_id] == "running" and (now := live(self.store.run(run_id), key)):
                 running.append(Running(run, now, *_curve(self.store.run(run_id), key)))
-        waiting = [run for run in self._plan.to_be_chosen if run.spec.run_id not in runs]
-        for run in waiting:
-            progress.waiting[kind(run.spec)] += self._plan.passes[run.spec.run_id]
+        for run_id, name in self._open.items():
+            progress.waiting[name] += self._plan.passes[run_id]
         return Overview(
             plan=self._plan,
             statuses=statuses,
+            runs=len(runs) + len(self._open),
             running=running,
             best=list(_best(self._plan, looked)),
             passes_done=progress.passes,
@@ -279,13 +284,19 @@ def _best(plan: Plan, looked: Mapping[str, Found]) -> Iterator[Best]:
 
     experiment, key = plan.experiment, plan.experiment.metric["key"]
     tuned = experiment.phases.trials if experiment.phases else {}
-    # The final runs of what was tuned confirm a choice; they are no part of it.
-    runs = [run for run in experiment.runs if run.phase != "final" or run.label not in tuned]
-    if not any(looked[run.spec.run_id].status in FINISHED for run in runs):
+    # The final runs of what was tuned confirm a choice; they are no part of it. Hashing run_ids takes a while: they are
+    # known.
+    pairs = [
+        (run, looked[run_id])
+        for run_id, run in zip(plan.ids, experiment.runs, strict=True)
+        if run.phase != "final" or run.label not in tuned
+    ]
+    if not any(found.status in FINISHED for _, found in pairs):
         return
-    frame = selection.candidates(tuning.validation(runs, looked, key), experiment.metric)
-    for (condition, label, config), row in frame[frame["chosen"]].iterrows():
-        done = int(row[f"val_{key}:count"])
-        if done:
-            value = float(row[f"val_{key}:mean"])
-            yield Best(condition, label, config, value, done, int(row["planned"]))
+    frame = selection.candidates(
+        tuning.validation([run for run, _ in pairs], [found for _, found in pairs], key), experiment.metric
+    )
+    chosen = frame[frame["chosen"]]
+    for (condition, label, config), row in zip(chosen.index, chosen.to_dict("records"), strict=True):
+        if done := int(row[f"val_{key}:count"]):
+            yield Best(condition, label, config, float(row[f"val_{key}:mean"]), done, int(row["planned"]))

@@ -92,7 +92,7 @@ def choose(experiment: Experiment, store: Store, held: Held | None = None) -> Ch
     if not (there or held.rows):
         return Choices(history=history)
     # whole=False: status and metrics are enough, curves are not read.
-    looked = {run.spec.run_id: collecting.look(store.run(run.spec.run_id), held, there, whole=False) for run in runs}
+    looked = [collecting.look(store.run(run.spec.run_id), held, there, whole=False) for run in runs]
     frame = selection.candidates(validation(runs, looked, experiment.metric["key"]), experiment.metric)
     settings = {(*run.place, run.config_text): run.config for run in runs}
     chosen, content = {}, []
@@ -164,18 +164,17 @@ def _history(path: Path) -> list[dict[str, Any]]:
 # ---- parts ---------------------------------------------------------------------------------------------------
 
 
-def validation(runs: Iterable[PlannedRun], looked: Mapping[str, Found], key: str) -> pd.DataFrame:
+def validation(runs: Iterable[PlannedRun], looked: Iterable[Found], key: str) -> pd.DataFrame:
     """Return every run's status and validation numbers, as `selection.candidates` takes them.
 
     Args:
-        looked: what there is of every run, by run_id.
+        looked: what there is of each of them.
         key: of the metric.
     """
     import pandas as pd
 
     rows = []
-    for run in runs:
-        found = looked[run.spec.run_id]
+    for run, found in zip(runs, looked, strict=True):
         of_val = {name: found.row.get(name, float("nan")) for name in (f"val_{key}", "val_loss")}
         place = {"condition": run.condition_text, "optimizer": run.label, "config": run.config_text}
         rows.append({**place, "status": found.status, **of_val})

@@ -165,12 +165,9 @@ def test_a_data_folder_that_is_a_file_is_a_lack_and_no_end(bench: Bench, tmp_pat
 def test_weights_count_if_they_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    from bench.models import efficientnet, pretrained
-
     monkeypatch.setenv("BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     one = found(files.weights)
     assert one.status == "lack"
     assert "make offline" in one.advice
