@@ -64,7 +64,7 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.mark.slow
-def test_a_launch_is_watched_while_it_goes_on_is_killed_continues_and_ends(site: Site) -> None:
+def test_a_launch_is_watched_while_it_goes_on_and_after_it_was_killed(site: Site) -> None:
     launch = site.start("--set", "train.epochs=200", "--name", "touchy")
     options = ("--set", "train.epochs=200", "--name", "touchy")
     try:
