@@ -314,7 +314,7 @@ def test_a_cluster_is_shown_with_its_limits(program: Program) -> None:
     one = found(software.slurm)
     assert one.status == "ok"
     assert one.found == (
-        "cluster alps, arrays of up to 4,000 jobs (MaxArraySize); "
+        "cluster alps, arrays of up to 4,001 jobs (MaxArraySize); "
         "partitions: debug* (4 nodes, limit 30:00, up), long (120 nodes, limit 7-00:00:00, up)"
     )
 
