@@ -104,8 +104,12 @@ def presentation_of(path: Path) -> Presentation:
     Raises:
         BadValue: [display] or a table of published numbers is wrong.
     """
+    try:
+        raw = read_toml(path)
+    except BenchError:  # `bench run` tells what is wrong with it
+        return {}
     checker = Checker(str(path))
-    presented = presentation(checker, read_toml(path), path.parent)
+    presented = presentation(checker, raw, path.parent)
     if checker.problems:
         raise checker.verdict()
     return {"display": Display(names={}, order=[], colours={}), "published": [], **presented}
