@@ -46,7 +46,7 @@ glue-smoke: offline ## MiniLM fine-tuned on a few hundred sentences of GLUE's SS
 fine-tune: offline ## EfficientNet-Lite0 from ImageNet's weights, fine-tuned on 1,500 images of CIFAR-10: two hours on one core
 	$(BIN)/bench run fine_tune
 
-sam-family: setup ## SAM's variants and controls on digits with 20 % wrong labels: minutes on 2 cores
+sam-family: setup ## SAM's variants and controls on digits with 0 and 20 % wrong labels: 90 minutes on 2 cores
 	$(BIN)/bench run sam_family --redo
 
 sam-family-cifar-smoke: setup ## the same, untuned, on 2,000 images of CIFAR-10 and of CIFAR-100: minutes on 2 cores
