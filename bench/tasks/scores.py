@@ -70,12 +70,9 @@ def _one_against_rest(score: Callable[..., Any], true: Tensor, probabilities: Te
 
     NaN where there is none, since all examples are of one class, or where a run has diverged.
     """
-    labels, shares = _arrays(true, probabilities)
-    number = shares.shape[1]
-    asked = [c for c in ([1] if number == 2 else range(number)) if 0 < (labels == c).sum() < len(labels)]
-    if not asked or not np.isfinite(shares).all():
-        return float("nan")
-    return float(np.mean([score(labels == c, shares[:, c]) for c in asked]))
+    number = probabilities.shape[1]
+    asked = slice(1, 2) if number == 2 else slice(None)
+    return _over_labels(score, F.one_hot(true.long(), number)[:, asked], probabilities[:, asked])
 
 
 def _arrays(true: Tensor, outputs: Tensor) -> Arrays:
@@ -254,6 +251,8 @@ class Scored(Task):
 
         # Other characters are no part of a metric's name in the tools that runs are logged to.
         names = [re.sub(r"[^\w .:/-]", "_", name) for name in self.class_names or map(str, range(self.num_outputs))]
+        # Classes such as "c#" and "c+" would have one column.
+        names = [f"{name} {place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
         if self.multi_label:
             labels, found = _arrays(true, given >= 0.5)
             values = f1_score(labels, found, average=None, zero_division=0.0)

@@ -134,5 +134,7 @@ def test_recall_of_each_class_by_hand(tmp_path: Path) -> None:
     task = CsvTable(path=str(tmp_path / "two.csv"), target="kind", report=["per_class"])
     outputs, targets = torch.tensor([[2.0, 1], [0, 1], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 1])
     assert task.details(outputs, targets) == {"recall.a-b": pytest.approx(2 / 3), "recall.c_d": 1.0}
+    task.class_names = ["c#", "c+"]
+    assert task.details(outputs, targets) == {"recall.c_ 0": pytest.approx(2 / 3), "recall.c_ 1": 1.0}
     with pytest.raises(BenchError, match='"per_class" is no score of numbers'):
         CsvTable(path=str(tmp_path / "two.csv"), target="x", regression=True, report=["per_class"])
