@@ -45,7 +45,7 @@ def on_disk(folder: Path) -> set[str]:
     ("command", "said"),
     [
         (["runn"], 'no command "runn"; did you mean "run"?'),
-        (["zzz"], 'no command "zzz"; valid: atlas, cancel, check, clean, diff, export, list, '),
+        (["zzz"], 'no command "zzz"; valid: atlas, cancel, check, clean, diff, doctor, export, list, '),
         (["run", "digits_noise", "--dryrun"], "--dry-run"),
         (["run", "digits_noise", "--jobs", "0"], "'--jobs': 0 is not in the range 1<=x<=10000"),
         (["run", "digits_noise", "--seeds", "0"], "'--seeds': 0 is not in the range 1<=x<="),
