@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import torch
@@ -200,7 +200,10 @@ def test_every_registered_name_has_a_description_and_valid_defaults() -> None:
             assert entry.description.endswith((".", ")")), entry.name
             fields = entry.schema.model_fields
             required = {
-                key: "x" if field.annotation is str else 1e-3 for key, field in fields.items() if field.is_required()
+                # A type of its own, or one of several: str | list[str].
+                key: "x" if str in (field.annotation, *get_args(field.annotation)) else 1e-3
+                for key, field in fields.items()
+                if field.is_required()
             }
             for name, field in fields.items():
                 if not field.is_required():
