@@ -45,7 +45,7 @@ def test_every_caption_carries_the_notes_once(make_glue: Make) -> None:
     other = "The weights are someone's."
     built = tables.build(Study(make_glue(TWO, LABELS, notes=[NOTE, other, NOTE])))
     assert [found.name for found in built] == [
-        *("tasks", "results", "losses", "cost", "budgets", "statistics", "target", "sweep"),
+        *("tasks", "results", "losses", "cost", "budgets", "statistics", "target", "sweep", "hyperparameters"),
     ]
     for found in built:
         assert found.caption.count(NOTE) == found.caption.count(other) == 1
